@@ -1,0 +1,124 @@
+"""Every command of the project, each in an environment of its own.
+
+``python -m pip install nox`` is all that a fresh machine needs. ``python -m nox``
+lints, checks types and runs the tests; ``python -m nox --list`` names the rest, and
+what follows ``--`` is handed on, as in ``python -m nox -s tests -- -k rotation``.
+"""
+
+import sys
+from itertools import chain
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "virtualenv"
+nox.options.reuse_venv = "yes"
+nox.options.sessions = ["lint", "types", "tests"]
+
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+CONSTRAINTS = Path("constraints.txt").resolve()
+
+# BLAS and OpenMP keep to one thread where several processes share the cores.
+TEST_ENVIRONMENT = {"SCIPY_ARRAY_API": "1", "OMP_NUM_THREADS": "1"}
+
+FIRST_USE = """
+from sklearn.datasets import load_digits
+import lelp_sklearn
+
+X, y = load_digits(return_X_y=True)
+soft = lelp_sklearn.LELPProjector(n_subclasses=3).fit_transform(X, y % 2)
+assert soft.shape == (len(X), 6), soft.shape
+student = lelp_sklearn.LELPStudentClassifier(max_epochs=2, random_state=0)
+student.fit(X / 16, y % 2, soft_targets=soft)
+assert student.predict(X / 16).shape == y.shape
+print(lelp_sklearn.__version__, "from", lelp_sklearn.__file__)
+"""
+
+
+def group(*names: str) -> tuple[str, ...]:
+    return nox.project.dependency_groups(PYPROJECT, *names)
+
+
+def install(session: nox.Session, *what: str) -> None:
+    session.install("-c", str(CONSTRAINTS), *what)
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Distil a teacher of two-digit numbers and compare the methods."""
+    install(session, "-e", ".[plot]")
+    session.run("python", "benchmarks/demo.py", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests and the examples in the docstrings."""
+    install(session, "-e", ".[all]", *group("test"))
+    session.run("pytest", "-n", "2", *session.posargs, env=TEST_ENVIRONMENT)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style, format and spelling."""
+    install(session, *group("lint"))
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    session.run("codespell")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check the types, strictly wherever numbers are made."""
+    install(session, "-e", ".[all]", *group("types"))
+    session.run("mypy", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the pages, warnings being errors, and run the examples in them."""
+    install(session, "-e", ".[all]", *group("docs"))
+    for builder in ("html", "doctest"):
+        output = f"docs/_build/{builder}"
+        session.run("sphinx-build", "-W", "-n", "-b", builder, "docs", output)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Run a benchmark: ``nox -s bench -- sweep.py`` and its own options."""
+    install(session, "-e", ".[all]")
+    if not session.posargs:
+        scripts = sorted(path.name for path in Path("benchmarks").glob("*.py"))
+        session.error(f"name a script of benchmarks/: {', '.join(scripts)}")
+    script, *options = session.posargs
+    session.run("python", f"benchmarks/{script}", *options)
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Build sdist and wheel; install and use each in a clean environment."""
+    install(session, "build")
+    folder = Path(session.create_tmp()).resolve()
+    for old in folder.glob("lelp_sklearn-*"):
+        old.unlink()
+    session.run("python", "-m", "build", "--outdir", str(folder))
+    python = folder / "clean" / ("Scripts" if sys.platform == "win32" else "bin")
+    for archive in sorted(folder.glob("lelp_sklearn-*")):
+        session.run("python", "-m", "venv", "--clear", str(folder / "clean"))
+        clean = [str(python / "python"), "-I"]
+        pip = [*clean, "-m", "pip", "install", "-q", "-c", str(CONSTRAINTS)]
+        session.run(*pip, str(archive), external=True)
+        session.run(*clean, "-c", FIRST_USE, external=True)
+
+
+@nox.session(name="tests-min")
+def tests_min(session: nox.Session) -> None:
+    """Run the tests with the lowest versions that pyproject.toml declares."""
+    floors = Path(session.create_tmp()).resolve() / "floors.txt"
+    project = PYPROJECT["project"]
+    extras = chain.from_iterable(project["optional-dependencies"].values())
+    declared = [*project["dependencies"], *extras, *group("test")]
+    lowest = [entry.replace(">=", "==") for entry in declared if ">=" in entry]
+    floors.write_text("\n".join(lowest))
+    session.install("-c", str(floors), "-e", ".[all]", *group("test"))
+    session.run("pytest", "-n", "2", *session.posargs, env=TEST_ENVIRONMENT)
