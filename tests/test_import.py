@@ -1,0 +1,76 @@
+"""Importing the package costs neither torch nor a compilation."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+
+def run_in_new_process(code):
+    command = [sys.executable, "-W", "error", "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_import_loads_no_torch():
+    run_in_new_process(
+        """
+        import sys
+        import lelp_sklearn
+
+        lelp_sklearn.LELPProjector
+        assert "torch" not in sys.modules
+        """
+    )
+
+
+def test_import_compiles_nothing():
+    run_in_new_process(
+        """
+        from numba.core import event
+
+        with event.install_recorder("numba:compile") as compilations:
+            import lelp_sklearn
+            lelp_sklearn.LELPProjector
+        assert not compilations.buffer
+        """
+    )
+
+
+def test_kernels_wait_for_their_first_call():
+    """An eager signature would be compiled, or read from the cache, at import."""
+    run_in_new_process(
+        """
+        from numba.core.registry import CPUDispatcher
+        from lelp_sklearn._projection import kernels
+
+        found = [v for v in vars(kernels).values() if isinstance(v, CPUDispatcher)]
+        assert found
+        assert not any(kernel.signatures for kernel in found)
+        """
+    )
+
+
+def test_import_leaves_global_generators_alone():
+    run_in_new_process(
+        """
+        import random
+        import numpy as np
+
+        np.random.seed(0)
+        random.seed(0)
+        expected = np.random.RandomState(0).rand(), random.Random(0).random()
+        import lelp_sklearn
+
+        lelp_sklearn.LELPStudentClassifier
+        assert (np.random.rand(), random.random()) == expected
+        """
+    )
+
+
+def test_unknown_name_is_an_attribute_error():
+    import lelp_sklearn
+
+    with pytest.raises(AttributeError, match="LELPRegressor"):
+        lelp_sklearn.LELPRegressor  # noqa: B018 (the look-up is what is tested)
