@@ -1,0 +1,47 @@
+"""Settings of the documentation."""
+
+import lelp_sklearn
+
+project = "lelp-sklearn"
+author = "lelp-sklearn developers"
+project_copyright = "2026, lelp-sklearn developers"
+version = release = lelp_sklearn.__version__
+
+extensions = [
+    "numpydoc",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.doctest",
+    "sphinx.ext.mathjax",
+    "sphinx_copybutton",
+]
+exclude_patterns = ["_build"]
+default_role = "any"
+templates_path = ["_templates"]
+
+autodoc_typehints = "none"
+autosummary_generate = True
+numpydoc_class_members_toctree = False
+numpydoc_show_inherited_class_members = False
+
+# Examples in the pages are tested; the docstrings' own are tested with the modules.
+doctest_test_doctest_blocks = "default"
+doctest_global_setup = """
+import warnings
+warnings.simplefilter("error")
+"""
+
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+html_theme = "pydata_sphinx_theme"
+html_title = f"lelp-sklearn {version}"
+html_sidebars = {"index": [], "api": [], "design": []}
+html_theme_options = {
+    "navigation_with_keys": False,
+    "show_toc_level": 2,
+    "secondary_sidebar_items": ["page-toc"],
+    "footer_start": ["copyright"],
+    "footer_end": [],
+}
+html_show_sourcelink = False
