@@ -1,0 +1,25 @@
+"""Few-class knowledge distillation with subclass targets, for scikit-learn users."""
+
+from typing import TYPE_CHECKING, Any
+
+from lelp_sklearn._projector import LELPProjector
+
+if TYPE_CHECKING:
+    from lelp_sklearn._student import LELPStudentClassifier
+
+__version__ = "0.1.0"
+
+__all__ = ["LELPProjector", "LELPStudentClassifier", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    # The student needs torch, whose import takes seconds; the projector does not.
+    if name == "LELPStudentClassifier":
+        from lelp_sklearn._student import LELPStudentClassifier
+
+        return LELPStudentClassifier
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,60 @@
+"""Files that are either whole or not there."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@contextmanager
+def new_npy(
+    path: str | os.PathLike[str], shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> Iterator[NDArray[Any]]:
+    """Give a memory map to fill, renamed to `path` when the block ends well.
+
+    The map is written beside `path` under a name of its own. An error removes it, so
+    that `path` is never half-written and an older file there stays as it was.
+
+    Raises
+    ------
+    ValueError
+        If `path` does not end in ``.npy``, its folder does not exist or cannot be
+        written, or the disk has less room than the array needs.
+    """
+    target = Path(path)
+    _check_writable(target, int(np.prod(shape)) * dtype.itemsize)
+    partial = target.with_name(f".{target.name}.{uuid4().hex}.part")
+    try:
+        array = np.lib.format.open_memmap(partial, mode="w+", dtype=dtype, shape=shape)
+        yield array
+        array.flush()
+        os.replace(partial, target)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _check_writable(target: Path, n_bytes: int) -> None:
+    if target.suffix != ".npy":
+        raise ValueError(f"out={str(target)!r} must name a file that ends in '.npy'.")
+    folder = target.parent
+    if not folder.is_dir():
+        raise ValueError(
+            f"out={str(target)!r}: there is no folder {str(folder)!r}; make it first."
+        )
+    if not os.access(folder, os.W_OK):
+        raise ValueError(
+            f"out={str(target)!r}: the folder {str(folder)!r} is not writable."
+        )
+    free = shutil.disk_usage(folder).free
+    if n_bytes > free:
+        raise ValueError(
+            f"out={str(target)!r} needs {n_bytes:,} bytes and the disk has {free:,} "
+            "left; free some space or choose another folder."
+        )

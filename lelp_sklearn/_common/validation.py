@@ -1,0 +1,382 @@
+"""Every check of what a user passes, and the messages that go with them."""
+
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import column_or_1d
+
+from lelp_sklearn._common.typing import BoolArray, FloatArray, IntArray
+
+# --- arrays ---------------------------------------------------------------------------
+
+
+def check_finite_block(block: NDArray[Any], first_row: int, name: str) -> None:
+    """Raise if a block of rows, which starts at `first_row`, has NaN or infinity."""
+    # A finite sum means finite entries and costs no mask of the block's size. float16
+    # would overflow in the sum of finite entries.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(block.sum(dtype=np.float64)):
+            return
+    finite = np.isfinite(block).reshape(len(block), -1).all(axis=1)
+    if finite.all():
+        return
+    row = int(np.argmin(finite))
+    found = "NaN" if np.isnan(block[row]).any() else "infinity (inf)"
+    raise ValueError(
+        f"Input {name} contains {found}, first in row {first_row + row}; remove or "
+        "impute such rows."
+    )
+
+
+def check_matrix_shape(shape: tuple[int, ...]) -> None:
+    """Raise unless a tensor has rows and features."""
+    if len(shape) != 2:
+        raise ValueError(
+            f"Expected 2D tensor X, got shape {tuple(shape)}: embeddings are "
+            "(n_samples, n_features)."
+        )
+    if 0 in shape:
+        raise ValueError(
+            f"Found tensor X of shape {tuple(shape)}: at least one sample and one "
+            "feature are needed."
+        )
+
+
+def check_length(array: Any, n_samples: int, name: str) -> None:
+    """Raise unless `array` has one entry for each row of X."""
+    length = len(array)
+    if length != n_samples:
+        raise ValueError(
+            f"{name} has {length} rows and X has {n_samples}: they must be of equal "
+            "length, one entry a sample."
+        )
+
+
+def check_sample_weight(sample_weight: ArrayLike | None, n_samples: int) -> FloatArray:
+    """Give weights (n,) float64: ones for None; none negative, not all zero."""
+    if sample_weight is None:
+        return np.ones(n_samples)
+    if isinstance(sample_weight, numbers.Number):
+        sample_weight = np.full(n_samples, sample_weight)
+    weight = np.asarray(sample_weight, dtype=np.float64)
+    if weight.ndim != 1:
+        raise ValueError(
+            f"Sample weights must be 1D array or scalar, got {weight.ndim} dimensions."
+        )
+    check_length(weight, n_samples, "sample_weight")
+    check_finite_block(weight, 0, "sample_weight")
+    if np.any(weight < 0):
+        row = int(np.argmax(weight < 0))
+        raise ValueError(
+            f"sample_weight is negative in row {row} ({weight[row]:g}); weights count "
+            "repetitions of a row."
+        )
+    if not np.any(weight > 0):
+        raise ValueError("sample_weight is zero for every row; nothing to fit.")
+    return weight
+
+
+# --- labels ---------------------------------------------------------------------------
+
+
+def check_labels(
+    y: ArrayLike | None, n_samples: int, unlabeled: object
+) -> tuple[NDArray[Any], BoolArray]:
+    """Give y as a column (n,), and which rows carry a label.
+
+    `unlabeled` is the value that marks rows without one, None for no such value. No row
+    carries a label where y is None.
+    """
+    if y is None:
+        return np.zeros(n_samples), np.zeros(n_samples, dtype=bool)
+    labels = column_or_1d(y, warn=True)
+    check_length(labels, n_samples, "y")
+    labelled = ~_equals(labels, unlabeled)
+    if labelled.any():
+        check_classification_targets(labels[labelled])
+    return labels, labelled
+
+
+def _equals(labels: NDArray[Any], marker: object) -> BoolArray:
+    if marker is None:
+        return np.zeros(len(labels), dtype=bool)
+    if isinstance(marker, float) and np.isnan(marker):
+        # NaN is the one value that differs from itself, in arrays of any dtype.
+        return np.asarray(labels != labels, dtype=bool)
+    # One at a time: NumPy compares arrays of numbers with a string as a whole.
+    return np.array([bool(label == marker) for label in labels], dtype=bool)
+
+
+def check_classes(
+    labels: NDArray[Any], given: ArrayLike | None, n_outputs: int | None
+) -> NDArray[Any]:
+    """Give the classes, at least two.
+
+    They are `given` (those of a classifier as head, or of `partial_fit`), which must
+    hold every label; else those of the labels; without labels 0 to C - 1, C the
+    teacher's outputs.
+    """
+    if given is None and len(labels):
+        return check_several_classes(np.unique(labels))
+    if given is None:
+        if n_outputs is None:
+            raise head_is_missing()
+        return np.arange(n_outputs)
+    classes = np.asarray(given)
+    unknown = np.setdiff1d(labels, classes)
+    if unknown.size:
+        raise ValueError(
+            f"y has labels {unknown.tolist()} that are not among the classes "
+            f"{classes.tolist()}, those of the head or of the first call."
+        )
+    return check_several_classes(classes)
+
+
+def check_several_classes(classes: NDArray[Any]) -> NDArray[Any]:
+    """Raise where there is one class only."""
+    if len(classes) < 2:
+        raise ValueError(
+            f"y has one class only ({classes.tolist()}): a classifier needs samples of "
+            "at least two."
+        )
+    return classes
+
+
+def encode(
+    labels: NDArray[Any], labelled: BoolArray, classes: NDArray[Any]
+) -> IntArray:
+    """Codes (n,): the index in `classes` of each label, -1 for rows without one."""
+    codes = np.full(len(labels), -1, dtype=np.intp)
+    order = np.argsort(classes)
+    rank = np.searchsorted(classes, labels[labelled], sorter=order)
+    codes[labelled] = order[rank]
+    return codes
+
+
+def check_every_class(weight: FloatArray, classes: NDArray[Any]) -> None:
+    """Raise where a class has no row of positive weight."""
+    if np.any(weight == 0):
+        missing = classes[int(np.argmax(weight == 0))]
+        raise ValueError(
+            f"class {missing!r} has no samples: no row of positive weight is labelled "
+            "with it or taken by the teacher for it. Add such rows, or leave the class "
+            "out of the teacher's outputs."
+        )
+
+
+# --- the teacher ----------------------------------------------------------------------
+
+
+def check_logits(teacher_logits: Any, n_samples: int) -> FloatArray:
+    """Give the teacher's logits (n, C) float64; one column of a sigmoid becomes two."""
+    logits = np.asarray(teacher_logits, dtype=np.float64)
+    check_length(logits, n_samples, "teacher_logits")
+    if logits.ndim == 1:
+        logits = logits[:, None]
+    if logits.ndim != 2:
+        raise ValueError(
+            f"teacher_logits has shape {logits.shape}; it must be (n_samples, "
+            "n_classes), or one column of a sigmoid teacher."
+        )
+    check_finite_block(logits, 0, "teacher_logits")
+    if logits.shape[1] == 1:
+        logits = np.hstack([-logits / 2, logits / 2])
+    return logits
+
+
+def check_logit_columns(n_columns: int, n_classes: int) -> None:
+    """Raise unless there is a column of logits for each class."""
+    if n_columns != n_classes:
+        raise ValueError(
+            f"teacher_logits has {n_columns} columns for {n_classes} classes: give "
+            "one column a class, in the order of classes_ (or one column of a "
+            "sigmoid teacher)."
+        )
+
+
+def check_head(
+    coef: ArrayLike, intercept: ArrayLike, n_features: int
+) -> tuple[FloatArray, FloatArray]:
+    """Give the head's coef (C, d) and intercept (C,) float64, C at least 2.
+
+    The one row of a sigmoid head, w, becomes the two rows -w/2 and w/2 of a softmax.
+    """
+    weights = np.atleast_2d(np.asarray(coef, dtype=np.float64))
+    bias = np.asarray(intercept, dtype=np.float64).ravel()
+    if weights.ndim != 2 or weights.shape[1] != n_features:
+        raise ValueError(
+            f"head has a coef of shape {weights.shape}, X {n_features} features: "
+            "coef must be (n_classes, n_features), as in torch.nn.Linear.weight."
+        )
+    if bias.size == 1:
+        bias = np.repeat(bias, len(weights))
+    if bias.size != len(weights):
+        raise ValueError(
+            f"head has {len(weights)} rows of coef and {bias.size} intercepts: give "
+            "one intercept a row."
+        )
+    check_finite_block(weights, 0, "head coef")
+    check_finite_block(bias, 0, "head intercept")
+    if len(weights) == 1:
+        weights = np.vstack([-weights / 2, weights / 2])
+        bias = np.concatenate([-bias / 2, bias / 2])
+    return weights, bias
+
+
+def unknown_head(head: object) -> TypeError:
+    """Nothing that gives a linear map."""
+    return TypeError(
+        f"head is {type(head).__name__}; it must be None, a pair (coef, intercept), a "
+        "linear classifier with coef_ and intercept_ (fitted or not) or a "
+        "torch.nn.Linear."
+    )
+
+
+def check_head_rows(n_rows: int, classes: NDArray[Any]) -> None:
+    """Raise unless the head has a row for each class."""
+    if n_rows != len(classes):
+        raise ValueError(
+            f"head has {n_rows} rows and there are {len(classes)} classes, "
+            f"{classes.tolist()}: give one row a class, in the order of classes_ (or "
+            "one row of a sigmoid head)."
+        )
+
+
+def head_is_missing() -> ValueError:
+    """Nothing says what the classes are."""
+    return ValueError(
+        "LELPProjector requires y to be passed, but the target y is None: without y, "
+        "give head=(coef, intercept) or teacher_logits, which say what the classes are."
+    )
+
+
+def check_stream(codes: IntArray, same_teacher: bool) -> None:
+    """Raise where a block of `partial_fit` cannot be merged with those before."""
+    if not same_teacher:
+        raise ValueError(
+            "teacher_logits must be given with every block of partial_fit or with none."
+        )
+    if np.any(codes < 0):
+        raise ValueError(
+            "partial_fit has unlabelled rows and nothing that gives their class: pass "
+            "head=(coef, intercept) or teacher_logits."
+        )
+
+
+# --- subclasses -----------------------------------------------------------------------
+
+
+def check_n_subclasses(
+    requested: int | None,
+    automatic: int,
+    available: Sequence[int],
+    classes: NDArray[Any],
+    what: str,
+) -> int:
+    """Give the number of subclasses that every class allows.
+
+    `requested` None takes `automatic` or, if less, what the scarcest class allows,
+    at least 1; a number above that is an error.
+    """
+    scarcest = int(np.argmin(available))
+    allowed = max(1, available[scarcest])
+    if requested is None:
+        return min(automatic, allowed)
+    if requested > allowed:
+        raise ValueError(
+            f"n_subclasses={requested} is more than class {classes[scarcest]!r} "
+            f"allows: it has {available[scarcest]} {what}. Use n_subclasses <= "
+            f"{allowed}, or 'auto', or give more distinct rows of that class."
+        )
+    return requested
+
+
+def check_directions(
+    directions: ArrayLike, n_subclasses: int | None, n_classes: int, n_features: int
+) -> FloatArray:
+    """Give the caller's own directions as float64 (C, S, d)."""
+    array = np.asarray(directions, dtype=np.float64)
+    expected = (n_classes, n_subclasses or "n_subclasses", n_features)
+    if array.ndim != 3 or (array.shape[0], array.shape[2]) != (n_classes, n_features):
+        raise ValueError(
+            f"splitter is an array of shape {array.shape}; directions must have shape "
+            f"(n_classes, n_subclasses, n_features) = {expected}."
+        )
+    if n_subclasses not in (None, array.shape[1]):
+        raise ValueError(
+            f"splitter is an array with {array.shape[1]} directions a class and "
+            f"n_subclasses={n_subclasses}: make them equal, or use 'auto'."
+        )
+    check_finite_block(array.reshape(-1, n_features), 0, "splitter")
+    return array
+
+
+def check_soft_labels(soft: ArrayLike, n_columns: int) -> FloatArray:
+    """Give soft labels (n, C*S) as a floating array."""
+    array = np.asarray(soft)
+    if array.dtype.kind != "f":
+        array = array.astype(np.float64)
+    if array.ndim != 2 or array.shape[1] != n_columns:
+        raise ValueError(
+            f"X has shape {array.shape}; soft labels must have {n_columns} columns, "
+            "n_classes * n_subclasses_."
+        )
+    return array
+
+
+def check_out(out: Any, shape: tuple[int, int], dtype: np.dtype[Any]) -> None:
+    """Raise unless the array `out` can take the result as it is."""
+    if not isinstance(out, np.ndarray):
+        raise TypeError(
+            f"out must be a NumPy array or the path of a '.npy' file, got {type(out)}."
+        )
+    if out.shape != shape or out.dtype != dtype:
+        raise ValueError(
+            f"out is {out.dtype} of shape {out.shape}; the result is {dtype} of shape "
+            f"{shape}."
+        )
+
+
+# --- losses ---------------------------------------------------------------------------
+
+
+def check_loss_shapes(
+    logits: tuple[int, ...], soft_targets: tuple[int, ...] | None, n_classes: int
+) -> None:
+    """Raise unless logits (n, C*S) and their targets have the same shape."""
+    if len(logits) != 2 or n_classes < 1 or logits[1] % n_classes:
+        raise ValueError(
+            f"logits has shape {tuple(logits)} and n_classes={n_classes}: logits must "
+            "be (n_samples, n_classes * n_subclasses)."
+        )
+    if soft_targets is not None and soft_targets != logits:
+        raise ValueError(
+            f"soft_targets has shape {tuple(soft_targets)} and logits has "
+            f"{tuple(logits)}: they must be equal."
+        )
+
+
+def check_loss_arguments(
+    temperature: float,
+    subclass_weight: float,
+    within_class_temperature: float | None,
+    reduction: str = "mean",
+) -> None:
+    """Raise where a number or a name cannot parametrise the loss."""
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature!r} must be positive.")
+    if within_class_temperature is not None and not within_class_temperature > 0:
+        raise ValueError(
+            f"within_class_temperature={within_class_temperature!r} must be positive, "
+            "or None for temperature itself."
+        )
+    if not subclass_weight >= 0:
+        raise ValueError(f"subclass_weight={subclass_weight!r} must not be negative.")
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(
+            f"reduction={reduction!r} must be one of 'mean', 'sum' and 'none'."
+        )

@@ -1,0 +1,1 @@
+"""The numeric workshop: arrays in, arrays out, no estimator and no torch module."""

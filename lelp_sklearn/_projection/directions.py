@@ -1,0 +1,35 @@
+"""Directions of a class, and the null space of the head that they lie in."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from scipy import linalg
+
+from lelp_sklearn._common.typing import FloatArray
+
+
+@dataclass(frozen=True)
+class Directions:
+    """Orthonormal directions (d, k), the largest variance (k,) first.
+
+    Only directions along which the class varies numerically: k may be less than what
+    was asked for, and 0.
+    """
+
+    vectors: FloatArray
+    variances: FloatArray
+
+
+Solver = Callable[[int], list[Directions]]
+
+
+def row_space(coef: FloatArray) -> FloatArray:
+    """Orthonormal basis (d, r) of the head's row space, r its numerical rank."""
+    basis: FloatArray = linalg.orth(coef.T)
+    return basis
+
+
+def to_null_space(vectors: FloatArray, rows: FloatArray) -> FloatArray:
+    """Take the row space (d, r) out of vectors (d, k): N v without forming N."""
+    projected: FloatArray = vectors - rows @ (rows.T @ vectors)
+    return projected

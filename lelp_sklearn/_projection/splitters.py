@@ -1,0 +1,196 @@
+"""From class covariances to the directions that split each class."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from lelp_sklearn._common.typing import FloatArray
+from lelp_sklearn._common.validation import check_n_subclasses
+from lelp_sklearn._projection.directions import Solver, row_space, to_null_space
+from lelp_sklearn._projection.statistics import Covariance
+
+# What "auto" stands for, chosen by benchmarks/defaults.py on tasks with many groups in
+# each class and on tasks with none. Too many subclasses cost little, too few lose the
+# gain.
+AUTO_N_SUBCLASSES = 20
+# In standard deviations of z. k-means assigns hard.
+AUTO_SUBCLASS_TEMPERATURE = 0.5
+
+
+@dataclass(frozen=True)
+class Split:
+    """Subclass scores z = h . components - offsets.
+
+    Parameters
+    ----------
+    components : ndarray of shape (C, S, d)
+    offsets : ndarray of shape (C, S)
+    spectrum : ndarray of shape (C, S) or None
+        Principal variances before rotation, for principal directions.
+    """
+
+    components: FloatArray
+    offsets: FloatArray
+    spectrum: FloatArray | None = None
+
+
+def null_space_rows(coef: FloatArray, *, null_space: bool) -> FloatArray:
+    """Basis (d, r) of what is taken out of the embeddings; r = 0 takes out nothing."""
+    return row_space(coef) if null_space else np.empty((coef.shape[1], 0))
+
+
+def single_split(covariance: Covariance) -> Split:
+    """One subclass a class, vanilla distillation: no direction is needed."""
+    n_classes, n_features = covariance.mean.shape
+    return Split(np.zeros((n_classes, 1, n_features)), np.zeros((n_classes, 1)))
+
+
+def principal_split(
+    solve: Solver,
+    covariance: Covariance,
+    classes: np.ndarray,
+    n_subclasses: int | None,
+    *,
+    rotation: str | None,
+    random_state: np.random.RandomState,
+) -> Split:
+    """Split along the top principal directions, rotated to share their variance."""
+    found = solve(n_subclasses or AUTO_N_SUBCLASSES)
+    n_subclasses = check_n_subclasses(
+        n_subclasses,
+        AUTO_N_SUBCLASSES,
+        [directions.variances.size for directions in found],
+        classes,
+        "directions along which it varies in the null space of the head",
+    )
+    if n_subclasses == 1:
+        return single_split(covariance)
+    spectrum = np.stack([each.variances[:n_subclasses] for each in found])
+    principal = np.stack([each.vectors[:, :n_subclasses].T for each in found])
+    turns = np.stack([draw_rotation(rotation, v, random_state) for v in spectrum])
+    return _about_means(turns @ principal, covariance, spectrum)
+
+
+def random_split(
+    covariance: Covariance,
+    rows: FloatArray,
+    classes: np.ndarray,
+    n_subclasses: int | None,
+    random_state: np.random.RandomState,
+) -> Split:
+    """Split along random orthonormal directions in the null space."""
+    n_features, rank = rows.shape
+    n_subclasses = check_n_subclasses(
+        n_subclasses,
+        AUTO_N_SUBCLASSES,
+        [n_features - rank] * len(classes),
+        classes,
+        "dimensions in the null space of the head",
+    )
+    if n_subclasses == 1:
+        return single_split(covariance)
+    components = []
+    for _ in classes:
+        draw = random_state.standard_normal((n_features, n_subclasses))
+        components.append(np.linalg.qr(to_null_space(draw, rows))[0].T)
+    return _about_means(np.stack(components), covariance)
+
+
+def given_split(components: FloatArray, covariance: Covariance) -> Split:
+    """Split along the caller's own directions (C, S, d), used as they are."""
+    if components.shape[1] == 1:
+        return single_split(covariance)
+    return _about_means(components, covariance)
+
+
+def centroid_split(
+    centroids: list[FloatArray],
+    covariance: Covariance,
+    classes: np.ndarray,
+    n_subclasses: int | None,
+) -> Split:
+    r"""Split by the nearest of the centroids (S, d), which are relative to the mean.
+
+    .. math:: -\tfrac12 \|h - \mu - m\|^2
+              = m \cdot (h - \mu) - \tfrac12 \|m\|^2 + \mathrm{const}
+    """
+    n_subclasses = check_n_subclasses(
+        n_subclasses,
+        AUTO_N_SUBCLASSES,
+        [len(each) for each in centroids],
+        classes,
+        "distinct rows in the null space of the head",
+    )
+    if n_subclasses == 1:
+        return single_split(covariance)
+    split = _about_means(np.stack(centroids), covariance)
+    half_squares = np.einsum("csd,csd->cs", split.components, split.components) / 2
+    return Split(split.components, split.offsets + half_squares)
+
+
+def draw_rotation(
+    kind: str | None, spectrum: FloatArray, random_state: np.random.RandomState
+) -> FloatArray:
+    r"""Draw Q (S, S) orthonormal; its rows turn principal directions into subclasses.
+
+    ``"equal"`` makes the diagonal of :math:`Q \Lambda Q^\top` constant: its columns are
+    the eigenvectors of a random correlation matrix whose spectrum is that of Lambda,
+    scaled to sum to S.
+    """
+    n = spectrum.size
+    if kind is None or n == 1:
+        return np.eye(n)
+    if kind == "random":
+        haar: FloatArray = stats.ortho_group.rvs(n, random_state=random_state)
+        return haar
+    scaled = spectrum * (n / spectrum.sum())
+    correlation = stats.random_correlation.rvs(scaled, random_state=random_state)
+    # eigh gives ascending eigenvalues, the spectrum descends.
+    turn: FloatArray = np.linalg.eigh(correlation)[1][:, ::-1]
+    return turn
+
+
+def score_moments(
+    split: Split, covariance: Covariance, rows: FloatArray
+) -> tuple[FloatArray, FloatArray, float]:
+    """What the scores do over the rows of their own class.
+
+    Returns
+    -------
+    variance : ndarray of shape (C, S)
+        Variance of z.
+    null_variance : ndarray of shape (C,)
+        Variance of the class outside the row space `rows` (d, r).
+    scale : float
+        Root mean square of z over all rows and subclasses: one unit of
+        ``subclass_temperature``.
+    """
+    n_subclasses = split.offsets.shape[1]
+    bases = [np.hstack([each.T, rows]) for each in split.components]
+    products = covariance.apply(bases)
+    moments = np.stack(
+        [np.einsum("dk,dk->k", b, p) for b, p in zip(bases, products, strict=True)]
+    )
+    variance = np.maximum(moments[:, :n_subclasses], 0)
+    inside = moments[:, n_subclasses:].sum(axis=1)
+    mean = np.einsum("csd,cd->cs", split.components, covariance.mean) - split.offsets
+    square = (variance + mean**2).mean(axis=1)
+    scale = float(np.sqrt(np.average(square, weights=covariance.weight)))
+    return variance, np.maximum(covariance.trace - inside, 0), scale
+
+
+def resolve_subclass_temperature(
+    value: float | str, scale: float, *, hard: bool
+) -> float:
+    """Absolute beta from its value in units of `scale`; "auto" may be `hard`."""
+    if value == "auto":
+        return 0.0 if hard else AUTO_SUBCLASS_TEMPERATURE * scale
+    return float(value) * scale
+
+
+def _about_means(
+    components: FloatArray, covariance: Covariance, spectrum: FloatArray | None = None
+) -> Split:
+    offsets = np.einsum("csd,cd->cs", components, covariance.mean)
+    return Split(components, offsets, spectrum)

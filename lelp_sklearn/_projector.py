@@ -1,0 +1,724 @@
+"""LELPProjector: teacher embeddings in, subclass soft labels out."""
+
+import os
+from dataclasses import dataclass, replace
+from functools import partial
+from numbers import Integral, Real
+from typing import ClassVar
+
+import numpy as np
+from sklearn.base import BaseEstimator, TransformerMixin, clone
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._set_output import _wrap_data_with_container
+from sklearn.utils.validation import (
+    _check_feature_names,
+    _check_n_features,
+    check_is_fitted,
+    has_fit_parameter,
+    validate_data,
+)
+
+from lelp_sklearn._common import validation
+from lelp_sklearn._common.files import new_npy
+from lelp_sklearn._projection import heads, splitters, tensors
+from lelp_sklearn._projection.blocks import Rows, read_block, row_slices
+from lelp_sklearn._projection.directions import Solver
+from lelp_sklearn._projection.kmeans import RunningCentroids, class_centroids
+from lelp_sklearn._projection.solvers import (
+    eigh_directions,
+    full_directions,
+    randomized_directions,
+)
+from lelp_sklearn._projection.statistics import (
+    ClassMoments,
+    Covariance,
+    ExplicitCovariance,
+    StreamedCovariance,
+    gather_moments,
+)
+
+# Up to this width the exact covariance of a class costs about as much as the passes of
+# the randomized solver, and a symmetric eigenproblem of its size takes milliseconds.
+_MAX_EXPLICIT_FEATURES = 512
+# k-means starts from a few directions more than it has clusters.
+_KMEANS_EXTRA_DIRECTIONS = 10
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """Checked input: rows (n, d), their codes, weights, logits, and what is known."""
+
+    rows: Rows
+    codes: np.ndarray
+    weight: np.ndarray
+    logits: np.ndarray | None
+    classes: np.ndarray
+    head: heads.Head | None
+
+    @property
+    def fits_logits(self) -> bool:
+        """Whether the head is the least-squares map to the teacher's logits."""
+        return self.head is None and self.logits is not None
+
+    def with_teacher_classes(self) -> "_Sample":
+        """Give unlabelled rows the teacher's class, where there is a teacher."""
+        unlabelled = self.codes < 0
+        if not unlabelled.any() or (self.logits is None and self.head is None):
+            return self
+        if self.logits is not None:
+            likeliest = self.logits.argmax(axis=1)
+        else:
+            likeliest = np.concatenate(
+                [
+                    self.head(read_block(self.rows, block, np.float64)).argmax(axis=1)
+                    for block in row_slices(self.rows)
+                ]
+            )
+        return replace(self, codes=np.where(unlabelled, likeliest, self.codes))
+
+
+@dataclass
+class _Stream:
+    """What `partial_fit` keeps between blocks."""
+
+    moments: ClassMoments
+    centroids: RunningCentroids | None = None
+
+
+class _TargetsMixin:
+    """What a fitted projector does.
+
+    Apart from `LELPProjector`, because scikit-learn wraps the output of every
+    `transform` that a transformer's own class defines, and here `out` and tensors come
+    back as they are.
+    """
+
+    def transform(self, X, *, teacher_logits=None, out=None):
+        r"""Compute the subclass soft labels of embeddings.
+
+        .. math:: p_{c,s}(h) = \mathrm{softmax}_c(\ell(h) / \tau) \cdot
+                  \mathrm{softmax}_s((u_{c,s} \cdot h - o_{c,s}) / \beta)
+
+        Parameters
+        ----------
+        X : {array-like, memmap, torch.Tensor} of shape (n_samples, n_features)
+            Teacher embeddings. Read in blocks, never copied or up-cast whole.
+        teacher_logits : array-like of shape (n_samples, n_classes) or (n_samples, 1), \
+                default=None
+            The teacher's logits, in the order of `classes_`, or the one column of a
+            sigmoid teacher. They replace ``X @ coef_.T + intercept_``. For a teacher
+            that gives only probabilities pass their logarithm, zeros clipped.
+        out : ndarray or path, default=None
+            Where to write the result: an array of its shape and dtype, or a ``.npy``
+            file, which is written beside its place and renamed once complete.
+
+        Returns
+        -------
+        soft_labels : ndarray or tensor of shape (n_samples, n_classes * n_subclasses_)
+            In column ``c * n_subclasses_ + s`` the probability of subclass s of class
+            c. The floating dtype is that of X, at least float32. A tensor for a tensor,
+            on the same device; with `out` the array, or a read-only memory map of the
+            file, whatever `set_output` says.
+
+        Raises
+        ------
+        ValueError
+            If X or the logits hold NaN or infinity, if shapes do not fit, or if `out`
+            cannot be written.
+        """
+        check_is_fitted(self)
+        rows = self._check_rows(X, reset=False)
+        logits = self._check_logits(teacher_logits, rows.shape[0])
+        shape = rows.shape[0], self.offsets_.size
+        dtype = np.result_type(rows.dtype, np.float32)
+        if isinstance(out, str | os.PathLike):
+            with new_npy(out, shape, dtype) as target:
+                self._write(rows, logits, target)
+            return np.lib.format.open_memmap(out, mode="r")
+        if out is not None:
+            validation.check_out(out, shape, dtype)
+            self._write(rows, logits, out)
+            return out
+        soft_labels = np.empty(shape, dtype)
+        self._write(rows, logits, soft_labels)
+        if tensors.is_tensor(X):
+            return tensors.like(soft_labels, X)
+        return _wrap_data_with_container("transform", soft_labels, X, self)
+
+    def fit_transform(self, X, y=None, *, teacher_logits=None, sample_weight=None):
+        """Fit, then compute the soft labels of the same rows.
+
+        Parameters
+        ----------
+        X : {array-like, memmap, torch.Tensor} of shape (n_samples, n_features)
+            Teacher embeddings.
+        y : array-like of shape (n_samples,), default=None
+            As in :meth:`fit`.
+        teacher_logits : array-like of shape (n_samples, n_classes) or (n_samples, 1), \
+                default=None
+            Handed to both :meth:`fit` and :meth:`transform`.
+        sample_weight : array-like of shape (n_samples,), default=None
+            As in :meth:`fit`.
+
+        Returns
+        -------
+        soft_labels : ndarray or tensor of shape (n_samples, n_classes * n_subclasses_)
+            As from :meth:`transform`.
+        """
+        self.fit(X, y, teacher_logits=teacher_logits, sample_weight=sample_weight)
+        return self.transform(X, teacher_logits=teacher_logits)
+
+    def inverse_transform(self, X):
+        """Sum soft labels over the subclasses of each class.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_classes * n_subclasses_)
+            Subclass soft labels.
+
+        Returns
+        -------
+        probabilities : ndarray of shape (n_samples, n_classes)
+            For the projector's own soft labels, the teacher's class probabilities at
+            its temperature.
+        """
+        check_is_fitted(self)
+        if tensors.is_tensor(X):
+            return X.reshape(len(X), *self.offsets_.shape).sum(-1)
+        soft_labels = validation.check_soft_labels(X, self.offsets_.size)
+        return soft_labels.reshape(-1, *self.offsets_.shape).sum(axis=2)
+
+    def get_feature_names_out(self, input_features=None):
+        """Name the columns ``"{class}_{subclass}"``.
+
+        Parameters
+        ----------
+        input_features : array-like of str, default=None
+            Ignored; there for the interface.
+
+        Returns
+        -------
+        names : ndarray of str objects of shape (n_classes * n_subclasses_,)
+        """
+        check_is_fitted(self)
+        subclasses = range(self.n_subclasses_)
+        names = [f"{label}_{s}" for label in self.classes_ for s in subclasses]
+        return np.array(names, dtype=object)
+
+    def _write(self, rows, logits, target):
+        """Fill `target` with soft labels, a block of rows at a time."""
+        # Imported at the first call: numba would slow the import of the package.
+        from lelp_sklearn._projection.kernels import subclass_probabilities
+
+        dtype = target.dtype
+        # Taking out a common centre first keeps single precision exact where the
+        # embeddings lie far from zero.
+        centre = self.mean_.mean(axis=0).astype(dtype)
+        directions = self.components_.reshape(self.offsets_.size, -1)
+        offsets = self.offsets_.ravel() - directions @ centre
+        intercept = self.intercept_ + self.coef_ @ centre
+        directions, offsets, coef, intercept = (
+            array.astype(dtype)
+            for array in (directions.T, offsets, self.coef_.T, intercept)
+        )
+        for block in row_slices(rows):
+            centred = read_block(rows, block, dtype) - centre
+            if logits is None:
+                scores = centred @ coef + intercept
+            else:
+                scores = logits[block].astype(dtype)
+            subclass_probabilities(
+                centred @ directions - offsets,
+                scores,
+                self.temperature,
+                self.subclass_temperature_,
+                target[block],
+            )
+
+    def _check_logits(self, teacher_logits, n_samples):
+        if teacher_logits is None:
+            return None
+        logits = validation.check_logits(teacher_logits, n_samples)
+        validation.check_logit_columns(logits.shape[1], len(self.classes_))
+        return logits
+
+
+class LELPProjector(_TargetsMixin, TransformerMixin, BaseEstimator):
+    r"""Split the classes of a teacher into subclasses along linear projections.
+
+    Learning Embedding Linear Projections (LELP) [1]_ turns embeddings h of a trained
+    teacher into soft labels for C classes of S subclasses each, which teach a student
+    more than the class probabilities alone when classes are few:
+
+    .. math:: p_{c,s}(h) = \mathrm{softmax}_c(\ell(h) / \tau) \cdot
+              \mathrm{softmax}_s(z_{c,\cdot}(h) / \beta), \qquad
+              z_{c,s}(h) = u_{c,s} \cdot h - o_{c,s}
+
+    The directions u are, by default, the principal directions of each class about its
+    mean, within the null space of the teacher's head, rotated so that they share the
+    variance. The class mass of the teacher is kept: the sum over s is the teacher's
+    class probability at temperature :math:`\tau`.
+
+    Parameters
+    ----------
+    n_subclasses : int or "auto", default="auto"
+        S, the subclasses of each class. 1 is vanilla knowledge distillation. "auto"
+        takes 20, or as many as every class allows if that is less; an explicit number
+        above that is an error.
+    splitter : {"pca", "random", "kmeans"} or array of shape \
+            (n_classes, n_subclasses, n_features), default="pca"
+        Where the directions come from: the principal directions of each class; random
+        orthonormal ones; the centroids of each class by k-means (relative to the class
+        mean, and assigned hard by default); or the caller's own, used as given.
+        All but the last lie in the null space of the head.
+    head : None, (coef, intercept), linear classifier or torch.nn.Linear, default=None
+        The linear map from embeddings to the teacher's logits, ``coef`` (C, d). The one
+        row of a sigmoid head, w, stands for the two rows -w/2 and w/2. A classifier
+        not yet fitted is cloned and fitted on the labelled rows. None: the weighted
+        least-squares map to `teacher_logits` where these are given, else the linear
+        discriminant of the labels with pooled, shrunk covariance.
+    null_space : bool, default=True
+        Whether directions avoid the row space of the head, which the class
+        probabilities carry already. A softmax head of two rows spans two dimensions and
+        the equivalent sigmoid head one: their directions differ slightly.
+    rotation : {"equal", "random"} or None, default="equal"
+        How principal directions are turned: so that all have exactly the same variance;
+        by a random rotation, as published; or not at all. Ignored unless `splitter` is
+        "pca".
+    temperature : float, default=1.0
+        :math:`\tau`, the temperature of the class probabilities.
+    subclass_temperature : float or "auto", default="auto"
+        :math:`\beta` in root mean squares of z over the training rows (each in its own
+        class). 0 assigns each row to one subclass. "auto" is 0.5, and 0 for "kmeans".
+        Ignored where S is 1.
+    unlabeled : object, default=None
+        The value in y that marks rows without a label (-1, NaN, a string): they take
+        the class that the teacher gives them. None: every value is a label.
+    svd_solver : {"auto", "randomized", "covariance_eigh", "full"}, default="auto"
+        "covariance_eigh" forms the d by d covariance of each class; "randomized" makes
+        a few passes over the rows (block Krylov) and forms nothing larger than a few
+        d by (S + `n_oversamples`) arrays a class; "full" is a singular value
+        decomposition of each class's rows, which it copies. "auto" takes
+        "covariance_eigh" up to 512 features, or where an estimated head needs the
+        covariance anyway, else "randomized". Ignored unless `splitter` is "pca" or
+        "kmeans".
+    n_oversamples : int, default=10
+        Further random vectors of the randomized solver.
+    iterated_power : int or "auto", default="auto"
+        Passes of the randomized solver after the first. "auto" stops when a pass adds
+        less than 1e-4 of the variance captured.
+    random_state : int, RandomState instance or None, default=None
+        Draws the rotation, the random directions and the start of the randomized
+        solver. None uses NumPy's global generator.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        Those of the labels; without y those of the head, else 0 to C - 1.
+    n_subclasses_ : int
+        S.
+    components_ : ndarray of shape (n_classes, n_subclasses_, n_features)
+        The directions u. Zeros where S is 1, which needs none.
+    offsets_ : ndarray of shape (n_classes, n_subclasses_)
+        The offsets o, so that ``z = X @ components_[c].T - offsets_[c]``.
+    mean_ : ndarray of shape (n_classes, n_features)
+        Weighted mean of each class.
+    explained_variance_ : ndarray of shape (n_classes, n_subclasses_)
+        Weighted population variance of z over the rows of the class.
+    explained_variance_ratio_ : ndarray of shape (n_classes, n_subclasses_)
+        The same, relative to the variance of the class in the null space.
+    spectrum_ : ndarray of shape (n_classes, n_subclasses_)
+        Principal variances before rotation, the largest first. Only for "pca".
+    coef_ : ndarray of shape (n_classes, n_features)
+        The head, with a row for each class also where there are two.
+    intercept_ : ndarray of shape (n_classes,)
+    subclass_temperature_ : float
+        The absolute :math:`\beta` that divides z.
+    n_features_in_ : int
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Only where X has feature names that are all strings.
+
+    See Also
+    --------
+    LELPStudentClassifier : Trains a student on such targets.
+
+    Notes
+    -----
+    Sample weights act as repetitions of a row. All statistics are accumulated in double
+    precision. Memory beyond the input is bounded by scikit-learn's ``working_memory``,
+    the d by d covariances where they are formed, and for "kmeans" n by S + 10
+    coordinates. Single precision soft labels agree with double precision to 1e-5 where
+    logits and z / beta stay within 30 and the class means lie within 100 standard
+    deviations of one another. The equal rotation and the k-means start are not in the
+    paper.
+
+    References
+    ----------
+    .. [1] N. Loo, F. Iliopoulos, W. Hu, E. Vee, "Linear Projections of Teacher
+       Embeddings for Few-Class Distillation", arXiv:2409.20449, 2024.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from lelp_sklearn import LELPProjector
+    >>> X, digit = load_digits(return_X_y=True)
+    >>> projector = LELPProjector(n_subclasses=5, random_state=0)
+    >>> soft_labels = projector.fit_transform(X, digit % 2)
+    >>> soft_labels.shape
+    (1797, 10)
+    >>> projector.inverse_transform(soft_labels).shape
+    (1797, 2)
+    """
+
+    __metadata_request__fit: ClassVar[dict] = {"teacher_logits": True}
+    __metadata_request__partial_fit: ClassVar[dict] = {"teacher_logits": True}
+    __metadata_request__transform: ClassVar[dict] = {"teacher_logits": True}
+
+    _parameter_constraints: ClassVar[dict] = {
+        "n_subclasses": [
+            Interval(Integral, 1, None, closed="left"),
+            StrOptions({"auto"}),
+        ],
+        "splitter": [StrOptions({"pca", "random", "kmeans"}), "array-like"],
+        "head": "no_validation",
+        "null_space": ["boolean"],
+        "rotation": [StrOptions({"equal", "random"}), None],
+        "temperature": [Interval(Real, 0, None, closed="neither")],
+        "subclass_temperature": [
+            Interval(Real, 0, None, closed="left"),
+            StrOptions({"auto"}),
+        ],
+        "unlabeled": "no_validation",
+        "svd_solver": [StrOptions({"auto", "randomized", "covariance_eigh", "full"})],
+        "n_oversamples": [Interval(Integral, 0, None, closed="left")],
+        "iterated_power": [
+            Interval(Integral, 0, None, closed="left"),
+            StrOptions({"auto"}),
+        ],
+        "random_state": ["random_state"],
+    }
+
+    def __init__(
+        self,
+        n_subclasses="auto",
+        *,
+        splitter="pca",
+        head=None,
+        null_space=True,
+        rotation="equal",
+        temperature=1.0,
+        subclass_temperature="auto",
+        unlabeled=None,
+        svd_solver="auto",
+        n_oversamples=10,
+        iterated_power="auto",
+        random_state=None,
+    ):
+        self.n_subclasses = n_subclasses
+        self.splitter = splitter
+        self.head = head
+        self.null_space = null_space
+        self.rotation = rotation
+        self.temperature = temperature
+        self.subclass_temperature = subclass_temperature
+        self.unlabeled = unlabeled
+        self.svd_solver = svd_solver
+        self.n_oversamples = n_oversamples
+        self.iterated_power = iterated_power
+        self.random_state = random_state
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        tags.target_tags.required = self.head is None
+        return tags
+
+    def fit(self, X, y=None, *, teacher_logits=None, sample_weight=None):
+        """Find the directions that split each class.
+
+        Parameters
+        ----------
+        X : {array-like, memmap, torch.Tensor} of shape (n_samples, n_features)
+            Teacher embeddings, float16, float32 or float64 (tensors bfloat16 too).
+        y : array-like of shape (n_samples,), default=None
+            Class labels. Rows marked `unlabeled`, or all rows where y is None, take the
+            class that the teacher finds likeliest.
+        teacher_logits : array-like of shape (n_samples, n_classes) or (n_samples, 1), \
+                default=None
+            The teacher's logits, in the order of `classes_`, or the one column of a
+            sigmoid teacher. Log-probabilities are logits: for a teacher that gives only
+            probabilities pass their logarithm, zeros clipped.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Row weights, which act as repetitions.
+
+        Returns
+        -------
+        self : LELPProjector
+
+        Raises
+        ------
+        ValueError
+            If X, the logits or the weights hold NaN or infinity, if shapes do not fit,
+            if a class has no rows or too few for `n_subclasses`, or if neither y, a
+            head nor logits say what the classes are.
+        """
+        self._validate_params()
+        sample = self._read(X, y, teacher_logits, sample_weight)
+        self.__dict__.pop("_stream", None)
+        n_classes, n_features = len(sample.classes), sample.rows.shape[1]
+        explicit = sample.head is None or self._solver_name(n_features) == (
+            "covariance_eigh"
+        )
+        moments = ClassMoments.zeros(
+            n_classes,
+            n_features + n_classes * sample.fits_logits,
+            with_scatter=explicit,
+        )
+        sample = self._gather(sample, moments)
+        covariance: Covariance = (
+            ExplicitCovariance(moments, n_features)
+            if explicit
+            else StreamedCovariance(sample.rows, sample.codes, sample.weight, moments)
+        )
+        self._finish(sample, covariance, check_random_state(self.random_state))
+        return self
+
+    def partial_fit(
+        self, X, y=None, classes=None, *, teacher_logits=None, sample_weight=None
+    ):
+        """Take in a further block of rows.
+
+        Keeps the d by d covariance of each class, so that blocks give what :meth:`fit`
+        gives on all rows with the exact solver. "kmeans" moves the centroids of the
+        first block, as mini-batches do; "full" works as "covariance_eigh". The
+        head has to be given, as an array or fitted, or to be closed-form; unlabelled
+        rows need a given head or logits. A first call after :meth:`fit` begins anew.
+
+        Parameters
+        ----------
+        X : {array-like, memmap, torch.Tensor} of shape (n_samples, n_features)
+            Teacher embeddings. The first block must hold rows of every class, enough
+            for `n_subclasses`.
+        y : array-like of shape (n_samples,), default=None
+            As in :meth:`fit`.
+        classes : array-like of shape (n_classes,), default=None
+            All classes. May be left out where the first block has them all; used at the
+            first call only.
+        teacher_logits : array-like of shape (n_samples, n_classes) or (n_samples, 1), \
+                default=None
+            As in :meth:`fit`; given with every block or with none.
+        sample_weight : array-like of shape (n_samples,), default=None
+            As in :meth:`fit`.
+
+        Returns
+        -------
+        self : LELPProjector
+
+        Raises
+        ------
+        ValueError
+            As in :meth:`fit`; the projector is then as it was before the call.
+        """
+        self._validate_params()
+        stream = self.__dict__.get("_stream")
+        if stream is not None:
+            classes = self.classes_
+        sample = self._read(
+            X, y, teacher_logits, sample_weight, classes=classes, first=stream is None
+        )
+        n_classes, n_features = len(sample.classes), sample.rows.shape[1]
+        width = n_features + n_classes * sample.fits_logits
+        if stream is None:
+            stream = _Stream(ClassMoments.zeros(n_classes, width, with_scatter=True))
+        validation.check_stream(sample.codes, stream.moments.mean.shape[1] == width)
+        sample = self._gather(sample, stream.moments)
+        covariance = ExplicitCovariance(stream.moments, n_features)
+        self._finish(sample, covariance, check_random_state(self.random_state), stream)
+        self._stream = stream
+        return self
+
+    def _read(self, X, y, teacher_logits, sample_weight, *, classes=None, first=True):
+        """Check everything before work starts, and give each row its class.
+
+        `classes` is that of `partial_fit`, None in `fit`; `first` says whether there
+        was no block before.
+        """
+        rows = self._check_rows(X, reset=first)
+        n_samples, n_features = rows.shape
+        weight = validation.check_sample_weight(sample_weight, n_samples)
+        logits = None
+        if teacher_logits is not None:
+            logits = validation.check_logits(teacher_logits, n_samples)
+        head, head_classes = heads.resolve_head(self.head, n_features)
+        if head is None and logits is None and y is None:
+            raise validation.head_is_missing()
+        labels, labelled = validation.check_labels(y, n_samples, self.unlabeled)
+        known = classes if head_classes is None else head_classes
+        n_outputs = None if logits is None else logits.shape[1]
+        if head is not None:
+            n_outputs = len(head.coef)
+        classes = validation.check_classes(labels[labelled], known, n_outputs)
+        codes = validation.encode(labels, labelled, classes)
+        if head is None and self.head is not None:
+            head = self._fit_head(rows, labels, labelled, weight, classes)
+        if head is not None:
+            validation.check_head_rows(len(head.coef), classes)
+        if logits is not None:
+            validation.check_logit_columns(logits.shape[1], len(classes))
+        sample = _Sample(rows, codes, weight, logits, classes, head)
+        return sample.with_teacher_classes()
+
+    def _check_rows(self, X, *, reset):
+        """Give X as rows to be read in blocks, all of them finite."""
+        if tensors.is_tensor(X):
+            rows = tensors.as_rows(X)
+            validation.check_matrix_shape(rows.shape)
+            _check_feature_names(self, X, reset=reset)
+            _check_n_features(self, rows, reset=reset)
+        else:
+            rows = validate_data(
+                self,
+                X,
+                reset=reset,
+                dtype=[np.float64, np.float32, np.float16],
+                # Checked below: scikit-learn makes a mask of the size of float16 input,
+                # and does not name the row.
+                ensure_all_finite=False,
+            )
+        for block in row_slices(rows):
+            validation.check_finite_block(rows[block], block.start, "X")
+        return rows
+
+    def _fit_head(self, rows, labels, labelled, weight, classes):
+        """Fit a clone of the linear classifier on the labelled rows."""
+        validation.check_several_classes(classes)
+        used = np.flatnonzero(labelled & (weight > 0))
+        classifier = clone(self.head)
+        options = {}
+        if has_fit_parameter(classifier, "sample_weight"):
+            options["sample_weight"] = weight[used]
+        classifier.fit(np.asarray(rows[used]), labels[used], **options)
+        return heads.resolve_head(classifier, rows.shape[1])[0]
+
+    def _gather(self, sample, moments):
+        """Add the rows to `moments`, and estimate the head where none is given."""
+        extra = sample.logits if sample.fits_logits else None
+        gather_moments(
+            sample.rows, sample.codes, sample.weight, moments=moments, extra=extra
+        )
+        validation.check_every_class(moments.weight, sample.classes)
+        if sample.head is not None:
+            return sample
+        mean, within, total = moments.pooled()
+        if sample.fits_logits:
+            head = heads.least_squares_head(mean, total, sample.rows.shape[1])
+            return replace(sample, head=head)
+        unlabelled = sample.codes < 0
+        head = heads.discriminant_head(moments.weight, moments.mean, within)
+        sample = replace(sample, head=head).with_teacher_classes()
+        if unlabelled.any():
+            codes = np.where(unlabelled, sample.codes, -1)
+            gather_moments(sample.rows, codes, sample.weight, moments=moments)
+        return sample
+
+    def _finish(self, sample, covariance, random_state, stream=None):
+        """Choose the directions and set the fitted attributes."""
+        head = sample.head
+        removed = splitters.null_space_rows(head.coef, null_space=self.null_space)
+        split = self._split(sample, covariance, removed, random_state, stream)
+        variance, null_variance, scale = splitters.score_moments(
+            split, covariance, removed
+        )
+        self.classes_ = sample.classes
+        self.n_subclasses_ = split.offsets.shape[1]
+        self.components_ = split.components
+        self.offsets_ = split.offsets
+        self.mean_ = covariance.mean.copy()
+        self.coef_, self.intercept_ = head.coef, head.intercept
+        self.explained_variance_ = variance
+        self.explained_variance_ratio_ = np.divide(
+            variance,
+            null_variance[:, None],
+            out=np.zeros_like(variance),
+            where=null_variance[:, None] > 0,
+        )
+        self.subclass_temperature_ = splitters.resolve_subclass_temperature(
+            self.subclass_temperature, scale, hard=self._is_splitter("kmeans")
+        )
+        self.__dict__.pop("spectrum_", None)
+        if split.spectrum is not None:
+            self.spectrum_ = split.spectrum
+
+    def _split(self, sample, covariance, removed, random_state, stream):
+        classes = sample.classes
+        wanted = None if self.n_subclasses == "auto" else self.n_subclasses
+        if not isinstance(self.splitter, str):
+            directions = validation.check_directions(
+                self.splitter, wanted, *covariance.mean.shape
+            )
+            return splitters.given_split(directions, covariance)
+        if wanted == 1:
+            return splitters.single_split(covariance)
+        if self.splitter == "random":
+            return splitters.random_split(
+                covariance, removed, classes, wanted, random_state
+            )
+        solve = self._solver(sample, covariance, removed, random_state)
+        if self.splitter == "pca":
+            return splitters.principal_split(
+                solve,
+                covariance,
+                classes,
+                wanted,
+                rotation=self.rotation,
+                random_state=random_state,
+            )
+        centroids = _find_centroids(sample, covariance, removed, solve, wanted, stream)
+        return splitters.centroid_split(centroids, covariance, classes, wanted)
+
+    def _solver(self, sample, covariance, removed, random_state) -> Solver:
+        name = self._solver_name(sample.rows.shape[1])
+        explicit = isinstance(covariance, ExplicitCovariance)
+        if explicit and (name == "covariance_eigh" or self.svd_solver == "auto"):
+            return partial(eigh_directions, covariance, removed)
+        if name == "full":
+            rows = sample.rows, sample.codes, sample.weight
+            return partial(full_directions, *rows, covariance, removed)
+        power = self.iterated_power
+        return partial(
+            randomized_directions,
+            covariance,
+            removed,
+            n_oversamples=self.n_oversamples,
+            iterated_power=None if power == "auto" else power,
+            random_state=random_state,
+        )
+
+    def _solver_name(self, n_features):
+        if self.svd_solver != "auto":
+            return self.svd_solver
+        small = n_features <= _MAX_EXPLICIT_FEATURES
+        return "covariance_eigh" if small else "randomized"
+
+    def _is_splitter(self, name):
+        return isinstance(self.splitter, str) and self.splitter == name
+
+
+def _find_centroids(sample, covariance, removed, solve, wanted, stream):
+    """Centroids (S, d) of each class about its mean; a stream goes on from its own."""
+    data = sample.rows, sample.codes, sample.weight
+    if stream is not None and stream.centroids is not None:
+        stream.centroids.add(data, covariance.mean, removed)
+        return stream.centroids.relative(covariance.mean, removed)
+    n_clusters = wanted or splitters.AUTO_N_SUBCLASSES
+    directions = solve(n_clusters + _KMEANS_EXTRA_DIRECTIONS)
+    centroids = class_centroids(*data, covariance, removed, directions, n_clusters)
+    fewest = min(len(each) for each in centroids)
+    if wanted is None and fewest < n_clusters:
+        centroids = class_centroids(*data, covariance, removed, directions, fewest)
+    if stream is not None:
+        stream.centroids = RunningCentroids.start(centroids, covariance.mean)
+        stream.centroids.add(data, covariance.mean, removed)
+        return stream.centroids.relative(covariance.mean, removed)
+    return centroids
