@@ -7,43 +7,61 @@ import textwrap
 import tomllib
 from importlib.resources import files
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from numpydoc.validate import validate
 from sklearn.base import BaseEstimator
 
 import lelp_sklearn
+from lelp_sklearn import losses
 
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
-PUBLIC = {name: getattr(lelp_sklearn, name) for name in lelp_sklearn.__all__}
-CLASSES = [thing for thing in PUBLIC.values() if inspect.isclass(thing)]
-ESTIMATORS = [thing for thing in CLASSES if issubclass(thing, BaseEstimator)]
+MODULES = [lelp_sklearn, losses]
+
+
+def defined_in(module):
+    """Name what a module holds of this package under a public name."""
+    return {
+        name
+        for name, thing in vars(module).items()
+        if not name.startswith("_")
+        and getattr(thing, "__module__", "").startswith("lelp_sklearn")
+    }
+
+
+PUBLIC = [
+    getattr(module, name)
+    for module in MODULES
+    for name in module.__all__
+    if name != "__version__"
+]
+ESTIMATORS = [
+    thing
+    for thing in PUBLIC
+    if inspect.isclass(thing) and issubclass(thing, BaseEstimator)
+]
 
 
 def documented_names():
-    """Name the public classes, functions and the methods that they define."""
-    for thing in PUBLIC.values():
+    """Name the public classes, the public functions and the methods of the classes."""
+    for thing in PUBLIC:
+        name = f"{thing.__module__}.{thing.__qualname__}"
+        yield name
         if inspect.isclass(thing):
-            methods = [
-                name
-                for name, member in vars(thing).items()
-                if not name.startswith("_") and callable(inspect.unwrap(member))
-            ]
-            yield thing.__module__ + "." + thing.__qualname__
-            yield from (f"{thing.__module__}.{thing.__qualname__}.{m}" for m in methods)
-        elif inspect.isfunction(thing):
-            yield f"{thing.__module__}.{thing.__qualname__}"
+            methods = inspect.getmembers(thing, callable)
+            yield from (
+                f"{name}.{method}"
+                for method, member in methods
+                if not method.startswith("_")
+                and member.__module__.startswith("lelp_sklearn")
+            )
 
 
-def test_all_names_what_is_there():
-    there = {
-        name
-        for name in dir(lelp_sklearn)
-        if not name.startswith("_")
-        and not isinstance(getattr(lelp_sklearn, name), ModuleType)
-    }
-    assert {name for name in PUBLIC if name != "__version__"} == there
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
+def test_all_names_what_is_there(module):
+    assert defined_in(module) <= set(module.__all__)
+    assert set(module.__all__) <= set(dir(module))
+    assert all(hasattr(module, name) for name in module.__all__)
 
 
 def test_version_is_the_one_installed():
