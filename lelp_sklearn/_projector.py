@@ -20,6 +20,11 @@ from sklearn.utils.validation import (
 )
 
 from lelp_sklearn._common import validation
+from lelp_sklearn._common.callbacks import (
+    CallbackSupportMixin,
+    begin_fit,
+    with_callbacks,
+)
 from lelp_sklearn._common.files import new_npy
 from lelp_sklearn._projection import heads, splitters, tensors
 from lelp_sklearn._projection.blocks import Rows, read_block, row_slices
@@ -64,10 +69,12 @@ class _Sample:
     def with_teacher_classes(self) -> "_Sample":
         """Give unlabelled rows the teacher's class, where there is a teacher."""
         unlabelled = self.codes < 0
-        if not unlabelled.any() or (self.logits is None and self.head is None):
+        if not unlabelled.any():
             return self
         if self.logits is not None:
             likeliest = self.logits.argmax(axis=1)
+        elif self.head is None:
+            return self
         else:
             likeliest = np.concatenate(
                 [
@@ -244,7 +251,9 @@ class _TargetsMixin:
         return logits
 
 
-class LELPProjector(_TargetsMixin, TransformerMixin, BaseEstimator):
+class LELPProjector(
+    CallbackSupportMixin, _TargetsMixin, TransformerMixin, BaseEstimator
+):
     r"""Split the classes of a teacher into subclasses along linear projections.
 
     Learning Embedding Linear Projections (LELP) [1]_ turns embeddings h of a trained
@@ -434,6 +443,7 @@ class LELPProjector(_TargetsMixin, TransformerMixin, BaseEstimator):
         tags.target_tags.required = self.head is None
         return tags
 
+    @with_callbacks
     def fit(self, X, y=None, *, teacher_logits=None, sample_weight=None):
         """Find the directions that split each class.
 
@@ -465,6 +475,7 @@ class LELPProjector(_TargetsMixin, TransformerMixin, BaseEstimator):
         """
         self._validate_params()
         sample = self._read(X, y, teacher_logits, sample_weight)
+        task = begin_fit(self, X, y, sample_weight=sample_weight)
         self.__dict__.pop("_stream", None)
         n_classes, n_features = len(sample.classes), sample.rows.shape[1]
         explicit = sample.head is None or self._solver_name(n_features) == (
@@ -482,6 +493,7 @@ class LELPProjector(_TargetsMixin, TransformerMixin, BaseEstimator):
             else StreamedCovariance(sample.rows, sample.codes, sample.weight, moments)
         )
         self._finish(sample, covariance, check_random_state(self.random_state))
+        task.end({})
         return self
 
     def partial_fit(

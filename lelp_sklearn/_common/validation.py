@@ -160,7 +160,7 @@ def encode(
 def check_every_class(weight: FloatArray, classes: NDArray[Any]) -> None:
     """Raise where a class has no row of positive weight."""
     if np.any(weight == 0):
-        missing = classes[int(np.argmax(weight == 0))]
+        missing = classes.tolist()[int(np.argmax(weight == 0))]
         raise ValueError(
             f"class {missing!r} has no samples: no row of positive weight is labelled "
             "with it or taken by the teacher for it. Add such rows, or leave the class "
@@ -288,7 +288,8 @@ def check_n_subclasses(
         return min(automatic, allowed)
     if requested > allowed:
         raise ValueError(
-            f"n_subclasses={requested} is more than class {classes[scarcest]!r} "
+            f"n_subclasses={requested} is more than class "
+            f"{classes.tolist()[scarcest]!r} "
             f"allows: it has {available[scarcest]} {what}. Use n_subclasses <= "
             f"{allowed}, or 'auto', or give more distinct rows of that class."
         )

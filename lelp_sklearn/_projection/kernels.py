@@ -8,7 +8,7 @@ from numba import njit
 from lelp_sklearn._common.typing import FloatArray
 
 
-@njit(cache=True, nogil=True)  # type: ignore[misc]  # numba ships no types
+@njit(cache=True, nogil=True)
 def subclass_probabilities(
     z: FloatArray,
     logits: FloatArray,
@@ -44,7 +44,7 @@ def subclass_probabilities(
                 share[np.argmax(z[i, columns])] = mass[c]
 
 
-@njit(cache=True, nogil=True)  # type: ignore[misc]  # numba ships no types
+@njit(cache=True, nogil=True)
 def softmax_into(scores: FloatArray, temperature: float, out: FloatArray) -> None:
     """Write softmax(scores / temperature), shifted by the maximum against overflow."""
     top = scores.max()

@@ -36,7 +36,7 @@ def class_centroids(
     """
     vectors = [found.vectors for found in directions]
     points, weights = _coordinates(X, codes, sample_weight, covariance.mean, vectors)
-    centroids = []
+    centroids: list[FloatArray] = []
     for basis, mine, weight in zip(vectors, points, weights, strict=True):
         labels = cluster(mine, weight, n_clusters)
         centroids.append(_means(mine, weight, labels, labels.max() + 1) @ basis.T)
