@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lelp_sklearn._common.validation import check_loss_arguments, check_loss_shapes
+from lelp_sklearn._common import validation
+
+__all__ = ["SubclassCrossEntropyLoss", "class_logits", "subclass_cross_entropy"]
 
 
 def class_logits(logits: Tensor, n_classes: int, *, temperature: float = 1.0) -> Tensor:
@@ -44,7 +46,7 @@ def class_logits(logits: Tensor, n_classes: int, *, temperature: float = 1.0) ->
     >>> class_logits(torch.tensor([[0.0, 0.0, -1.0, 1.0]]), 2)
     tensor([[0.6931, 1.1269]])
     """
-    check_loss_shapes(logits.shape, None, n_classes)
+    validation.check_loss_shapes(logits.shape, None, n_classes)
     if logits.shape[1] == n_classes:
         return logits
     scaled = _by_class(logits, n_classes) / temperature
@@ -116,10 +118,12 @@ def subclass_cross_entropy(
     >>> subclass_cross_entropy(logits, targets, 2, subclass_weight=0.0)
     tensor([0.6931])
     """
-    check_loss_arguments(temperature, subclass_weight, within_class_temperature)
-    check_loss_shapes(logits.shape, soft_targets.shape, n_classes)
+    validation.check_loss_arguments(
+        temperature, subclass_weight, within_class_temperature
+    )
+    validation.check_loss_shapes(logits.shape, soft_targets.shape, n_classes)
     dtype = torch.promote_types(logits.dtype, soft_targets.dtype)
-    rows: Tensor = _SubclassCrossEntropy.apply(  # type: ignore[no-untyped-call]
+    rows: Tensor = _SubclassCrossEntropy.apply(
         _by_class(logits.to(dtype), n_classes),
         _by_class(soft_targets.to(dtype), n_classes),
         temperature,
@@ -171,7 +175,7 @@ class SubclassCrossEntropyLoss(nn.Module):
         reduction: str = "mean",
     ) -> None:
         super().__init__()
-        check_loss_arguments(
+        validation.check_loss_arguments(
             temperature, subclass_weight, within_class_temperature, reduction
         )
         self.n_classes = n_classes
