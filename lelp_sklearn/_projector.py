@@ -11,6 +11,7 @@ from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils._set_output import _wrap_data_with_container
+from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import (
     _check_feature_names,
     _check_n_features,
@@ -382,7 +383,10 @@ class LELPProjector(
 
     __metadata_request__fit: ClassVar[dict] = {"teacher_logits": True}
     __metadata_request__partial_fit: ClassVar[dict] = {"teacher_logits": True}
-    __metadata_request__transform: ClassVar[dict] = {"teacher_logits": True}
+    __metadata_request__transform: ClassVar[dict] = {
+        "teacher_logits": True,
+        "out": UNUSED,
+    }
 
     _parameter_constraints: ClassVar[dict] = {
         "n_subclasses": [
@@ -584,8 +588,8 @@ class LELPProjector(
     def _check_rows(self, X, *, reset):
         """Give X as rows to be read in blocks, all of them finite."""
         if tensors.is_tensor(X):
+            validation.check_tensor(X)
             rows = tensors.as_rows(X)
-            validation.check_matrix_shape(rows.shape)
             _check_feature_names(self, X, reset=reset)
             _check_n_features(self, rows, reset=reset)
         else:
@@ -659,7 +663,7 @@ class LELPProjector(
             self.subclass_temperature, scale, hard=self._is_splitter("kmeans")
         )
         self.__dict__.pop("spectrum_", None)
-        if split.spectrum is not None:
+        if self._is_splitter("pca"):
             self.spectrum_ = split.spectrum
 
     def _split(self, sample, covariance, removed, random_state, stream):

@@ -32,16 +32,21 @@ def check_finite_block(block: NDArray[Any], first_row: int, name: str) -> None:
     )
 
 
-def check_matrix_shape(shape: tuple[int, ...]) -> None:
-    """Raise unless a tensor has rows and features."""
+def check_tensor(tensor: Any) -> None:
+    """Raise unless a tensor has rows and real features."""
+    shape = tuple(tensor.shape)
+    if tensor.is_complex():
+        raise ValueError(
+            "Complex data not supported: X is a tensor of complex numbers."
+        )
     if len(shape) != 2:
         raise ValueError(
-            f"Expected 2D tensor X, got shape {tuple(shape)}: embeddings are "
+            f"Expected 2D tensor X, got shape {shape}: embeddings are "
             "(n_samples, n_features)."
         )
     if 0 in shape:
         raise ValueError(
-            f"Found tensor X of shape {tuple(shape)}: at least one sample and one "
+            f"Found tensor X of shape {shape}: at least one sample and one "
             "feature are needed."
         )
 
@@ -96,6 +101,12 @@ def check_labels(
     labels = column_or_1d(y, warn=True)
     check_length(labels, n_samples, "y")
     labelled = ~_equals(labels, unlabeled)
+    if labels.dtype.kind == "f" and np.isnan(labels[labelled]).any():
+        row = int(np.flatnonzero(labelled & np.isnan(labels))[0])
+        raise ValueError(
+            f"Input y contains NaN, first in row {row}; if it marks rows without a "
+            "label, pass unlabeled=numpy.nan."
+        )
     if labelled.any():
         check_classification_targets(labels[labelled])
     return labels, labelled
@@ -193,8 +204,8 @@ def check_logit_columns(n_columns: int, n_classes: int) -> None:
     if n_columns != n_classes:
         raise ValueError(
             f"teacher_logits has {n_columns} columns for {n_classes} classes: give "
-            "one column a class, in the order of classes_ (or one column of a "
-            "sigmoid teacher)."
+            "one column a class, in the order of classes_ (shape (n, 1), a sigmoid "
+            "teacher, stands for two columns)."
         )
 
 

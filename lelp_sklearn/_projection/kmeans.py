@@ -39,7 +39,12 @@ def class_centroids(
     centroids: list[FloatArray] = []
     for basis, mine, weight in zip(vectors, points, weights, strict=True):
         labels = cluster(mine, weight, n_clusters)
-        centroids.append(_means(mine, weight, labels, labels.max() + 1) @ basis.T)
+        means = _means(mine, weight, labels, labels.max() + 1)
+        # In the order of the first principal direction: the order in which clusters
+        # came about hangs on rounding.
+        if basis.size:
+            means = means[means[:, 0].argsort()]
+        centroids.append(means @ basis.T)
     data = X, codes, sample_weight
     return _settle(data, covariance, rows, centroids)
 

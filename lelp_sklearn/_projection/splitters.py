@@ -43,7 +43,8 @@ def null_space_rows(coef: FloatArray, *, null_space: bool) -> FloatArray:
 def single_split(covariance: Covariance) -> Split:
     """One subclass a class, vanilla distillation: no direction is needed."""
     n_classes, n_features = covariance.mean.shape
-    return Split(np.zeros((n_classes, 1, n_features)), np.zeros((n_classes, 1)))
+    zeros = np.zeros((n_classes, 1))
+    return Split(np.zeros((n_classes, 1, n_features)), zeros, spectrum=zeros)
 
 
 def principal_split(
