@@ -14,7 +14,8 @@ from lelp_sklearn._projection.blocks import Rows, class_blocks
 from lelp_sklearn._projection.directions import Directions, to_null_space
 from lelp_sklearn._projection.statistics import Covariance
 
-# scikit-learn's KMeans stops at the same shift: its `tol`, times the mean variance.
+# Iterations stop when a pass over the rows adds less than this share to the variation
+# that the centroids explain.
 _TOLERANCE = 1e-4
 _MAX_ITERATIONS = 100
 
@@ -146,16 +147,11 @@ def _settle(
     centroids: list[FloatArray],
 ) -> list[FloatArray]:
     """Lloyd's iterations over the rows themselves, all classes in one pass."""
+    explained = 0.0
     for _ in range(_MAX_ITERATIONS):
-        moved = _lloyd_pass(data, covariance.mean, rows, centroids)
-        shift = np.array(
-            [
-                np.sum((new - old) ** 2)
-                for new, old in zip(moved, centroids, strict=True)
-            ]
-        )
-        centroids = moved
-        if np.all(shift <= _TOLERANCE * covariance.trace / rows.shape[0]):
+        before = explained
+        centroids, explained = _lloyd_pass(data, covariance.mean, rows, centroids)
+        if explained - before <= _TOLERANCE * explained:
             break
     return centroids
 
@@ -165,7 +161,8 @@ def _lloyd_pass(
     mean: FloatArray,
     rows: FloatArray,
     centroids: list[FloatArray],
-) -> list[FloatArray]:
+) -> tuple[list[FloatArray], float]:
+    """Move each centroid to the mean of its rows; the variation that these explain."""
     sums = [np.zeros_like(c) for c in centroids]
     weights = [np.zeros(len(c)) for c in centroids]
     for code, block, weight, _ in class_blocks(*data, len(centroids)):
@@ -174,12 +171,14 @@ def _lloyd_pass(
         sums[code] += members @ centred
         weights[code] += members.sum(axis=1)
     moved = []
+    explained = 0.0
     for total, weight, old in zip(sums, weights, centroids, strict=True):
         # A cluster that lost all its rows stays where it was.
         held = np.where(weight > 0, weight, 1)[:, None]
         new = to_null_space((total / held).T, rows).T
         moved.append(np.where(weight[:, None] > 0, new, old))
-    return moved
+        explained += float(weight @ np.einsum("kd,kd->k", new, new))
+    return moved, explained
 
 
 def _members(labels: IntArray, weight: FloatArray, n: int) -> sparse.csr_array:
@@ -201,10 +200,10 @@ def _means(
 def _inertias(
     points: FloatArray, weight: FloatArray, labels: IntArray, n: int
 ) -> FloatArray:
-    distances = np.sum(
-        (points - _means(points, weight, labels, n)[labels]) ** 2, axis=1
-    )
-    return np.bincount(labels, weights=weight * distances, minlength=n)
+    offsets = points - _means(points, weight, labels, n)[labels]
+    squares = np.einsum("nm,nm->n", offsets, offsets)
+    inertias: FloatArray = _members(labels, weight, n) @ squares
+    return inertias
 
 
 def _total(points: FloatArray, weight: FloatArray, labels: IntArray) -> float:
