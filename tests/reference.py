@@ -61,16 +61,22 @@ def oas_covariance(covariance, n_samples):
 
 
 def discriminant_head(X, codes, n_classes, sample_weight=None):
-    """Linear discriminant of the class means and the pooled, shrunk covariance."""
+    """Linear discriminant of the class means and the pooled, shrunk covariance.
+
+    The class means are taken about the mean of all rows, a shift common to all classes
+    that leaves the probabilities as they are and makes the row space independent of
+    where the embeddings lie: its rank is C - 1.
+    """
     X = as_float64(X)[0]
     weight = unit_weights(sample_weight, len(X))
     totals, means = class_weights_and_means(X, codes, n_classes, weight)
     residuals = X - means[codes]
     pooled = (residuals * weight[:, None]).T @ residuals / weight.sum()
     inverse = np.linalg.inv(oas_covariance(pooled, weight.sum()))
-    coef = means @ inverse
+    centre = weight @ X / weight.sum()
+    coef = (means - centre) @ inverse
     log_prior = np.log(totals / totals.sum())
-    return coef, log_prior - 0.5 * np.sum(coef * means, axis=1)
+    return coef, log_prior - 0.5 * np.sum(coef * (means + centre), axis=1)
 
 
 def least_squares_head(X, logits, sample_weight=None):
@@ -92,14 +98,17 @@ def least_squares_head(X, logits, sample_weight=None):
 
 
 def null_space_projector(coef, null_space=True):
-    """N = I - W^+ W, or the identity where the null space is switched off."""
+    """N = I - W^+ W, or the identity where the null space is switched off.
+
+    Singular values below 1e-6 of the largest count as zero: the rows of a trained
+    softmax head may sum to zero, and then only up to rounding in single precision.
+    """
     coef = as_float64(coef)[0]
     d = coef.shape[1]
     if not null_space:
         return np.eye(d)
     _, values, right = np.linalg.svd(coef, full_matrices=False)
-    tolerance = max(coef.shape) * np.finfo(np.float64).eps * values.max(initial=0.0)
-    rows = right[values > tolerance]
+    rows = right[values > 1e-6 * values.max(initial=0.0)]
     return np.eye(d) - rows.T @ rows
 
 
