@@ -16,13 +16,12 @@ extensions = [
     "sphinx_copybutton",
 ]
 exclude_patterns = ["_build"]
-default_role = "any"
+default_role = "literal"
 templates_path = ["_templates"]
 
 autodoc_typehints = "none"
 autosummary_generate = True
-numpydoc_class_members_toctree = False
-numpydoc_show_inherited_class_members = False
+numpydoc_show_class_members = False
 
 # Examples in the pages are tested; the docstrings' own are tested with the modules.
 doctest_test_doctest_blocks = "default"
@@ -45,3 +44,14 @@ html_theme_options = {
     "footer_end": [],
 }
 html_show_sourcelink = False
+
+
+def skip_inherited_from_elsewhere(app, what, name, member, skip, options):
+    """Leave the methods of scikit-learn's and torch's base classes to their pages."""
+    module = getattr(member, "__module__", None) or "lelp_sklearn"
+    return skip or not module.startswith("lelp_sklearn")
+
+
+def setup(app):
+    """Connect the above to autodoc."""
+    app.connect("autodoc-skip-member", skip_inherited_from_elsewhere)
