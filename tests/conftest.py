@@ -1,19 +1,18 @@
 """What holds around every test."""
 
-import numba
 import pytest
 import torch
 from threadpoolctl import threadpool_info
 
 
 def _thread_limits():
-    pools = {pool["filepath"]: pool["num_threads"] for pool in threadpool_info()}
-    return {"numba": numba.get_num_threads(), "torch": torch.get_num_threads()} | pools
+    limits = {pool["filepath"]: pool["num_threads"] for pool in threadpool_info()}
+    return limits | {"torch": torch.get_num_threads()}
 
 
 @pytest.fixture(autouse=True)
 def thread_limits_stay_as_they_are():
-    """Fail a test after which numba, torch or a library loaded before has others."""
+    """Fail a test after which torch, BLAS or OpenMP has other limits than before."""
     before = _thread_limits()
     yield
     after = _thread_limits()
