@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin, clone
+from sklearn.exceptions import NotFittedError
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils._set_output import _wrap_data_with_container
@@ -90,8 +91,11 @@ class _Sample:
 class _Stream:
     """What `partial_fit` keeps between blocks."""
 
+    classes: np.ndarray
     moments: ClassMoments
     centroids: RunningCentroids | None = None
+    # Why there are no directions yet; None once there are.
+    missing: str | None = None
 
 
 class _TargetsMixin:
@@ -135,7 +139,7 @@ class _TargetsMixin:
             If X or the logits hold NaN or infinity, if shapes do not fit, or if `out`
             cannot be written.
         """
-        check_is_fitted(self)
+        self._check_fitted()
         rows = self._check_rows(X, reset=False)
         logits = self._check_logits(teacher_logits, rows.shape[0])
         shape = rows.shape[0], self.offsets_.size
@@ -191,7 +195,7 @@ class _TargetsMixin:
             For the projector's own soft labels, the teacher's class probabilities at
             its temperature.
         """
-        check_is_fitted(self)
+        self._check_fitted()
         if tensors.is_tensor(X):
             return X.reshape(len(X), *self.offsets_.shape).sum(-1)
         soft_labels = validation.check_soft_labels(X, self.offsets_.size)
@@ -209,7 +213,7 @@ class _TargetsMixin:
         -------
         names : ndarray of str objects of shape (n_classes * n_subclasses_,)
         """
-        check_is_fitted(self)
+        self._check_fitted()
         subclasses = range(self.n_subclasses_)
         names = [f"{label}_{s}" for label in self.classes_ for s in subclasses]
         return np.array(names, dtype=object)
@@ -244,12 +248,19 @@ class _TargetsMixin:
                 target[block],
             )
 
+    def _check_fitted(self):
+        stream = self.__dict__.get("_stream")
+        if stream is not None and stream.missing is not None:
+            raise NotFittedError(f"partial_fit needs more rows: {stream.missing}")
+        # n_features_in_ is set before the rows are checked and says nothing.
+        check_is_fitted(self, "components_")
+
     def _check_logits(self, teacher_logits, n_samples):
         if teacher_logits is None:
             return None
-        logits = validation.check_logits(teacher_logits, n_samples)
-        validation.check_logit_columns(logits.shape[1], len(self.classes_))
-        return logits
+        logits = tensors.to_array(teacher_logits)
+        logits = validation.check_logits(logits, n_samples)
+        return validation.logits_of_classes(logits, len(self.classes_))
 
 
 class LELPProjector(
@@ -509,13 +520,15 @@ class LELPProjector(
         gives on all rows with the exact solver. "kmeans" moves the centroids of the
         first block, as mini-batches do; "full" works as "covariance_eigh". The
         head has to be given, as an array or fitted, or to be closed-form; unlabelled
-        rows need a given head or logits. A first call after :meth:`fit` begins anew.
+        rows need a given head or logits. Until all classes have rows enough for
+        `n_subclasses` there are no directions, and :meth:`transform` says what is
+        missing; k-means starts at the first block that by itself has enough. A first
+        call after :meth:`fit` begins anew.
 
         Parameters
         ----------
         X : {array-like, memmap, torch.Tensor} of shape (n_samples, n_features)
-            Teacher embeddings. The first block must hold rows of every class, enough
-            for `n_subclasses`.
+            Teacher embeddings.
         y : array-like of shape (n_samples,), default=None
             As in :meth:`fit`.
         classes : array-like of shape (n_classes,), default=None
@@ -534,23 +547,30 @@ class LELPProjector(
         Raises
         ------
         ValueError
-            As in :meth:`fit`; the projector is then as it was before the call.
+            As in :meth:`fit`, but for too few rows; the projector is then as it was
+            before the call.
         """
         self._validate_params()
         stream = self.__dict__.get("_stream")
         if stream is not None:
-            classes = self.classes_
+            classes = stream.classes
         sample = self._read(
             X, y, teacher_logits, sample_weight, classes=classes, first=stream is None
         )
         n_classes, n_features = len(sample.classes), sample.rows.shape[1]
         width = n_features + n_classes * sample.fits_logits
         if stream is None:
-            stream = _Stream(ClassMoments.zeros(n_classes, width, with_scatter=True))
+            moments = ClassMoments.zeros(n_classes, width, with_scatter=True)
+            stream = _Stream(sample.classes, moments)
         validation.check_stream(sample.codes, stream.moments.mean.shape[1] == width)
-        sample = self._gather(sample, stream.moments)
-        covariance = ExplicitCovariance(stream.moments, n_features)
-        self._finish(sample, covariance, check_random_state(self.random_state), stream)
+        try:
+            sample = self._gather(sample, stream.moments)
+            covariance = ExplicitCovariance(stream.moments, n_features)
+            random_state = check_random_state(self.random_state)
+            self._finish(sample, covariance, random_state, stream)
+            stream.missing = None
+        except validation.TooFewRowsError as error:
+            stream.missing = str(error)
         self._stream = stream
         return self
 
@@ -563,15 +583,15 @@ class LELPProjector(
         rows = self._check_rows(X, reset=first)
         n_samples, n_features = rows.shape
         weight = validation.check_sample_weight(sample_weight, n_samples)
-        logits = None
-        if teacher_logits is not None:
-            logits = validation.check_logits(teacher_logits, n_samples)
+        logits = tensors.to_array(teacher_logits)
+        if logits is not None:
+            logits = validation.check_logits(logits, n_samples)
         head, head_classes = heads.resolve_head(self.head, n_features)
         if head is None and logits is None and y is None:
             raise validation.head_is_missing()
         labels, labelled = validation.check_labels(y, n_samples, self.unlabeled)
         known = classes if head_classes is None else head_classes
-        n_outputs = None if logits is None else logits.shape[1]
+        n_outputs = None if logits is None else max(2, logits.shape[1])
         if head is not None:
             n_outputs = len(head.coef)
         classes = validation.check_classes(labels[labelled], known, n_outputs)
@@ -581,7 +601,7 @@ class LELPProjector(
         if head is not None:
             validation.check_head_rows(len(head.coef), classes)
         if logits is not None:
-            validation.check_logit_columns(logits.shape[1], len(classes))
+            logits = validation.logits_of_classes(logits, len(classes))
         sample = _Sample(rows, codes, weight, logits, classes, head)
         return sample.with_teacher_classes()
 
@@ -615,7 +635,10 @@ class LELPProjector(
         if has_fit_parameter(classifier, "sample_weight"):
             options["sample_weight"] = weight[used]
         classifier.fit(np.asarray(rows[used]), labels[used], **options)
-        return heads.resolve_head(classifier, rows.shape[1])[0]
+        head, _ = heads.resolve_head(classifier, rows.shape[1])
+        if head is None:
+            raise validation.unknown_head(self.head)
+        return head
 
     def _gather(self, sample, moments):
         """Add the rows to `moments`, and estimate the head where none is given."""
@@ -680,7 +703,9 @@ class LELPProjector(
             return splitters.random_split(
                 covariance, removed, classes, wanted, random_state
             )
-        solve = self._solver(sample, covariance, removed, random_state)
+        solve = self._solver(
+            sample, covariance, removed, random_state, streaming=stream is not None
+        )
         if self.splitter == "pca":
             return splitters.principal_split(
                 solve,
@@ -693,14 +718,16 @@ class LELPProjector(
         centroids = _find_centroids(sample, covariance, removed, solve, wanted, stream)
         return splitters.centroid_split(centroids, covariance, classes, wanted)
 
-    def _solver(self, sample, covariance, removed, random_state) -> Solver:
+    def _solver(
+        self, sample, covariance, removed, random_state, *, streaming
+    ) -> Solver:
         name = self._solver_name(sample.rows.shape[1])
         explicit = isinstance(covariance, ExplicitCovariance)
-        if explicit and (name == "covariance_eigh" or self.svd_solver == "auto"):
-            return partial(eigh_directions, covariance, removed)
-        if name == "full":
+        if name == "full" and not streaming:
             rows = sample.rows, sample.codes, sample.weight
             return partial(full_directions, *rows, covariance, removed)
+        if explicit and self.svd_solver != "randomized":
+            return partial(eigh_directions, covariance, removed)
         power = self.iterated_power
         return partial(
             randomized_directions,
@@ -727,11 +754,14 @@ def _find_centroids(sample, covariance, removed, solve, wanted, stream):
     if stream is not None and stream.centroids is not None:
         stream.centroids.add(data, covariance.mean, removed)
         return stream.centroids.relative(covariance.mean, removed)
+    held = np.bincount(sample.codes[sample.weight > 0], minlength=len(sample.classes))
+    validation.check_every_class(held, sample.classes)
     n_clusters = wanted or splitters.AUTO_N_SUBCLASSES
     directions = solve(n_clusters + _KMEANS_EXTRA_DIRECTIONS)
     centroids = class_centroids(*data, covariance, removed, directions, n_clusters)
     fewest = min(len(each) for each in centroids)
     if wanted is None and fewest < n_clusters:
+        # As many as every class allows.
         centroids = class_centroids(*data, covariance, removed, directions, fewest)
     if stream is not None:
         stream.centroids = RunningCentroids.start(centroids, covariance.mean)

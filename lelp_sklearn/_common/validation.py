@@ -11,6 +11,11 @@ from sklearn.utils.validation import column_or_1d
 
 from lelp_sklearn._common.typing import BoolArray, FloatArray, IntArray
 
+
+class TooFewRowsError(ValueError):
+    """A class has too few rows: further blocks of a stream can mend it."""
+
+
 # --- arrays ---------------------------------------------------------------------------
 
 
@@ -172,7 +177,7 @@ def check_every_class(weight: FloatArray, classes: NDArray[Any]) -> None:
     """Raise where a class has no row of positive weight."""
     if np.any(weight == 0):
         missing = classes.tolist()[int(np.argmax(weight == 0))]
-        raise ValueError(
+        raise TooFewRowsError(
             f"class {missing!r} has no samples: no row of positive weight is labelled "
             "with it or taken by the teacher for it. Add such rows, or leave the class "
             "out of the teacher's outputs."
@@ -183,7 +188,7 @@ def check_every_class(weight: FloatArray, classes: NDArray[Any]) -> None:
 
 
 def check_logits(teacher_logits: Any, n_samples: int) -> FloatArray:
-    """Give the teacher's logits (n, C) float64; one column of a sigmoid becomes two."""
+    """Give the teacher's logits (n, C) float64; (n, 1) for the column of a sigmoid."""
     logits = np.asarray(teacher_logits, dtype=np.float64)
     check_length(logits, n_samples, "teacher_logits")
     if logits.ndim == 1:
@@ -194,19 +199,21 @@ def check_logits(teacher_logits: Any, n_samples: int) -> FloatArray:
             "n_classes), or one column of a sigmoid teacher."
         )
     check_finite_block(logits, 0, "teacher_logits")
-    if logits.shape[1] == 1:
-        logits = np.hstack([-logits / 2, logits / 2])
     return logits
 
 
-def check_logit_columns(n_columns: int, n_classes: int) -> None:
-    """Raise unless there is a column of logits for each class."""
+def logits_of_classes(logits: FloatArray, n_classes: int) -> FloatArray:
+    """Give a column for each class: two, -l/2 and l/2, for a sigmoid's one column l."""
+    n_columns = logits.shape[1]
+    if n_columns == 1 and n_classes == 2:
+        return np.hstack([-logits / 2, logits / 2])
     if n_columns != n_classes:
         raise ValueError(
-            f"teacher_logits has {n_columns} columns for {n_classes} classes: give "
-            "one column a class, in the order of classes_ (shape (n, 1), a sigmoid "
-            "teacher, stands for two columns)."
+            f"teacher_logits has shape {logits.shape} for {n_classes} classes: give "
+            "one column a class, in the order of classes_; one column alone is that of "
+            "a sigmoid teacher of two classes."
         )
+    return logits
 
 
 def check_head(
@@ -298,7 +305,7 @@ def check_n_subclasses(
     if requested is None:
         return min(automatic, allowed)
     if requested > allowed:
-        raise ValueError(
+        raise TooFewRowsError(
             f"n_subclasses={requested} is more than class "
             f"{classes.tolist()[scarcest]!r} "
             f"allows: it has {available[scarcest]} {what}. Use n_subclasses <= "
@@ -313,7 +320,8 @@ def check_directions(
     """Give the caller's own directions as float64 (C, S, d)."""
     array = np.asarray(directions, dtype=np.float64)
     expected = (n_classes, n_subclasses or "n_subclasses", n_features)
-    if array.ndim != 3 or (array.shape[0], array.shape[2]) != (n_classes, n_features):
+    found = array.shape
+    if array.ndim != 3 or (found[0], found[2]) != expected[::2] or found[1] == 0:
         raise ValueError(
             f"splitter is an array of shape {array.shape}; directions must have shape "
             f"(n_classes, n_subclasses, n_features) = {expected}."
@@ -351,44 +359,5 @@ def check_out(out: Any, shape: tuple[int, int], dtype: np.dtype[Any]) -> None:
             f"out is {out.dtype} of shape {out.shape}; the result is {dtype} of shape "
             f"{shape}."
         )
-
-
-# --- losses ---------------------------------------------------------------------------
-
-
-def check_loss_shapes(
-    logits: tuple[int, ...], soft_targets: tuple[int, ...] | None, n_classes: int
-) -> None:
-    """Raise unless logits (n, C*S) and their targets have the same shape."""
-    if len(logits) != 2 or n_classes < 1 or logits[1] % n_classes:
-        raise ValueError(
-            f"logits has shape {tuple(logits)} and n_classes={n_classes}: logits must "
-            "be (n_samples, n_classes * n_subclasses)."
-        )
-    if soft_targets is not None and soft_targets != logits:
-        raise ValueError(
-            f"soft_targets has shape {tuple(soft_targets)} and logits has "
-            f"{tuple(logits)}: they must be equal."
-        )
-
-
-def check_loss_arguments(
-    temperature: float,
-    subclass_weight: float,
-    within_class_temperature: float | None,
-    reduction: str = "mean",
-) -> None:
-    """Raise where a number or a name cannot parametrise the loss."""
-    if not temperature > 0:
-        raise ValueError(f"temperature={temperature!r} must be positive.")
-    if within_class_temperature is not None and not within_class_temperature > 0:
-        raise ValueError(
-            f"within_class_temperature={within_class_temperature!r} must be positive, "
-            "or None for temperature itself."
-        )
-    if not subclass_weight >= 0:
-        raise ValueError(f"subclass_weight={subclass_weight!r} must not be negative.")
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(
-            f"reduction={reduction!r} must be one of 'mean', 'sum' and 'none'."
-        )
+    if not out.flags.writeable:
+        raise ValueError("out is read-only; pass an array that may be written to.")

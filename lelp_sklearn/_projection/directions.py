@@ -7,6 +7,9 @@ from scipy import linalg
 
 from lelp_sklearn._common.typing import FloatArray
 
+# Rows of a head that sum to zero, as a softmax's often do, do so to single precision.
+_RANK_TOLERANCE = 1e-6
+
 
 @dataclass(frozen=True)
 class Directions:
@@ -25,7 +28,7 @@ Solver = Callable[[int], list[Directions]]
 
 def row_space(coef: FloatArray) -> FloatArray:
     """Orthonormal basis (d, r) of the head's row space, r its numerical rank."""
-    basis: FloatArray = linalg.orth(coef.T)
+    basis: FloatArray = linalg.orth(coef.T, rcond=_RANK_TOLERANCE)
     return basis
 
 
