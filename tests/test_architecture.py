@@ -21,6 +21,7 @@ LEVELS = {
     "_display": 5,
     "_projector": 4,
     "_extractor": 4,
+    "_targets": 4,
     "losses": 2,
     "_projection.splitters": 3,
     "_projection.dask_arrays": 3,
