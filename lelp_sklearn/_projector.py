@@ -1,6 +1,5 @@
 """LELPProjector: teacher embeddings in, subclass soft labels out."""
 
-import os
 from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Integral, Real
@@ -8,17 +7,11 @@ from typing import ClassVar
 
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin, clone
-from sklearn.exceptions import NotFittedError
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils._set_output import _wrap_data_with_container
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import (
-    _check_feature_names,
-    _check_n_features,
-    check_is_fitted,
     has_fit_parameter,
-    validate_data,
 )
 
 from lelp_sklearn._common import validation
@@ -27,7 +20,6 @@ from lelp_sklearn._common.callbacks import (
     begin_fit,
     with_callbacks,
 )
-from lelp_sklearn._common.files import new_npy
 from lelp_sklearn._projection import heads, splitters, tensors
 from lelp_sklearn._projection.blocks import Rows, read_block, row_slices
 from lelp_sklearn._projection.directions import Solver
@@ -44,6 +36,7 @@ from lelp_sklearn._projection.statistics import (
     StreamedCovariance,
     gather_moments,
 )
+from lelp_sklearn._soft_labels import SoftLabelMixin
 
 # Up to this width the exact covariance of a class costs about as much as the passes of
 # the randomized solver, and a symmetric eigenproblem of its size takes milliseconds.
@@ -98,173 +91,8 @@ class _Stream:
     missing: str | None = None
 
 
-class _TargetsMixin:
-    """What a fitted projector does.
-
-    Apart from `LELPProjector`, because scikit-learn wraps the output of every
-    `transform` that a transformer's own class defines, and here `out` and tensors come
-    back as they are.
-    """
-
-    def transform(self, X, *, teacher_logits=None, out=None):
-        r"""Compute the subclass soft labels of embeddings.
-
-        .. math:: p_{c,s}(h) = \mathrm{softmax}_c(\ell(h) / \tau) \cdot
-                  \mathrm{softmax}_s((u_{c,s} \cdot h - o_{c,s}) / \beta)
-
-        Parameters
-        ----------
-        X : {array-like, memmap, torch.Tensor} of shape (n_samples, n_features)
-            Teacher embeddings. Read in blocks, never copied or up-cast whole.
-        teacher_logits : array-like of shape (n_samples, n_classes) or (n_samples, 1), \
-                default=None
-            The teacher's logits, in the order of `classes_`, or the one column of a
-            sigmoid teacher. They replace ``X @ coef_.T + intercept_``. For a teacher
-            that gives only probabilities pass their logarithm, zeros clipped.
-        out : ndarray or path, default=None
-            Where to write the result: an array of its shape and dtype, or a ``.npy``
-            file, which is written beside its place and renamed once complete.
-
-        Returns
-        -------
-        soft_labels : ndarray or tensor of shape (n_samples, n_classes * n_subclasses_)
-            In column ``c * n_subclasses_ + s`` the probability of subclass s of class
-            c. The floating dtype is that of X, at least float32. A tensor for a tensor,
-            on the same device; with `out` the array, or a read-only memory map of the
-            file, whatever `set_output` says.
-
-        Raises
-        ------
-        ValueError
-            If X or the logits hold NaN or infinity, if shapes do not fit, or if `out`
-            cannot be written.
-        """
-        self._check_fitted()
-        rows = self._check_rows(X, reset=False)
-        logits = self._check_logits(teacher_logits, rows.shape[0])
-        shape = rows.shape[0], self.offsets_.size
-        dtype = np.result_type(rows.dtype, np.float32)
-        if isinstance(out, str | os.PathLike):
-            with new_npy(out, shape, dtype) as target:
-                self._write(rows, logits, target)
-            return np.lib.format.open_memmap(out, mode="r")
-        if out is not None:
-            validation.check_out(out, shape, dtype)
-            self._write(rows, logits, out)
-            return out
-        soft_labels = np.empty(shape, dtype)
-        self._write(rows, logits, soft_labels)
-        if tensors.is_tensor(X):
-            return tensors.like(soft_labels, X)
-        return _wrap_data_with_container("transform", soft_labels, X, self)
-
-    def fit_transform(self, X, y=None, *, teacher_logits=None, sample_weight=None):
-        """Fit, then compute the soft labels of the same rows.
-
-        Parameters
-        ----------
-        X : {array-like, memmap, torch.Tensor} of shape (n_samples, n_features)
-            Teacher embeddings.
-        y : array-like of shape (n_samples,), default=None
-            As in :meth:`fit`.
-        teacher_logits : array-like of shape (n_samples, n_classes) or (n_samples, 1), \
-                default=None
-            Handed to both :meth:`fit` and :meth:`transform`.
-        sample_weight : array-like of shape (n_samples,), default=None
-            As in :meth:`fit`.
-
-        Returns
-        -------
-        soft_labels : ndarray or tensor of shape (n_samples, n_classes * n_subclasses_)
-            As from :meth:`transform`.
-        """
-        self.fit(X, y, teacher_logits=teacher_logits, sample_weight=sample_weight)
-        return self.transform(X, teacher_logits=teacher_logits)
-
-    def inverse_transform(self, X):
-        """Sum soft labels over the subclasses of each class.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_classes * n_subclasses_)
-            Subclass soft labels.
-
-        Returns
-        -------
-        probabilities : ndarray of shape (n_samples, n_classes)
-            For the projector's own soft labels, the teacher's class probabilities at
-            its temperature.
-        """
-        self._check_fitted()
-        if tensors.is_tensor(X):
-            return X.reshape(len(X), *self.offsets_.shape).sum(-1)
-        soft_labels = validation.check_soft_labels(X, self.offsets_.size)
-        return soft_labels.reshape(-1, *self.offsets_.shape).sum(axis=2)
-
-    def get_feature_names_out(self, input_features=None):
-        """Name the columns ``"{class}_{subclass}"``.
-
-        Parameters
-        ----------
-        input_features : array-like of str, default=None
-            Ignored; there for the interface.
-
-        Returns
-        -------
-        names : ndarray of str objects of shape (n_classes * n_subclasses_,)
-        """
-        self._check_fitted()
-        subclasses = range(self.n_subclasses_)
-        names = [f"{label}_{s}" for label in self.classes_ for s in subclasses]
-        return np.array(names, dtype=object)
-
-    def _write(self, rows, logits, target):
-        """Fill `target` with soft labels, a block of rows at a time."""
-        # Imported at the first call: numba would slow the import of the package.
-        from lelp_sklearn._projection.kernels import subclass_probabilities
-
-        dtype = target.dtype
-        # Taking out a common centre first keeps single precision exact where the
-        # embeddings lie far from zero.
-        centre = self.mean_.mean(axis=0).astype(dtype)
-        directions = self.components_.reshape(self.offsets_.size, -1)
-        offsets = self.offsets_.ravel() - directions @ centre
-        intercept = self.intercept_ + self.coef_ @ centre
-        directions, offsets, coef, intercept = (
-            array.astype(dtype)
-            for array in (directions.T, offsets, self.coef_.T, intercept)
-        )
-        for block in row_slices(rows):
-            centred = read_block(rows, block, dtype) - centre
-            if logits is None:
-                scores = centred @ coef + intercept
-            else:
-                scores = logits[block].astype(dtype)
-            subclass_probabilities(
-                centred @ directions - offsets,
-                scores,
-                self.temperature,
-                self.subclass_temperature_,
-                target[block],
-            )
-
-    def _check_fitted(self):
-        stream = self.__dict__.get("_stream")
-        if stream is not None and stream.missing is not None:
-            raise NotFittedError(f"partial_fit needs more rows: {stream.missing}")
-        # n_features_in_ is set before the rows are checked and says nothing.
-        check_is_fitted(self, "components_")
-
-    def _check_logits(self, teacher_logits, n_samples):
-        if teacher_logits is None:
-            return None
-        logits = tensors.to_array(teacher_logits)
-        logits = validation.check_logits(logits, n_samples)
-        return validation.logits_of_classes(logits, len(self.classes_))
-
-
 class LELPProjector(
-    CallbackSupportMixin, _TargetsMixin, TransformerMixin, BaseEstimator
+    CallbackSupportMixin, SoftLabelMixin, TransformerMixin, BaseEstimator
 ):
     r"""Split the classes of a teacher into subclasses along linear projections.
 
@@ -604,27 +432,6 @@ class LELPProjector(
             logits = validation.logits_of_classes(logits, len(classes))
         sample = _Sample(rows, codes, weight, logits, classes, head)
         return sample.with_teacher_classes()
-
-    def _check_rows(self, X, *, reset):
-        """Give X as rows to be read in blocks, all of them finite."""
-        if tensors.is_tensor(X):
-            validation.check_tensor(X)
-            rows = tensors.as_rows(X)
-            _check_feature_names(self, X, reset=reset)
-            _check_n_features(self, rows, reset=reset)
-        else:
-            rows = validate_data(
-                self,
-                X,
-                reset=reset,
-                dtype=[np.float64, np.float32, np.float16],
-                # Checked below: scikit-learn makes a mask of the size of float16 input,
-                # and does not name the row.
-                ensure_all_finite=False,
-            )
-        for block in row_slices(rows):
-            validation.check_finite_block(rows[block], block.start, "X")
-        return rows
 
     def _fit_head(self, rows, labels, labelled, weight, classes):
         """Fit a clone of the linear classifier on the labelled rows."""

@@ -20,6 +20,7 @@ LEVELS = {
     "_student": 5,
     "_display": 5,
     "_projector": 4,
+    "_soft_labels": 3,
     "_extractor": 4,
     "_targets": 4,
     "losses": 2,
