@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lelp_sklearn._common import validation
+from lelp_sklearn._common import training_validation as validation
 
 __all__ = ["SubclassCrossEntropyLoss", "class_logits", "subclass_cross_entropy"]
 
@@ -123,7 +123,7 @@ def subclass_cross_entropy(
     )
     validation.check_loss_shapes(logits.shape, soft_targets.shape, n_classes)
     dtype = torch.promote_types(logits.dtype, soft_targets.dtype)
-    rows: Tensor = _SubclassCrossEntropy.apply(
+    rows: Tensor = _SubclassCrossEntropy.apply(  # type: ignore[no-untyped-call]
         _by_class(logits.to(dtype), n_classes),
         _by_class(soft_targets.to(dtype), n_classes),
         temperature,

@@ -109,6 +109,9 @@ class FitTask:
             context.call_on_fit_task_end(estimator=self.estimator, **self.data)
 
 
+NO_TASK = FitTask(None, {}, None)
+
+
 def begin_fit(
     estimator: Any,
     X: Any,

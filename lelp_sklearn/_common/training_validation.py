@@ -1,0 +1,359 @@
+"""Checks of what a user passes to the losses and the student, and their messages."""
+
+import inspect
+import numbers
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lelp_sklearn._common.typing import BoolArray
+
+# --- losses ---------------------------------------------------------------------------
+
+
+def check_loss_shapes(
+    logits: tuple[int, ...], soft_targets: tuple[int, ...] | None, n_classes: int
+) -> None:
+    """Raise unless logits (n, C*S) and their targets have the same shape."""
+    if len(logits) != 2 or n_classes < 1 or logits[1] % n_classes:
+        raise ValueError(
+            f"logits has shape {tuple(logits)} and n_classes={n_classes}: logits must "
+            "be (n_samples, n_classes * n_subclasses)."
+        )
+    if soft_targets is not None and soft_targets != logits:
+        raise ValueError(
+            f"soft_targets has shape {tuple(soft_targets)} and logits has "
+            f"{tuple(logits)}: they must be equal."
+        )
+
+
+def check_loss_arguments(
+    temperature: float,
+    subclass_weight: float,
+    within_class_temperature: float | None,
+    reduction: str = "mean",
+) -> None:
+    """Raise where a number or a name cannot parametrise the loss."""
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature!r} must be positive.")
+    if within_class_temperature is not None and not within_class_temperature > 0:
+        raise ValueError(
+            f"within_class_temperature={within_class_temperature!r} must be positive, "
+            "or None for temperature itself."
+        )
+    if not subclass_weight >= 0:
+        raise ValueError(f"subclass_weight={subclass_weight!r} must not be negative.")
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(
+            f"reduction={reduction!r} must be one of 'mean', 'sum' and 'none'."
+        )
+
+
+# --- the student: inputs and targets --------------------------------------------------
+
+
+def check_tensor_rows(X: Any) -> None:
+    """Raise unless a tensor has rows with entries, dense, real and finite."""
+    if X.ndim < 2 or 0 in X.shape:
+        raise ValueError(
+            f"X is a tensor of shape {tuple(X.shape)}: Expected 2D or more, with at "
+            "least one sample and one feature."
+        )
+    if X.is_complex() or X.layout.__repr__() != "torch.strided":
+        raise TypeError(
+            f"X is a tensor of dtype {X.dtype} and layout {X.layout}; pass a real and "
+            "dense one (X.to_dense())."
+        )
+    finite = X.isfinite().flatten(1).all(1)
+    if not bool(finite.all()):
+        row = int(finite.logical_not().nonzero()[0])
+        raise ValueError(
+            f"Input X contains NaN or infinity (inf), first in row {row}; remove or "
+            "impute such rows."
+        )
+
+
+def check_row_shape(found: tuple[int, ...], fitted: tuple[int, ...]) -> None:
+    """Raise unless rows have the shape of those seen in fit."""
+    if found != fitted:
+        raise ValueError(
+            f"X has rows of shape {found} and the student was fitted on rows of shape "
+            f"{fitted}: pass rows of that shape."
+        )
+
+
+def check_codes(dtype: object, as_fitted: bool) -> None:
+    """Raise where numbers come to a module that was fitted on integer codes."""
+    if not as_fitted:
+        raise ValueError(
+            f"X is {dtype} and the student was fitted on integers, which its module "
+            "takes as codes: pass integers."
+        )
+
+
+def check_soft_targets(soft_targets: Any) -> NDArray[Any]:
+    """Give soft targets (n, C*S) as a floating array."""
+    soft = np.asarray(soft_targets)
+    if soft.dtype.kind != "f":
+        soft = soft.astype(np.float64)
+    if soft.ndim != 2 or 0 in soft.shape:
+        raise ValueError(
+            f"soft_targets has shape {soft.shape}; it must be (n_samples, n_classes * "
+            "n_subclasses), as LELPProjector.transform makes it."
+        )
+    return soft
+
+
+def check_soft_target_columns(n_columns: int, classes: NDArray[Any]) -> None:
+    """Raise unless each class has as many columns as any other."""
+    if n_columns % len(classes):
+        raise ValueError(
+            f"soft_targets has {n_columns} columns, no multiple of the {len(classes)} "
+            f"classes {classes.tolist()}: give n_subclasses columns a class."
+        )
+
+
+def check_probabilities(soft: NDArray[Any]) -> None:
+    """Raise unless each row of soft targets is a distribution."""
+    if soft.min() < 0:
+        row = int(np.argmax((soft < 0).any(axis=1)))
+        raise ValueError(
+            f"soft_targets is negative in row {row}: they must be probabilities, not "
+            "logits."
+        )
+    sums = soft.sum(axis=1, dtype=np.float64)
+    # Many entries of half precision add up to no better than this.
+    wrong = np.abs(sums - 1) > 1e-2
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise ValueError(
+            f"soft_targets does not sum to one in row {row} (sum {sums[row]:.4g}): "
+            "divide each row by its sum."
+        )
+
+
+def unknown_classes() -> ValueError:
+    """Soft targets without anything that says the classes."""
+    return ValueError(
+        "soft_targets is given and nothing says the classes of its columns: pass y, or "
+        "a projector with an integer n_subclasses or fitted and frozen "
+        "(FrozenEstimator)."
+    )
+
+
+def check_labels_for(needed_by: str, labelled: BoolArray) -> None:
+    """Raise where no row is labelled and labels are needed."""
+    if not labelled.any():
+        raise ValueError(
+            "LELPStudentClassifier requires y to be passed, but the target y is None "
+            f"or has no labels: {needed_by}."
+        )
+
+
+def check_embeddable(n_dimensions: int) -> None:
+    """Raise where X cannot take the place of the teacher's embeddings."""
+    if n_dimensions != 2:
+        raise ValueError(
+            f"X has {n_dimensions} dimensions and cannot take the place of the "
+            "teacher's embeddings: pass teacher_embeddings, soft_targets or a teacher."
+        )
+
+
+def omitted_teacher(name: str) -> ValueError:
+    """A student that was fitted, pickled and loaded is to be fitted again."""
+    return ValueError(
+        f"teacher ({name}) was left out when the fitted student was pickled: set it "
+        "again with set_params(teacher=...), or pass teacher_embeddings."
+    )
+
+
+# --- the student: training ------------------------------------------------------------
+
+
+def check_validation_data(
+    early_stopping: bool, X_val: Any, y_val: Any, teacher_embeddings_val: Any
+) -> None:
+    """Raise where validation data is incomplete or would not be used."""
+    others = {"y_val": y_val, "teacher_embeddings_val": teacher_embeddings_val}
+    for name, value in others.items():
+        if X_val is None and value is not None:
+            raise ValueError(f"{name} is given without X_val: pass both or neither.")
+    if X_val is not None and not early_stopping:
+        raise ValueError(
+            "X_val is given and early_stopping is False, which has no use for it: set "
+            "early_stopping=True."
+        )
+
+
+def check_validation_labels(labelled: BoolArray, has_embeddings: bool) -> None:
+    """Raise where nothing says what a student should predict of validation rows."""
+    if has_embeddings:
+        raise ValueError(
+            "teacher_embeddings_val is given and there is no projector that was fitted "
+            "on embeddings of the teacher: with soft_targets give "
+            "projector=FrozenEstimator(...), or leave it out and pass y_val."
+        )
+    if not labelled.any():
+        raise ValueError(
+            "X_val is given and nothing says its classes: pass y_val, or "
+            "teacher_embeddings_val."
+        )
+
+
+def check_partial_fit(
+    early_stopping: bool, class_weight: Any, classes: Any, first: bool
+) -> None:
+    """Raise for what needs all the data, and where the classes are not known."""
+    if early_stopping:
+        raise ValueError("partial_fit does not support early_stopping=True.")
+    if class_weight == "balanced":
+        raise ValueError(
+            "partial_fit does not support class_weight='balanced': pass a dict."
+        )
+    if first and classes is None:
+        raise ValueError("classes must be passed on the first call to partial_fit.")
+
+
+def check_block_classes(found: NDArray[Any], classes: NDArray[Any]) -> None:
+    """Raise where the projector cannot be fitted on a first block."""
+    missing = np.setdiff1d(classes, found)
+    if missing.size:
+        raise ValueError(
+            f"the first block of partial_fit has no rows of {missing.tolist()}, and "
+            "the projector is fitted on it: pass a block with every class, "
+            "soft_targets or projector=FrozenEstimator(...)."
+        )
+
+
+def unsplittable(fraction: float, n_samples: int, reason: object) -> ValueError:
+    """No validation rows can be held out."""
+    return ValueError(
+        f"early_stopping=True cannot hold out validation_fraction={fraction} of "
+        f"{n_samples} rows with a row of each class on both sides ({reason}): give "
+        "more rows, or pass X_val and y_val."
+    )
+
+
+def check_same_columns(n_columns: int, n_outputs: int) -> None:
+    """Raise unless targets have a column for each output of the fitted module."""
+    if n_columns != n_outputs:
+        raise ValueError(
+            f"the targets have {n_columns} columns and the fitted module {n_outputs} "
+            "outputs: keep n_subclasses, or fit anew with warm_start=False."
+        )
+
+
+def targets_are_missing() -> ValueError:
+    """A student fitted on soft targets goes on without them."""
+    return ValueError(
+        "the student was fitted on soft_targets and has no fitted projector: pass "
+        "soft_targets again."
+    )
+
+
+def check_class_weight(class_weight: dict[Any, float], classes: NDArray[Any]) -> None:
+    """Raise where a weight is given to what is no class."""
+    unknown = [label for label in class_weight if label not in classes.tolist()]
+    if unknown:
+        raise ValueError(
+            f"class_weight has weights for {unknown}, which are not among the classes "
+            f"{classes.tolist()}."
+        )
+
+
+def check_schedule_value(value: Any, name: str, progress: float) -> None:
+    """Raise unless a schedule gives a number that is not negative."""
+    if not isinstance(value, numbers.Real) or not 0 <= float(value) < np.inf:
+        raise ValueError(
+            f"{name} gives {value!r} at progress {progress:g}; it must give finite "
+            "numbers that are not negative."
+        )
+
+
+def check_losses(losses: list[float], learning_rates: list[float], epoch: int) -> None:
+    """Raise where the loss of a step was not finite."""
+    for step, loss in enumerate(losses):
+        if not np.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss was {loss} in step {step + 1} of epoch {epoch + 1}, at "
+                f"learning rate {learning_rates[step]:g}: lower learning_rate, set "
+                "max_grad_norm or standardise X."
+            )
+
+
+# --- the student: modules and devices -------------------------------------------------
+
+
+def unusable_device(device: object, reason: object) -> ValueError:
+    """A device that torch does not know or that is not there."""
+    first_line = str(reason).splitlines()[0]
+    return ValueError(
+        f"device={str(device)!r} cannot be used ({first_line}): use 'auto', 'cpu' or a "
+        "device that torch finds here."
+    )
+
+
+def check_module_arguments(
+    module: Any, module_params: Any, *, is_template: bool
+) -> None:
+    """Raise where a module cannot be built with its arguments."""
+    if is_template and module_params:
+        raise ValueError(
+            f"module_params={module_params!r} needs a module that is built: module is "
+            f"an instance of {type(module).__name__}; pass its class or a function."
+        )
+    if is_template:
+        return
+    try:
+        signature = inspect.signature(module)
+    except ValueError:  # built in, and without a signature
+        return
+    try:
+        signature.bind(1, 1, **(module_params or {}))
+    except TypeError as reason:
+        name = getattr(module, "__name__", repr(module))
+        raise TypeError(
+            f"module {name} cannot be called as module(n_features, n_outputs, "
+            f"**module_params) with module_params={module_params!r}: {reason}."
+        ) from reason
+
+
+def check_is_module(is_module: bool, built: object) -> None:
+    """Raise unless a callable returned a module."""
+    if not is_module:
+        raise TypeError(
+            f"module returned {type(built).__name__}; it must return a torch.nn.Module."
+        )
+
+
+def check_has_linear(n_linear: int, module: object) -> None:
+    """Raise unless a template has a layer to widen."""
+    if not n_linear:
+        raise ValueError(
+            f"module is an instance of {type(module).__name__} without a "
+            "torch.nn.Linear to widen: pass a callable (n_features, n_outputs)."
+        )
+
+
+def failing_module(rows: Any, reason: object) -> ValueError:
+    """The module does not take the rows."""
+    return ValueError(
+        f"module fails on the first rows of X, a tensor of shape {tuple(rows.shape)} "
+        f"and dtype {rows.dtype}: {reason}"
+    )
+
+
+def check_module_outputs(found: object, n_rows: int, n_outputs: int) -> None:
+    """Raise unless the module makes one column an output."""
+    if found != (n_rows, n_outputs):
+        raise ValueError(
+            f"module makes an output of shape {found} of {n_rows} rows; it must be "
+            f"({n_rows}, {n_outputs}), n_classes * n_subclasses columns of logits."
+        )
+
+
+def check_trainable(n_parameters: int) -> None:
+    """Raise unless there is something to train."""
+    if not n_parameters:
+        raise ValueError("module has no parameter that requires a gradient.")

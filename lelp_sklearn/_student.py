@@ -1,0 +1,918 @@
+"""LELPStudentClassifier: a torch module trained on subclass soft labels."""
+
+import warnings
+from dataclasses import dataclass, field, replace
+from numbers import Integral, Real
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.frozen import FrozenEstimator
+from sklearn.model_selection import train_test_split
+from sklearn.utils import _safe_indexing, check_random_state
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils.validation import (
+    _check_feature_names,
+    _check_n_features,
+    check_is_fitted,
+    validate_data,
+)
+from torch import nn
+
+from lelp_sklearn._common import training_validation, validation
+from lelp_sklearn._common.callbacks import (
+    NO_TASK,
+    CallbackSupportMixin,
+    begin_fit,
+    with_callbacks,
+)
+from lelp_sklearn._common.exceptions import NoTeacherWarning
+from lelp_sklearn._projector import LELPProjector
+from lelp_sklearn._targets import (
+    OmittedTeacher,
+    Sample,
+    TargetSource,
+    as_array,
+    fitted_source,
+    given_source,
+    is_hard,
+    noted,
+)
+from lelp_sklearn._training import devices, modules, schedules
+from lelp_sklearn._training.batches import Rows, as_tensor, outputs
+from lelp_sklearn._training.loop import (
+    EarlyStopping,
+    Objective,
+    Trainer,
+    Validation,
+    make_optimizer,
+)
+
+_NO_TEACHER = (
+    "There is no teacher: neither teacher_embeddings, teacher_logits, soft_targets, a "
+    "teacher nor a head of the projector is given. X takes the place of the "
+    "embeddings and the labels that of the teacher's class probabilities."
+)
+
+
+class _Seeds(NamedTuple):
+    projector: int
+    split: int
+    training: int
+
+
+@dataclass
+class _Fit:
+    """What a fit has come to, and what the next one goes on from."""
+
+    source: TargetSource
+    student: modules.Student
+    within_class_temperature: float
+    seed: int
+    optimizer: torch.optim.Optimizer | dict | None = None
+    loss_curve: list = field(default_factory=list)
+    validation_scores: list | None = None
+
+    def snapshot(self):
+        """Give a copy that stays as it is while training goes on."""
+        scores = self.validation_scores
+        return replace(
+            self,
+            student=self.student.snapshot(),
+            optimizer=None,
+            loss_curve=list(self.loss_curve),
+            validation_scores=None if scores is None else list(scores),
+        )
+
+    def __getstate__(self):
+        state = self.__dict__.copy()
+        if isinstance(self.optimizer, torch.optim.Optimizer):
+            state["optimizer"] = modules.to_arrays(self.optimizer.state_dict())
+        return state
+
+
+class LELPStudentClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimator):
+    r"""A torch module trained on the subclass soft labels of a teacher (LELP).
+
+    The module has :math:`K = C \cdot S` outputs, S for each class. It is trained on the
+    probabilities of subclasses that :class:`LELPProjector` makes of the teacher's
+    embeddings, with the loss of [1]_ opened into classes and subclasses:
+
+    .. math::
+
+        L = (1 - \alpha) \left[ \tau^2 \mathrm{CE}_{class}(\tau) + \lambda \tau_w^2
+            \sum_c p_c \mathrm{CE}_{within\ c}(\tau_w) \right]
+            + \alpha \, \mathrm{CE}(y, \mathrm{softmax}(A))
+
+    where :math:`A_c = \tau \log \sum_s \exp(a_{c,s} / \tau)` are the class logits that
+    `predict_proba`, `predict` and `decision_function` use. S = 1 is vanilla knowledge
+    distillation.
+
+    Parameters
+    ----------
+    module : torch.nn.Module, callable or None, default=None
+        The student. A callable ``(n_features, n_outputs, **module_params)``, such as a
+        class, returns the module; `n_features` is ``X.shape[1]``. An instance is a
+        template: it is copied and the copy's last :class:`torch.nn.Linear`, unless it
+        has K outputs already, replaced by a new one of K; the other weights are where
+        training starts. None is a multilayer perceptron with ReLU on the flattened
+        rows, which takes ``hidden_layer_sizes``, default ``(128,)``, in
+        `module_params`.
+    module_params : dict, default=None
+        Further arguments of the callable.
+    projector : LELPProjector, FrozenEstimator or None, default=None
+        Makes the targets; None is ``LELPProjector()``. A clone is fitted, whose
+        `random_state`, where it is None, is derived from that of the student. A
+        :class:`~sklearn.frozen.FrozenEstimator` of a fitted one is used as it is.
+    teacher : transformer or None, default=None
+        Turns X into embeddings, unless they are given. A clone is fitted by
+        ``teacher.fit(X, y)``, unless frozen; inside a Pipeline X is what the steps
+        before made of it. Its `head_`, if there is one, is the head of a projector that
+        has none. It is no part of a pickled fitted student.
+    label_weight : float, default=0.0
+        The weight α of the true labels. Rows without a label have no such term.
+    subclass_weight : float, "anneal" or callable, default="anneal"
+        The weight λ of the subclasses. 1 is the published method; "anneal" falls
+        linearly from 1 to 0 over the first half of training; a callable takes the
+        progress of training from 0 to 1.
+    within_class_temperature : float or "auto", default="auto"
+        The temperature :math:`\tau_w` within the classes. "auto" is 1 where each class
+        has all its mass on one subclass (`subclass_temperature` 0) and else τ.
+    class_weight : dict, "balanced" or None, default=None
+        Weights of the classes in the loss, by label; 1 where not given. "balanced"
+        makes the classes equal in total weight. A row without a label counts as the
+        teacher's likeliest class.
+    unlabeled : object, default=None
+        The value in y that marks rows without a label, such as -1, NaN or a string;
+        None for no such value. Handed on to the projector.
+    optimizer : "adamw" or callable, default="adamw"
+        A callable ``(parameters, lr=, weight_decay=)`` returns a
+        :class:`torch.optim.Optimizer` whose `step` needs no closure, such as
+        ``torch.optim.SGD``.
+    learning_rate : float, default=0.01
+        The learning rate, where the schedule has not changed it.
+    learning_rate_schedule : {"constant", "cosine"} or callable, default="constant"
+        "cosine" falls to 0 at the end of training. A callable gives the factor of
+        `learning_rate` at a progress from 0 to 1.
+    weight_decay : float, default=1e-4
+        Decoupled weight decay of AdamW, or what `optimizer` makes of it.
+    max_grad_norm : float, default=None
+        Longer gradients are shortened to this norm; None leaves them.
+    max_epochs : int, default=100
+        Number of epochs, and what progress counts in.
+    batch_size : int, default=128
+        Rows a step. A last batch of one row joins the one before.
+    early_stopping : bool, default=False
+        Whether to stop when the score on validation rows has not risen for
+        `n_iter_no_change` epochs, and to keep the weights of the best epoch. The score
+        is the negative cross-entropy to the class probabilities of the teacher, so rows
+        without a label count. Epochs are counted once λ has its final value.
+    validation_fraction : float, default=0.1
+        Part of the rows, stratified by label, that is held out where `early_stopping`
+        is set and no `X_val` is given. The projector does not learn from it.
+    n_iter_no_change : int, default=10
+        See `early_stopping`.
+    warm_start : bool, default=False
+        Whether `fit` goes on from the fitted module. The fitted projector is kept,
+        since the outputs stand for its subclasses, and the curves are continued.
+    verbose : int, default=0
+        1 prints a line an epoch.
+    device : str or torch.device, default="auto"
+        Where to train. "auto" is the accelerator that holds X, else the first that is
+        available, else the CPU.
+    random_state : int, RandomState instance or None, default=None
+        Fixes the initial weights, the order of rows, what modules draw from torch and
+        what is held out, and leaves every global generator alone. None draws seeds from
+        NumPy's global generator.
+
+    Attributes
+    ----------
+    module_ : torch.nn.Module
+        The trained module, which makes the K logits.
+    projector_ : LELPProjector, FrozenEstimator or None
+        The fitted projector; None where `soft_targets` were given and no frozen one.
+    classes_ : ndarray of shape (n_classes,)
+        The classes.
+    n_epochs_ : int
+        Number of complete epochs.
+    loss_curve_ : list of float
+        Mean loss of each epoch.
+    validation_scores_ : list of float or None
+        Score of each epoch on the validation rows; None without `early_stopping`.
+    n_features_in_ : int
+        ``X.shape[1]``.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the features, where X has names that are strings.
+
+    See Also
+    --------
+    LELPProjector : Makes the soft labels.
+    lelp_sklearn.losses.subclass_cross_entropy : The loss, for other trainers.
+
+    Notes
+    -----
+    Embeddings, logits, soft targets and `sample_weight` are metadata of `fit` that
+    cross-validation slices with the rows and that is requested by default. Where
+    another step of a pipeline takes `sample_weight` too, metadata routing wants the
+    request of every such step to be explicit (`set_fit_request`). `X_val`, `y_val` and
+    `teacher_embeddings_val` are not requested; a Pipeline transforms `X_val` where it
+    is named in its `transform_input`.
+
+    On the CPU training runs in float64 where X is float64 and else in float32, on
+    accelerators in float32. Integers stay integers, as codes of tokens, for a `module`
+    of the caller's; the default module takes them as numbers. On the CPU and with an
+    equal number of threads a fit with the same `random_state` gives equal bits.
+
+    The loss is read once an epoch, so that the host never waits for the device.
+
+    A fitted student pickles as NumPy arrays and is loaded on the CPU; ``module_.to``
+    moves it. skops loads it again where `module` is None or can be imported, the
+    projector's `head` is None or arrays and there is no teacher.
+
+    References
+    ----------
+    .. [1] Loo, Iliopoulos, Hu and Vee, "Linear Projections of Teacher Embeddings for
+       Few-Class Distillation", 2024, arXiv:2409.20449.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from lelp_sklearn import LELPProjector, LELPStudentClassifier
+    >>> X, digit = load_digits(return_X_y=True)
+    >>> X, y = X / 16, digit % 2
+    >>> head = LogisticRegression().fit(X, y)
+    >>> student = LELPStudentClassifier(
+    ...     projector=LELPProjector(n_subclasses=5, head=head),
+    ...     max_epochs=5,
+    ...     random_state=0,
+    ... )
+    >>> student.fit(X, y, teacher_embeddings=X).predict_subclass_proba(X).shape
+    (1797, 10)
+    """
+
+    __metadata_request__fit: ClassVar[dict] = {
+        "teacher_embeddings": True,
+        "teacher_logits": True,
+        "soft_targets": True,
+        "sample_weight": True,
+    }
+    __metadata_request__partial_fit: ClassVar[dict] = __metadata_request__fit
+
+    _parameter_constraints: ClassVar[dict] = {
+        "module": [callable, None],
+        "module_params": [dict, None],
+        "projector": [HasMethods(["fit", "transform"]), None],
+        "teacher": [HasMethods(["fit", "transform"]), OmittedTeacher, None],
+        "label_weight": [Interval(Real, 0, 1, closed="both")],
+        "subclass_weight": [
+            Interval(Real, 0, None, closed="left"),
+            StrOptions({"anneal"}),
+            callable,
+        ],
+        "within_class_temperature": [
+            Interval(Real, 0, None, closed="neither"),
+            StrOptions({"auto"}),
+        ],
+        "class_weight": [dict, StrOptions({"balanced"}), None],
+        "unlabeled": "no_validation",
+        "optimizer": [StrOptions({"adamw"}), callable],
+        "learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "learning_rate_schedule": [StrOptions({"constant", "cosine"}), callable],
+        "weight_decay": [Interval(Real, 0, None, closed="left")],
+        "max_grad_norm": [Interval(Real, 0, None, closed="neither"), None],
+        "max_epochs": [Interval(Integral, 1, None, closed="left")],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "early_stopping": ["boolean"],
+        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
+        "warm_start": ["boolean"],
+        "verbose": ["verbose"],
+        "device": [str, torch.device],
+        "random_state": ["random_state"],
+    }
+
+    def __init__(
+        self,
+        module=None,
+        *,
+        module_params=None,
+        projector=None,
+        teacher=None,
+        label_weight=0.0,
+        subclass_weight="anneal",
+        within_class_temperature="auto",
+        class_weight=None,
+        unlabeled=None,
+        optimizer="adamw",
+        learning_rate=0.01,
+        learning_rate_schedule="constant",
+        weight_decay=1e-4,
+        max_grad_norm=None,
+        max_epochs=100,
+        batch_size=128,
+        early_stopping=False,
+        validation_fraction=0.1,
+        n_iter_no_change=10,
+        warm_start=False,
+        verbose=0,
+        device="auto",
+        random_state=None,
+    ):
+        self.module = module
+        self.module_params = module_params
+        self.projector = projector
+        self.teacher = teacher
+        self.label_weight = label_weight
+        self.subclass_weight = subclass_weight
+        self.within_class_temperature = within_class_temperature
+        self.class_weight = class_weight
+        self.unlabeled = unlabeled
+        self.optimizer = optimizer
+        self.learning_rate = learning_rate
+        self.learning_rate_schedule = learning_rate_schedule
+        self.weight_decay = weight_decay
+        self.max_grad_norm = max_grad_norm
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.warm_start = warm_start
+        self.verbose = verbose
+        self.device = device
+        self.random_state = random_state
+
+    def __sklearn_is_fitted__(self):
+        return hasattr(self, "module_")
+
+    def __getstate__(self):
+        state = {**super().__getstate__(), "module": modules.on_cpu(self.module)}
+        # Made again of the arrays in the fit.
+        if state.pop("module_", None) is not None and self.teacher is not None:
+            state["teacher"] = OmittedTeacher(type(self.teacher).__name__)
+        return state
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        if hasattr(self, "_fit"):
+            self.module_ = self._fit.student.net
+
+    @with_callbacks
+    def fit(
+        self,
+        X,
+        y=None,
+        *,
+        teacher_embeddings=None,
+        teacher_logits=None,
+        soft_targets=None,
+        sample_weight=None,
+        X_val=None,
+        y_val=None,
+        teacher_embeddings_val=None,
+    ):
+        """Train the student.
+
+        The targets are `soft_targets`; else they are made by the projector, from
+        `teacher_embeddings`, else from those of `teacher`, else from X in their place.
+        In the last case, unless `teacher_logits` or a `head` of the projector say the
+        class probabilities, there is no teacher: class targets are the labels.
+
+        Parameters
+        ----------
+        X : {array-like, torch.Tensor} of shape (n_samples, n_features, ...)
+            Inputs of the student: two dimensions or more, such as images or token ids.
+        y : array-like of shape (n_samples,), default=None
+            Class labels. Rows marked `unlabeled`, or all rows where y is None, take the
+            class that the teacher finds likeliest.
+        teacher_embeddings : array-like of shape (n_samples, n_embedding), default=None
+            The teacher's embeddings of the rows.
+        teacher_logits : array-like of shape (n_samples, n_classes) or (n_samples, 1), \
+                default=None
+            The teacher's logits, as in :meth:`LELPProjector.fit`.
+        soft_targets : array-like of shape (n_samples, n_classes * n_subclasses), \
+                default=None
+            What :meth:`LELPProjector.transform` made, elsewhere and with the
+            `temperature` of `projector`. The classes are those of y, of a frozen
+            projector or, where its `n_subclasses` is a number, 0, 1 and so on.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Row weights. A row of weight 0 is left out.
+        X_val : {array-like, torch.Tensor} of shape (n_val, n_features, ...), \
+                default=None
+            Validation rows for `early_stopping`.
+        y_val : array-like of shape (n_val,), default=None
+            Their labels: what they are scored against where the teacher's class
+            probabilities are not known.
+        teacher_embeddings_val : array-like of shape (n_val, n_embedding), default=None
+            The teacher's embeddings of the validation rows.
+
+        Returns
+        -------
+        self : LELPStudentClassifier
+            The fitted student.
+
+        Raises
+        ------
+        ValueError
+            If arguments hold NaN or infinity, do not fit together, or leave the classes
+            or targets unknown; if the module does not make K outputs.
+        TypeError
+            If X is sparse or the module cannot be built.
+        FloatingPointError
+            If the loss of a step was not finite, at the end of its epoch.
+        """
+        self._check_parameters()
+        training_validation.check_validation_data(
+            self.early_stopping, X_val, y_val, teacher_embeddings_val
+        )
+        previous = None
+        if self.warm_start and hasattr(self, "_fit"):
+            previous = replace(self._fit, optimizer=None)
+        teacher_data = teacher_embeddings, teacher_logits, soft_targets
+        sample = self._read(X, y, *teacher_data, sample_weight, _expected(previous))
+        given = self._read_validation(sample, X_val, y_val, teacher_embeddings_val)
+        seeds = self._draw_seeds()
+        used, held_out = self._hold_out(sample, given, seeds.split)
+        n_steps = self.max_epochs + (previous is None)
+        task = self._begin(X, y, sample_weight, sample.labelled, n_steps)
+        source = previous.source if previous else None
+        if source is None:
+            source = self._make_source(sample, used, seeds.projector, task)
+        fit, trainer = self._prepare(sample, used, source, seeds.training, previous)
+        self._train(fit, trainer, task, self._validation(fit, trainer, given, held_out))
+        task.end({})
+        return self
+
+    def partial_fit(
+        self,
+        X,
+        y=None,
+        classes=None,
+        *,
+        teacher_embeddings=None,
+        teacher_logits=None,
+        soft_targets=None,
+        sample_weight=None,
+    ):
+        """Train for one epoch on a block of rows.
+
+        The projector, unless frozen, and the teacher are fitted at the first call and
+        kept. Progress, which λ and the learning rate depend on, counts the calls over
+        `max_epochs` and ends at 1.
+
+        Parameters
+        ----------
+        X : {array-like, torch.Tensor} of shape (n_samples, n_features, ...)
+            As in :meth:`fit`. Where a projector is fitted the first block must hold
+            rows of every class, enough for `n_subclasses`.
+        y : array-like of shape (n_samples,), default=None
+            As in :meth:`fit`.
+        classes : array-like of shape (n_classes,), default=None
+            All classes; needed at the first call.
+        teacher_embeddings : array-like of shape (n_samples, n_embedding), default=None
+            As in :meth:`fit`.
+        teacher_logits : array-like of shape (n_samples, n_classes) or (n_samples, 1), \
+                default=None
+            As in :meth:`fit`.
+        soft_targets : array-like of shape (n_samples, n_classes * n_subclasses), \
+                default=None
+            As in :meth:`fit`.
+        sample_weight : array-like of shape (n_samples,), default=None
+            As in :meth:`fit`.
+
+        Returns
+        -------
+        self : LELPStudentClassifier
+            The student.
+
+        Raises
+        ------
+        ValueError
+            As in :meth:`fit`; if `classes` are missing at the first call, or
+            `early_stopping` or balanced class weights are asked for.
+        """
+        self._check_parameters()
+        previous = getattr(self, "_fit", None)
+        training_validation.check_partial_fit(
+            self.early_stopping, self.class_weight, classes, previous is None
+        )
+        teacher_data = teacher_embeddings, teacher_logits, soft_targets
+        sample = self._read(X, y, *teacher_data, sample_weight, _expected(previous))
+        used = self._usable(sample)
+        seeds = self._draw_seeds()
+        if previous is None:
+            seed = seeds.projector
+            source = self._make_source(sample, used, seed, NO_TASK, np.unique(classes))
+        else:
+            source = previous.source
+        fit, trainer = self._prepare(sample, used, source, seeds.training, previous)
+        done = len(fit.loss_curve)
+        fit.loss_curve.append(trainer.run_epoch(done, done))
+        self._keep(replace(fit, optimizer=trainer.optimizer))
+        return self
+
+    def predict(self, X):
+        """Predict the class of each row.
+
+        Parameters
+        ----------
+        X : {array-like, torch.Tensor} of shape (n_samples, n_features, ...)
+            Rows of the shape seen in fit.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+            The likeliest classes.
+        """
+        likeliest = self._class_logits(X).argmax(dim=1).cpu().numpy()
+        return self.classes_[likeliest]
+
+    def predict_proba(self, X):
+        """Predict class probabilities, the softmax of the class logits.
+
+        Parameters
+        ----------
+        X : {array-like, torch.Tensor} of shape (n_samples, n_features, ...)
+            Rows of the shape seen in fit.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes)
+            Probabilities, in the order of `classes_`.
+        """
+        return torch.softmax(self._class_logits(X), dim=1).cpu().numpy()
+
+    def predict_subclass_proba(self, X):
+        """Predict the probabilities of subclasses.
+
+        Class probabilities times the softmax within the class at the within-class
+        temperature: the sums over the subclasses are those of `predict_proba`.
+
+        Parameters
+        ----------
+        X : {array-like, torch.Tensor} of shape (n_samples, n_features, ...)
+            Rows of the shape seen in fit.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes * n_subclasses)
+            Probabilities, subclass s of class c in column ``c * n_subclasses + s``.
+        """
+        logits = self._logits(X)
+        classes = torch.softmax(self._objective(self._fit).class_logits(logits), dim=1)
+        scaled = logits / self._fit.within_class_temperature
+        within = torch.softmax(scaled.view(len(logits), len(self.classes_), -1), dim=2)
+        return (classes[:, :, None] * within).flatten(1).cpu().numpy()
+
+    def decision_function(self, X):
+        """Compute the class logits.
+
+        Parameters
+        ----------
+        X : {array-like, torch.Tensor} of shape (n_samples, n_features, ...)
+            Rows of the shape seen in fit.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes) or (n_samples,)
+            The class logits A; for two classes the second less the first, whose
+            logistic function is the probability of the second class.
+        """
+        A = self._class_logits(X).cpu().numpy()
+        return A[:, 1] - A[:, 0] if A.shape[1] == 2 else A
+
+    def _check_parameters(self):
+        self._validate_params()
+        is_template = isinstance(self.module, nn.Module)
+        built = modules.MultilayerPerceptron if self.module is None else self.module
+        training_validation.check_module_arguments(
+            built, self.module_params, is_template=is_template
+        )
+        for name in ("subclass_weight", "learning_rate_schedule"):
+            if callable(value := getattr(self, name)):
+                schedules.check_schedule(value, name, self.max_epochs)
+
+    def _draw_seeds(self):
+        drawn = check_random_state(self.random_state).randint(2**31 - 1, size=3)
+        return _Seeds(*map(int, drawn))
+
+    def _read(self, X, y, embeddings, logits, soft_targets, sample_weight, expected):
+        """Check all that can be checked before work starts."""
+        inputs = self._check_inputs(X, expected)
+        n_samples = len(inputs)
+        y = None if y is None else as_array(y)
+        labels, labelled = validation.check_labels(y, n_samples, self.unlabeled)
+        weight = validation.check_sample_weight(sample_weight, n_samples)
+        if soft_targets is not None:
+            soft_targets = training_validation.check_soft_targets(
+                as_array(soft_targets)
+            )
+            validation.check_finite_block(soft_targets, 0, "soft_targets")
+            training_validation.check_probabilities(soft_targets)
+        given = {
+            "teacher_embeddings": embeddings,
+            "teacher_logits": logits,
+            "soft_targets": soft_targets,
+        }
+        for name, array in given.items():
+            if array is not None:
+                validation.check_length(array, n_samples, name)
+        return Sample(
+            X, inputs, labels, labelled, weight, embeddings, logits, soft_targets
+        )
+
+    def _read_validation(self, sample, X_val, y_val, embeddings):
+        if X_val is None:
+            return None
+        expected = tuple(sample.inputs.shape[1:]), self._takes_codes(sample.inputs)
+        with noted("(In X_val, y_val and teacher_embeddings_val.)"):
+            return self._read(X_val, y_val, embeddings, None, None, None, expected)
+
+    def _check_inputs(self, X, expected=None):
+        """Give X as an array or a tensor; `expected` is None in a first fit."""
+        reset = expected is None
+        if isinstance(X, torch.Tensor):
+            training_validation.check_tensor_rows(X)
+            _check_feature_names(self, X, reset=reset)
+            _check_n_features(self, X, reset=reset)
+        else:
+            X = validate_data(
+                self, X, reset=reset, allow_nd=True, ensure_all_finite=False
+            )
+            if X.dtype.kind == "f":
+                validation.check_finite_block(X, 0, "X")
+        if not reset:
+            row_shape, takes_codes = expected
+            training_validation.check_row_shape(tuple(X.shape[1:]), row_shape)
+            is_integer = devices.is_integer(X)
+            training_validation.check_codes(X.dtype, is_integer or not takes_codes)
+        return X
+
+    def _takes_codes(self, X):
+        return self.module is not None and devices.is_integer(X)
+
+    def _has_teacher(self, sample):
+        given = sample.embeddings, sample.logits, sample.soft_targets, self.teacher
+        return (
+            any(each is not None for each in given)
+            or isinstance(self.projector, FrozenEstimator)
+            or getattr(self.projector, "head", None) is not None
+        )
+
+    def _usable(self, sample):
+        """Tell which rows have a target and weigh anything."""
+        if self.label_weight:
+            training_validation.check_labels_for("label_weight > 0", sample.labelled)
+        if self._has_teacher(sample):
+            return sample.weight > 0
+        training_validation.check_labels_for("there is no teacher", sample.labelled)
+        return (sample.weight > 0) & sample.labelled
+
+    def _hold_out(self, sample, given, seed):
+        """Give a mask of the rows to learn from, and the indices of those held out."""
+        usable = self._usable(sample)
+        if not self.early_stopping or given is not None:
+            return usable, None
+        strata = np.full(len(sample), -1)
+        labels = sample.labels[sample.labelled]
+        strata[sample.labelled] = np.unique(labels, return_inverse=True)[1]
+        rows = np.flatnonzero(usable)
+        fraction = self.validation_fraction
+        try:
+            _, held_out = train_test_split(
+                rows, test_size=fraction, stratify=strata[rows], random_state=seed
+            )
+        except ValueError as reason:
+            raise training_validation.unsplittable(
+                fraction, len(rows), reason
+            ) from reason
+        usable[held_out] = False
+        return usable, held_out
+
+    def _begin(self, X, y, sample_weight, labelled, n_steps):
+        """Begin the fit that callbacks see: rows without a label cannot be scored."""
+        if y is not None and not labelled.all() and hasattr(self, "_skl_callbacks"):
+            rows = np.flatnonzero(labelled)
+            X, y = _safe_indexing(X, rows), _safe_indexing(y, rows)
+            if sample_weight is not None:
+                sample_weight = _safe_indexing(sample_weight, rows)
+        return begin_fit(self, X, y, sample_weight=sample_weight, max_subtasks=n_steps)
+
+    def _make_source(self, sample, used, seed, task, classes=None):
+        """Fit what makes the targets."""
+        projector = self._make_projector(seed)
+        if sample.soft_targets is not None:
+            return given_source(sample, projector, classes)
+        labels_only = not self._has_teacher(sample)
+        if labels_only:
+            warnings.warn(_NO_TEACHER, NoTeacherWarning, stacklevel=4)
+        return fitted_source(
+            sample,
+            projector,
+            self.teacher,
+            used,
+            task,
+            labels_only=labels_only,
+            classes=classes,
+        )
+
+    def _make_projector(self, seed):
+        if isinstance(self.projector, FrozenEstimator):
+            check_is_fitted(self.projector)
+            return self.projector
+        projector = clone(LELPProjector() if self.projector is None else self.projector)
+        if projector.random_state is None:
+            projector.set_params(random_state=seed)
+        if self.unlabeled is not None:
+            projector.set_params(unlabeled=self.unlabeled)
+        return projector
+
+    def _prepare(self, sample, used, source, seed, previous):
+        """Make the targets, the module unless it is there, and what trains it."""
+        codes = _encode(sample, source)
+        soft = source.soft_targets(sample, codes)
+        device = devices.resolve_device(self.device, sample.inputs)
+        fit = previous or self._new_fit(sample, source, soft, seed, device)
+        student = fit.student
+        training_validation.check_same_columns(soft.shape[1], student.n_outputs)
+        student.net.to(device)
+        weight = self._row_weight(sample, codes, soft, used, source.classes)
+        rows = Rows(
+            as_tensor(sample.inputs, device, student.dtype),
+            as_tensor(soft, device, student.float_dtype),
+            as_tensor(codes, device) if self.label_weight else None,
+            None if weight is None else as_tensor(weight, device, student.float_dtype),
+        )
+        trainer = Trainer(
+            student.net,
+            self._make_optimizer(fit),
+            self._objective(fit),
+            rows,
+            as_tensor(np.flatnonzero(used), device),
+            schedules.subclass_weight_schedule(self.subclass_weight),
+            schedules.learning_rate_schedule(self.learning_rate_schedule),
+            self.max_epochs,
+            self.batch_size,
+            self.max_grad_norm,
+            fit.seed,
+        )
+        return fit, trainer
+
+    def _new_fit(self, sample, source, soft, seed, device):
+        inputs = sample.inputs
+        dtype = devices.input_dtype(
+            inputs, device, integers_are_codes=self._takes_codes(inputs)
+        )
+        row_shape = tuple(inputs.shape[1:])
+        with devices.seeded(seed, device):
+            student = modules.Student(
+                self.module, self.module_params, row_shape, soft.shape[1], dtype
+            )
+            student.net.to(device)
+            student.check_outputs(as_tensor(inputs[:2], device, dtype))
+        within = self.within_class_temperature
+        if within == "auto":
+            within = 1.0 if is_hard(soft, len(source.classes)) else source.temperature
+        return _Fit(source, student, within, seed)
+
+    def _row_weight(self, sample, codes, soft, used, classes):
+        """Give the weights of rows in the loss; None where those used are equal."""
+        weight = sample.weight
+        if self.class_weight is not None:
+            mass = soft.reshape(len(soft), len(classes), -1).sum(axis=2)
+            assigned = np.where(codes >= 0, codes, mass.argmax(axis=1))
+            weight = weight * self._class_weights(weight * used, classes, assigned)
+        return None if np.ptp(weight[used]) == 0 else weight
+
+    def _class_weights(self, weight, classes, assigned):
+        """Give each row the weight of the class that it is assigned to."""
+        if self.class_weight == "balanced":
+            totals = np.bincount(assigned, weight, minlength=len(classes))
+            present = np.maximum(totals, np.finfo(float).tiny)
+            return (weight.sum() / (len(classes) * present))[assigned]
+        training_validation.check_class_weight(self.class_weight, classes)
+        by_class = [self.class_weight.get(each, 1.0) for each in classes.tolist()]
+        return np.asarray(by_class, dtype=float)[assigned]
+
+    def _make_optimizer(self, fit):
+        """Go on with the optimizer of `partial_fit`, or make one."""
+        if isinstance(fit.optimizer, torch.optim.Optimizer):
+            return fit.optimizer
+        optimizer = make_optimizer(
+            self.optimizer, fit.student.net, self.learning_rate, self.weight_decay
+        )
+        if fit.optimizer is not None:
+            optimizer.load_state_dict(modules.to_tensors(fit.optimizer))
+        return optimizer
+
+    def _objective(self, fit):
+        return Objective(
+            len(fit.source.classes),
+            fit.source.temperature,
+            fit.within_class_temperature,
+            self.label_weight,
+        )
+
+    def _validation(self, fit, trainer, given, held_out):
+        """Give the rows of early stopping, None without it."""
+        source, device = fit.source, trainer.used.device
+        temperature = 1.0 if source.labels_only else source.temperature
+        if held_out is not None:
+            rows = trainer.rows.select(as_tensor(held_out, device))
+            return Validation(rows, temperature)
+        if given is None:
+            return None
+        codes = _encode(given, source)
+        if source.knows_classes_of(given):
+            soft, weight = source.soft_targets(given, codes), np.ones(len(codes))
+        else:
+            training_validation.check_validation_labels(
+                given.labelled, given.embeddings is not None
+            )
+            soft, weight = np.eye(len(source.classes))[codes], codes >= 0
+            temperature = 1.0
+        rows = Rows(
+            as_tensor(given.inputs, device, fit.student.dtype),
+            as_tensor(soft, device, fit.student.float_dtype),
+            weight=as_tensor(weight, device, fit.student.float_dtype),
+        )
+        return Validation(rows, temperature)
+
+    def _train(self, fit, trainer, task, held_out):
+        """Run the epochs, and keep what they come to."""
+        schedule = trainer.subclass_weight
+        patient_from = schedules.first_final_epoch(schedule, self.max_epochs)
+        stopping = EarlyStopping(self.n_iter_no_change, patient_from)
+        if held_out is not None and fit.validation_scores is None:
+            fit.validation_scores = []
+        before = len(fit.loss_curve)
+        try:
+            for done in range(self.max_epochs):
+                step = task.begin("epoch")
+                fit.loss_curve.append(trainer.run_epoch(before + done, done))
+                stop = False
+                if held_out is not None:
+                    fit.validation_scores.append(trainer.score(held_out))
+                    score = fit.validation_scores[-1]
+                    stop = stopping.update(done, score, trainer.module)
+                if self.verbose:
+                    print(_epoch_line(fit, before + self.max_epochs))
+                if step.end(lambda: self._attributes(fit.snapshot())) or stop:
+                    break
+        except KeyboardInterrupt:
+            self._finish(fit, stopping)
+            raise
+        self._finish(fit, stopping)
+
+    def _finish(self, fit, stopping):
+        stopping.restore(fit.student.net)
+        fit.student.net.zero_grad()
+        self._keep(fit)
+
+    def _keep(self, fit):
+        fit.student.net.eval()
+        vars(self).update(self._attributes(fit))
+
+    def _attributes(self, fit):
+        """Give the attributes with which the student predicts."""
+        return {
+            "module_": fit.student.net,
+            "projector_": fit.source.projector,
+            "classes_": fit.source.classes,
+            "n_epochs_": len(fit.loss_curve),
+            "loss_curve_": fit.loss_curve,
+            "validation_scores_": fit.validation_scores,
+            "_fit": fit,
+        }
+
+    def _logits(self, X):
+        check_is_fitted(self)
+        student = self._fit.student
+        inputs = as_tensor(self._check_inputs(X, _expected(self._fit)))
+        return torch.cat(
+            list(outputs(student.net, inputs, self.batch_size, student.dtype))
+        )
+
+    def _class_logits(self, X):
+        logits = self._logits(X)
+        return self._objective(self._fit).class_logits(logits)
+
+
+def _expected(fit):
+    """Give the row shape that the student takes and whether it takes codes."""
+    return None if fit is None else (fit.student.row_shape, fit.student.takes_codes)
+
+
+def _encode(sample, source):
+    labels, labelled = sample.labels, sample.labelled
+    validation.check_classes(labels[labelled], source.classes, None)
+    return validation.encode(labels, labelled, source.classes)
+
+
+def _epoch_line(fit, last):
+    line = f"Epoch {len(fit.loss_curve)}/{last}: loss {fit.loss_curve[-1]:.6f}"
+    if fit.validation_scores:
+        line += f", validation score {fit.validation_scores[-1]:.6f}"
+    return line

@@ -1,0 +1,1 @@
+"""Training of torch modules on subclass targets; tensors in, tensors out."""

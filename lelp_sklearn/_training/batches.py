@@ -1,0 +1,90 @@
+"""Rows as tensors on the training device, and the batches sliced from them."""
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+# Prediction takes as many rows at a time as hold about a million numbers.
+_PREDICTION_NUMBERS = 2**20
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What training reads of some rows.
+
+    Parameters
+    ----------
+    X : Tensor of shape (n, ...)
+        Inputs of the module.
+    soft_targets : Tensor of shape (n, n_classes * n_subclasses)
+        Subclass targets.
+    labels : Tensor of shape (n,) or None
+        Index of the class; -1 where there is no label. None where labels have no part
+        in the loss.
+    weight : Tensor of shape (n,) or None
+        Row weights; None where all are equal.
+    """
+
+    X: Tensor
+    soft_targets: Tensor
+    labels: Tensor | None = None
+    weight: Tensor | None = None
+
+    def select(self, index: Tensor) -> "Rows":
+        """Copy some of the rows."""
+        return Rows(
+            self.X.index_select(0, index),
+            self.soft_targets.index_select(0, index),
+            None if self.labels is None else self.labels.index_select(0, index),
+            None if self.weight is None else self.weight.index_select(0, index),
+        )
+
+
+def as_tensor(
+    array: Any, device: torch.device | None = None, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Give an array as a tensor, which shares its memory where it can."""
+    if isinstance(array, Tensor):
+        return array.detach().to(device=device, dtype=dtype)
+    array = np.asarray(array)
+    if not array.dtype.isnative or any(stride < 0 for stride in array.strides):
+        array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+    with warnings.catch_warnings():
+        # Nothing writes to the tensor, so that a read-only array is as good.
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        tensor = torch.from_numpy(array)
+    return tensor.to(device=device, dtype=dtype)
+
+
+def shuffled_batches(rows: Tensor, batch_size: int) -> list[Tensor]:
+    """Split row indices, in an order drawn from torch's generator, into batches.
+
+    A last batch of one row, in which batch normalisation has nothing to normalise,
+    joins the one before.
+    """
+    order = torch.randperm(len(rows)).to(rows.device, non_blocking=True)
+    batches = list(rows.index_select(0, order).split(batch_size))
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
+
+
+def outputs(
+    module: nn.Module, X: Tensor, batch_size: int, dtype: torch.dtype
+) -> Iterator[Tensor]:
+    """Yield what a module makes of the rows, in order and for evaluation.
+
+    X may have another dtype and lie elsewhere than the module: batches are converted.
+    """
+    parameter = next(module.parameters(), X)
+    step = max(batch_size, _PREDICTION_NUMBERS // X[0].numel())
+    module.eval()
+    with torch.inference_mode():
+        for batch in X.split(step):
+            # A module may work in place; X may be the caller's own memory.
+            yield module(batch.to(device=parameter.device, dtype=dtype, copy=True))

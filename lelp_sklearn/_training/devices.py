@@ -1,0 +1,87 @@
+"""Where training runs, in which precision, and from which random state."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from lelp_sklearn._common import training_validation as validation
+
+Dtype = torch.dtype
+
+_ACCELERATORS = ("cuda", "xpu", "mps")
+
+
+def resolve_device(requested: str | torch.device, X: Any) -> torch.device:
+    """Give the device to train on.
+
+    "auto" is the accelerator that holds X, else the first one available, else the CPU.
+    """
+    if requested == "auto":
+        if isinstance(X, torch.Tensor) and X.device.type != "cpu":
+            return X.device
+        available = (n for n in _ACCELERATORS if getattr(torch, n).is_available())
+        requested = next(available, "cpu")
+    try:
+        # A device may be well named and still not be there.
+        return torch.empty(0, device=requested).device
+    except (RuntimeError, AssertionError, NotImplementedError) as reason:
+        raise validation.unusable_device(requested, reason) from reason
+
+
+def input_dtype(X: Any, device: torch.device, *, integers_are_codes: bool) -> Dtype:
+    """Give the dtype in which a module takes the rows of an array or a tensor.
+
+    On the CPU float64 stays, so that training is as precise as the data; any other
+    floating dtype is float32. Integers are codes, such as those of tokens, or numbers.
+    """
+    if integers_are_codes and is_integer(X):
+        return torch.int64
+    narrow = ("float32", "float16", "bfloat16")
+    return (
+        torch.float32 if device.type != "cpu" or _name(X) in narrow else torch.float64
+    )
+
+
+def is_integer(X: Any) -> bool:
+    """Tell whether an array or a tensor holds integers."""
+    return _name(X).startswith(("int", "uint"))
+
+
+def _name(X: Any) -> str:
+    return str(getattr(X.dtype, "name", X.dtype)).removeprefix("torch.")
+
+
+def derive_seed(seed: int, *path: int) -> int:
+    """Give a seed of its own to each path of whole numbers, such as an epoch."""
+    state = np.random.SeedSequence((seed, *path)).generate_state(1, np.uint64)
+    return int(state[0] >> 1)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Let torch draw from `seed` on; after the block its generators are as before."""
+    with ExitStack() as restorations:
+        for place in {torch.device("cpu"), device}:
+            get_state, set_state = _random_state_access(place)
+            restorations.callback(set_state, get_state())
+            # torch.manual_seed would seed the other accelerators too.
+            set_state(torch.Generator(place).manual_seed(seed).get_state())
+        yield
+
+
+def _random_state_access(
+    device: torch.device,
+) -> tuple[Callable[[], torch.Tensor], Callable[[torch.Tensor], None]]:
+    if device.type == "cpu":
+        return torch.get_rng_state, torch.set_rng_state
+    module = getattr(torch, device.type)
+    if device.type == "mps":
+        return module.get_rng_state, module.set_rng_state
+    return (
+        partial(module.get_rng_state, device),
+        partial(module.set_rng_state, device=device),
+    )

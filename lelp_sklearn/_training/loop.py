@@ -1,0 +1,232 @@
+"""Epochs and steps of training on subclass targets."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, log_softmax
+
+from lelp_sklearn._common import training_validation as validation
+from lelp_sklearn._training.batches import Rows, outputs, shuffled_batches
+from lelp_sklearn._training.devices import derive_seed, seeded
+from lelp_sklearn._training.schedules import Schedule
+from lelp_sklearn.losses import class_logits, subclass_cross_entropy
+
+Optimizer = torch.optim.Optimizer
+
+
+@dataclass(frozen=True)
+class Objective:
+    r"""The loss of a row.
+
+    .. math:: (1 - \alpha) L_\lambda + \alpha \, \mathrm{CE}(y, softmax(A))
+
+    with :math:`L_\lambda` the cross-entropy to subclass targets and A the class
+    logits; a row without a label has no second term.
+    """
+
+    n_classes: int
+    temperature: float
+    within_class_temperature: float
+    label_weight: float
+
+    def losses(self, logits: Tensor, rows: Rows, subclass_weight: float) -> Tensor:
+        """Give the loss of each row."""
+        distillation = subclass_cross_entropy(
+            logits,
+            rows.soft_targets,
+            self.n_classes,
+            temperature=self.temperature,
+            subclass_weight=subclass_weight,
+            within_class_temperature=self.within_class_temperature,
+        )
+        if rows.labels is None:
+            return distillation
+        on_labels = cross_entropy(
+            self.class_logits(logits), rows.labels, ignore_index=-1, reduction="none"
+        )
+        return (1 - self.label_weight) * distillation + self.label_weight * on_labels
+
+    def class_logits(self, logits: Tensor) -> Tensor:
+        """Fold the subclasses of each class."""
+        return class_logits(logits, self.n_classes, temperature=self.temperature)
+
+
+def make_optimizer(
+    optimizer: str | Callable[..., Optimizer],
+    module: nn.Module,
+    learning_rate: float,
+    weight_decay: float,
+) -> Optimizer:
+    """Give the optimizer of a module's trainable parameters."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    validation.check_trainable(len(parameters))
+    if callable(optimizer):
+        return optimizer(parameters, lr=learning_rate, weight_decay=weight_decay)
+    return torch.optim.AdamW(
+        parameters,
+        lr=learning_rate,
+        weight_decay=weight_decay,
+        fused=all(p.is_floating_point() for p in parameters),
+    )
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Rows that are held out, and the temperature of their class targets."""
+
+    rows: Rows
+    temperature: float
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Trains a module in place, an epoch at a time.
+
+    Parameters
+    ----------
+    module, optimizer, objective
+        What is trained, how, and on what loss.
+    rows : Rows
+        All rows, on the training device.
+    used : Tensor of shape (n_used,)
+        Indices of the rows to train on.
+    subclass_weight, learning_rate : callable
+        Functions of progress; None is a constant learning rate.
+    max_epochs, batch_size : int
+        Number of epochs over which progress goes from 0 to 1; rows a step.
+    max_grad_norm : float or None
+        Norm to which gradients are clipped.
+    seed : int
+        Fixes the order of rows and what the module draws, epoch by epoch.
+    """
+
+    module: nn.Module
+    optimizer: Optimizer
+    objective: Objective
+    rows: Rows
+    used: Tensor
+    subclass_weight: Schedule
+    learning_rate: Schedule | None
+    max_epochs: int
+    batch_size: int
+    max_grad_norm: float | None
+    seed: int
+
+    def run_epoch(self, number: int, done: int) -> float:
+        """Train for one epoch and give its mean loss.
+
+        Parameters
+        ----------
+        number : int
+            Number of the epoch, which fixes what is drawn at random.
+        done : int
+            Number of epochs by which training has progressed.
+
+        Raises
+        ------
+        FloatingPointError
+            If the loss of a step was not finite.
+        """
+        device = self.rows.X.device
+        self.module.train()
+        losses, masses, rates = [], [], []
+        with seeded(derive_seed(self.seed, number), device):
+            batches = shuffled_batches(self.used, self.batch_size)
+            for step, index in enumerate(batches):
+                progress = min((done + step / len(batches)) / self.max_epochs, 1.0)
+                rates.append(self._set_learning_rate(progress))
+                loss, mass = self._step(index, self.subclass_weight(progress))
+                losses.append(loss)
+                masses.append(mass)
+        # The one time in an epoch at which the host waits for the device.
+        by_step = torch.stack(losses).tolist()
+        validation.check_losses(by_step, rates, number)
+        return _weighted_mean(by_step, masses)
+
+    def score(self, held_out: Validation) -> float:
+        r"""Give the negative cross-entropy to the class targets: larger is better.
+
+        .. math::
+
+            \sum_i w_i \sum_c p_{i,c} \log \mathrm{softmax}_c(A_i / \tau)
+            \, / \sum_i w_i
+        """
+        rows = held_out.rows
+        made = outputs(self.module, rows.X, self.batch_size, rows.X.dtype)
+        A = torch.cat([self.objective.class_logits(logits) for logits in made])
+        class_targets = rows.soft_targets.reshape(*A.shape, -1).sum(dim=2)
+        scores = (class_targets * log_softmax(A / held_out.temperature, 1)).sum(dim=1)
+        if rows.weight is None:
+            return float(scores.mean())
+        return float(torch.dot(scores, rows.weight) / rows.weight.sum())
+
+    def _step(self, index: Tensor, subclass_weight: float) -> tuple[Tensor, Any]:
+        rows = self.rows.select(index)
+        losses = self.objective.losses(self.module(rows.X), rows, subclass_weight)
+        mass: Any = len(index)
+        if rows.weight is None:
+            loss = losses.mean()
+        else:
+            mass = rows.weight.sum()
+            loss = torch.dot(losses, rows.weight) / mass
+        self.optimizer.zero_grad()
+        loss.backward()
+        if self.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self.module.parameters(), self.max_grad_norm)
+        self.optimizer.step()
+        return loss.detach(), mass
+
+    def _set_learning_rate(self, progress: float) -> float:
+        groups = self.optimizer.param_groups
+        if self.learning_rate is not None:
+            factor = self.learning_rate(progress)
+            for group in groups:
+                group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+        return float(groups[0]["lr"])
+
+
+def _weighted_mean(values: list[float], masses: list[Any]) -> float:
+    if isinstance(masses[0], Tensor):
+        masses = torch.stack(masses).tolist()
+    total = sum(masses)
+    return float(sum(v * m for v, m in zip(values, masses, strict=True)) / total)
+
+
+@dataclass
+class EarlyStopping:
+    """Keeps the best weights and tells when they have not changed for long enough.
+
+    Parameters
+    ----------
+    patience : int
+        Number of epochs without a better score after which to stop.
+    first_epoch : int
+        Epochs before this one do not count.
+    """
+
+    patience: int
+    first_epoch: int
+    best_score: float = field(default=-torch.inf, init=False)
+    best_weights: dict[str, Any] | None = field(default=None, init=False)
+    n_idle: int = field(default=0, init=False)
+
+    def update(self, epoch: int, score: float, module: nn.Module) -> bool:
+        """Take the score of an epoch in, and tell whether to stop."""
+        if score > self.best_score:
+            self.best_score, self.n_idle = score, 0
+            self.best_weights = _copy_tensors(module.state_dict().items())
+        elif epoch >= self.first_epoch:
+            self.n_idle += 1
+        return self.n_idle >= self.patience
+
+    def restore(self, module: nn.Module) -> None:
+        """Give the module its best weights back."""
+        if self.best_weights is not None:
+            module.load_state_dict(self.best_weights)
+
+
+def _copy_tensors(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    return {k: v.clone() if isinstance(v, Tensor) else v for k, v in items}

@@ -1,0 +1,202 @@
+"""The default student, modules with as many outputs as needed, and their weights."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lelp_sklearn._common import training_validation as validation
+
+ModuleBuilder = Callable[..., nn.Module]
+
+
+class MultilayerPerceptron(nn.Sequential):
+    """The student where none is given: linear layers with ReLU between them.
+
+    Parameters
+    ----------
+    n_features : int
+        Number of inputs of a row, all its axes flattened.
+    n_outputs : int
+        Number of outputs.
+    hidden_layer_sizes : sequence of int, default=(128,)
+        Number of units of each hidden layer.
+    """
+
+    def __init__(
+        self,
+        n_features: int,
+        n_outputs: int,
+        hidden_layer_sizes: Sequence[int] = (128,),
+    ) -> None:
+        layers: list[nn.Module] = [nn.Flatten()]
+        for size in hidden_layer_sizes:
+            layers += [nn.Linear(n_features, size), nn.ReLU()]
+            n_features = size
+        super().__init__(*layers, nn.Linear(n_features, n_outputs))
+
+
+def build_module(
+    module: nn.Module | ModuleBuilder | None,
+    module_params: Mapping[str, Any] | None,
+    row_shape: tuple[int, ...],
+    n_outputs: int,
+) -> nn.Module:
+    """Make a module for rows of a shape; the caller's own is never touched.
+
+    Parameters
+    ----------
+    module : torch.nn.Module, callable or None
+        A template, a callable ``(n_features, n_outputs, **module_params)`` or None.
+    module_params : dict or None
+        Further arguments of the callable.
+    row_shape : tuple of int
+        Shape of one row; n_features is its first entry.
+    n_outputs : int
+        Number of outputs.
+    """
+    if isinstance(module, nn.Module):
+        return _widen_last_linear(copy.deepcopy(module), n_outputs)
+    params = module_params or {}
+    if module is None:
+        return MultilayerPerceptron(prod(row_shape), n_outputs, **params)
+    built = module(row_shape[0], n_outputs, **params)
+    validation.check_is_module(isinstance(built, nn.Module), built)
+    # A callable may hand out one module again and again.
+    return copy.deepcopy(built)
+
+
+def _widen_last_linear(module: nn.Module, n_outputs: int) -> nn.Module:
+    linears = [(n, m) for n, m in module.named_modules() if isinstance(m, nn.Linear)]
+    validation.check_has_linear(len(linears), module)
+    name, last = linears[-1]
+    if last.out_features == n_outputs:
+        return module
+    bias = last.bias is not None
+    wider = nn.Linear(last.in_features, n_outputs, bias=bias)
+    wider.to(device=last.weight.device, dtype=last.weight.dtype)
+    if not name:
+        return wider
+    parent, _, attribute = name.rpartition(".")
+    setattr(module.get_submodule(parent), attribute, wider)
+    return module
+
+
+class Student:
+    """A module with what it takes to rebuild it; pickled as NumPy arrays.
+
+    Parameters
+    ----------
+    module, module_params
+        As in `build_module`.
+    row_shape : tuple of int
+        Shape of one row.
+    n_outputs : int
+        Number of outputs.
+    dtype : torch.dtype
+        That of the inputs.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module | ModuleBuilder | None,
+        module_params: Mapping[str, Any] | None,
+        row_shape: tuple[int, ...],
+        n_outputs: int,
+        dtype: torch.dtype,
+    ) -> None:
+        self.recipe = module, dict(module_params or {}), row_shape, n_outputs
+        self.dtype = dtype
+        self.net = self._build()
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of one row."""
+        return self.recipe[2]
+
+    @property
+    def n_outputs(self) -> int:
+        """Number of outputs."""
+        return self.recipe[3]
+
+    @property
+    def takes_codes(self) -> bool:
+        """Whether the inputs are integers that stand for something."""
+        return not self.dtype.is_floating_point
+
+    @property
+    def float_dtype(self) -> torch.dtype:
+        """Dtype of the targets."""
+        return torch.float32 if self.takes_codes else self.dtype
+
+    def _build(self) -> nn.Module:
+        net = build_module(*self.recipe)
+        return net if self.takes_codes else net.to(self.dtype)
+
+    def check_outputs(self, first_rows: Tensor) -> None:
+        """Raise unless the module takes the rows and makes the outputs of them."""
+        self.net.eval()
+        try:
+            with torch.no_grad():
+                made = self.net(first_rows.clone())
+        except Exception as reason:
+            raise validation.failing_module(first_rows, reason) from reason
+        shape = tuple(made.shape) if isinstance(made, Tensor) else type(made)
+        validation.check_module_outputs(shape, len(first_rows), self.n_outputs)
+
+    def snapshot(self) -> "Student":
+        """Give a copy whose weights stay as they are now."""
+        twin = Student.__new__(Student)
+        twin.recipe, twin.dtype = self.recipe, self.dtype
+        twin.net = copy.deepcopy(self.net)
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        module, *rest = self.recipe
+        return {
+            "recipe": (on_cpu(module), *rest),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "weights": to_arrays(self.net.state_dict()),
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.recipe = tuple(state["recipe"])
+        self.dtype = getattr(torch, state["dtype"])
+        with torch.random.fork_rng(devices=[]):
+            self.net = self._build()
+        self.net.load_state_dict(to_tensors(state["weights"]))
+        self.net.eval()
+
+
+def to_arrays(state: Any) -> Any:
+    """Give a state dict with NumPy arrays in the place of tensors."""
+    if isinstance(state, Tensor):
+        tensor = state.detach().cpu()
+        # NumPy has no bfloat16, which float32 holds exactly.
+        return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    if isinstance(state, Mapping):
+        return {key: to_arrays(value) for key, value in state.items()}
+    return [to_arrays(v) for v in state] if isinstance(state, list) else state
+
+
+def to_tensors(state: Any) -> Any:
+    """Undo `to_arrays`."""
+    if isinstance(state, np.ndarray):
+        return torch.tensor(state)
+    if isinstance(state, Mapping):
+        return {key: to_tensors(value) for key, value in state.items()}
+    return [to_tensors(v) for v in state] if isinstance(state, list) else state
+
+
+def on_cpu(module: Any) -> Any:
+    """Give a module as it is, or its copy on the CPU if it lies elsewhere."""
+    if not isinstance(module, nn.Module):
+        return module
+    tensors = [*module.parameters(), *module.buffers()]
+    if all(tensor.device.type == "cpu" for tensor in tensors):
+        return module
+    return copy.deepcopy(module).cpu()
