@@ -106,11 +106,11 @@ def check_labels(
     labels = column_or_1d(y, warn=True)
     check_length(labels, n_samples, "y")
     labelled = ~_equals(labels, unlabeled)
-    if labels.dtype.kind == "f" and np.isnan(labels[labelled]).any():
-        row = int(np.flatnonzero(labelled & np.isnan(labels))[0])
+    if labels.dtype.kind == "f" and not np.isfinite(labels[labelled]).all():
+        row = int(np.flatnonzero(labelled & ~np.isfinite(labels))[0])
         raise ValueError(
-            f"Input y contains NaN, first in row {row}; if it marks rows without a "
-            "label, pass unlabeled=numpy.nan."
+            f"Input y contains NaN or infinity, first in row {row} ({labels[row]}); if "
+            f"it marks rows without a label, pass unlabeled={labels[row]}."
         )
     if labelled.any():
         check_classification_targets(labels[labelled])
