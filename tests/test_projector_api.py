@@ -114,6 +114,27 @@ def test_partial_fit_goes_on_after_persistence(problem):
     assert_array_equal(loaded.transform(problem.X), projector.transform(problem.X))
 
 
+def test_snippet_of_the_read_me():
+    problem = make_problem(n_features=16)
+    E, y, (W, b) = problem.X, problem.codes, problem.head
+    proj = LELPProjector(n_subclasses=8, head=(W, b))
+    soft = proj.fit_transform(E, y)
+    assert soft.shape == (160, 2 * 8)
+    assert_allclose(
+        proj.inverse_transform(soft), reference.class_probabilities(E @ W.T + b)
+    )
+
+
+def test_fit_reports_to_callbacks(problem):
+    callback = pytest.importorskip(
+        "sklearn.callback", reason="callbacks came with scikit-learn 1.9"
+    )
+    pytest.importorskip("rich", reason="the progress bar needs rich")
+    projector = build(problem).set_callbacks(callback.ProgressBar())
+    plain = build(problem).fit_transform(problem.X, problem.codes)
+    assert_array_equal(projector.fit_transform(problem.X, problem.codes), plain)
+
+
 # -------------------------------------------------------------------- randomness
 
 
@@ -261,11 +282,7 @@ def test_logits_reach_a_pipeline_without_routing(problem):
 def test_logits_reach_a_pipeline_with_routing(problem):
     logits = random_logits(problem)
     with sklearn.config_context(enable_metadata_routing=True):
-        projector = (
-            build(problem, head=None)
-            .set_fit_request(teacher_logits=True, sample_weight=True)
-            .set_transform_request(teacher_logits=True)
-        )
+        projector = build(problem, head=None).set_fit_request(sample_weight=True)
         scaler = StandardScaler().set_fit_request(sample_weight=False)
         pipe = make_pipeline(scaler, projector)
         weight = integer_weights(len(problem.X)) + 0.5
@@ -287,15 +304,11 @@ def test_folds_see_only_their_own_logits(problem, routing):
     """A scorer compares class masses with the fold's own rows of the teacher."""
     logits = problem.logits
     with sklearn.config_context(enable_metadata_routing=routing):
-        projector = build(problem, head=None)
-        name = "teacher_logits"
-        if routing:
-            projector.set_fit_request(teacher_logits=True)
         result = cross_validate(
-            projector,
+            build(problem, head=None),
             problem.X,
             problem.codes,
-            params={name: logits},
+            params={"teacher_logits": logits},
             scoring=head_error,
             cv=3,
             error_score="raise",
