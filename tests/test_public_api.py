@@ -72,7 +72,7 @@ def test_types_are_shipped():
     assert files("lelp_sklearn").joinpath("py.typed").is_file()
 
 
-@pytest.mark.parametrize("name", documented_names())
+@pytest.mark.parametrize("name", list(documented_names()))
 def test_docstring_follows_numpydoc(name):
     settings = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))
     exempt = settings["tool"]["numpydoc_validation"]["checks"]
