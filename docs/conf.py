@@ -19,6 +19,9 @@ exclude_patterns = ["_build"]
 default_role = "literal"
 templates_path = ["_templates"]
 
+# Names of other projects are not linked: that would need the network.
+nitpick_ignore_regex = [("py:.*", r"(numpy|scipy|sklearn|torch)\..*")]
+
 autodoc_typehints = "none"
 autosummary_generate = True
 numpydoc_show_class_members = False

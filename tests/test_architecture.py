@@ -23,6 +23,7 @@ LEVELS = {
     "_soft_labels": 3,
     "_extractor": 4,
     "_targets": 4,
+    "_soft_labels": 3,
     "losses": 2,
     "_projection.splitters": 3,
     "_projection.dask_arrays": 3,
