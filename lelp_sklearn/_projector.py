@@ -104,10 +104,12 @@ class LELPProjector(
               \mathrm{softmax}_s(z_{c,\cdot}(h) / \beta), \qquad
               z_{c,s}(h) = u_{c,s} \cdot h - o_{c,s}
 
-    The directions u are, by default, the principal directions of each class about its
-    mean, within the null space of the teacher's head, rotated so that they share the
-    variance. The class mass of the teacher is kept: the sum over s is the teacher's
-    class probability at temperature :math:`\tau`.
+    The directions u are found for each class about its mean, within the null space of
+    the teacher's head. In the paper they are principal directions, rotated so that they
+    share the variance; here they are by default the centroids of k-means, for which
+    :math:`-\tfrac12 \|h - m\|^2` is a linear projection up to a term that all
+    subclasses share. The class mass of the teacher is kept: the sum over s is the
+    teacher's class probability at temperature :math:`\tau`.
 
     Parameters
     ----------
@@ -115,12 +117,12 @@ class LELPProjector(
         S, the subclasses of each class. 1 is vanilla knowledge distillation. "auto"
         takes 20, or as many as every class allows if that is less; an explicit number
         above that is an error.
-    splitter : {"pca", "random", "kmeans"} or array of shape \
-            (n_classes, n_subclasses, n_features), default="pca"
-        Where the directions come from: the principal directions of each class; random
-        orthonormal ones; the centroids of each class by k-means (relative to the class
-        mean, and assigned hard by default); or the caller's own, used as given.
-        All but the last lie in the null space of the head.
+    splitter : {"kmeans", "pca", "random"} or array of shape \
+            (n_classes, n_subclasses, n_features), default="kmeans"
+        Where the directions come from: the centroids of each class by k-means, relative
+        to the class mean; the principal directions of each class, as published; random
+        orthonormal ones; or the caller's own, used as given. All but the last lie in
+        the null space of the head.
     head : None, (coef, intercept), linear classifier or torch.nn.Linear, default=None
         The linear map from embeddings to the teacher's logits, ``coef`` (C, d). The one
         row of a sigmoid head, w, stands for the two rows -w/2 and w/2. A classifier
@@ -139,8 +141,8 @@ class LELPProjector(
         :math:`\tau`, the temperature of the class probabilities.
     subclass_temperature : float or "auto", default="auto"
         :math:`\beta` in root mean squares of z over the training rows (each in its own
-        class). 0 assigns each row to one subclass. "auto" is 0.5, and 0 for "kmeans".
-        Ignored where S is 1.
+        class). 0 assigns each row to one subclass. "auto" is 0.1 for "kmeans" and 0.3
+        for other directions. Ignored where S is 1.
     unlabeled : object, default=None
         The value in y that marks rows without a label (-1, NaN, a string): they take
         the class that the teacher gives them. None: every value is a label.
@@ -255,7 +257,7 @@ class LELPProjector(
         self,
         n_subclasses="auto",
         *,
-        splitter="pca",
+        splitter="kmeans",
         head=None,
         null_space=True,
         rotation="equal",
@@ -490,10 +492,12 @@ class LELPProjector(
             where=null_variance[:, None] > 0,
         )
         self.subclass_temperature_ = splitters.resolve_subclass_temperature(
-            self.subclass_temperature, scale, hard=self._is_splitter("kmeans")
+            self.subclass_temperature,
+            scale,
+            self.splitter if isinstance(self.splitter, str) else "pca",
         )
         self.__dict__.pop("spectrum_", None)
-        if self._is_splitter("pca"):
+        if isinstance(self.splitter, str) and self.splitter == "pca":
             self.spectrum_ = split.spectrum
 
     def _split(self, sample, covariance, removed, random_state, stream):
@@ -550,9 +554,6 @@ class LELPProjector(
             return self.svd_solver
         small = n_features <= _MAX_EXPLICIT_FEATURES
         return "covariance_eigh" if small else "randomized"
-
-    def _is_splitter(self, name):
-        return isinstance(self.splitter, str) and self.splitter == name
 
 
 def _find_centroids(sample, covariance, removed, solve, wanted, stream):

@@ -14,8 +14,8 @@ from lelp_sklearn._projection.statistics import Covariance
 # each class and on tasks with none. Too many subclasses cost little, too few lose the
 # gain.
 AUTO_N_SUBCLASSES = 20
-# In standard deviations of z. k-means assigns hard.
-AUTO_SUBCLASS_TEMPERATURE = 0.5
+# In root mean squares of z, by splitter; an array of directions counts as "pca".
+AUTO_SUBCLASS_TEMPERATURE = {"pca": 0.3, "random": 0.3, "kmeans": 0.1}
 
 
 @dataclass(frozen=True)
@@ -182,11 +182,11 @@ def score_moments(
 
 
 def resolve_subclass_temperature(
-    value: float | str, scale: float, *, hard: bool
+    value: float | str, scale: float, splitter: str
 ) -> float:
-    """Absolute beta from its value in units of `scale`; "auto" may be `hard`."""
+    """Absolute beta from its value in units of `scale`, or "auto"."""
     if value == "auto":
-        return 0.0 if hard else AUTO_SUBCLASS_TEMPERATURE * scale
+        value = AUTO_SUBCLASS_TEMPERATURE[splitter]
     return float(value) * scale
 
 
