@@ -117,8 +117,7 @@ class LELPProjector(
         S, the subclasses of each class. 1 is vanilla knowledge distillation. "auto"
         takes 20, or as many as every class allows if that is less; an explicit number
         above that is an error.
-    splitter : {"kmeans", "pca", "random"} or array of shape \
-            (n_classes, n_subclasses, n_features), default="kmeans"
+    splitter : {"kmeans", "pca", "random"} or array (C, S, d), default="kmeans"
         Where the directions come from: the centroids of each class by k-means, relative
         to the class mean; the principal directions of each class, as published; random
         orthonormal ones; or the caller's own, used as given. All but the last lie in
@@ -169,17 +168,17 @@ class LELPProjector(
         Those of the labels; without y those of the head, else 0 to C - 1.
     n_subclasses_ : int
         S.
-    components_ : ndarray of shape (n_classes, n_subclasses_, n_features)
+    components_ : ndarray of shape (n_classes, n_subclasses, n_features)
         The directions u. Zeros where S is 1, which needs none.
-    offsets_ : ndarray of shape (n_classes, n_subclasses_)
+    offsets_ : ndarray of shape (n_classes, n_subclasses)
         The offsets o, so that ``z = X @ components_[c].T - offsets_[c]``.
     mean_ : ndarray of shape (n_classes, n_features)
         Weighted mean of each class.
-    explained_variance_ : ndarray of shape (n_classes, n_subclasses_)
+    explained_variance_ : ndarray of shape (n_classes, n_subclasses)
         Weighted population variance of z over the rows of the class.
-    explained_variance_ratio_ : ndarray of shape (n_classes, n_subclasses_)
+    explained_variance_ratio_ : ndarray of shape (n_classes, n_subclasses)
         The same, relative to the variance of the class in the null space.
-    spectrum_ : ndarray of shape (n_classes, n_subclasses_)
+    spectrum_ : ndarray of shape (n_classes, n_subclasses)
         Principal variances before rotation, the largest first. Only for "pca".
     coef_ : ndarray of shape (n_classes, n_features)
         The head, with a row for each class also where there are two.
@@ -187,7 +186,7 @@ class LELPProjector(
     subclass_temperature_ : float
         The absolute :math:`\beta` that divides z.
     n_features_in_ : int
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (n_features,)
         Only where X has feature names that are all strings.
 
     See Also
@@ -310,6 +309,7 @@ class LELPProjector(
         Returns
         -------
         self : LELPProjector
+            The fitted projector.
 
         Raises
         ------
@@ -373,6 +373,7 @@ class LELPProjector(
         Returns
         -------
         self : LELPProjector
+            The projector, fitted to all blocks so far.
 
         Raises
         ------

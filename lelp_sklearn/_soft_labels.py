@@ -36,8 +36,7 @@ class SoftLabelMixin:
         ----------
         X : {array-like, memmap, torch.Tensor} of shape (n_samples, n_features)
             Teacher embeddings. Read in blocks, never copied or up-cast whole.
-        teacher_logits : array-like of shape (n_samples, n_classes) or (n_samples, 1), \
-                default=None
+        teacher_logits : array-like of shape (n_samples, n_classes or 1), default=None
             The teacher's logits, in the order of `classes_`, or the one column of a
             sigmoid teacher. They replace ``X @ coef_.T + intercept_``. For a teacher
             that gives only probabilities pass their logarithm, zeros clipped.
@@ -47,7 +46,7 @@ class SoftLabelMixin:
 
         Returns
         -------
-        soft_labels : ndarray or tensor of shape (n_samples, n_classes * n_subclasses_)
+        soft_labels : ndarray or tensor of shape (n_samples, n_classes * n_subclasses)
             In column ``c * n_subclasses_ + s`` the probability of subclass s of class
             c. The floating dtype is that of X, at least float32. A tensor for a tensor,
             on the same device; with `out` the array, or a read-only memory map of the
@@ -95,7 +94,7 @@ class SoftLabelMixin:
 
         Returns
         -------
-        soft_labels : ndarray or tensor of shape (n_samples, n_classes * n_subclasses_)
+        soft_labels : ndarray or tensor of shape (n_samples, n_classes * n_subclasses)
             As from :meth:`transform`.
         """
         self.fit(X, y, teacher_logits=teacher_logits, sample_weight=sample_weight)
@@ -106,7 +105,7 @@ class SoftLabelMixin:
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_classes * n_subclasses_)
+        X : array-like of shape (n_samples, n_classes * n_subclasses)
             Subclass soft labels.
 
         Returns
@@ -131,7 +130,8 @@ class SoftLabelMixin:
 
         Returns
         -------
-        names : ndarray of str objects of shape (n_classes * n_subclasses_,)
+        names : ndarray of str objects of shape (n_classes * n_subclasses,)
+            A name for each column of the soft labels.
         """
         self._check_fitted()
         subclasses = range(self.n_subclasses_)

@@ -202,7 +202,7 @@ class LELPStudentClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimator
         Score of each epoch on the validation rows; None without `early_stopping`.
     n_features_in_ : int
         ``X.shape[1]``.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (n_features,)
         Names of the features, where X has names that are strings.
 
     See Also
