@@ -738,12 +738,13 @@ class LELPStudentClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimator
         student = fit.student
         training_validation.check_same_columns(soft.shape[1], student.n_outputs)
         student.net.to(device)
+        dtype = student.float_dtype
         weight = self._row_weight(sample, codes, soft, used, source.classes)
         rows = Rows(
             as_tensor(sample.inputs, device, student.dtype),
-            as_tensor(soft, device, student.float_dtype),
-            as_tensor(codes, device) if self.label_weight else None,
-            None if weight is None else as_tensor(weight, device, student.float_dtype),
+            as_tensor(soft, device, dtype),
+            self._label_targets(codes, source, device, dtype),
+            None if weight is None else as_tensor(weight, device, dtype),
         )
         trainer = Trainer(
             student.net,
@@ -776,6 +777,12 @@ class LELPStudentClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimator
         if within == "auto":
             within = 1.0 if is_hard(soft, len(source.classes)) else source.temperature
         return _Fit(source, student, within, seed)
+
+    def _label_targets(self, codes, source, device, dtype):
+        if not self.label_weight:
+            return None
+        one_hot = codes[:, None] == np.arange(len(source.classes))
+        return as_tensor(one_hot, device, dtype)
 
     def _row_weight(self, sample, codes, soft, used, classes):
         """Give the weights of rows in the loss; None where those used are equal."""

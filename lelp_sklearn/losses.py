@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lelp_sklearn._common import training_validation as validation
+from lelp_sklearn._training import objective
 
 __all__ = ["SubclassCrossEntropyLoss", "class_logits", "subclass_cross_entropy"]
 
@@ -49,8 +50,8 @@ def class_logits(logits: Tensor, n_classes: int, *, temperature: float = 1.0) ->
     validation.check_loss_shapes(logits.shape, None, n_classes)
     if logits.shape[1] == n_classes:
         return logits
-    scaled = _by_class(logits, n_classes) / temperature
-    return temperature * torch.logsumexp(scaled, dim=2)
+    shape = len(logits), n_classes, logits.shape[1] // n_classes
+    return temperature * torch.logsumexp(logits.reshape(shape) / temperature, dim=2)
 
 
 def subclass_cross_entropy(
@@ -124,8 +125,9 @@ def subclass_cross_entropy(
     validation.check_loss_shapes(logits.shape, soft_targets.shape, n_classes)
     dtype = torch.promote_types(logits.dtype, soft_targets.dtype)
     rows: Tensor = _SubclassCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        _by_class(logits.to(dtype), n_classes),
-        _by_class(soft_targets.to(dtype), n_classes),
+        logits.to(dtype),
+        soft_targets.to(dtype),
+        n_classes,
         temperature,
         subclass_weight,
         temperature if within_class_temperature is None else within_class_temperature,
@@ -212,54 +214,32 @@ class SubclassCrossEntropyLoss(nn.Module):
         return rows.sum() if self.reduction == "sum" else rows.mean()
 
 
-def _by_class(columns: Tensor, n_classes: int) -> Tensor:
-    return columns.reshape(-1, n_classes, columns.shape[1] // n_classes)
-
-
 class _SubclassCrossEntropy(torch.autograd.Function):
-    r"""The losses of the rows of (n, C, S) arrays, with the gradient in closed form.
-
-    .. math::
-
-        \partial L / \partial a_{c,s} = \tau (\pi_c \textstyle\sum p - p_c) r_{s|c}
-            + \lambda \tau_w (p_c r'_{s|c} - p_{c,s})
-
-    with the student's class probabilities :math:`\pi` at τ and its softmax within the
-    class, r at τ and r' at τ_w. On the small arrays of few-class problems autograd
-    would need a fifth of a training step for the same.
-    """
+    """The losses of the rows, with the gradient that comes with them."""
 
     @staticmethod
     def forward(
         ctx: Any,
         logits: Tensor,
-        targets: Tensor,
+        soft_targets: Tensor,
+        n_classes: int,
         temperature: float,
-        weight: float,
-        within_temperature: float,
+        subclass_weight: float,
+        within_class_temperature: float,
     ) -> Tensor:
-        scaled = logits / temperature
-        class_targets = targets.sum(dim=2)
-        log_class = torch.log_softmax(torch.logsumexp(scaled, dim=2), dim=1)
-        rows = (class_targets * log_class).sum(dim=1).mul_(-(temperature**2))
-        mass = class_targets.sum(dim=1, keepdim=True)
-        error = log_class.exp_().mul_(mass).sub_(class_targets).mul_(temperature)
-        log_within = torch.log_softmax(scaled, dim=2)
-        gradient = log_within.exp().mul_(error.unsqueeze(2))
-        # One subclass is the whole class, and nothing is left to learn within it.
-        if weight and logits.shape[2] > 1:
-            if within_temperature != temperature:
-                log_within = torch.log_softmax(logits / within_temperature, dim=2)
-            inner = (targets * log_within).sum(dim=(1, 2))
-            rows.sub_(inner, alpha=weight * within_temperature**2)
-            inner_error = log_within.exp_().mul_(class_targets.unsqueeze(2))
-            inner_error.sub_(targets)
-            gradient.add_(inner_error, alpha=weight * within_temperature)
+        losses, gradient = objective.loss_and_gradient(
+            logits,
+            soft_targets,
+            n_classes,
+            temperature=temperature,
+            subclass_weight=subclass_weight,
+            within_class_temperature=within_class_temperature,
+        )
         ctx.save_for_backward(gradient)
-        return rows
+        return losses
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, row_gradient: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * row_gradient[:, None, None], None, None, None, None
+        return gradient * row_gradient.unsqueeze(1), None, None, None, None, None

@@ -23,25 +23,26 @@ class Rows:
         Inputs of the module.
     soft_targets : Tensor of shape (n, n_classes * n_subclasses)
         Subclass targets.
-    labels : Tensor of shape (n,) or None
-        Index of the class; -1 where there is no label. None where labels have no part
-        in the loss.
+    label_targets : Tensor of shape (n, n_classes) or None
+        One-hot labels, zero where there is no label. None where labels have no part in
+        the loss.
     weight : Tensor of shape (n,) or None
         Row weights; None where all are equal.
     """
 
     X: Tensor
     soft_targets: Tensor
-    labels: Tensor | None = None
+    label_targets: Tensor | None = None
     weight: Tensor | None = None
 
     def select(self, index: Tensor) -> "Rows":
         """Copy some of the rows."""
+        labels, weight = self.label_targets, self.weight
         return Rows(
             self.X.index_select(0, index),
             self.soft_targets.index_select(0, index),
-            None if self.labels is None else self.labels.index_select(0, index),
-            None if self.weight is None else self.weight.index_select(0, index),
+            None if labels is None else labels.index_select(0, index),
+            None if weight is None else weight.index_select(0, index),
         )
 
 

@@ -6,48 +6,41 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, log_softmax
+from torch.nn.functional import log_softmax
 
 from lelp_sklearn._common import training_validation as validation
 from lelp_sklearn._training.batches import Rows, outputs, shuffled_batches
 from lelp_sklearn._training.devices import derive_seed, seeded
+from lelp_sklearn._training.objective import loss_and_gradient
 from lelp_sklearn._training.schedules import Schedule
-from lelp_sklearn.losses import class_logits, subclass_cross_entropy
+from lelp_sklearn.losses import class_logits
 
 Optimizer = torch.optim.Optimizer
 
 
 @dataclass(frozen=True)
 class Objective:
-    r"""The loss of a row.
-
-    .. math:: (1 - \alpha) L_\lambda + \alpha \, \mathrm{CE}(y, softmax(A))
-
-    with :math:`L_\lambda` the cross-entropy to subclass targets and A the class
-    logits; a row without a label has no second term.
-    """
+    """What is the same for all rows and steps in the loss."""
 
     n_classes: int
     temperature: float
     within_class_temperature: float
     label_weight: float
 
-    def losses(self, logits: Tensor, rows: Rows, subclass_weight: float) -> Tensor:
-        """Give the loss of each row."""
-        distillation = subclass_cross_entropy(
+    def loss_and_gradient(
+        self, logits: Tensor, rows: Rows, subclass_weight: float
+    ) -> tuple[Tensor, Tensor]:
+        """Give the loss of each row, and its gradient with respect to the logits."""
+        return loss_and_gradient(
             logits,
             rows.soft_targets,
             self.n_classes,
             temperature=self.temperature,
             subclass_weight=subclass_weight,
             within_class_temperature=self.within_class_temperature,
+            label_targets=rows.label_targets,
+            label_weight=self.label_weight,
         )
-        if rows.labels is None:
-            return distillation
-        on_labels = cross_entropy(
-            self.class_logits(logits), rows.labels, ignore_index=-1, reduction="none"
-        )
-        return (1 - self.label_weight) * distillation + self.label_weight * on_labels
 
     def class_logits(self, logits: Tensor) -> Tensor:
         """Fold the subclasses of each class."""
@@ -165,19 +158,25 @@ class Trainer:
 
     def _step(self, index: Tensor, subclass_weight: float) -> tuple[Tensor, Any]:
         rows = self.rows.select(index)
-        losses = self.objective.losses(self.module(rows.X), rows, subclass_weight)
+        logits = self.module(rows.X)
+        losses, gradient = self.objective.loss_and_gradient(
+            logits, rows, subclass_weight
+        )
         mass: Any = len(index)
         if rows.weight is None:
             loss = losses.mean()
+            gradient.mul_(1 / mass)
         else:
             mass = rows.weight.sum()
-            loss = torch.dot(losses, rows.weight) / mass
+            share = rows.weight / mass
+            loss = torch.dot(losses, share)
+            gradient.mul_(share.unsqueeze(1))
         self.optimizer.zero_grad()
-        loss.backward()
+        logits.backward(gradient)
         if self.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.module.parameters(), self.max_grad_norm)
         self.optimizer.step()
-        return loss.detach(), mass
+        return loss, mass
 
     def _set_learning_rate(self, progress: float) -> float:
         groups = self.optimizer.param_groups

@@ -20,7 +20,7 @@ class MultilayerPerceptron(nn.Sequential):
     Parameters
     ----------
     n_features : int
-        Number of inputs of a row, all its axes flattened.
+        Number of inputs of a row.
     n_outputs : int
         Number of outputs.
     hidden_layer_sizes : sequence of int, default=(128,)
@@ -33,7 +33,7 @@ class MultilayerPerceptron(nn.Sequential):
         n_outputs: int,
         hidden_layer_sizes: Sequence[int] = (128,),
     ) -> None:
-        layers: list[nn.Module] = [nn.Flatten()]
+        layers: list[nn.Module] = []
         for size in hidden_layer_sizes:
             layers += [nn.Linear(n_features, size), nn.ReLU()]
             n_features = size
@@ -63,7 +63,8 @@ def build_module(
         return _widen_last_linear(copy.deepcopy(module), n_outputs)
     params = module_params or {}
     if module is None:
-        return MultilayerPerceptron(prod(row_shape), n_outputs, **params)
+        net = MultilayerPerceptron(prod(row_shape), n_outputs, **params)
+        return net if len(row_shape) == 1 else nn.Sequential(nn.Flatten(), net)
     built = module(row_shape[0], n_outputs, **params)
     validation.check_is_module(isinstance(built, nn.Module), built)
     # A callable may hand out one module again and again.

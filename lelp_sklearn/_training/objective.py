@@ -1,0 +1,106 @@
+"""The loss on subclass targets with its gradient in closed form.
+
+On the small arrays of few-class problems autograd would need more time for the loss
+than for a student's first layer.
+"""
+
+import torch
+from torch import Tensor
+
+
+def loss_and_gradient(
+    logits: Tensor,
+    soft_targets: Tensor,
+    n_classes: int,
+    *,
+    temperature: float,
+    subclass_weight: float,
+    within_class_temperature: float,
+    label_targets: Tensor | None = None,
+    label_weight: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    r"""Give the loss of each row and its gradient with respect to the logits.
+
+    With the class logits :math:`A = \tau B`, the student's class probabilities
+    :math:`\pi` at τ, its softmax within the classes r at τ and r' at τ_w, and the class
+    targets :math:`p_c`, the gradient with respect to :math:`a_{c,s}` of
+
+    - :math:`\tau^2 \mathrm{CE}_{class}` is
+      :math:`\tau (\pi_c \sum p - p_c) r_{s|c}`,
+    - :math:`\tau_w^2 \sum_c p_c \mathrm{CE}_{within\ c}` is
+      :math:`\tau_w (p_c r'_{s|c} - p_{c,s})`,
+    - :math:`\mathrm{CE}(y, \mathrm{softmax}(A))` is
+      :math:`(\mathrm{softmax}_c(A) - y_c) r_{s|c}`.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (n, n_classes * n_subclasses)
+        Outputs of the student; nothing is recorded for autograd.
+    soft_targets : Tensor of shape (n, n_classes * n_subclasses)
+        Subclass targets.
+    n_classes : int
+        Number of classes.
+    temperature, within_class_temperature : float
+        The temperatures τ and τ_w.
+    subclass_weight : float
+        The weight λ of the second term.
+    label_targets : Tensor of shape (n, n_classes) or None
+        One-hot labels y, zero where there is no label.
+    label_weight : float
+        The weight α of the third term; the first two have 1 - α.
+
+    Returns
+    -------
+    losses : Tensor of shape (n,)
+        The losses of the rows.
+    gradient : Tensor of shape (n, n_classes * n_subclasses)
+        Their gradients.
+    """
+    shape = len(logits), n_classes, logits.shape[1] // n_classes
+    targets = soft_targets.reshape(shape)
+    scaled = logits.detach().reshape(shape) / temperature
+    log_within = torch.log_softmax(scaled, dim=2)
+    # A log-softmax differs from its logits by their logsumexp, at any subclass.
+    folded = scaled.select(2, 0) - log_within.select(2, 0)
+    class_targets = targets.sum(dim=2)
+    share = 1.0 - label_weight
+    losses, error = _cross_entropy(folded, class_targets)
+    losses.mul_(share * temperature**2)
+    error.mul_(share * temperature)
+    if label_targets is not None:
+        on_labels, label_error = _cross_entropy(folded * temperature, label_targets)
+        losses.add_(on_labels, alpha=label_weight)
+        error.add_(label_error, alpha=label_weight)
+    weight = share * subclass_weight * within_class_temperature
+    # One subclass is the whole class, and nothing is left to learn within it.
+    if not weight or shape[2] == 1:
+        return losses, _within(log_within, error).view(logits.shape)
+    if within_class_temperature == temperature:
+        losses.sub_(_dot(targets, log_within), alpha=weight * temperature)
+        error.add_(class_targets, alpha=weight)
+        gradient = _within(log_within, error)
+    else:
+        log_inner = torch.log_softmax(
+            scaled * (temperature / within_class_temperature), dim=2
+        )
+        losses.sub_(_dot(targets, log_inner), alpha=weight * within_class_temperature)
+        gradient = _within(log_within, error)
+        gradient.add_(_within(log_inner, class_targets), alpha=weight)
+    return losses, gradient.sub_(targets, alpha=weight).view(logits.shape)
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Give the cross-entropies of the rows of (n, C) and their gradients."""
+    log_probabilities = torch.log_softmax(logits, dim=1)
+    losses = (targets * log_probabilities).sum(dim=1).neg_()
+    mass = targets.sum(dim=1, keepdim=True)
+    return losses, log_probabilities.exp_().mul_(mass).sub_(targets)
+
+
+def _within(log_probabilities: Tensor, by_class: Tensor) -> Tensor:
+    """Spread what each class has over its subclasses, in place."""
+    return log_probabilities.exp_().mul_(by_class.unsqueeze(2))
+
+
+def _dot(targets: Tensor, log_probabilities: Tensor) -> Tensor:
+    return (targets * log_probabilities).sum(dim=(1, 2))
