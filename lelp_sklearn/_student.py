@@ -1,26 +1,20 @@
 """LELPStudentClassifier: a torch module trained on subclass soft labels."""
 
 import warnings
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from numbers import Integral, Real
 from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.frozen import FrozenEstimator
-from sklearn.model_selection import train_test_split
-from sklearn.utils import _safe_indexing, check_random_state
+from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
-from sklearn.utils.validation import (
-    _check_feature_names,
-    _check_n_features,
-    check_is_fitted,
-    validate_data,
-)
 from torch import nn
 
-from lelp_sklearn._common import training_validation, validation
+from lelp_sklearn._class_predictions import ClassPredictionMixin, StudentFit
+from lelp_sklearn._common import training_validation
 from lelp_sklearn._common.callbacks import (
     NO_TASK,
     CallbackSupportMixin,
@@ -31,28 +25,26 @@ from lelp_sklearn._common.exceptions import NoTeacherWarning
 from lelp_sklearn._projector import LELPProjector
 from lelp_sklearn._targets import (
     OmittedTeacher,
-    Sample,
-    TargetSource,
-    as_array,
+    encode,
     fitted_source,
     given_source,
+    hold_out,
     is_hard,
+    loss_weight,
+    make_projector,
     noted,
+    one_hot,
+    read_sample,
+    scorable,
 )
 from lelp_sklearn._training import devices, modules, schedules
-from lelp_sklearn._training.batches import Rows, as_tensor, outputs
+from lelp_sklearn._training.batches import as_tensor, make_rows
 from lelp_sklearn._training.loop import (
     EarlyStopping,
     Objective,
     Trainer,
     Validation,
     make_optimizer,
-)
-
-_NO_TEACHER = (
-    "There is no teacher: neither teacher_embeddings, teacher_logits, soft_targets, a "
-    "teacher nor a head of the projector is given. X takes the place of the "
-    "embeddings and the labels that of the teacher's class probabilities."
 )
 
 
@@ -62,37 +54,9 @@ class _Seeds(NamedTuple):
     training: int
 
 
-@dataclass
-class _Fit:
-    """What a fit has come to, and what the next one goes on from."""
-
-    source: TargetSource
-    student: modules.Student
-    within_class_temperature: float
-    seed: int
-    optimizer: torch.optim.Optimizer | dict | None = None
-    loss_curve: list = field(default_factory=list)
-    validation_scores: list | None = None
-
-    def snapshot(self):
-        """Give a copy that stays as it is while training goes on."""
-        scores = self.validation_scores
-        return replace(
-            self,
-            student=self.student.snapshot(),
-            optimizer=None,
-            loss_curve=list(self.loss_curve),
-            validation_scores=None if scores is None else list(scores),
-        )
-
-    def __getstate__(self):
-        state = self.__dict__.copy()
-        if isinstance(self.optimizer, torch.optim.Optimizer):
-            state["optimizer"] = modules.to_arrays(self.optimizer.state_dict())
-        return state
-
-
-class LELPStudentClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimator):
+class LELPStudentClassifier(
+    CallbackSupportMixin, ClassPredictionMixin, ClassifierMixin, BaseEstimator
+):
     r"""A torch module trained on the subclass soft labels of a teacher (LELP).
 
     The module has :math:`K = C \cdot S` outputs, S for each class. It is trained on the
@@ -344,9 +308,6 @@ class LELPStudentClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimator
         self.device = device
         self.random_state = random_state
 
-    def __sklearn_is_fitted__(self):
-        return hasattr(self, "module_")
-
     def __getstate__(self):
         state = {**super().__getstate__(), "module": modules.on_cpu(self.module)}
         # Made again of the arrays in the fit.
@@ -430,13 +391,38 @@ class LELPStudentClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimator
         previous = None
         if self.warm_start and hasattr(self, "_fit"):
             previous = replace(self._fit, optimizer=None)
-        teacher_data = teacher_embeddings, teacher_logits, soft_targets
-        sample = self._read(X, y, *teacher_data, sample_weight, _expected(previous))
-        given = self._read_validation(sample, X_val, y_val, teacher_embeddings_val)
+        sample = read_sample(
+            X,
+            self._check_inputs(X, previous and previous.expected_rows),
+            y,
+            self.unlabeled,
+            sample_weight,
+            embeddings=teacher_embeddings,
+            logits=teacher_logits,
+            soft_targets=soft_targets,
+        )
+        given = None
+        if X_val is not None:
+            rows = tuple(sample.inputs.shape[1:]), self._takes_codes(sample.inputs)
+            with noted("(In X_val, y_val and teacher_embeddings_val.)"):
+                given = read_sample(
+                    X_val,
+                    self._check_inputs(X_val, rows),
+                    y_val,
+                    self.unlabeled,
+                    sample_weight=None,
+                    embeddings=teacher_embeddings_val,
+                )
         seeds = self._draw_seeds()
-        used, held_out = self._hold_out(sample, given, seeds.split)
+        used, held_out = self._usable(sample), None
+        if self.early_stopping and given is None:
+            fraction = self.validation_fraction
+            held_out = hold_out(sample, used, fraction, seeds.split)
+            used[held_out] = False
         n_steps = self.max_epochs + (previous is None)
-        task = self._begin(X, y, sample_weight, sample.labelled, n_steps)
+        task = begin_fit(
+            self, **scorable(sample, y, sample_weight), max_subtasks=n_steps
+        )
         source = previous.source if previous else None
         if source is None:
             source = self._make_source(sample, used, seeds.projector, task)
@@ -498,8 +484,16 @@ class LELPStudentClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimator
         training_validation.check_partial_fit(
             self.early_stopping, self.class_weight, classes, previous is None
         )
-        teacher_data = teacher_embeddings, teacher_logits, soft_targets
-        sample = self._read(X, y, *teacher_data, sample_weight, _expected(previous))
+        sample = read_sample(
+            X,
+            self._check_inputs(X, previous and previous.expected_rows),
+            y,
+            self.unlabeled,
+            sample_weight,
+            embeddings=teacher_embeddings,
+            logits=teacher_logits,
+            soft_targets=soft_targets,
+        )
         used = self._usable(sample)
         seeds = self._draw_seeds()
         if previous is None:
@@ -512,76 +506,6 @@ class LELPStudentClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimator
         fit.loss_curve.append(trainer.run_epoch(done, done))
         self._keep(replace(fit, optimizer=trainer.optimizer))
         return self
-
-    def predict(self, X):
-        """Predict the class of each row.
-
-        Parameters
-        ----------
-        X : {array-like, torch.Tensor} of shape (n_samples, n_features, ...)
-            Rows of the shape seen in fit.
-
-        Returns
-        -------
-        ndarray of shape (n_samples,)
-            The likeliest classes.
-        """
-        likeliest = self._class_logits(X).argmax(dim=1).cpu().numpy()
-        return self.classes_[likeliest]
-
-    def predict_proba(self, X):
-        """Predict class probabilities, the softmax of the class logits.
-
-        Parameters
-        ----------
-        X : {array-like, torch.Tensor} of shape (n_samples, n_features, ...)
-            Rows of the shape seen in fit.
-
-        Returns
-        -------
-        ndarray of shape (n_samples, n_classes)
-            Probabilities, in the order of `classes_`.
-        """
-        return torch.softmax(self._class_logits(X), dim=1).cpu().numpy()
-
-    def predict_subclass_proba(self, X):
-        """Predict the probabilities of subclasses.
-
-        Class probabilities times the softmax within the class at the within-class
-        temperature: the sums over the subclasses are those of `predict_proba`.
-
-        Parameters
-        ----------
-        X : {array-like, torch.Tensor} of shape (n_samples, n_features, ...)
-            Rows of the shape seen in fit.
-
-        Returns
-        -------
-        ndarray of shape (n_samples, n_classes * n_subclasses)
-            Probabilities, subclass s of class c in column ``c * n_subclasses + s``.
-        """
-        logits = self._logits(X)
-        classes = torch.softmax(self._objective(self._fit).class_logits(logits), dim=1)
-        scaled = logits / self._fit.within_class_temperature
-        within = torch.softmax(scaled.view(len(logits), len(self.classes_), -1), dim=2)
-        return (classes[:, :, None] * within).flatten(1).cpu().numpy()
-
-    def decision_function(self, X):
-        """Compute the class logits.
-
-        Parameters
-        ----------
-        X : {array-like, torch.Tensor} of shape (n_samples, n_features, ...)
-            Rows of the shape seen in fit.
-
-        Returns
-        -------
-        ndarray of shape (n_samples, n_classes) or (n_samples,)
-            The class logits A; for two classes the second less the first, whose
-            logistic function is the probability of the second class.
-        """
-        A = self._class_logits(X).cpu().numpy()
-        return A[:, 1] - A[:, 0] if A.shape[1] == 2 else A
 
     def _check_parameters(self):
         self._validate_params()
@@ -598,65 +522,13 @@ class LELPStudentClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimator
         drawn = check_random_state(self.random_state).randint(2**31 - 1, size=3)
         return _Seeds(*map(int, drawn))
 
-    def _read(self, X, y, embeddings, logits, soft_targets, sample_weight, expected):
-        """Check all that can be checked before work starts."""
-        inputs = self._check_inputs(X, expected)
-        n_samples = len(inputs)
-        y = None if y is None else as_array(y)
-        labels, labelled = validation.check_labels(y, n_samples, self.unlabeled)
-        weight = validation.check_sample_weight(sample_weight, n_samples)
-        if soft_targets is not None:
-            soft_targets = training_validation.check_soft_targets(
-                as_array(soft_targets)
-            )
-            validation.check_finite_block(soft_targets, 0, "soft_targets")
-            training_validation.check_probabilities(soft_targets)
-        given = {
-            "teacher_embeddings": embeddings,
-            "teacher_logits": logits,
-            "soft_targets": soft_targets,
-        }
-        for name, array in given.items():
-            if array is not None:
-                validation.check_length(array, n_samples, name)
-        return Sample(
-            X, inputs, labels, labelled, weight, embeddings, logits, soft_targets
-        )
-
-    def _read_validation(self, sample, X_val, y_val, embeddings):
-        if X_val is None:
-            return None
-        expected = tuple(sample.inputs.shape[1:]), self._takes_codes(sample.inputs)
-        with noted("(In X_val, y_val and teacher_embeddings_val.)"):
-            return self._read(X_val, y_val, embeddings, None, None, None, expected)
-
-    def _check_inputs(self, X, expected=None):
-        """Give X as an array or a tensor; `expected` is None in a first fit."""
-        reset = expected is None
-        if isinstance(X, torch.Tensor):
-            training_validation.check_tensor_rows(X)
-            _check_feature_names(self, X, reset=reset)
-            _check_n_features(self, X, reset=reset)
-        else:
-            X = validate_data(
-                self, X, reset=reset, allow_nd=True, ensure_all_finite=False
-            )
-            if X.dtype.kind == "f":
-                validation.check_finite_block(X, 0, "X")
-        if not reset:
-            row_shape, takes_codes = expected
-            training_validation.check_row_shape(tuple(X.shape[1:]), row_shape)
-            is_integer = devices.is_integer(X)
-            training_validation.check_codes(X.dtype, is_integer or not takes_codes)
-        return X
-
     def _takes_codes(self, X):
         return self.module is not None and devices.is_integer(X)
 
     def _has_teacher(self, sample):
-        given = sample.embeddings, sample.logits, sample.soft_targets, self.teacher
         return (
-            any(each is not None for each in given)
+            sample.says_targets
+            or self.teacher is not None
             or isinstance(self.projector, FrozenEstimator)
             or getattr(self.projector, "head", None) is not None
         )
@@ -670,44 +542,15 @@ class LELPStudentClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimator
         training_validation.check_labels_for("there is no teacher", sample.labelled)
         return (sample.weight > 0) & sample.labelled
 
-    def _hold_out(self, sample, given, seed):
-        """Give a mask of the rows to learn from, and the indices of those held out."""
-        usable = self._usable(sample)
-        if not self.early_stopping or given is not None:
-            return usable, None
-        strata = np.full(len(sample), -1)
-        labels = sample.labels[sample.labelled]
-        strata[sample.labelled] = np.unique(labels, return_inverse=True)[1]
-        rows = np.flatnonzero(usable)
-        fraction = self.validation_fraction
-        try:
-            _, held_out = train_test_split(
-                rows, test_size=fraction, stratify=strata[rows], random_state=seed
-            )
-        except ValueError as reason:
-            raise training_validation.unsplittable(
-                fraction, len(rows), reason
-            ) from reason
-        usable[held_out] = False
-        return usable, held_out
-
-    def _begin(self, X, y, sample_weight, labelled, n_steps):
-        """Begin the fit that callbacks see: rows without a label cannot be scored."""
-        if y is not None and not labelled.all() and hasattr(self, "_skl_callbacks"):
-            rows = np.flatnonzero(labelled)
-            X, y = _safe_indexing(X, rows), _safe_indexing(y, rows)
-            if sample_weight is not None:
-                sample_weight = _safe_indexing(sample_weight, rows)
-        return begin_fit(self, X, y, sample_weight=sample_weight, max_subtasks=n_steps)
-
     def _make_source(self, sample, used, seed, task, classes=None):
         """Fit what makes the targets."""
-        projector = self._make_projector(seed)
+        given = LELPProjector() if self.projector is None else self.projector
+        projector = make_projector(given, seed, self.unlabeled)
         if sample.soft_targets is not None:
             return given_source(sample, projector, classes)
         labels_only = not self._has_teacher(sample)
         if labels_only:
-            warnings.warn(_NO_TEACHER, NoTeacherWarning, stacklevel=4)
+            warnings.warn(NoTeacherWarning(), stacklevel=4)
         return fitted_source(
             sample,
             projector,
@@ -718,39 +561,24 @@ class LELPStudentClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimator
             classes=classes,
         )
 
-    def _make_projector(self, seed):
-        if isinstance(self.projector, FrozenEstimator):
-            check_is_fitted(self.projector)
-            return self.projector
-        projector = clone(LELPProjector() if self.projector is None else self.projector)
-        if projector.random_state is None:
-            projector.set_params(random_state=seed)
-        if self.unlabeled is not None:
-            projector.set_params(unlabeled=self.unlabeled)
-        return projector
-
     def _prepare(self, sample, used, source, seed, previous):
         """Make the targets, the module unless it is there, and what trains it."""
-        codes = _encode(sample, source)
+        codes = encode(sample, source.classes)
         soft = source.soft_targets(sample, codes)
         device = devices.resolve_device(self.device, sample.inputs)
         fit = previous or self._new_fit(sample, source, soft, seed, device)
         student = fit.student
         training_validation.check_same_columns(soft.shape[1], student.n_outputs)
         student.net.to(device)
-        dtype = student.float_dtype
-        weight = self._row_weight(sample, codes, soft, used, source.classes)
-        rows = Rows(
-            as_tensor(sample.inputs, device, student.dtype),
-            as_tensor(soft, device, dtype),
-            self._label_targets(codes, source, device, dtype),
-            None if weight is None else as_tensor(weight, device, dtype),
+        labels = one_hot(codes, len(source.classes)) if self.label_weight else None
+        weight = loss_weight(
+            sample, codes, soft, used, source.classes, self.class_weight
         )
         trainer = Trainer(
             student.net,
             self._make_optimizer(fit),
-            self._objective(fit),
-            rows,
+            replace(fit.objective, label_weight=self.label_weight),
+            make_rows(sample.inputs, soft, labels, weight, device, student.dtype),
             as_tensor(np.flatnonzero(used), device),
             schedules.subclass_weight_schedule(self.subclass_weight),
             schedules.learning_rate_schedule(self.learning_rate_schedule),
@@ -762,7 +590,7 @@ class LELPStudentClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimator
         return fit, trainer
 
     def _new_fit(self, sample, source, soft, seed, device):
-        inputs = sample.inputs
+        inputs, n_classes = sample.inputs, len(source.classes)
         dtype = devices.input_dtype(
             inputs, device, integers_are_codes=self._takes_codes(inputs)
         )
@@ -773,35 +601,11 @@ class LELPStudentClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimator
             )
             student.net.to(device)
             student.check_outputs(as_tensor(inputs[:2], device, dtype))
-        within = self.within_class_temperature
+        tau, within = source.temperature, self.within_class_temperature
         if within == "auto":
-            within = 1.0 if is_hard(soft, len(source.classes)) else source.temperature
-        return _Fit(source, student, within, seed)
-
-    def _label_targets(self, codes, source, device, dtype):
-        if not self.label_weight:
-            return None
-        one_hot = codes[:, None] == np.arange(len(source.classes))
-        return as_tensor(one_hot, device, dtype)
-
-    def _row_weight(self, sample, codes, soft, used, classes):
-        """Give the weights of rows in the loss; None where those used are equal."""
-        weight = sample.weight
-        if self.class_weight is not None:
-            mass = soft.reshape(len(soft), len(classes), -1).sum(axis=2)
-            assigned = np.where(codes >= 0, codes, mass.argmax(axis=1))
-            weight = weight * self._class_weights(weight * used, classes, assigned)
-        return None if np.ptp(weight[used]) == 0 else weight
-
-    def _class_weights(self, weight, classes, assigned):
-        """Give each row the weight of the class that it is assigned to."""
-        if self.class_weight == "balanced":
-            totals = np.bincount(assigned, weight, minlength=len(classes))
-            present = np.maximum(totals, np.finfo(float).tiny)
-            return (weight.sum() / (len(classes) * present))[assigned]
-        training_validation.check_class_weight(self.class_weight, classes)
-        by_class = [self.class_weight.get(each, 1.0) for each in classes.tolist()]
-        return np.asarray(by_class, dtype=float)[assigned]
+            within = 1.0 if is_hard(soft, n_classes) else tau
+        objective = Objective(n_classes, tau, within, self.label_weight)
+        return StudentFit(source, student, objective, seed)
 
     def _make_optimizer(self, fit):
         """Go on with the optimizer of `partial_fit`, or make one."""
@@ -814,14 +618,6 @@ class LELPStudentClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimator
             optimizer.load_state_dict(modules.to_tensors(fit.optimizer))
         return optimizer
 
-    def _objective(self, fit):
-        return Objective(
-            len(fit.source.classes),
-            fit.source.temperature,
-            fit.within_class_temperature,
-            self.label_weight,
-        )
-
     def _validation(self, fit, trainer, given, held_out):
         """Give the rows of early stopping, None without it."""
         source, device = fit.source, trainer.used.device
@@ -831,20 +627,18 @@ class LELPStudentClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimator
             return Validation(rows, temperature)
         if given is None:
             return None
-        codes = _encode(given, source)
+        codes = encode(given, source.classes)
+        weight = None
         if source.knows_classes_of(given):
-            soft, weight = source.soft_targets(given, codes), np.ones(len(codes))
+            soft = source.soft_targets(given, codes)
         else:
             training_validation.check_validation_labels(
-                given.labelled, given.embeddings is not None
+                given.labelled, given.teacher_embeddings is not None
             )
-            soft, weight = np.eye(len(source.classes))[codes], codes >= 0
+            soft, weight = one_hot(codes, len(source.classes)), given.labelled
             temperature = 1.0
-        rows = Rows(
-            as_tensor(given.inputs, device, fit.student.dtype),
-            as_tensor(soft, device, fit.student.float_dtype),
-            weight=as_tensor(weight, device, fit.student.float_dtype),
-        )
+        dtype = fit.student.dtype
+        rows = make_rows(given.inputs, soft, None, weight, device, dtype)
         return Validation(rows, temperature)
 
     def _train(self, fit, trainer, task, held_out):
@@ -865,8 +659,8 @@ class LELPStudentClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimator
                     score = fit.validation_scores[-1]
                     stop = stopping.update(done, score, trainer.module)
                 if self.verbose:
-                    print(_epoch_line(fit, before + self.max_epochs))
-                if step.end(lambda: self._attributes(fit.snapshot())) or stop:
+                    print(fit.describe_epoch(before + self.max_epochs))
+                if step.end(lambda: fit.snapshot().attributes()) or stop:
                     break
         except KeyboardInterrupt:
             self._finish(fit, stopping)
@@ -875,51 +669,9 @@ class LELPStudentClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimator
 
     def _finish(self, fit, stopping):
         stopping.restore(fit.student.net)
-        fit.student.net.zero_grad()
         self._keep(fit)
 
     def _keep(self, fit):
+        fit.student.net.zero_grad()
         fit.student.net.eval()
-        vars(self).update(self._attributes(fit))
-
-    def _attributes(self, fit):
-        """Give the attributes with which the student predicts."""
-        return {
-            "module_": fit.student.net,
-            "projector_": fit.source.projector,
-            "classes_": fit.source.classes,
-            "n_epochs_": len(fit.loss_curve),
-            "loss_curve_": fit.loss_curve,
-            "validation_scores_": fit.validation_scores,
-            "_fit": fit,
-        }
-
-    def _logits(self, X):
-        check_is_fitted(self)
-        student = self._fit.student
-        inputs = as_tensor(self._check_inputs(X, _expected(self._fit)))
-        return torch.cat(
-            list(outputs(student.net, inputs, self.batch_size, student.dtype))
-        )
-
-    def _class_logits(self, X):
-        logits = self._logits(X)
-        return self._objective(self._fit).class_logits(logits)
-
-
-def _expected(fit):
-    """Give the row shape that the student takes and whether it takes codes."""
-    return None if fit is None else (fit.student.row_shape, fit.student.takes_codes)
-
-
-def _encode(sample, source):
-    labels, labelled = sample.labels, sample.labelled
-    validation.check_classes(labels[labelled], source.classes, None)
-    return validation.encode(labels, labelled, source.classes)
-
-
-def _epoch_line(fit, last):
-    line = f"Epoch {len(fit.loss_curve)}/{last}: loss {fit.loss_curve[-1]:.6f}"
-    if fit.validation_scores:
-        line += f", validation score {fit.validation_scores[-1]:.6f}"
-    return line
+        vars(self).update(fit.attributes())

@@ -3,12 +3,15 @@
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
+from sklearn.model_selection import train_test_split
 from sklearn.utils import _safe_indexing
+from sklearn.utils.validation import check_is_fitted
 
 from lelp_sklearn._common import training_validation, validation
 from lelp_sklearn._common.callbacks import FitTask
@@ -33,7 +36,7 @@ class Sample:
         y as a column, and which rows have a label.
     weight : ndarray of shape (n,)
         Row weights.
-    embeddings, logits, soft_targets
+    teacher_embeddings, teacher_logits, soft_targets
         The teacher's, None where not given.
     """
 
@@ -42,12 +45,18 @@ class Sample:
     labels: np.ndarray
     labelled: np.ndarray
     weight: np.ndarray
-    embeddings: Any = None
-    logits: Any = None
+    teacher_embeddings: Any = None
+    teacher_logits: Any = None
     soft_targets: Any = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def says_targets(self) -> bool:
+        """Whether anything of the teacher is given with the rows."""
+        given = self.teacher_embeddings, self.teacher_logits, self.soft_targets
+        return any(each is not None for each in given)
 
     @property
     def y(self) -> np.ndarray | None:
@@ -88,7 +97,7 @@ class TargetSource:
         return (
             self.projector is not None
             and not self.labels_only
-            and (embeddable or sample.embeddings is not None)
+            and (embeddable or sample.teacher_embeddings is not None)
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -101,9 +110,12 @@ class TargetSource:
         """Give the targets (n, C*S); `codes` are -1 for rows without a label."""
         if sample.soft_targets is not None:
             return sample.soft_targets
-        if self.projector is None:
-            raise training_validation.targets_are_missing()
-        logits = sample.logits
+        embeddable = self.reads_inputs or self.teacher is not None
+        if self.projector is None or (
+            sample.teacher_embeddings is None and not embeddable
+        ):
+            raise training_validation.targets_are_missing(self.projector is not None)
+        logits = sample.teacher_logits
         if self.labels_only:
             logits = np.zeros((len(sample), len(self.classes)))
             known = np.flatnonzero(codes >= 0)
@@ -115,10 +127,136 @@ class TargetSource:
             return as_array(self.projector.transform(embeddings, **options))
 
 
+def read_sample(
+    X: Any,
+    inputs: Any,
+    y: Any,
+    unlabeled: object,
+    sample_weight: Any,
+    *,
+    embeddings: Any = None,
+    logits: Any = None,
+    soft_targets: Any = None,
+) -> Sample:
+    """Check, before work starts, what is given with checked inputs."""
+    n_samples = len(inputs)
+    y = None if y is None else as_array(y)
+    labels, labelled = validation.check_labels(y, n_samples, unlabeled)
+    weight = validation.check_sample_weight(sample_weight, n_samples)
+    if soft_targets is not None:
+        soft_targets = training_validation.check_soft_targets(as_array(soft_targets))
+        validation.check_finite_block(soft_targets, 0, "soft_targets")
+        training_validation.check_probabilities(soft_targets)
+    given = {
+        "teacher_embeddings": embeddings,
+        "teacher_logits": logits,
+        "soft_targets": soft_targets,
+    }
+    for name, array in given.items():
+        if array is not None:
+            validation.check_length(array, n_samples, name)
+    return Sample(X, inputs, labels, labelled, weight, **given)
+
+
+def hold_out(
+    sample: Sample, usable: np.ndarray, fraction: float, seed: int
+) -> np.ndarray:
+    """Draw the indices of some usable rows, stratified by label."""
+    strata = np.full(len(sample), -1)
+    labels = sample.labels[sample.labelled]
+    strata[sample.labelled] = np.unique(labels, return_inverse=True)[1]
+    rows = np.flatnonzero(usable)
+    try:
+        _, drawn = train_test_split(
+            rows, test_size=fraction, stratify=strata[rows], random_state=seed
+        )
+    except ValueError as reason:
+        raise training_validation.unsplittable(fraction, len(rows), reason) from reason
+    return np.asarray(drawn)
+
+
+def encode(sample: Sample, classes: np.ndarray) -> np.ndarray:
+    """Give the index of each label, -1 for rows without one."""
+    labels, labelled = sample.labels, sample.labelled
+    validation.check_classes(labels[labelled], classes, None)
+    return validation.encode(labels, labelled, classes)
+
+
+def one_hot(codes: np.ndarray, n_classes: int) -> np.ndarray:
+    """Give a row a class of 1, and zeros to rows without a label."""
+    return codes[:, None] == np.arange(n_classes)
+
+
+def loss_weight(
+    sample: Sample,
+    codes: np.ndarray,
+    soft_targets: np.ndarray,
+    used: np.ndarray,
+    classes: np.ndarray,
+    class_weight: Any,
+) -> np.ndarray | None:
+    """Give the weights of rows in the loss; None where those used are equal.
+
+    Parameters
+    ----------
+    sample : Sample
+        The rows with their own weights.
+    codes : ndarray of shape (n,)
+        Index of the label; rows without one, -1, count as their likeliest class.
+    soft_targets : ndarray of shape (n, n_classes * n_subclasses)
+        Which say the likeliest class.
+    used : ndarray of shape (n,)
+        True for the rows that are learned from.
+    classes : ndarray of shape (n_classes,)
+        The classes.
+    class_weight : dict, "balanced" or None
+        By label; "balanced" makes the totals of the classes equal.
+    """
+    weight = sample.weight
+    if class_weight is not None:
+        mass = soft_targets.reshape(len(codes), len(classes), -1).sum(axis=2)
+        assigned = np.where(codes >= 0, codes, mass.argmax(axis=1))
+        if isinstance(class_weight, str):
+            totals = np.bincount(assigned, weight * used, minlength=len(classes))
+            factors = 1 / np.maximum(totals, np.finfo(np.float32).tiny)
+            factors *= totals.sum() / len(classes)
+        else:
+            training_validation.check_class_weight(class_weight, classes)
+            labels = classes.tolist()
+            factors = np.array([class_weight.get(label, 1.0) for label in labels])
+        weight = weight * factors[assigned]
+    return None if np.ptp(weight[used]) == 0 else weight
+
+
+def scorable(sample: Sample, y: Any, sample_weight: Any) -> dict[str, Any]:
+    """Give the arguments of fit as callbacks score them, without unlabelled rows."""
+    X = sample.X
+    if y is not None and not sample.labelled.all():
+        rows = np.flatnonzero(sample.labelled)
+        # Functions, which scikit-learn calls where a callback asks for the data.
+        X, y = partial(_safe_indexing, X, rows), partial(_safe_indexing, y, rows)
+        if sample_weight is not None:
+            sample_weight = _safe_indexing(sample_weight, rows)
+    return {"X": X, "y": y, "sample_weight": sample_weight}
+
+
+def make_projector(given: Any, seed: int, unlabeled: object) -> Any:
+    """Give a projector as it is if frozen, else a clone with a random state."""
+    if isinstance(given, FrozenEstimator):
+        check_is_fitted(given)
+        return given
+    projector = clone(given)
+    if projector.random_state is None:
+        projector.set_params(random_state=seed)
+    if unlabeled is not None:
+        projector.set_params(unlabeled=unlabeled)
+    return projector
+
+
 def _embed(sample: Sample, teacher: Any) -> Any:
     """Give the embeddings: those given, those of the teacher, or the rows."""
-    if sample.embeddings is not None:
-        return sample.embeddings
+    if sample.teacher_embeddings is not None:
+        return sample.teacher_embeddings
     if isinstance(teacher, OmittedTeacher):
         raise training_validation.omitted_teacher(teacher.name)
     if teacher is not None:
@@ -208,7 +346,7 @@ def fitted_source(
         found = np.unique(sample.labels[sample.labelled])
         if not isinstance(projector, FrozenEstimator) and projector.head is None:
             training_validation.check_block_classes(found, classes)
-    if sample.embeddings is not None:
+    if sample.teacher_embeddings is not None:
         teacher = None
     if teacher is not None:
         teacher = _fit_teacher(teacher, sample, used)
@@ -217,14 +355,14 @@ def fitted_source(
             projector.set_params(head=_head_arrays(teacher.head_))
         embeddings = _embed(sample, teacher)
         options: dict[str, Any] = {"sample_weight": sample.weight * used}
-        if sample.logits is not None:
-            options["teacher_logits"] = sample.logits
+        if sample.teacher_logits is not None:
+            options["teacher_logits"] = sample.teacher_logits
         with task.delegate("fit-projector", projector), _in_projector(sample):
             projector.fit(embeddings, sample.y, **options)
     return TargetSource(
         projector,
         teacher,
-        reads_inputs=sample.embeddings is None and teacher is None,
+        reads_inputs=sample.teacher_embeddings is None and teacher is None,
         labels_only=labels_only,
         classes=projector.classes_,
         temperature=projector.temperature,
@@ -251,5 +389,5 @@ def _head_arrays(head: Any) -> Any:
 
 
 def _in_projector(sample: Sample) -> AbstractContextManager[None]:
-    name = "X" if sample.embeddings is None else "teacher_embeddings"
+    name = "X" if sample.teacher_embeddings is None else "teacher_embeddings"
     return noted(f"(In the projector of the student, whose X is {name} here.)")

@@ -19,6 +19,7 @@ LEVELS = {
     "__init__": 6,
     "_student": 5,
     "_projector": 4,
+    "_class_predictions": 4,
     "_targets": 4,
     "_soft_labels": 3,
     "losses": 2,

@@ -244,11 +244,11 @@ def check_same_columns(n_columns: int, n_outputs: int) -> None:
         )
 
 
-def targets_are_missing() -> ValueError:
-    """A student fitted on soft targets goes on without them."""
+def targets_are_missing(has_projector: bool) -> ValueError:
+    """A student goes on without what its targets were made from."""
+    missing = "teacher_embeddings" if has_projector else "soft_targets"
     return ValueError(
-        "the student was fitted on soft_targets and has no fitted projector: pass "
-        "soft_targets again."
+        f"the student was fitted on {missing}: pass them again, for these rows."
     )
 
 

@@ -62,6 +62,24 @@ def as_tensor(
     return tensor.to(device=device, dtype=dtype)
 
 
+def make_rows(
+    X: Any,
+    soft_targets: Any,
+    label_targets: Any,
+    weight: Any,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Rows:
+    """Put arrays on a device, X in `dtype`; what is None stays None."""
+    number = dtype if dtype.is_floating_point else torch.float32
+    return Rows(
+        as_tensor(X, device, dtype),
+        as_tensor(soft_targets, device, number),
+        None if label_targets is None else as_tensor(label_targets, device, number),
+        None if weight is None else as_tensor(weight, device, number),
+    )
+
+
 def shuffled_batches(rows: Tensor, batch_size: int) -> list[Tensor]:
     """Split row indices, in an order drawn from torch's generator, into batches.
 

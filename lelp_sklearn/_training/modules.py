@@ -129,11 +129,6 @@ class Student:
         """Whether the inputs are integers that stand for something."""
         return not self.dtype.is_floating_point
 
-    @property
-    def float_dtype(self) -> torch.dtype:
-        """Dtype of the targets."""
-        return torch.float32 if self.takes_codes else self.dtype
-
     def _build(self) -> nn.Module:
         net = build_module(*self.recipe)
         return net if self.takes_codes else net.to(self.dtype)

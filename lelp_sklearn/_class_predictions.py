@@ -1,0 +1,196 @@
+"""What a fitted student does: from inputs to classes and subclasses."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from sklearn.utils.validation import (
+    _check_feature_names,
+    _check_n_features,
+    check_is_fitted,
+    validate_data,
+)
+
+from lelp_sklearn._common import training_validation, validation
+from lelp_sklearn._training import devices, modules
+from lelp_sklearn._training.batches import as_tensor, outputs
+from lelp_sklearn._training.loop import Objective
+
+
+@dataclass
+class StudentFit:
+    """What a fit has come to, and what the next one goes on from.
+
+    Parameters
+    ----------
+    source : TargetSource
+        Where targets come from.
+    student : Student
+        The module.
+    objective : Objective
+        The loss.
+    seed : int
+        Fixes the order of rows and what the module draws, epoch by epoch.
+    optimizer : torch.optim.Optimizer, dict or None
+        That of `partial_fit`, or its state as arrays.
+    loss_curve, validation_scores : list of float
+        By epoch; scores are None without early stopping.
+    """
+
+    source: Any
+    student: modules.Student
+    objective: Objective
+    seed: int
+    optimizer: Any = None
+    loss_curve: list[float] = field(default_factory=list)
+    validation_scores: list[float] | None = None
+
+    @property
+    def expected_rows(self) -> tuple[tuple[int, ...], bool]:
+        """The shape of a row, and whether its integers are codes."""
+        return self.student.row_shape, self.student.takes_codes
+
+    def snapshot(self) -> "StudentFit":
+        """Give a copy that stays as it is while training goes on."""
+        scores = self.validation_scores
+        return replace(
+            self,
+            student=self.student.snapshot(),
+            optimizer=None,
+            loss_curve=list(self.loss_curve),
+            validation_scores=None if scores is None else list(scores),
+        )
+
+    def describe_epoch(self, last: int) -> str:
+        """Say in one line what the newest of `last` epochs came to."""
+        line = f"Epoch {len(self.loss_curve)}/{last}: loss {self.loss_curve[-1]:.6f}"
+        if self.validation_scores:
+            line += f", validation score {self.validation_scores[-1]:.6f}"
+        return line
+
+    def attributes(self) -> dict[str, Any]:
+        """Give the attributes of the estimator with which it predicts."""
+        return {
+            "module_": self.student.net,
+            "projector_": self.source.projector,
+            "classes_": self.source.classes,
+            "n_epochs_": len(self.loss_curve),
+            "loss_curve_": self.loss_curve,
+            "validation_scores_": self.validation_scores,
+            "_fit": self,
+        }
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        if isinstance(self.optimizer, torch.optim.Optimizer):
+            state["optimizer"] = modules.to_arrays(self.optimizer.state_dict())
+        return state
+
+
+class ClassPredictionMixin:
+    """The methods of a fitted `LELPStudentClassifier`."""
+
+    def __sklearn_is_fitted__(self):
+        return hasattr(self, "_fit")
+
+    def predict(self, X):
+        """Predict the class of each row.
+
+        Parameters
+        ----------
+        X : {array-like, torch.Tensor} of shape (n_samples, n_features, ...)
+            Rows of the shape seen in fit.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+            The likeliest classes.
+        """
+        likeliest = self._class_logits(X).argmax(dim=1).cpu().numpy()
+        return self.classes_[likeliest]
+
+    def predict_proba(self, X):
+        """Predict class probabilities, the softmax of the class logits.
+
+        Parameters
+        ----------
+        X : {array-like, torch.Tensor} of shape (n_samples, n_features, ...)
+            Rows of the shape seen in fit.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes)
+            Probabilities, in the order of `classes_`.
+        """
+        return torch.softmax(self._class_logits(X), dim=1).cpu().numpy()
+
+    def predict_subclass_proba(self, X):
+        """Predict the probabilities of subclasses.
+
+        Class probabilities times the softmax within the class at the within-class
+        temperature: the sums over the subclasses are those of `predict_proba`.
+
+        Parameters
+        ----------
+        X : {array-like, torch.Tensor} of shape (n_samples, n_features, ...)
+            Rows of the shape seen in fit.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes * n_subclasses)
+            Probabilities, subclass s of class c in column ``c * n_subclasses + s``.
+        """
+        logits = self._logits(X)
+        classes = torch.softmax(self._fit.objective.class_logits(logits), dim=1)
+        scaled = logits / self._fit.objective.within_class_temperature
+        within = torch.softmax(scaled.view(len(logits), len(self.classes_), -1), dim=2)
+        return (classes[:, :, None] * within).flatten(1).cpu().numpy()
+
+    def decision_function(self, X):
+        """Compute the class logits.
+
+        Parameters
+        ----------
+        X : {array-like, torch.Tensor} of shape (n_samples, n_features, ...)
+            Rows of the shape seen in fit.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes) or (n_samples,)
+            The class logits A; for two classes the second less the first, whose
+            logistic function is the probability of the second class.
+        """
+        A = self._class_logits(X).cpu().numpy()
+        return A[:, 1] - A[:, 0] if A.shape[1] == 2 else A
+
+    def _logits(self, X):
+        check_is_fitted(self)
+        student = self._fit.student
+        inputs = as_tensor(self._check_inputs(X, self._fit.expected_rows))
+        return torch.cat(
+            list(outputs(student.net, inputs, self.batch_size, student.dtype))
+        )
+
+    def _class_logits(self, X):
+        logits = self._logits(X)
+        return self._fit.objective.class_logits(logits)
+
+    def _check_inputs(self, X, expected=None):
+        """Give X as an array or a tensor; `expected` is None in a first fit."""
+        reset = expected is None
+        if isinstance(X, torch.Tensor):
+            training_validation.check_tensor_rows(X)
+            _check_feature_names(self, X, reset=reset)
+            _check_n_features(self, X, reset=reset)
+        else:
+            X = validate_data(
+                self, X, reset=reset, allow_nd=True, ensure_all_finite=False
+            )
+            if X.dtype.kind == "f":
+                validation.check_finite_block(X, 0, "X")
+        if not reset:
+            row_shape, takes_codes = expected
+            training_validation.check_row_shape(tuple(X.shape[1:]), row_shape)
+            is_integer = devices.is_integer(X)
+            training_validation.check_codes(X.dtype, is_integer or not takes_codes)
+        return X
