@@ -1,0 +1,175 @@
+"""The methods compared, each as arguments of the library's two estimators.
+
+Whatever a method does not name is the library's default. Learning rate, temperature and
+epochs make up a setting: every method has its own best one, found by ``search.py``.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from sklearn.base import ClassifierMixin
+from torch import nn
+
+from fitnet import FitNetClassifier
+from lelp_sklearn import LELPProjector, LELPStudentClassifier
+from tasks import Array, Task
+from teacher import accuracy, embed, train_teacher
+
+Setting = dict[str, float]
+
+# What the students of all methods share and no search touches.
+TRAINING = {
+    "learning_rate_schedule": "cosine",
+    "weight_decay": 0.01,
+    "batch_size": 100,
+}
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a student is given, the hidden groups (for the oracle) and rows to score."""
+
+    X: Array
+    y: Array
+    groups: Array
+    embeddings: Array
+    head: nn.Linear
+    n_units: int
+    X_score: Array
+    y_score: Array
+    teacher_accuracy: float
+    seed: int
+
+    @property
+    def logits(self) -> Array:
+        """The teacher's logits of the student's rows."""
+        coef, intercept = (part.detach().numpy() for part in self.head.parameters())
+        return self.embeddings @ coef.T + intercept
+
+
+@dataclass(frozen=True)
+class Method:
+    """Arguments of projector and student; targets within classes made by hand.
+
+    `within` takes a lesson and returns a distribution over the subclasses of each
+    class, (n, C, S), in place of the projector's.
+    """
+
+    splitting: dict = field(default_factory=dict)
+    training: dict = field(default_factory=dict)
+    within: Callable[[Lesson], Array] | None = None
+    labels_only: bool = False
+    is_fitnet: bool = False
+
+
+def prepare(task: Task, seed: int, **teacher_options) -> Lesson:
+    """Train a teacher on all training rows and hand the first ones to the student."""
+    teacher = train_teacher(task, seed, **teacher_options)
+    rows = slice(task.n_student)
+    return Lesson(
+        X=task.X[rows],
+        y=task.y[rows],
+        groups=task.groups[rows],
+        embeddings=embed(teacher, task.X[rows]),
+        head=teacher.head,
+        n_units=task.n_units,
+        X_score=task.X_score,
+        y_score=task.y_score,
+        teacher_accuracy=accuracy(teacher, task.X_score, task.y_score),
+        seed=seed,
+    )
+
+
+def fit(method: Method, lesson: Lesson, setting: Setting) -> ClassifierMixin:
+    """Train a student by a method, at a learning rate, a temperature and so on."""
+    setting = dict(setting)
+    temperature = setting.pop("temperature", 1.0)
+    if method.is_fitnet:
+        return FitNetClassifier(
+            n_units=lesson.n_units,
+            temperature=temperature,
+            random_state=lesson.seed,
+            **setting,
+        ).fit(
+            lesson.X,
+            lesson.y,
+            teacher_embeddings=lesson.embeddings,
+            teacher_logits=lesson.logits,
+        )
+    student = LELPStudentClassifier(
+        module_params={"hidden_layer_sizes": (lesson.n_units,)},
+        projector=projector(lesson, temperature=temperature, **method.splitting),
+        random_state=lesson.seed,
+        **TRAINING,
+        **setting,
+        **method.training,
+    )
+    if method.labels_only:
+        soft_targets = np.eye(2, dtype=np.float32)[lesson.y]
+        return student.fit(lesson.X, lesson.y, soft_targets=soft_targets)
+    if method.within is None:
+        return student.fit(lesson.X, lesson.y, teacher_embeddings=lesson.embeddings)
+    classes = projector(lesson, n_subclasses=1, temperature=temperature)
+    mass = classes.fit_transform(lesson.embeddings, lesson.y)
+    soft_targets = mass[:, :, np.newaxis] * method.within(lesson)
+    return student.fit(
+        lesson.X, lesson.y, soft_targets=soft_targets.reshape(len(mass), -1)
+    )
+
+
+def projector(lesson: Lesson, **options) -> LELPProjector:
+    """Return a projector that knows the teacher's head."""
+    return LELPProjector(head=lesson.head, random_state=lesson.seed, **options)
+
+
+def subclasses(lesson: Lesson, **splitting) -> Array:
+    """Return each row's distribution over the subclasses of each class, (n, C, S)."""
+    fitted = projector(lesson, **splitting).fit(lesson.embeddings, lesson.y)
+    indifferent = np.zeros((len(lesson.y), len(fitted.classes_)), np.float32)
+    soft = fitted.transform(lesson.embeddings, teacher_logits=indifferent)
+    return soft.reshape(*indifferent.shape, -1) * len(fitted.classes_)
+
+
+def shuffled_subclasses(lesson: Lesson) -> Array:
+    """Deal the library's subclasses out anew among the rows of each class."""
+    within = subclasses(lesson)
+    rng = np.random.default_rng(lesson.seed)
+    for label in np.unique(lesson.y):
+        rows = np.flatnonzero(lesson.y == label)
+        within[rows] = within[rng.permutation(rows)]
+    return within
+
+
+def true_groups(lesson: Lesson) -> Array:
+    """Return one-hot groups in a row's own class; in the others, all groups alike."""
+    y, groups = lesson.y, lesson.groups
+    members = [np.unique(groups[y == label]) for label in np.unique(y)]
+    within = np.zeros((len(y), len(members), max(map(len, members))), np.float32)
+    for label, own in enumerate(members):
+        within[y != label, label, : len(own)] = 1 / len(own)
+        rows = np.flatnonzero(y == label)
+        within[rows, label, np.searchsorted(own, groups[rows])] = 1
+    return within
+
+
+METHODS = {
+    "hard labels": Method({"n_subclasses": 1}, labels_only=True),
+    "vanilla KD": Method({"n_subclasses": 1}),
+    "LELP as published": Method(
+        {"splitter": "pca", "rotation": "random"}, {"subclass_weight": 1.0}
+    ),
+    "LELP, library defaults": Method(),
+    "PCA, annealed": Method({"splitter": "pca"}),
+    "hard k-means, annealed": Method(
+        {"splitter": "kmeans", "subclass_temperature": 0.0}
+    ),
+    "FitNet": Method({"n_subclasses": 1}, is_fitnet=True),
+    "same outputs, λ = 0": Method(training={"subclass_weight": 0.0}),
+    "shuffled subclasses": Method(within=shuffled_subclasses),
+    "oracle": Method(
+        {"subclass_temperature": 0.0},
+        {"within_class_temperature": 1.0},
+        within=true_groups,
+    ),
+}

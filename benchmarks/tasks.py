@@ -1,0 +1,139 @@
+"""The tasks: images or points, a class for each and a hidden group for each.
+
+The 1 797 handwritten digits that scikit-learn bundles are split once and for all into
+training, validation and test digits, so two parts never share an image. Searches score
+on validation digits; only ``demo.py`` looks at the test digits.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from sklearn.preprocessing import StandardScaler
+
+Array = NDArray[np.generic]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Standardised rows for a teacher and its student, and rows to score them on.
+
+    The student has the first `n_student` training rows. `groups` are the hidden groups
+    of the training rows: no teacher and no student but the oracle ever sees them.
+    """
+
+    X: Array
+    y: Array
+    groups: Array
+    X_score: Array
+    y_score: Array
+    n_student: int
+    n_units: int
+
+
+def _digits(part: str) -> tuple[Array, Array]:
+    images, names = load_digits(return_X_y=True)
+    train, rest = train_test_split(
+        np.arange(len(names)), test_size=0.5, stratify=names, random_state=0
+    )
+    validation, test = train_test_split(
+        rest, test_size=0.5, stratify=names[rest], random_state=0
+    )
+    rows = {"train": train, "validation": validation, "test": test}[part]
+    return images[rows], names[rows]
+
+
+def _draw_numbers(part: str, n: int, rng: np.random.Generator) -> tuple[Array, Array]:
+    """Draw n two-digit numbers, each equally often, as two digits side by side."""
+    images, names = _digits(part)
+    numbers = rng.permutation(np.resize(np.arange(100), n))
+    halves = []
+    for wanted in (numbers // 10, numbers % 10):
+        rows = np.empty(n, dtype=np.intp)
+        for digit in range(10):
+            places = np.flatnonzero(wanted == digit)
+            rows[places] = rng.choice(np.flatnonzero(names == digit), len(places))
+        halves.append(images[rows])
+    return np.hstack(halves), numbers
+
+
+def _prime() -> Array:
+    return np.array(
+        [n > 1 and all(n % k for k in range(2, n)) for n in range(100)], dtype=int
+    )
+
+
+def _divisible_by_three() -> Array:
+    return (np.arange(100) % 3 == 0).astype(int)
+
+
+def _random_halves() -> Array:
+    return np.random.default_rng(0).permutation(100) % 2
+
+
+def _standardised(
+    train: tuple[Array, Array],
+    score: tuple[Array, Array],
+    class_of_group: Array,
+    n_student: int,
+    n_units: int,
+) -> Task:
+    scaler = StandardScaler().fit(train[0])
+    return Task(
+        X=scaler.transform(train[0]).astype(np.float32),
+        y=class_of_group[train[1]],
+        groups=train[1],
+        X_score=scaler.transform(score[0]).astype(np.float32),
+        y_score=class_of_group[score[1]],
+        n_student=n_student,
+        n_units=n_units,
+    )
+
+
+def numbers(
+    seed: int,
+    part: str = "validation",
+    *,
+    classes: Array,
+    n_train: int = 30_000,
+    n_student: int = 2_000,
+) -> Task:
+    """Two-digit numbers, 128 pixels, whose class is looked up in `classes`."""
+    rng = np.random.default_rng(seed)
+    train = _draw_numbers("train", n_train, rng)
+    score = _draw_numbers(part, 10_000, rng)
+    return _standardised(train, score, classes, n_student, n_units=32)
+
+
+def single_digits(seed: int, part: str = "validation") -> Task:
+    """Digits, even or odd: five groups in each class, and nothing left to gain."""
+    images, names = _digits("train")
+    order = np.random.default_rng(seed).permutation(len(names))
+    train = images[order], names[order]
+    return _standardised(train, _digits(part), np.arange(10) % 2, len(order), n_units=8)
+
+
+def gaussian_mixture(seed: int, part: str = "validation") -> Task:
+    """Forty unit Gaussians in twenty dimensions, twenty in each of two classes."""
+    rng = np.random.default_rng((seed, part == "test"))
+    centres = rng.normal(scale=1.2, size=(40, 20))
+
+    def draw(n: int) -> tuple[Array, Array]:
+        groups = rng.permutation(np.resize(np.arange(40), n))
+        return centres[groups] + rng.normal(size=(n, 20)), groups
+
+    return _standardised(
+        draw(20_000), draw(10_000), np.arange(40) % 2, n_student=1_000, n_units=32
+    )
+
+
+TASKS = {
+    "prime numbers": partial(numbers, classes=_prime()),
+    "numbers divisible by 3": partial(numbers, classes=_divisible_by_three()),
+    "numbers in random halves": partial(numbers, classes=_random_halves()),
+    "mixture of 40 Gaussians": gaussian_mixture,
+    "single digits": single_digits,
+}

@@ -1,0 +1,50 @@
+"""A multilayer perceptron as teacher: a body, and a linear head upon it."""
+
+import numpy as np
+import torch
+from torch import nn
+
+from tasks import Array, Task
+
+
+class Teacher(nn.Module):
+    """The output of `body` is the embedding; `head` maps it to class logits."""
+
+    def __init__(self, n_features: int, n_classes: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Linear(n_features, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU()
+        )
+        self.head = nn.Linear(128, n_classes)
+
+    def forward(self, X: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(X))
+
+
+def train_teacher(task: Task, seed: int, n_steps: int = 3_500) -> Teacher:
+    """Train a teacher on the classes of all training rows."""
+    X, y = torch.from_numpy(task.X), torch.from_numpy(task.y)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        teacher = Teacher(X.shape[1], int(y.max()) + 1)
+        optimizer = torch.optim.AdamW(teacher.parameters(), lr=2e-3, weight_decay=1e-4)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
+        for _ in range(n_steps):
+            rows = torch.randint(len(X), (128,))
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(teacher(X[rows]), y[rows]).backward()
+            optimizer.step()
+            schedule.step()
+    return teacher.eval()
+
+
+@torch.no_grad()
+def embed(teacher: Teacher, X: Array) -> Array:
+    """Return the teacher's embeddings of X, of shape (n, 128)."""
+    return teacher.body(torch.from_numpy(X)).numpy()
+
+
+@torch.no_grad()
+def accuracy(teacher: Teacher, X: Array, y: Array) -> float:
+    """Return the share of rows that the teacher classifies correctly."""
+    return float(np.mean(teacher(torch.from_numpy(X)).argmax(1).numpy() == y))
