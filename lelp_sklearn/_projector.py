@@ -438,8 +438,10 @@ class LELPProjector(
 
     def _fit_head(self, rows, labels, labelled, weight, classes):
         """Fit a clone of the linear classifier on the labelled rows."""
-        validation.check_several_classes(classes)
         used = np.flatnonzero(labelled & (weight > 0))
+        if not used.size:
+            raise validation.unfitted_head(self.head)
+        validation.check_several_classes(classes)
         classifier = clone(self.head)
         options = {}
         if has_fit_parameter(classifier, "sample_weight"):

@@ -116,6 +116,7 @@ class SoftLabelMixin:
         """
         self._check_fitted()
         if tensors.is_tensor(X):
+            validation.check_soft_label_shape(X.shape, self.offsets_.size)
             return X.reshape(len(X), *self.offsets_.shape).sum(-1)
         soft_labels = validation.check_soft_labels(X, self.offsets_.size)
         return soft_labels.reshape(-1, *self.offsets_.shape).sum(axis=2)

@@ -1,6 +1,8 @@
 """Every check of what a user passes, and the messages that go with them."""
 
+import math
 import numbers
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -106,11 +108,16 @@ def check_labels(
     labels = column_or_1d(y, warn=True)
     check_length(labels, n_samples, "y")
     labelled = ~_equals(labels, unlabeled)
-    if labels.dtype.kind == "f" and not np.isfinite(labels[labelled]).all():
-        row = int(np.flatnonzero(labelled & ~np.isfinite(labels))[0])
+    unusable = labelled & _missing(labels)
+    if labels.dtype.kind == "f":
+        unusable |= labelled & np.isinf(labels)
+    if unusable.any():
+        row = int(np.argmax(unusable))
+        marker = np.nan if _missing(labels)[row] else labels[row]
         raise ValueError(
-            f"Input y contains NaN or infinity, first in row {row} ({labels[row]}); if "
-            f"it marks rows without a label, pass unlabeled={labels[row]}."
+            f"Input y contains NaN, infinity or None, first in row {row} "
+            f"({labels[row]}); if it marks rows without a label, pass "
+            f"unlabeled={marker}."
         )
     if labelled.any():
         check_classification_targets(labels[labelled])
@@ -120,11 +127,32 @@ def check_labels(
 def _equals(labels: NDArray[Any], marker: object) -> BoolArray:
     if marker is None:
         return np.zeros(len(labels), dtype=bool)
-    if isinstance(marker, float) and np.isnan(marker):
-        # NaN is the one value that differs from itself, in arrays of any dtype.
-        return np.asarray(labels != labels, dtype=bool)
-    # One at a time: NumPy compares arrays of numbers with a string as a whole.
-    return np.array([bool(label == marker) for label in labels], dtype=bool)
+    missing = _missing(labels)
+    if _is_missing(marker):
+        return missing
+    # One at a time: NumPy compares arrays of numbers with a string as a whole, and
+    # pandas' NA has no truth value.
+    found = [bool(label == marker) for label in labels[~missing]]
+    equal = np.zeros(len(labels), dtype=bool)
+    equal[~missing] = found
+    return equal
+
+
+def _missing(labels: NDArray[Any]) -> BoolArray:
+    """Which labels are NaN, None or pandas' NA."""
+    if labels.dtype.kind == "f":
+        return np.asarray(np.isnan(labels))
+    if labels.dtype.kind != "O":
+        return np.zeros(len(labels), dtype=bool)
+    return np.array([_is_missing(label) for label in labels], dtype=bool)
+
+
+def _is_missing(value: object) -> bool:
+    # Where there is a value of pandas, pandas has been imported.
+    pandas = sys.modules.get("pandas")
+    if value is None or (pandas is not None and value is pandas.NA):
+        return True
+    return isinstance(value, numbers.Real) and math.isnan(value)
 
 
 def check_classes(
@@ -254,6 +282,14 @@ def unknown_head(head: object) -> TypeError:
     )
 
 
+def unfitted_head(head: object) -> ValueError:
+    """A classifier that is not fitted, and nothing to fit it on."""
+    return ValueError(
+        f"head is a {type(head).__name__} that is not fitted, and y has no label to "
+        "fit it on: fit the head first, or pass y with labels."
+    )
+
+
 def check_head_rows(n_rows: int, classes: NDArray[Any]) -> None:
     """Raise unless the head has a row for each class."""
     if n_rows != len(classes):
@@ -340,12 +376,17 @@ def check_soft_labels(soft: ArrayLike, n_columns: int) -> FloatArray:
     array = np.asarray(soft)
     if array.dtype.kind != "f":
         array = array.astype(np.float64)
-    if array.ndim != 2 or array.shape[1] != n_columns:
+    check_soft_label_shape(array.shape, n_columns)
+    return array
+
+
+def check_soft_label_shape(shape: tuple[int, ...], n_columns: int) -> None:
+    """Raise unless soft labels have a column for each subclass."""
+    if len(shape) != 2 or shape[1] != n_columns:
         raise ValueError(
-            f"X has shape {array.shape}; soft labels must have {n_columns} columns, "
+            f"X has shape {tuple(shape)}; soft labels must have {n_columns} columns, "
             "n_classes * n_subclasses_."
         )
-    return array
 
 
 def check_out(out: Any, shape: tuple[int, int], dtype: np.dtype[Any]) -> None:

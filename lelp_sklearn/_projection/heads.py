@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg
+from sklearn.base import is_classifier
 
 from lelp_sklearn._common import validation
 from lelp_sklearn._common.typing import FloatArray
@@ -35,11 +36,11 @@ def resolve_head(head: Any, n_features: int) -> tuple[Head | None, NDArray[Any] 
     classes = None
     if isinstance(head, tuple | list) and len(head) == 2:
         coef, intercept = head
-    elif hasattr(head, "coef_"):
+    elif hasattr(head, "coef_") and hasattr(head, "classes_"):
         coef, intercept, classes = head.coef_, head.intercept_, head.classes_
     elif hasattr(head, "weight") and hasattr(head, "out_features"):
         coef, intercept = head.weight, 0.0 if head.bias is None else head.bias
-    elif hasattr(head, "fit") and hasattr(head, "get_params"):
+    elif hasattr(head, "__sklearn_tags__") and is_classifier(head):
         return None, None
     else:
         raise validation.unknown_head(head)
