@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import sparse
 from sklearn.ensemble import RandomForestClassifier
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LinearRegression, LogisticRegression
 
 from lelp_sklearn import LELPProjector
 from tests.problems import make_problem
@@ -26,7 +26,9 @@ def assert_refused(call, *fragments, kind=(ValueError, TypeError)):
 
 
 def projector(**params):
-    return LELPProjector(**{"n_subclasses": 2, "head": HEAD, **params})
+    return LELPProjector(
+        **{"n_subclasses": 2, "splitter": "pca", "head": HEAD, **params}
+    )
 
 
 # ---------------------------------------------------------------------------- X
@@ -139,6 +141,18 @@ def test_no_head_no_logits_no_labels():
         )
 
 
+@pytest.mark.parametrize("y", [None, np.full(160, -1)])
+def test_an_unfitted_head_without_labels(y):
+    estimator = projector(head=LogisticRegression(), unlabeled=-1)
+    assert_refused(
+        lambda: estimator.fit(X, y, teacher_logits=LOGITS),
+        "head",
+        "fit",
+        r"\by\b",
+        kind=ValueError,
+    )
+
+
 def test_a_class_that_no_row_takes_is_named():
     away = X[CODES != 1]
     head = (HEAD[0], HEAD[1] + np.array([0, -1000, 0]))
@@ -248,6 +262,7 @@ def test_logits_that_do_not_fit(logits, fragments, method, head):
         (torch.nn.Linear(12, 4), ["4", "3"]),
         (torch.nn.ReLU(), ["ReLU"]),
         (RandomForestClassifier(), ["RandomForestClassifier"]),
+        (LinearRegression(), ["LinearRegression"]),
         (LogisticRegression(max_iter=5000).fit(X[:, :5], CODES), ["5", "12"]),
         (LogisticRegression(max_iter=5000).fit(X, CODES % 2), [r"\[2\]", r"\[0, 1\]"]),
     ],

@@ -16,6 +16,7 @@ SPLITTERS = ["pca", "random", "kmeans"]
 def build(problem, **params):
     params = {
         "n_subclasses": 3,
+        "splitter": "pca",
         "head": problem.head,
         "subclass_temperature": 0.5,
         "random_state": 0,

@@ -30,11 +30,25 @@ def embeddings(n_rows, n_features, dtype):
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
-@pytest.mark.parametrize("svd_solver", ["auto", "randomized", "covariance_eigh"])
-def test_fit_and_transform_copy_neither_the_rows_nor_a_class(dtype, svd_solver):
+@pytest.mark.parametrize(
+    ("splitter", "svd_solver"),
+    [
+        ("pca", "auto"),
+        ("pca", "randomized"),
+        ("pca", "covariance_eigh"),
+        ("random", "auto"),
+    ],
+)
+def test_fit_and_transform_copy_neither_the_rows_nor_a_class(
+    dtype, splitter, svd_solver
+):
     X, y, head = embeddings(60_000, 128, dtype)
     projector = LELPProjector(
-        n_subclasses=2, head=head, svd_solver=svd_solver, random_state=0
+        n_subclasses=2,
+        splitter=splitter,
+        head=head,
+        svd_solver=svd_solver,
+        random_state=0,
     )
     out = np.empty((len(X), 4), dtype=np.float32)
     with sklearn.config_context(working_memory=1):
@@ -49,11 +63,22 @@ def test_fit_and_transform_copy_neither_the_rows_nor_a_class(dtype, svd_solver):
 def test_wide_embeddings_need_no_square_matrix(svd_solver):
     X, y, head = embeddings(400, 3000, np.float32)
     projector = LELPProjector(
-        n_subclasses=4, head=head, svd_solver=svd_solver, random_state=0
+        n_subclasses=4,
+        splitter="pca",
+        head=head,
+        svd_solver=svd_solver,
+        random_state=0,
     )
     square = 3000**2 * 4 / MEBIBYTE
     with sklearn.config_context(working_memory=1):
         assert traced_peak(lambda: projector.fit(X, y)) < square
+
+
+def test_kmeans_keeps_a_few_coordinates_of_a_row():
+    X, y, head = embeddings(20_000, 512, np.float32)
+    projector = LELPProjector(n_subclasses=2, splitter="kmeans", head=head)
+    with sklearn.config_context(working_memory=1):
+        assert traced_peak(lambda: projector.fit(X, y)) < X.nbytes / MEBIBYTE / 2
 
 
 def test_working_memory_does_not_change_the_result():
@@ -61,6 +86,8 @@ def test_working_memory_does_not_change_the_result():
     results = []
     for working_memory in (1, 1024):
         with sklearn.config_context(working_memory=working_memory):
-            projector = LELPProjector(n_subclasses=3, head=head, random_state=0)
+            projector = LELPProjector(
+                n_subclasses=3, splitter="pca", head=head, random_state=0
+            )
             results.append(projector.fit_transform(X, y))
     assert_allclose(results[0], results[1], atol=1e-6)

@@ -89,9 +89,11 @@ def test_inverse_transform_sums_over_subclasses(projector, problem):
     assert projector.inverse_transform(soft.astype(np.float32)).dtype == np.float32
 
 
-def test_inverse_transform_refuses_another_width(projector, problem):
+@pytest.mark.parametrize("convert", [np.asarray, torch.as_tensor])
+def test_inverse_transform_refuses_another_width(projector, problem, convert):
+    soft = convert(projector.transform(problem.X))
     with pytest.raises(ValueError, match=r"(?s)5.*6"):
-        projector.inverse_transform(projector.transform(problem.X)[:, :5])
+        projector.inverse_transform(soft[:, :5])
 
 
 @pytest.mark.parametrize("with_logits", [True, False])

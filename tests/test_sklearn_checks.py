@@ -13,12 +13,12 @@ from lelp_sklearn import LELPProjector
 PROJECTORS = [
     LELPProjector(),
     LELPProjector(splitter="random"),
-    LELPProjector(splitter="kmeans"),
-    LELPProjector(rotation="random", null_space=False),
-    LELPProjector(rotation=None, subclass_temperature=0),
-    LELPProjector(svd_solver="randomized"),
-    LELPProjector(svd_solver="covariance_eigh", subclass_temperature=0.5),
-    LELPProjector(svd_solver="full"),
+    LELPProjector(splitter="kmeans", subclass_temperature=0),
+    LELPProjector(splitter="pca"),
+    LELPProjector(splitter="pca", rotation="random", null_space=False),
+    LELPProjector(splitter="pca", rotation=None, subclass_temperature=0),
+    LELPProjector(splitter="pca", svd_solver="randomized"),
+    LELPProjector(splitter="pca", svd_solver="full", subclass_temperature=0.5),
     LELPProjector(n_subclasses=1),
 ]
 

@@ -19,7 +19,7 @@ def largest_angle(rows, others):
 
 
 def fit(problem, *, sample_weight=None, **params):
-    params = {"head": problem.head, "random_state": 0, **params}
+    params = {"splitter": "pca", "head": problem.head, "random_state": 0, **params}
     return LELPProjector(**params).fit(
         problem.X, problem.codes, sample_weight=sample_weight
     )

@@ -155,7 +155,7 @@ def test_without_head_and_logits_it_is_the_discriminant(n_classes, weighted):
 
 def test_discriminant_does_not_depend_on_where_the_embeddings_lie():
     problem = make_problem(n_classes=3)
-    here, there = (LELPProjector(n_subclasses=2, random_state=0) for _ in range(2))
+    here, there = (LELPProjector(n_subclasses=2, splitter="pca") for _ in range(2))
     here.fit(problem.X, problem.codes)
     there.fit(problem.X + 100, problem.codes)
     assert_allclose(there.coef_, here.coef_, rtol=1e-6)
@@ -201,8 +201,8 @@ def test_without_head_the_logits_give_the_least_squares_map(n_classes, weighted)
 
 def test_logits_that_come_from_a_head_give_it_back():
     problem = make_problem(n_classes=3)
-    given = LELPProjector(n_subclasses=3, head=problem.head, random_state=0)
-    found = LELPProjector(n_subclasses=3, random_state=0)
+    given = LELPProjector(n_subclasses=3, splitter="pca", head=problem.head)
+    found = LELPProjector(n_subclasses=3, splitter="pca")
     given.fit(problem.X, problem.codes)
     found.fit(problem.X, problem.codes, teacher_logits=problem.logits)
     assert_allclose(found.coef_, problem.coef, atol=1e-9)

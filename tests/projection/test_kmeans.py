@@ -110,7 +110,7 @@ def test_centroids_are_the_weighted_means_of_their_rows(
 
 def test_hard_subclasses_are_the_nearest_centroids():
     X, codes, head = overlapping_blobs()
-    projector = fit(X, codes, head, 4)
+    projector = fit(X, codes, head, 4, subclass_temperature=0)
     soft = projector.transform(X).reshape(len(X), 3, 4)
     rows = reference.null_space_rows(X, codes, head[0])
     for c in range(3):

@@ -76,7 +76,9 @@ def test_blocks_equal_one_fit(splitter, head, svd_solver):
 def test_size_of_the_blocks_does_not_matter(size):
     problem = make_problem(n_rows=160)
     left, right = (
-        LELPProjector(n_subclasses=3, svd_solver="covariance_eigh", random_state=0)
+        LELPProjector(
+            n_subclasses=3, splitter="pca", svd_solver="covariance_eigh", random_state=0
+        )
         for _ in range(2)
     )
     left.fit(problem.X, problem.codes)
@@ -88,7 +90,9 @@ def test_blocks_of_one_class_each():
     problem = make_problem(n_classes=3)
     order = np.argsort(problem.codes, kind="stable")
     left, right = (
-        LELPProjector(n_subclasses=3, svd_solver="covariance_eigh", random_state=0)
+        LELPProjector(
+            n_subclasses=3, splitter="pca", svd_solver="covariance_eigh", random_state=0
+        )
         for _ in range(2)
     )
     left.fit(problem.X, problem.codes)
@@ -99,7 +103,12 @@ def test_blocks_of_one_class_each():
 def test_automatic_choices_over_blocks():
     problem = make_problem()
     left, right = (
-        LELPProjector(head=problem.head, svd_solver="covariance_eigh", random_state=0)
+        LELPProjector(
+            head=problem.head,
+            splitter="pca",
+            svd_solver="covariance_eigh",
+            random_state=0,
+        )
         for _ in range(2)
     )
     left.fit(problem.X, problem.codes)
@@ -110,7 +119,12 @@ def test_automatic_choices_over_blocks():
 def test_blocks_without_labels():
     problem = make_problem(n_classes=3)
     left, right = (
-        LELPProjector(n_subclasses=3, head=problem.head, svd_solver="covariance_eigh")
+        LELPProjector(
+            n_subclasses=3,
+            head=problem.head,
+            splitter="pca",
+            svd_solver="covariance_eigh",
+        )
         for _ in range(2)
     )
     left.fit(problem.X)
@@ -123,7 +137,9 @@ def test_blocks_with_a_fitted_classifier_and_strings():
     y = np.array(["ant", "bee", "cow"])[problem.codes]
     head = LogisticRegression(max_iter=5000).fit(problem.X, y)
     left, right = (
-        LELPProjector(n_subclasses=3, head=head, svd_solver="covariance_eigh")
+        LELPProjector(
+            n_subclasses=3, head=head, splitter="pca", svd_solver="covariance_eigh"
+        )
         for _ in range(2)
     )
     left.fit(problem.X, y)
@@ -134,7 +150,7 @@ def test_blocks_with_a_fitted_classifier_and_strings():
 def test_mean_far_from_zero_survives_merging():
     problem = make_problem(mean=1e5)
     projector = LELPProjector(
-        n_subclasses=3, head=problem.head, svd_solver="covariance_eigh"
+        n_subclasses=3, head=problem.head, splitter="pca", svd_solver="covariance_eigh"
     )
     fit_in_blocks(projector, problem.X, problem.codes, classes=[0, 1])
     spectrum, _ = reference.principal_directions(
@@ -146,7 +162,7 @@ def test_mean_far_from_zero_survives_merging():
 def test_projector_is_usable_after_every_block():
     problem = make_problem()
     projector = LELPProjector(
-        n_subclasses=2, head=problem.head, svd_solver="covariance_eigh"
+        n_subclasses=2, head=problem.head, splitter="pca", svd_solver="covariance_eigh"
     )
     n_seen = 0
     for rows in blocks(len(problem.X), 50):
@@ -161,21 +177,21 @@ def test_projector_is_usable_after_every_block():
 
 def test_what_a_stream_still_lacks_is_said_until_it_comes():
     problem = make_problem()
-    projector = LELPProjector(n_subclasses=3, head=problem.head)
+    projector = LELPProjector(n_subclasses=3, splitter="pca", head=problem.head)
     first, second = (np.flatnonzero(problem.codes == c) for c in range(2))
     for rows, fragment in [(first, "class 1"), (second[:3], "n_subclasses")]:
         projector.partial_fit(problem.X[rows], problem.codes[rows], classes=[0, 1])
         with pytest.raises(NotFittedError, match=fragment):
             projector.transform(problem.X)
     projector.partial_fit(problem.X[second[3:]], problem.codes[second[3:]])
-    whole = LELPProjector(n_subclasses=3, head=problem.head)
+    whole = LELPProjector(n_subclasses=3, splitter="pca", head=problem.head)
     assert_same_projector(whole.fit(problem.X, problem.codes), projector)
 
 
 def test_fit_forgets_earlier_blocks():
     problem = make_problem()
     projector = LELPProjector(
-        n_subclasses=2, head=problem.head, svd_solver="covariance_eigh"
+        n_subclasses=2, head=problem.head, splitter="pca", svd_solver="covariance_eigh"
     )
     projector.partial_fit(problem.X + 5, problem.codes, classes=[0, 1])
     projector.fit(problem.X, problem.codes)
@@ -206,7 +222,9 @@ def test_clusters_over_blocks_stay_near_those_of_one_fit():
 
 def test_classes_that_a_later_block_brings_are_named():
     problem = make_problem(n_classes=3)
-    projector = LELPProjector(n_subclasses=2, svd_solver="covariance_eigh")
+    projector = LELPProjector(
+        n_subclasses=2, splitter="pca", svd_solver="covariance_eigh"
+    )
     known = problem.codes < 2
     projector.partial_fit(problem.X[known], problem.codes[known], classes=[0, 1])
     with pytest.raises(ValueError, match="2"):
@@ -215,7 +233,7 @@ def test_classes_that_a_later_block_brings_are_named():
 
 def test_first_block_without_classes_takes_those_it_holds():
     problem = make_problem(n_classes=3)
-    projector = LELPProjector(n_subclasses=2, head=problem.head)
+    projector = LELPProjector(n_subclasses=2, splitter="pca", head=problem.head)
     projector.partial_fit(problem.X, problem.codes)
     assert_array_equal(projector.classes_, [0, 1, 2])
 
@@ -227,6 +245,7 @@ def test_a_refused_block_changes_nothing(fault):
         LELPProjector(
             n_subclasses=2,
             head=problem.head,
+            splitter="pca",
             svd_solver="covariance_eigh",
             random_state=0,
         )

@@ -11,7 +11,7 @@ from tests.problems import Problem, make_problem
 
 
 def fit(problem, **params):
-    params = {"head": problem.head, "random_state": 0, **params}
+    params = {"splitter": "pca", "head": problem.head, "random_state": 0, **params}
     return LELPProjector(**params).fit(problem.X, problem.codes)
 
 

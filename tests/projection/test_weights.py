@@ -1,6 +1,7 @@
 """Row weights act as repetitions; unlabelled rows take the teacher's argmax."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.linear_model import LogisticRegression
@@ -16,6 +17,7 @@ HEADS = ["given", "discriminant", "least squares"]
 def build(problem, head, **params):
     params = {
         "n_subclasses": 3,
+        "splitter": "pca",
         "head": problem.head if head == "given" else None,
         "svd_solver": "full",
         "random_state": 0,
@@ -132,6 +134,21 @@ def test_unlabelled_rows_take_the_teachers_argmax(kind, teacher, splitter):
     assert_array_equal(left.classes_, values)
     assert_same_fit(left, right, problem.X)
     assert_allclose(left.transform(problem.X), right.transform(problem.X), atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", ["string", "Int64", "category", "Float64"])
+@pytest.mark.parametrize("marker", [np.nan, np.float32("nan"), pd.NA])
+def test_missing_values_of_pandas_mark_unlabelled_rows(dtype, marker):
+    problem = make_problem(n_classes=3)
+    hidden = np.arange(len(problem.X)) % 3 == 0
+    names = np.array(["1", "2", "3"])[problem.codes]
+    labels = pd.Series(names if dtype in ("string", "category") else problem.codes + 1)
+    y = labels.astype(dtype).mask(hidden)
+    left = build(problem, "given", unlabeled=marker).fit(problem.X, y)
+    marked_codes = np.where(hidden, -1, problem.codes)
+    right = build(problem, "given", unlabeled=-1).fit(problem.X, marked_codes)
+    assert [str(int(label)) for label in left.classes_] == ["1", "2", "3"]
+    assert_array_equal(left.components_, right.components_)
 
 
 def test_closed_form_head_comes_from_the_labelled_rows():
