@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from lelp_sklearn._common.exceptions import NoTeacherWarning
 from lelp_sklearn._projector import LELPProjector
 
 if TYPE_CHECKING:
@@ -9,7 +10,12 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["LELPProjector", "LELPStudentClassifier", "__version__"]
+__all__ = [
+    "LELPProjector",
+    "LELPStudentClassifier",
+    "NoTeacherWarning",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:

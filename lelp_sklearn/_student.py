@@ -391,43 +391,31 @@ class LELPStudentClassifier(
         previous = None
         if self.warm_start and hasattr(self, "_fit"):
             previous = replace(self._fit, optimizer=None)
-        sample = read_sample(
-            X,
-            self._check_inputs(X, previous and previous.expected_rows),
-            y,
-            self.unlabeled,
-            sample_weight,
-            embeddings=teacher_embeddings,
-            logits=teacher_logits,
-            soft_targets=soft_targets,
-        )
-        given = None
-        if X_val is not None:
-            rows = tuple(sample.inputs.shape[1:]), self._takes_codes(sample.inputs)
-            with noted("(In X_val, y_val and teacher_embeddings_val.)"):
-                given = read_sample(
-                    X_val,
-                    self._check_inputs(X_val, rows),
-                    y_val,
-                    self.unlabeled,
-                    sample_weight=None,
-                    embeddings=teacher_embeddings_val,
-                )
+        inputs = self._check_inputs(X, previous and previous.expected_rows)
+        given = teacher_embeddings, teacher_logits, soft_targets
+        sample = read_sample(X, inputs, y, self.unlabeled, sample_weight, *given)
+        judged = self._read_validation(sample, X_val, y_val, teacher_embeddings_val)
+        device = devices.resolve_device(self.device, sample.inputs)
         seeds = self._draw_seeds()
         used, held_out = self._usable(sample), None
-        if self.early_stopping and given is None:
+        if self.early_stopping and judged is None:
             fraction = self.validation_fraction
             held_out = hold_out(sample, used, fraction, seeds.split)
             used[held_out] = False
-        n_steps = self.max_epochs + (previous is None)
-        task = begin_fit(
-            self, **scorable(sample, y, sample_weight), max_subtasks=n_steps
-        )
-        source = previous.source if previous else None
-        if source is None:
+        data = scorable(sample, y, sample_weight)
+        fits_projector = previous is None and soft_targets is None
+        n_steps = self.max_epochs + fits_projector
+        task = begin_fit(self, **data, max_subtasks=n_steps)
+        if previous is None:
             source = self._make_source(sample, used, seeds.projector, task)
-        fit, trainer = self._prepare(sample, used, source, seeds.training, previous)
-        self._train(fit, trainer, task, self._validation(fit, trainer, given, held_out))
+        else:
+            source = previous.source
+        fit, trainer = self._prepare(
+            sample, used, source, device, seeds.training, previous
+        )
+        self._train(
+            fit, trainer, task, self._validation(fit, trainer, judged, held_out)
+        )
         task.end({})
         return self
 
@@ -484,16 +472,10 @@ class LELPStudentClassifier(
         training_validation.check_partial_fit(
             self.early_stopping, self.class_weight, classes, previous is None
         )
-        sample = read_sample(
-            X,
-            self._check_inputs(X, previous and previous.expected_rows),
-            y,
-            self.unlabeled,
-            sample_weight,
-            embeddings=teacher_embeddings,
-            logits=teacher_logits,
-            soft_targets=soft_targets,
-        )
+        inputs = self._check_inputs(X, previous and previous.expected_rows)
+        given = teacher_embeddings, teacher_logits, soft_targets
+        sample = read_sample(X, inputs, y, self.unlabeled, sample_weight, *given)
+        device = devices.resolve_device(self.device, sample.inputs)
         used = self._usable(sample)
         seeds = self._draw_seeds()
         if previous is None:
@@ -501,7 +483,9 @@ class LELPStudentClassifier(
             source = self._make_source(sample, used, seed, NO_TASK, np.unique(classes))
         else:
             source = previous.source
-        fit, trainer = self._prepare(sample, used, source, seeds.training, previous)
+        fit, trainer = self._prepare(
+            sample, used, source, device, seeds.training, previous
+        )
         done = len(fit.loss_curve)
         fit.loss_curve.append(trainer.run_epoch(done, done))
         self._keep(replace(fit, optimizer=trainer.optimizer))
@@ -521,6 +505,14 @@ class LELPStudentClassifier(
     def _draw_seeds(self):
         drawn = check_random_state(self.random_state).randint(2**31 - 1, size=3)
         return _Seeds(*map(int, drawn))
+
+    def _read_validation(self, sample, X_val, y_val, embeddings):
+        if X_val is None:
+            return None
+        rows = tuple(sample.inputs.shape[1:]), self._takes_codes(sample.inputs)
+        with noted("(In X_val, y_val and teacher_embeddings_val.)"):
+            inputs = self._check_inputs(X_val, rows)
+            return read_sample(X_val, inputs, y_val, self.unlabeled, None, embeddings)
 
     def _takes_codes(self, X):
         return self.module is not None and devices.is_integer(X)
@@ -561,11 +553,10 @@ class LELPStudentClassifier(
             classes=classes,
         )
 
-    def _prepare(self, sample, used, source, seed, previous):
+    def _prepare(self, sample, used, source, device, seed, previous):
         """Make the targets, the module unless it is there, and what trains it."""
         codes = encode(sample, source.classes)
         soft = source.soft_targets(sample, codes)
-        device = devices.resolve_device(self.device, sample.inputs)
         fit = previous or self._new_fit(sample, source, soft, seed, device)
         student = fit.student
         training_validation.check_same_columns(soft.shape[1], student.n_outputs)

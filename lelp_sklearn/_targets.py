@@ -133,7 +133,6 @@ def read_sample(
     y: Any,
     unlabeled: object,
     sample_weight: Any,
-    *,
     embeddings: Any = None,
     logits: Any = None,
     soft_targets: Any = None,
