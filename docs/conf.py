@@ -26,7 +26,6 @@ autodoc_typehints = "none"
 autosummary_generate = True
 numpydoc_show_class_members = False
 
-# Examples in the pages are tested; the docstrings' own are tested with the modules.
 doctest_test_doctest_blocks = "default"
 doctest_global_setup = """
 import warnings
