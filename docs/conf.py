@@ -49,9 +49,9 @@ html_show_sourcelink = False
 
 
 def skip_inherited_from_elsewhere(app, what, name, member, skip, options):
-    """Leave the methods of scikit-learn's and torch's base classes to their pages."""
-    module = getattr(member, "__module__", None) or "lelp_sklearn"
-    return skip or not module.startswith("lelp_sklearn")
+    """Leave the methods of other projects' base classes to their own pages."""
+    module = getattr(member, "__module__", None) or ""
+    return skip or (callable(member) and not module.startswith("lelp_sklearn"))
 
 
 def setup(app):

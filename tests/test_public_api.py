@@ -19,13 +19,16 @@ PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 MODULES = [lelp_sklearn, losses]
 
 
+def is_ours(thing):
+    return (getattr(thing, "__module__", None) or "").startswith("lelp_sklearn")
+
+
 def defined_in(module):
     """Name what a module holds of this package under a public name."""
     return {
         name
         for name, thing in vars(module).items()
-        if not name.startswith("_")
-        and getattr(thing, "__module__", "").startswith("lelp_sklearn")
+        if not name.startswith("_") and is_ours(thing)
     }
 
 
@@ -52,8 +55,7 @@ def documented_names():
             yield from (
                 f"{name}.{method}"
                 for method, member in methods
-                if not method.startswith("_")
-                and member.__module__.startswith("lelp_sklearn")
+                if not method.startswith("_") and is_ours(member)
             )
 
 
