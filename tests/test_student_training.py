@@ -1,0 +1,373 @@
+"""Schedules, early stopping, streams, warm starts and interrupted training."""
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose, assert_array_equal
+from scipy.special import log_softmax
+from sklearn.frozen import FrozenEstimator
+
+from lelp_sklearn import LELPProjector, LELPStudentClassifier
+from tests.student_problems import (
+    MatrixTeacher,
+    MyNet,
+    make_groups,
+    make_soft_targets,
+    weights_of,
+)
+
+
+def quick(**options):
+    defaults = {"max_epochs": 4, "batch_size": 64, "random_state": 0}
+    return LELPStudentClassifier(**{**defaults, **options})
+
+
+@pytest.fixture(scope="module")
+def problem():
+    return make_soft_targets()
+
+
+# Schedules
+
+
+def test_anneal_falls_from_one_to_zero_over_half_of_the_steps(problem):
+    """It is what a callable of progress gives that says the same."""
+    X, y, targets = problem
+    seen = []
+
+    def schedule(progress):
+        seen.append(progress)
+        return max(0.0, 1 - 2 * progress)
+
+    named = quick().fit(X, y, soft_targets=targets)
+    given = quick(subclass_weight=schedule).fit(X, y, soft_targets=targets)
+    assert_array_equal(weights_of(named), weights_of(given))
+    # 240 rows, 64 at a time: 4 steps in each of 4 epochs.
+    assert_allclose(seen[-16:], np.arange(16) / 16)
+
+
+def test_constant_weight_is_constant_throughout(problem):
+    X, y, targets = problem
+    number = quick(subclass_weight=0.3).fit(X, y, soft_targets=targets)
+    function = quick(subclass_weight=lambda progress: 0.3)
+    function.fit(X, y, soft_targets=targets)
+    assert_array_equal(weights_of(number), weights_of(function))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "factor"),
+    [
+        ("constant", lambda progress: 1.0),
+        ("cosine", lambda progress: (1 + np.cos(np.pi * progress)) / 2),
+        (lambda progress: 1 - progress, lambda progress: 1 - progress),
+    ],
+    ids=["constant", "cosine", "callable"],
+)
+def test_learning_rate_follows_its_schedule(schedule, factor, problem):
+    X, y, targets = problem
+    rates = []
+
+    class Recording(torch.optim.SGD):
+        def step(self):
+            rates.append(self.param_groups[0]["lr"])
+            return super().step()
+
+    student = quick(
+        optimizer=Recording, learning_rate=0.2, learning_rate_schedule=schedule
+    )
+    student.fit(X, y, soft_targets=targets)
+    assert_allclose(rates, [0.2 * factor(step / 16) for step in range(16)])
+
+
+def test_optimizer_of_the_caller_is_used_with_its_arguments(problem):
+    X, y, targets = problem
+    calls = []
+
+    def optimizer(parameters, lr, weight_decay):
+        calls.append((lr, weight_decay))
+        return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+
+    student = quick(optimizer=optimizer, learning_rate=0.02, weight_decay=0.1)
+    student.fit(X, y, soft_targets=targets)
+    assert calls == [(0.02, 0.1)]
+    named = quick(learning_rate=0.02, weight_decay=0.1)
+    named.fit(X, y, soft_targets=targets)
+    assert_allclose(weights_of(student), weights_of(named), rtol=1e-6, atol=1e-9)
+
+
+def test_max_grad_norm_bounds_the_step(problem):
+    X, y, targets = problem
+    options = {"module": MyNet, "optimizer": torch.optim.SGD, "weight_decay": 0.0}
+    options |= {"learning_rate": 1.0, "batch_size": 1000}
+    start = quick(**{**options, "learning_rate": 1e-300}, max_epochs=1)
+    start.fit(X, y, soft_targets=targets)
+    for norm in (1e-3, 1e-6):
+        student = quick(**options, max_epochs=1, max_grad_norm=norm)
+        student.fit(X, y, soft_targets=targets)
+        moved = np.linalg.norm(weights_of(student) - weights_of(start))
+        assert moved == pytest.approx(norm, rel=1e-2)
+
+
+# Early stopping
+
+
+def class_score(student, X, targets, temperature):
+    """The negative cross-entropy to class targets from the module's logits alone."""
+    with torch.no_grad():
+        logits = student.module_(torch.tensor(X)).numpy()
+    log_outputs = log_softmax(logits / temperature, axis=1)
+    by_class = np.logaddexp.reduce(log_outputs.reshape(len(X), 2, -1), axis=2)
+    return np.mean(np.sum(targets.reshape(len(X), 2, -1).sum(2) * by_class, axis=1))
+
+
+def test_best_weights_are_restored_and_scored_on_given_rows():
+    X, y, E, head = make_groups()
+    E_val = E + np.random.RandomState(0).normal(size=E.shape)
+    X_val = X + np.random.RandomState(1).normal(size=X.shape)
+    student = quick(
+        projector=LELPProjector(3, head=head, temperature=2.0),
+        early_stopping=True,
+        learning_rate=0.05,
+        subclass_weight=0.0,
+        max_epochs=60,
+    )
+    student.fit(
+        X, y, teacher_embeddings=E, X_val=X_val, y_val=y, teacher_embeddings_val=E_val
+    )
+    assert student.n_epochs_ < 60
+    assert len(student.validation_scores_) == student.n_epochs_
+    assert int(np.argmax(student.validation_scores_)) < student.n_epochs_ - 1
+    targets = student.projector_.transform(E_val)
+    found = class_score(student, X_val, targets, 2.0)
+    assert found == pytest.approx(max(student.validation_scores_))
+
+
+def test_patience_starts_when_the_subclass_weight_has_its_final_value(problem):
+    X, y, targets = problem
+    # At this rate nothing changes, so that no epoch is better than the first.
+    still = {"early_stopping": True, "learning_rate": 1e-300, "n_iter_no_change": 3}
+    still |= {"max_epochs": 40, "weight_decay": 0.0}
+    epochs = {
+        weight: quick(subclass_weight=weight, **still)
+        .fit(X, y, soft_targets=targets)
+        .n_epochs_
+        for weight in ("anneal", 1.0, late_step)
+    }
+    assert epochs == {"anneal": 20 + 3, 1.0: 1 + 3, late_step: 30 + 3}
+
+
+def late_step(progress):
+    return 1.0 if progress < 0.75 else 0.5
+
+
+def test_held_out_rows_are_stratified_and_not_learned_from(problem):
+    X, y, E, head = make_groups()
+    weights = []
+
+    class Watching(LELPProjector):
+        def fit(self, X, y=None, *, teacher_logits=None, sample_weight=None):
+            weights.append(sample_weight)
+            return super().fit(X, y, sample_weight=sample_weight)
+
+    student = quick(
+        projector=Watching(3, head=head), early_stopping=True, validation_fraction=0.25
+    )
+    student.fit(X, y, teacher_embeddings=E)
+    (weight,) = weights
+    held_out = weight == 0
+    assert_array_equal(np.bincount(y[held_out]), [30, 30])
+    # What the held-out rows hold has no part in what is learned.
+    changed = np.where(held_out[:, None], 0.0, X), np.where(held_out[:, None], 0.0, E)
+    other = quick(**student.get_params(deep=False))
+    other.fit(changed[0], y, teacher_embeddings=changed[1])
+    assert student.loss_curve_ == other.loss_curve_
+    assert student.validation_scores_ != other.validation_scores_
+
+
+def test_rows_without_a_label_count_in_the_score():
+    X, _, E, head = make_groups()
+    student = quick(projector=LELPProjector(3, head=head), early_stopping=True)
+    student.fit(X, teacher_embeddings=E)
+    assert np.isfinite(student.validation_scores_).all()
+
+
+def test_rows_of_the_teacher_of_the_student_are_embedded_by_it():
+    X, y, _, head = make_groups()
+    matrix = np.random.RandomState(0).normal(size=(6, 9))
+    rest = {"projector": LELPProjector(3, head=head), "early_stopping": True}
+    X_val = X[::2] + 0.1
+    student = quick(teacher=MatrixTeacher(matrix), **rest)
+    student.fit(X, y, X_val=X_val)
+    given = quick(**rest).fit(
+        X,
+        y,
+        teacher_embeddings=X @ matrix,
+        X_val=X_val,
+        teacher_embeddings_val=X_val @ matrix,
+    )
+    assert student.validation_scores_ == given.validation_scores_
+
+
+def test_soft_targets_are_scored_by_labels_or_by_a_frozen_projector():
+    X, y, E, head = make_groups()
+    projector = LELPProjector(3, head=head, temperature=2.0).fit(E, y)
+    soft = projector.transform(E)
+    X_val, y_val = X[::2] + 0.1, y[::2]
+    by_labels = quick(projector=projector, early_stopping=True, max_epochs=1)
+    by_labels.fit(X, y, soft_targets=soft, X_val=X_val, y_val=y_val)
+    log_loss = -np.log(by_labels.predict_proba(X_val)[np.arange(len(y_val)), y_val])
+    assert by_labels.validation_scores_ == pytest.approx([-log_loss.mean()])
+    frozen = quick(
+        projector=FrozenEstimator(projector), early_stopping=True, max_epochs=1
+    )
+    validation = {"X_val": X_val, "teacher_embeddings_val": E[::2]}
+    frozen.fit(X, y, soft_targets=soft, **validation)
+    expected = class_score(frozen, X_val, soft[::2], 2.0)
+    assert frozen.validation_scores_ == pytest.approx([expected])
+
+
+def test_without_early_stopping_there_are_no_scores(problem):
+    X, y, targets = problem
+    assert quick().fit(X, y, soft_targets=targets).validation_scores_ is None
+
+
+# Streams and warm starts
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_as_many_calls_of_partial_fit_as_epochs_are_a_fit(schedule):
+    X, y, E, head = make_groups()
+    options = {"projector": LELPProjector(3, head=head), "max_epochs": 5}
+    options["learning_rate_schedule"] = schedule
+    whole = quick(**options).fit(X, y, teacher_embeddings=E)
+    stream = quick(**options)
+    for _ in range(5):
+        stream.partial_fit(X, y, classes=[0, 1], teacher_embeddings=E)
+    assert_array_equal(weights_of(stream), weights_of(whole))
+    assert stream.loss_curve_ == whole.loss_curve_
+    assert stream.n_epochs_ == 5
+
+
+def test_partial_fit_keeps_the_projector_of_the_first_block():
+    X, y, E, head = make_groups()
+    student = quick(projector=LELPProjector(3, head=head))
+    student.partial_fit(X[:120], y[:120], classes=[0, 1], teacher_embeddings=E[:120])
+    first = student.projector_.components_.copy()
+    # The second block has one class only.
+    rows = np.flatnonzero(y == 1)
+    student.partial_fit(X[rows], y[rows], teacher_embeddings=E[rows])
+    assert_array_equal(student.projector_.components_, first)
+    assert_array_equal(student.classes_, [0, 1])
+
+
+def test_partial_fit_takes_soft_targets_of_blocks_without_every_class(problem):
+    X, y, targets = problem
+    rows = y == 0
+    student = quick().partial_fit(
+        X[rows], y[rows], classes=[0, 1], soft_targets=targets[rows]
+    )
+    student.partial_fit(X[~rows], y[~rows], soft_targets=targets[~rows])
+    assert_array_equal(student.classes_, [0, 1])
+    assert student.n_epochs_ == 2
+
+
+def test_progress_ends_when_max_epochs_are_reached(problem):
+    X, y, targets = problem
+    student = quick(max_epochs=2, learning_rate_schedule="cosine", weight_decay=0.0)
+    for _ in range(2):
+        student.partial_fit(X, y, classes=[0, 1], soft_targets=targets)
+    weights = weights_of(student)
+    student.partial_fit(X, y, soft_targets=targets)
+    assert_array_equal(weights_of(student), weights)
+
+
+def test_warm_start_goes_on_from_the_fitted_module():
+    X, y, E, head = make_groups()
+    student = quick(projector=LELPProjector(3, head=head), warm_start=True)
+    student.fit(X, y, teacher_embeddings=E)
+    first_loss, projector = student.loss_curve_[0], student.projector_
+    student.fit(X, y, teacher_embeddings=E)
+    assert student.n_epochs_ == 8
+    assert student.loss_curve_[4] < first_loss
+    assert student.projector_ is projector
+    fresh = student.set_params(warm_start=False).fit(X, y, teacher_embeddings=E)
+    assert fresh.n_epochs_ == 4
+    assert fresh.loss_curve_[0] == first_loss
+
+
+def test_fit_after_partial_fit_starts_anew(problem):
+    X, y, targets = problem
+    student = quick().partial_fit(X, y, classes=[0, 1], soft_targets=targets)
+    student.fit(X, y, soft_targets=targets)
+    other = quick().fit(X, y, soft_targets=targets)
+    assert_array_equal(weights_of(student), weights_of(other))
+
+
+# What can go wrong, and what is said
+
+
+def test_verbose_prints_a_line_an_epoch(problem, capsys):
+    X, y, targets = problem
+    student = quick(verbose=1).fit(X, y, soft_targets=targets)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert lines[3] == f"Epoch 4/4: loss {student.loss_curve_[3]:.6f}"
+    student = quick(verbose=1, early_stopping=True).fit(X, y, soft_targets=targets)
+    lines = capsys.readouterr().out.splitlines()
+    assert f"validation score {student.validation_scores_[0]:.6f}" in lines[0]
+    quick().fit(X, y, soft_targets=targets)
+    assert not capsys.readouterr().out
+
+
+def test_interrupted_student_is_fitted_and_the_interrupt_goes_on(problem):
+    X, y, targets = problem
+    steps = []
+
+    class Interrupted(torch.optim.SGD):
+        def step(self):
+            steps.append(None)
+            if len(steps) == 10:
+                raise KeyboardInterrupt
+            return super().step()
+
+    student = quick(optimizer=Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        student.fit(X, y, soft_targets=targets)
+    assert student.n_epochs_ == len(student.loss_curve_) == 2
+    assert student.predict(X).shape == y.shape
+    assert not student.module_.training
+
+
+@pytest.mark.parametrize("label_weight", [0.0, 0.5])
+def test_loss_that_is_not_finite_stops_after_its_epoch(label_weight, problem):
+    X, y, targets = problem
+    student = quick(
+        optimizer=torch.optim.SGD, learning_rate=1e300, label_weight=label_weight
+    )
+    message = "the loss was .* in step 2 of epoch 1, at learning rate 1e.300: lower"
+    with pytest.raises(FloatingPointError, match=message):
+        student.fit(X, y, soft_targets=targets)
+    assert not hasattr(student, "module_")
+
+
+def test_training_never_waits_for_the_device_within_an_epoch(problem, monkeypatch):
+    """Reading a tensor's value is what makes the host wait."""
+    X, y, targets = problem
+    reads = []
+    for name in ("item", "tolist", "__bool__", "__float__", "cpu", "numpy"):
+        original = getattr(torch.Tensor, name)
+
+        def counted(self, *arguments, original=original, name=name):
+            reads.append(name)
+            return original(self, *arguments)
+
+        monkeypatch.setattr(torch.Tensor, name, counted)
+    weight = np.random.RandomState(0).rand(len(X))
+    options = {"max_grad_norm": 1.0, "label_weight": 0.3, "max_epochs": 3}
+    reads_by_batch_size = []
+    for batch_size in (8, 120):
+        reads.clear()
+        student = quick(**options, batch_size=batch_size, module=MyNet)
+        student.fit(X, y, soft_targets=targets, sample_weight=weight)
+        reads_by_batch_size.append(len(reads))
+    assert reads_by_batch_size[0] == reads_by_batch_size[1]
