@@ -60,6 +60,14 @@ class TemplateNet(nn.Module):
         return self.scale * self.top(torch.relu(self.body(X)))
 
 
+class BufferNet(MyNet):
+    """Batch normalisation keeps its statistics, an integer among them, in buffers."""
+
+    def __init__(self, n_features, n_outputs):
+        super().__init__(n_features, n_outputs)
+        self.body.append(nn.BatchNorm1d(12))
+
+
 class MatrixTeacher(TransformerMixin, BaseEstimator):
     """A teacher that multiplies the inputs by a matrix."""
 
@@ -78,8 +86,5 @@ class MatrixTeacher(TransformerMixin, BaseEstimator):
 
 def weights_of(student):
     """All weights of the fitted module in one vector."""
-    return np.concatenate([w.detach().numpy().ravel() for w in parameters_of(student)])
-
-
-def parameters_of(student):
-    return list(student.module_.parameters())
+    parameters = student.module_.parameters()
+    return np.concatenate([p.detach().numpy().ravel() for p in parameters])

@@ -1,0 +1,164 @@
+"""The student in scikit-learn's pipelines and searches, with the teacher's data."""
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from sklearn import config_context
+from sklearn.base import clone
+from sklearn.model_selection import (
+    GridSearchCV,
+    KFold,
+    StratifiedKFold,
+    cross_validate,
+)
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from lelp_sklearn import LELPProjector, LELPStudentClassifier
+from tests.student_problems import MyNet, make_groups
+
+routing = pytest.mark.parametrize("enable_metadata_routing", [False, True])
+
+
+@pytest.fixture(scope="module")
+def problem():
+    return make_groups(n_rows=150, width=16)
+
+
+def test_snippet_of_the_projector(problem):
+    _, y, E, (W, b) = problem
+    n, C = len(E), 2
+    proj = LELPProjector(n_subclasses=8, head=(W, b))
+    soft = proj.fit_transform(E, y)
+    assert soft.shape == (n, C * 8)
+    assert_allclose(proj.inverse_transform(soft).sum(axis=1), 1)
+
+
+@routing
+def test_snippet_of_the_search(enable_metadata_routing, problem):
+    X, y, E, (W, b) = problem
+    with config_context(enable_metadata_routing=enable_metadata_routing):
+        student = LELPStudentClassifier(
+            module=MyNet, projector=LELPProjector(head=(W, b)), random_state=0
+        )
+        pipe = make_pipeline(StandardScaler(), student)
+        grid = GridSearchCV(
+            pipe, {"lelpstudentclassifier__projector__n_subclasses": [1, 2, 5, 10]}
+        )
+        if enable_metadata_routing:
+            grid.fit(X, y, teacher_embeddings=E)
+        else:
+            grid.fit(X, y, lelpstudentclassifier__teacher_embeddings=E)
+    assert np.isfinite(grid.cv_results_["mean_test_score"]).all()
+    assert grid.best_estimator_.score(X, y) > 0.9
+
+
+@routing
+def test_snippet_of_soft_targets(enable_metadata_routing, problem):
+    X, y, E, head = problem
+    soft = LELPProjector(n_subclasses=8, head=head).fit_transform(E, y)
+    with config_context(enable_metadata_routing=enable_metadata_routing):
+        student = LELPStudentClassifier(module=MyNet).fit(X, y, soft_targets=soft)
+        result = cross_validate(
+            student.set_params(max_epochs=2), X, y, params={"soft_targets": soft}, cv=2
+        )
+    assert student.predict_subclass_proba(X).shape == soft.shape
+    assert np.isfinite(result["test_score"]).all()
+
+
+def test_search_in_two_processes_gives_what_one_gives(problem):
+    X, y, E, head = problem
+    student = LELPStudentClassifier(
+        MyNet, projector=LELPProjector(head=head), max_epochs=2, random_state=0
+    )
+    parameters = {
+        "projector__n_subclasses": [1, 3],
+        "module_params": [{"hidden": 4}, {"hidden": 16}],
+    }
+    searches = [
+        GridSearchCV(student, parameters, cv=2, n_jobs=n_jobs).fit(
+            X, y, teacher_embeddings=E
+        )
+        for n_jobs in (1, 2)
+    ]
+    first, second = (search.cv_results_["mean_test_score"] for search in searches)
+    assert_array_equal(first, second)
+    assert searches[0].best_params_ == searches[1].best_params_
+    assert len(set(first)) > 1
+
+
+class SpyProjector(LELPProjector):
+    """Remembers on which rows it was fitted."""
+
+    fitted_on = []  # noqa: RUF012 (shared by clones on purpose)
+
+    def fit(self, X, y=None, *, teacher_logits=None, sample_weight=None):
+        self.fitted_on.append((np.array(X), np.array(y), teacher_logits))
+        return super().fit(
+            X, y, teacher_logits=teacher_logits, sample_weight=sample_weight
+        )
+
+
+@routing
+def test_folds_see_their_own_rows_only(enable_metadata_routing, problem):
+    X, y, E, _ = problem
+    logits = np.random.RandomState(0).normal(size=(len(X), 2))
+    SpyProjector.fitted_on.clear()
+    cv = KFold(3, shuffle=True, random_state=0)
+    student = LELPStudentClassifier(projector=SpyProjector(3), max_epochs=1)
+    pipe = make_pipeline(StandardScaler(), student)
+    with config_context(enable_metadata_routing=enable_metadata_routing):
+        prefix = "" if enable_metadata_routing else "lelpstudentclassifier__"
+        data = {f"{prefix}teacher_embeddings": E, f"{prefix}teacher_logits": logits}
+        cross_validate(pipe, X, y, cv=cv, params=data)
+    assert len(SpyProjector.fitted_on) == 3
+    for (train, _), seen in zip(cv.split(X), SpyProjector.fitted_on, strict=True):
+        assert_array_equal(seen[0], E[train])
+        assert_array_equal(seen[1], y[train])
+        assert_array_equal(seen[2], logits[train])
+
+
+@routing
+def test_weights_of_rows_are_sliced_too(enable_metadata_routing, problem):
+    X, y, E, head = problem
+    weight = np.random.RandomState(0).randint(3, size=len(X)).astype(float)
+    student = LELPStudentClassifier(
+        projector=LELPProjector(2, head=head), max_epochs=2, random_state=0
+    )
+    cv = StratifiedKFold(2)
+    data = {"teacher_embeddings": E, "sample_weight": weight}
+    with config_context(enable_metadata_routing=enable_metadata_routing):
+        if enable_metadata_routing:
+            student.set_score_request(sample_weight=False)
+        result = cross_validate(
+            student, X, y, cv=cv, params=data, return_estimator=True
+        )
+    for (train, _), found in zip(cv.split(X, y), result["estimator"], strict=True):
+        expected = LELPStudentClassifier(**student.get_params(deep=False))
+        expected.fit(
+            X[train],
+            y[train],
+            teacher_embeddings=E[train],
+            sample_weight=weight[train],
+        )
+        assert_array_equal(found.predict_proba(X), expected.predict_proba(X))
+
+
+def test_validation_rows_are_transformed_by_the_pipeline(problem):
+    X, y, E, head = problem
+    X_val, y_val, E_val = X[::2] + 0.1, y[::2], E[::2]
+    student = LELPStudentClassifier(
+        projector=LELPProjector(2, head=head),
+        early_stopping=True,
+        max_epochs=3,
+        random_state=0,
+    )
+    validation = {"X_val": X_val, "y_val": y_val, "teacher_embeddings_val": E_val}
+    with config_context(enable_metadata_routing=True):
+        asking = clone(student).set_fit_request(**dict.fromkeys(validation, True))
+        pipe = make_pipeline(StandardScaler(), asking, transform_input=["X_val"])
+        pipe.fit(X, y, teacher_embeddings=E, **validation)
+    scaler = StandardScaler().fit(X)
+    validation["X_val"] = scaler.transform(X_val)
+    student.fit(scaler.transform(X), y, teacher_embeddings=E, **validation)
+    assert pipe[-1].validation_scores_ == student.validation_scores_
