@@ -1,0 +1,320 @@
+"""What the student refuses, by the message that says why and what to do."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.sparse import csr_array
+from sklearn.frozen import FrozenEstimator
+from torch import nn
+
+from lelp_sklearn import LELPProjector, LELPStudentClassifier
+from tests.student_problems import MyNet, make_groups, make_soft_targets
+
+X, Y, TARGETS = make_soft_targets(n_rows=60)
+_, _, E, HEAD = make_groups(n_rows=60)
+
+
+class Untouched(MyNet):
+    """A module that must never be trained."""
+
+    def forward(self, X):
+        if self.training:
+            raise AssertionError("training began before the arguments were checked")
+        return super().forward(X)
+
+
+def student(**options):
+    return LELPStudentClassifier(**{"module": Untouched, "max_epochs": 1, **options})
+
+
+def refused(message, *, error=ValueError, X=X, y=Y, options=None, **data):
+    data = data or {"soft_targets": TARGETS}
+    with pytest.raises(error, match=message):
+        student(**(options or {})).fit(X, y, **data)
+
+
+def changed(array, row, value):
+    array = np.array(array, dtype=float)
+    array[row] = value
+    return array
+
+
+# Rows and labels
+
+
+@pytest.mark.parametrize("as_given", [np.asarray, torch.tensor])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_row_that_is_not_finite(as_given, value):
+    refused("Input X contains .*first in row 7", X=as_given(changed(X, 7, value)))
+
+
+def test_sparse_rows():
+    refused("Sparse data was passed.*toarray", error=TypeError, X=csr_array(X))
+    sparse_tensor = torch.tensor(X).to_sparse()
+    refused("pass a real and dense one", error=TypeError, X=sparse_tensor)
+
+
+@pytest.mark.parametrize("shape", [(60,), (0, 3), (60, 0)])
+def test_tensor_without_rows_or_features(shape):
+    refused("Expected 2D or more", X=torch.zeros(shape))
+
+
+def test_other_width_at_predict():
+    fitted = LELPStudentClassifier(max_epochs=1).fit(X, Y, soft_targets=TARGETS)
+    with pytest.raises(ValueError, match="X has 5 features, but LELPStudent"):
+        fitted.predict(X[:, :5])
+    with pytest.raises(ValueError, match="X has 5 features, but LELPStudent"):
+        fitted.predict(torch.tensor(X[:, :5]))
+
+
+def test_labels_of_other_length():
+    refused("y has 59 rows and X has 60", y=Y[1:])
+
+
+def test_one_class():
+    refused("one class only", y=np.ones(60))
+    refused("one class only", y=np.ones(60), teacher_embeddings=E)
+
+
+def test_labels_that_the_frozen_projector_does_not_know():
+    frozen = FrozenEstimator(LELPProjector(2, head=HEAD).fit(E, Y))
+    options = {"projector": frozen}
+    refused(
+        r"labels \[5\] that are not among the classes \[0, 1\]",
+        y=np.where(Y == 1, 5, Y),
+        options=options,
+        teacher_embeddings=E,
+    )
+
+
+def test_weights_that_are_no_weights():
+    data = {"soft_targets": TARGETS}
+    refused("is negative in row 3", sample_weight=changed(np.ones(60), 3, -1), **data)
+    refused("zero for every row", sample_weight=np.zeros(60), **data)
+
+
+def test_class_weight_of_no_class():
+    options = {"class_weight": {7: 2.0}}
+    refused(r"class_weight has weights for \[7\]", options=options)
+
+
+# Targets
+
+
+def test_soft_targets_that_are_none():
+    refused(
+        "soft_targets has 5 columns, no multiple of the 2 classes",
+        soft_targets=np.full((60, 5), 0.2),
+    )
+    refused("does not sum to one in row 4", soft_targets=changed(TARGETS, 4, 0.3))
+    refused(
+        "negative in row 2.*not logits",
+        soft_targets=changed(TARGETS, 2, [-1, 2, 0, 0, 0, 0]),
+    )
+    refused("soft_targets contains NaN", soft_targets=changed(TARGETS, 2, np.nan))
+    refused("soft_targets has 59 rows and X has 60", soft_targets=TARGETS[1:])
+    refused(r"soft_targets has shape \(60,\)", soft_targets=Y)
+
+
+def test_soft_targets_whose_classes_nothing_says():
+    refused("nothing says the classes", y=None)
+    known = LELPStudentClassifier(projector=LELPProjector(3), max_epochs=1)
+    np.testing.assert_array_equal(known.fit(X, soft_targets=TARGETS).classes_, [0, 1])
+
+
+def test_teacher_data_of_other_length():
+    refused("teacher_embeddings has 59 rows", teacher_embeddings=E[1:])
+    refused("teacher_logits has 59 rows", teacher_logits=E[1:, :2])
+
+
+def test_errors_of_the_projector_say_which_array_is_meant():
+    wrong = changed(E, 5, np.nan)
+    with pytest.raises(ValueError, match="first in row 5") as caught:
+        student().fit(X, Y, teacher_embeddings=wrong)
+    assert any("teacher_embeddings" in note for note in caught.value.__notes__)
+
+
+def test_more_subclasses_than_there_are():
+    refused(
+        "n_subclasses=99 is more than class",
+        options={"projector": LELPProjector(99, head=HEAD)},
+        teacher_embeddings=E,
+    )
+
+
+def test_no_teacher_and_no_labels():
+    with pytest.raises(ValueError, match=r"requires y to be passed.*no teacher"):
+        student().fit(X)
+    options = {"label_weight": 0.5}
+    refused("requires y to be passed.*label_weight", y=None, options=options)
+
+
+def test_rows_that_cannot_take_the_place_of_embeddings():
+    images = X.reshape(60, 2, 3)
+    with pytest.raises(ValueError, match=r"X has 3 dimensions.*teacher_embeddings"):
+        LELPStudentClassifier(projector=LELPProjector(1, head=HEAD)).fit(images, Y)
+
+
+def test_projector_that_is_frozen_but_not_fitted():
+    options = {"projector": FrozenEstimator(LELPProjector())}
+    with pytest.raises(ValueError, match="not fitted"):
+        student(**options).fit(X, Y, teacher_embeddings=E)
+
+
+# Modules, devices and parameters
+
+
+def test_module_with_other_outputs():
+    def net(n_features, n_outputs):
+        return nn.Linear(n_features, n_outputs + 1)
+
+    refused(r"output of shape \(2, 7\).*must be \(2, 6\)", options={"module": net})
+
+
+def test_module_that_does_not_take_the_rows():
+    def net(n_features, n_outputs):
+        return nn.Linear(n_features + 1, n_outputs)
+
+    refused("module fails on the first rows of X", options={"module": net})
+
+
+def test_callable_that_makes_no_module():
+    options = {"module": lambda n_features, n_outputs: "net"}
+    refused("module returned str", error=TypeError, options=options)
+
+
+def test_module_params_that_the_module_does_not_have():
+    options = {"module_params": {"hiden": 3}}
+    refused("cannot be called.*hiden", error=TypeError, options=options)
+    options = {"module_params": {"hidden": 3}, "module": MyNet(6, 6)}
+    refused("needs a module that is built", options=options)
+    options = {"module_params": {"hidden": 3}, "module": None}
+    refused("MultilayerPerceptron cannot be called", error=TypeError, options=options)
+
+
+def test_template_without_a_linear_layer():
+    refused("without a torch.nn.Linear to widen", options={"module": nn.ReLU()})
+
+
+def test_module_without_parameters():
+    def net(n_features, n_outputs):
+        return nn.Identity()
+
+    options = {"module": net}
+    with pytest.raises(ValueError, match="no parameter that requires a gradient"):
+        student(**options).fit(TARGETS, Y, soft_targets=TARGETS)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "xpu"])
+def test_device_that_is_not_there(device):
+    options = {"device": device}
+    refused(f"device='{device}' cannot be used.*'auto'", options=options)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("label_weight", 1.5),
+        ("subclass_weight", -0.1),
+        ("subclass_weight", "linear"),
+        ("within_class_temperature", 0.0),
+        ("class_weight", "equal"),
+        ("optimizer", "adamx"),
+        ("learning_rate", 0.0),
+        ("learning_rate_schedule", "step"),
+        ("weight_decay", -1.0),
+        ("max_grad_norm", 0.0),
+        ("max_epochs", 0),
+        ("batch_size", 0),
+        ("validation_fraction", 1.0),
+        ("n_iter_no_change", 0),
+        ("projector", "pca"),
+        ("teacher", object()),
+        ("module", 3),
+        ("random_state", "zero"),
+    ],
+)
+def test_parameter_out_of_range(name, value):
+    refused(f"The '{name}' parameter", options={name: value})
+
+
+@pytest.mark.parametrize("name", ["subclass_weight", "learning_rate_schedule"])
+@pytest.mark.parametrize("value", [-1.0, np.nan, "high"])
+def test_schedule_that_gives_no_weight(name, value):
+    options = {name: lambda progress: value if progress > 0.5 else 1.0}
+    refused(f"{name} gives .* at progress 1", options=options)
+
+
+# Validation rows and streams
+
+
+def test_validation_rows_that_are_incomplete_or_of_no_use():
+    data = {"soft_targets": TARGETS, "X_val": X}
+    refused("early_stopping is False", y_val=Y, **data)
+    stopping = {"early_stopping": True}
+    refused("nothing says its classes: pass y_val", options=stopping, **data)
+    refused(
+        "teacher_embeddings_val is given and there is no projector",
+        options=stopping,
+        teacher_embeddings_val=E,
+        **data,
+    )
+    data = {"soft_targets": TARGETS}
+    refused("y_val is given without X_val", options=stopping, y_val=Y, **data)
+    refused(
+        "teacher_embeddings_val is given without X_val",
+        options=stopping,
+        teacher_embeddings_val=E,
+        **data,
+    )
+
+
+def test_validation_rows_of_another_shape():
+    with pytest.raises(ValueError, match="X has 5 features") as caught:
+        student(early_stopping=True).fit(
+            X, Y, soft_targets=TARGETS, X_val=X[:, :5], y_val=Y
+        )
+    assert any("X_val" in note for note in caught.value.__notes__)
+
+
+def test_too_few_rows_to_hold_out():
+    options = {"early_stopping": True, "validation_fraction": 0.01}
+    refused("cannot hold out validation_fraction=0.01 of 60 rows", options=options)
+
+
+def test_partial_fit_without_what_it_needs():
+    data = {"soft_targets": TARGETS}
+    with pytest.raises(ValueError, match="classes must be passed on the first call"):
+        student().partial_fit(X, Y, **data)
+    with pytest.raises(ValueError, match="does not support early_stopping"):
+        student(early_stopping=True).partial_fit(X, Y, classes=[0, 1], **data)
+    with pytest.raises(ValueError, match="does not support class_weight='balanced'"):
+        student(class_weight="balanced").partial_fit(X, Y, classes=[0, 1], **data)
+    with pytest.raises(ValueError, match=r"no rows of \[2\]"):
+        student().partial_fit(X, Y, classes=[0, 1, 2], teacher_embeddings=E)
+
+
+def test_stream_that_goes_on_without_its_targets():
+    fitted = LELPStudentClassifier().partial_fit(
+        X, Y, classes=[0, 1], soft_targets=TARGETS
+    )
+    with pytest.raises(ValueError, match="fitted on soft_targets: pass them again"):
+        fitted.partial_fit(X, Y, teacher_embeddings=E)
+    with pytest.raises(
+        ValueError, match=r"targets have 4 columns and the .* 6 outputs"
+    ):
+        fitted.partial_fit(X, Y, soft_targets=np.full((60, 4), 0.25))
+    projector = LELPProjector(2, head=HEAD)
+    fitted = LELPStudentClassifier(projector=projector).partial_fit(
+        X, Y, classes=[0, 1], teacher_embeddings=E
+    )
+    with pytest.raises(ValueError, match="on teacher_embeddings: pass them again"):
+        fitted.partial_fit(X, Y)
+
+
+def test_teacher_without_transform():
+    class Classifier:
+        def fit(self, X, y):
+            return self
+
+    refused("The 'teacher' parameter", options={"teacher": Classifier()})

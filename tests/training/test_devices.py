@@ -1,0 +1,54 @@
+"""Devices, precision and random states of training."""
+
+import numpy as np
+import pytest
+import torch
+
+from lelp_sklearn._training.devices import (
+    derive_seed,
+    input_dtype,
+    resolve_device,
+    seeded,
+)
+
+CPU = torch.device("cpu")
+
+
+def test_seeded_block_draws_from_its_seed_and_leaves_no_trace():
+    before = torch.get_rng_state()
+    with seeded(3, CPU):
+        drawn = torch.rand(4)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(drawn, torch.rand(4, generator=torch.Generator().manual_seed(3)))
+
+
+def test_seeded_block_leaves_no_trace_of_an_error():
+    before = torch.get_rng_state()
+    with pytest.raises(RuntimeError, match="negative"), seeded(3, CPU):
+        torch.rand(-1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_derived_seeds_differ_and_are_seeds():
+    seeds = {derive_seed(seed, epoch) for seed in range(30) for epoch in range(30)}
+    assert len(seeds) == 900
+    for seed in seeds:
+        torch.Generator().manual_seed(seed)
+        assert seed >= 0
+
+
+def test_automatic_device_is_one_that_works():
+    device = resolve_device("auto", np.zeros((2, 2)))
+    assert torch.ones(2, device=device).sum() == 2
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_accelerators_take_single_precision(device):
+    """Naming an accelerator is enough; none needs to be there."""
+    dtype = input_dtype(
+        np.zeros((2, 2)), torch.device(device), integers_are_codes=False
+    )
+    assert dtype == torch.float32
+    tokens = np.zeros((2, 2), dtype=np.int32)
+    dtype = input_dtype(tokens, torch.device(device), integers_are_codes=True)
+    assert dtype == torch.int64
