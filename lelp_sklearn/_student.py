@@ -1,6 +1,7 @@
 """LELPStudentClassifier: a torch module trained on subclass soft labels."""
 
 import warnings
+from contextlib import suppress
 from dataclasses import replace
 from numbers import Integral, Real
 from typing import ClassVar, NamedTuple
@@ -25,6 +26,7 @@ from lelp_sklearn._common.exceptions import NoTeacherWarning
 from lelp_sklearn._projector import LELPProjector
 from lelp_sklearn._targets import (
     OmittedTeacher,
+    check_several_labels,
     encode,
     fitted_source,
     given_source,
@@ -184,8 +186,8 @@ class LELPStudentClassifier(
     is named in its `transform_input`.
 
     On the CPU training runs in float64 where X is float64 and else in float32, on
-    accelerators in float32. Integers stay integers, as codes of tokens, for a `module`
-    of the caller's; the default module takes them as numbers. On the CPU and with an
+    accelerators in float32. Integers stay integers where a `module` of the caller's
+    takes them, such as the ids of tokens; else they are numbers. On the CPU and with an
     equal number of threads a fit with the same `random_state` gives equal bits.
 
     The loss is read once an epoch, so that the host never waits for the device.
@@ -394,6 +396,8 @@ class LELPStudentClassifier(
         inputs = self._check_inputs(X, previous and previous.expected_rows)
         given = teacher_embeddings, teacher_logits, soft_targets
         sample = read_sample(X, inputs, y, self.unlabeled, sample_weight, *given)
+        if previous is None and not self._has_head():
+            check_several_labels(sample)
         judged = self._read_validation(sample, X_val, y_val, teacher_embeddings_val)
         device = devices.resolve_device(self.device, sample.inputs)
         seeds = self._draw_seeds()
@@ -509,21 +513,22 @@ class LELPStudentClassifier(
     def _read_validation(self, sample, X_val, y_val, embeddings):
         if X_val is None:
             return None
-        rows = tuple(sample.inputs.shape[1:]), self._takes_codes(sample.inputs)
+        rows = tuple(sample.inputs.shape[1:]), self._may_take_codes(sample.inputs)
         with noted("(In X_val, y_val and teacher_embeddings_val.)"):
             inputs = self._check_inputs(X_val, rows)
             return read_sample(X_val, inputs, y_val, self.unlabeled, None, embeddings)
 
-    def _takes_codes(self, X):
+    def _may_take_codes(self, X):
         return self.module is not None and devices.is_integer(X)
 
-    def _has_teacher(self, sample):
+    def _has_head(self):
         return (
-            sample.says_targets
-            or self.teacher is not None
-            or isinstance(self.projector, FrozenEstimator)
+            isinstance(self.projector, FrozenEstimator)
             or getattr(self.projector, "head", None) is not None
         )
+
+    def _has_teacher(self, sample):
+        return sample.says_targets or self.teacher is not None or self._has_head()
 
     def _usable(self, sample):
         """Tell which rows have a target and weigh anything."""
@@ -581,22 +586,35 @@ class LELPStudentClassifier(
         return fit, trainer
 
     def _new_fit(self, sample, source, soft, seed, device):
-        inputs, n_classes = sample.inputs, len(source.classes)
-        dtype = devices.input_dtype(
-            inputs, device, integers_are_codes=self._takes_codes(inputs)
-        )
-        row_shape = tuple(inputs.shape[1:])
-        with devices.seeded(seed, device):
-            student = modules.Student(
-                self.module, self.module_params, row_shape, soft.shape[1], dtype
-            )
-            student.net.to(device)
-            student.check_outputs(as_tensor(inputs[:2], device, dtype))
+        n_classes, n_outputs = len(source.classes), soft.shape[1]
+        student = self._build(sample.inputs, n_outputs, device, seed)
         tau, within = source.temperature, self.within_class_temperature
         if within == "auto":
             within = 1.0 if is_hard(soft, n_classes) else tau
         objective = Objective(n_classes, tau, within, self.label_weight)
         return StudentFit(source, student, objective, seed)
+
+    def _build(self, inputs, n_outputs, device, seed):
+        """Build the module; integers are numbers to one that does not take them."""
+        recipe = self.module, self.module_params, tuple(inputs.shape[1:]), n_outputs
+
+        def build(*, integers_are_codes):
+            dtype = devices.input_dtype(
+                inputs, device, integers_are_codes=integers_are_codes
+            )
+            with devices.seeded(seed, device):
+                student = modules.Student(*recipe, dtype)
+                student.net.to(device)
+                student.check_outputs(as_tensor(inputs[:2], device, dtype))
+            return student
+
+        try:
+            return build(integers_are_codes=self._may_take_codes(inputs))
+        except ValueError:
+            if self._may_take_codes(inputs):
+                with suppress(ValueError):
+                    return build(integers_are_codes=False)
+            raise
 
     def _make_optimizer(self, fit):
         """Go on with the optimizer of `partial_fit`, or make one."""

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
-from sklearn.model_selection import train_test_split
 from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import check_is_fitted
 
@@ -157,21 +156,32 @@ def read_sample(
     return Sample(X, inputs, labels, labelled, weight, **given)
 
 
+def check_several_labels(sample: Sample) -> None:
+    """Raise, before work starts, where all labels are the same."""
+    if sample.labelled.any():
+        validation.check_several_classes(np.unique(sample.labels[sample.labelled]))
+
+
 def hold_out(
     sample: Sample, usable: np.ndarray, fraction: float, seed: int
 ) -> np.ndarray:
-    """Draw the indices of some usable rows, stratified by label."""
+    """Draw the indices of some usable rows, stratified by label.
+
+    Of each label at least one row is drawn and one is left, where it has two; rows
+    without a label are a stratum of their own.
+    """
     strata = np.full(len(sample), -1)
     labels = sample.labels[sample.labelled]
     strata[sample.labelled] = np.unique(labels, return_inverse=True)[1]
-    rows = np.flatnonzero(usable)
-    try:
-        _, drawn = train_test_split(
-            rows, test_size=fraction, stratify=strata[rows], random_state=seed
-        )
-    except ValueError as reason:
-        raise training_validation.unsplittable(fraction, len(rows), reason) from reason
-    return np.asarray(drawn)
+    random_state = np.random.RandomState(seed)
+    drawn = []
+    for stratum in np.unique(strata):
+        rows = random_state.permutation(np.flatnonzero(usable & (strata == stratum)))
+        n_drawn = max(1, round(fraction * len(rows)))
+        drawn.append(rows[: min(n_drawn, len(rows) - 1)] if len(rows) else rows)
+    held_out = np.concatenate(drawn)
+    training_validation.check_held_out(len(held_out), fraction, int(usable.sum()))
+    return held_out
 
 
 def encode(sample: Sample, classes: np.ndarray) -> np.ndarray:

@@ -278,8 +278,13 @@ def test_validation_rows_of_another_shape():
 
 
 def test_too_few_rows_to_hold_out():
-    options = {"early_stopping": True, "validation_fraction": 0.01}
-    refused("cannot hold out validation_fraction=0.01 of 60 rows", options=options)
+    refused(
+        "cannot hold out validation_fraction=0.1 of 2 rows",
+        X=X[:2],
+        y=[0, 1],
+        soft_targets=TARGETS[:2],
+        options={"early_stopping": True},
+    )
 
 
 def test_partial_fit_without_what_it_needs():

@@ -72,11 +72,12 @@ def test_token_ids_stay_integers(dtype, problem):
         student.predict(np.zeros((2, 5)))
 
 
-def test_default_module_takes_integers_as_numbers(problem):
+@pytest.mark.parametrize("module", [None, MyNet, TemplateNet()], ids=repr)
+def test_integers_are_numbers_to_a_module_that_does_not_take_them(module, problem):
     X, y, targets = problem
     X = np.round(X).astype(int)
-    as_integers = quick().fit(X, y, soft_targets=targets)
-    as_floats = quick().fit(X.astype(float), y, soft_targets=targets)
+    as_integers = quick(module).fit(X, y, soft_targets=targets)
+    as_floats = quick(module).fit(X.astype(float), y, soft_targets=targets)
     assert_array_equal(weights_of(as_integers), weights_of(as_floats))
     assert_array_equal(as_integers.predict_proba(X), as_floats.predict_proba(X))
 

@@ -184,6 +184,14 @@ def test_held_out_rows_are_stratified_and_not_learned_from(problem):
     assert student.validation_scores_ != other.validation_scores_
 
 
+def test_a_class_of_few_rows_is_on_both_sides(problem):
+    X, y, targets = problem
+    rows = np.r_[np.flatnonzero(y == 0), np.flatnonzero(y == 1)[:2]]
+    student = quick(early_stopping=True, validation_fraction=0.01)
+    student.fit(X[rows], y[rows], soft_targets=targets[rows])
+    assert np.isfinite(student.validation_scores_).all()
+
+
 def test_rows_without_a_label_count_in_the_score():
     X, _, E, head = make_groups()
     student = quick(projector=LELPProjector(3, head=head), early_stopping=True)

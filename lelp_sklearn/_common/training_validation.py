@@ -226,13 +226,14 @@ def check_block_classes(found: NDArray[Any], classes: NDArray[Any]) -> None:
         )
 
 
-def unsplittable(fraction: float, n_samples: int, reason: object) -> ValueError:
-    """No validation rows can be held out."""
-    return ValueError(
-        f"early_stopping=True cannot hold out validation_fraction={fraction} of "
-        f"{n_samples} rows with a row of each class on both sides ({reason}): give "
-        "more rows, or pass X_val and y_val."
-    )
+def check_held_out(n_held_out: int, fraction: float, n_samples: int) -> None:
+    """Raise where early stopping has no rows to judge by."""
+    if not n_held_out:
+        raise ValueError(
+            f"early_stopping=True cannot hold out validation_fraction={fraction} of "
+            f"{n_samples} rows, none of two with the same label: give more rows, or "
+            "pass X_val and y_val."
+        )
 
 
 def check_same_columns(n_columns: int, n_outputs: int) -> None:
