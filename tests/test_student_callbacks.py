@@ -108,6 +108,30 @@ def test_callback_can_stop_training(problem):
     assert plain.loss_curve_ == stopped.loss_curve_
 
 
+class KeepStudents(StopAfter):
+    """Keeps the student of each epoch."""
+
+    def __init__(self):
+        super().__init__(n_epochs=None)
+        self.students = []
+
+    def on_fit_task_end(self, estimator, context, *, fitted_estimator=None):
+        if context.task_name == "epoch":
+            self.students.append(fitted_estimator)
+
+
+def test_students_of_earlier_epochs_stay_as_they_were(problem):
+    X, y, E, head = problem
+    keep = KeepStudents()
+    student = make_student(head, subclass_weight=1.0).set_callbacks(keep)
+    student.fit(X, y, teacher_embeddings=E)
+    for n_epochs, kept in enumerate(keep.students, start=1):
+        short = make_student(head, subclass_weight=1.0, max_epochs=n_epochs)
+        short.fit(X, y, teacher_embeddings=E)
+        np.testing.assert_array_equal(kept.predict_proba(X), short.predict_proba(X))
+        assert kept.n_epochs_ == n_epochs
+
+
 def test_callbacks_are_torn_down_after_an_error(problem):
     X, y, E, head = problem
     stop = StopAfter(100)
