@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from lelp_sklearn import LELPProjector, LELPStudentClassifier
 from tests.student_problems import make_groups
 
 callback = pytest.importorskip("sklearn.callback", reason="scikit-learn 1.9 or newer")
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -179,5 +182,7 @@ def test_older_scikit_learn_works_without_callbacks():
     assert not hasattr(student, "set_callbacks")
     """
     command = [sys.executable, "-W", "error", "-c", textwrap.dedent(code)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr
