@@ -118,10 +118,10 @@ class LELPStudentClassifier(
         ``torch.optim.SGD``.
     learning_rate : float, default=0.01
         The learning rate, where the schedule has not changed it.
-    learning_rate_schedule : {"constant", "cosine"} or callable, default="constant"
+    learning_rate_schedule : {"cosine", "constant"} or callable, default="cosine"
         "cosine" falls to 0 at the end of training. A callable gives the factor of
         `learning_rate` at a progress from 0 to 1.
-    weight_decay : float, default=1e-4
+    weight_decay : float, default=0.01
         Decoupled weight decay of AdamW, or what `optimizer` makes of it.
     max_grad_norm : float, default=None
         Longer gradients are shortened to this norm; None leaves them.
@@ -273,8 +273,8 @@ class LELPStudentClassifier(
         unlabeled=None,
         optimizer="adamw",
         learning_rate=0.01,
-        learning_rate_schedule="constant",
-        weight_decay=1e-4,
+        learning_rate_schedule="cosine",
+        weight_decay=0.01,
         max_grad_norm=None,
         max_epochs=100,
         batch_size=128,

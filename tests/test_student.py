@@ -66,6 +66,7 @@ SGD_STUDENT = {
     "optimizer": SGD,
     "weight_decay": 0.0,
     "learning_rate": 0.1,
+    "learning_rate_schedule": "constant",
     "subclass_weight": 1.0,
 }
 

@@ -26,7 +26,13 @@ def problem():
 
 
 def make_student(head, **options):
-    defaults = {"max_epochs": 3, "random_state": 0, "batch_size": 64}
+    """A student whose first epochs do not depend on how many there are."""
+    defaults = {
+        "max_epochs": 3,
+        "random_state": 0,
+        "batch_size": 64,
+        "learning_rate_schedule": "constant",
+    }
     return LELPStudentClassifier(
         projector=LELPProjector(2, head=head), **{**defaults, **options}
     )

@@ -128,6 +128,7 @@ def test_best_weights_are_restored_and_scored_on_given_rows():
         projector=LELPProjector(3, head=head, temperature=2.0),
         early_stopping=True,
         learning_rate=0.05,
+        learning_rate_schedule="constant",
         subclass_weight=0.0,
         max_epochs=60,
     )
@@ -350,7 +351,10 @@ def test_interrupted_student_is_fitted_and_the_interrupt_goes_on(problem):
 def test_loss_that_is_not_finite_stops_after_its_epoch(label_weight, problem):
     X, y, targets = problem
     student = quick(
-        optimizer=torch.optim.SGD, learning_rate=1e300, label_weight=label_weight
+        optimizer=torch.optim.SGD,
+        learning_rate=1e300,
+        learning_rate_schedule="constant",
+        label_weight=label_weight,
     )
     message = "the loss was .* in step 2 of epoch 1, at learning rate 1e.300: lower"
     with pytest.raises(FloatingPointError, match=message):
