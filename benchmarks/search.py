@@ -30,7 +30,7 @@ def first_grid(method: str) -> dict[str, list[float]]:
     if method == "hard labels":
         del grid["temperature"]
     if method == "FitNet":
-        grid["regression_weight"] = [1.0, 10.0, 100.0]
+        grid["regression_weight"] = [10.0, 100.0]
     return grid
 
 

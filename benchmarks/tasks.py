@@ -133,7 +133,9 @@ def gaussian_mixture(seed: int, part: str = "validation") -> Task:
 TASKS = {
     "prime numbers": partial(numbers, classes=_prime()),
     "numbers divisible by 3": partial(numbers, classes=_divisible_by_three()),
-    "numbers in random halves": partial(numbers, classes=_random_halves()),
+    "numbers in random halves": partial(
+        numbers, classes=_random_halves(), n_student=1_000
+    ),
     "mixture of 40 Gaussians": gaussian_mixture,
     "single digits": single_digits,
 }

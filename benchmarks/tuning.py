@@ -23,12 +23,12 @@ from stacked import accuracies
 Trial = dict[str, object]
 
 FIRST_GRID = {
-    "learning_rate": [0.01, 0.02, 0.04, 0.08],
-    "temperature": [1.0, 2.0, 4.0, 8.0],
-    "max_epochs": [120, 240],
+    "learning_rate": [0.02, 0.04, 0.08],
+    "temperature": [2.0, 4.0, 8.0],
+    "max_epochs": [240],
 }
 # No method may train for longer than this, and below τ = 1 targets would be sharpened.
-BOUNDS = {"max_epochs": (30, 480), "temperature": (1.0, np.inf)}
+BOUNDS = {"max_epochs": (30, 960), "temperature": (1.0, np.inf)}
 
 
 def tune(
