@@ -4,7 +4,7 @@
 
 Two of scikit-learn's handwritten digits side by side make a two-digit number; the class
 is whether it is prime. A teacher learns the two classes from 30 000 such images;
-students of 32 hidden units learn from 2 000, by nine methods. The students of a seed
+students of 32 hidden units learn from 2 000, by ten methods. The students of a seed
 share images, teacher, initial weights of the hidden layer and order of batches.
 Learning rate, temperature and epochs are each method's own best, found by ``search.py``
 on other seeds and other digits.

@@ -3,9 +3,9 @@
     python benchmarks/search.py [--jobs 2]
 
 Scores on validation digits, on seeds that the demo does not use, and writes
-``results/demo_search.json`` with every trial; about ten minutes on two cores. Run again
-after an interruption, it goes on from there: delete the file where the library's
-defaults have changed.
+``results/demo_search.json`` with every trial; about a quarter of an hour on two cores.
+Run again after an interruption, it goes on from there: delete the file where the
+library's defaults have changed.
 """
 
 import argparse
