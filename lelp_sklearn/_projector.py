@@ -385,8 +385,16 @@ class LELPProjector(
         stream = self.__dict__.get("_stream")
         if stream is not None:
             classes = stream.classes
+        elif classes is not None:
+            classes = np.unique(classes)
         sample = self._read(
-            X, y, teacher_logits, sample_weight, classes=classes, first=stream is None
+            X,
+            y,
+            teacher_logits,
+            sample_weight,
+            classes=classes,
+            first=stream is None,
+            streaming=True,
         )
         n_classes, n_features = len(sample.classes), sample.rows.shape[1]
         width = n_features + n_classes * sample.fits_logits
@@ -405,7 +413,17 @@ class LELPProjector(
         self._stream = stream
         return self
 
-    def _read(self, X, y, teacher_logits, sample_weight, *, classes=None, first=True):
+    def _read(
+        self,
+        X,
+        y,
+        teacher_logits,
+        sample_weight,
+        *,
+        classes=None,
+        first=True,
+        streaming=False,
+    ):
         """Check everything before work starts, and give each row its class.
 
         `classes` is that of `partial_fit`, None in `fit`; `first` says whether there
@@ -418,6 +436,8 @@ class LELPProjector(
         if logits is not None:
             logits = validation.check_logits(logits, n_samples)
         head, head_classes = heads.resolve_head(self.head, n_features)
+        if streaming:
+            validation.check_fitted_head(head is not None, self.head)
         if head is None and logits is None and y is None:
             raise validation.head_is_missing()
         labels, labelled = validation.check_labels(y, n_samples, self.unlabeled)
@@ -433,6 +453,9 @@ class LELPProjector(
             validation.check_head_rows(len(head.coef), classes)
         if logits is not None:
             logits = validation.logits_of_classes(logits, len(classes))
+        if not isinstance(self.splitter, str):
+            wanted = None if self.n_subclasses == "auto" else self.n_subclasses
+            validation.check_directions(self.splitter, wanted, len(classes), n_features)
         sample = _Sample(rows, codes, weight, logits, classes, head)
         return sample.with_teacher_classes()
 

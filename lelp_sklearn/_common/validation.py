@@ -119,9 +119,22 @@ def check_labels(
             f"({labels[row]}); if it marks rows without a label, pass "
             f"unlabeled={marker}."
         )
+    labels = _of_natural_dtype(labels, labelled)
     if labelled.any():
         check_classification_targets(labels[labelled])
     return labels, labelled
+
+
+def _of_natural_dtype(labels: NDArray[Any], labelled: BoolArray) -> NDArray[Any]:
+    """Give numbers among objects (as None or NA beside integers makes them) a dtype."""
+    if labels.dtype.kind != "O" or not labelled.any():
+        return labels
+    natural = np.array(labels[labelled].tolist())
+    if natural.dtype.kind not in "biuf":
+        return labels
+    filled = np.zeros(len(labels), dtype=natural.dtype)
+    filled[labelled] = natural
+    return filled
 
 
 def _equals(labels: NDArray[Any], marker: object) -> BoolArray:
@@ -218,7 +231,6 @@ def check_every_class(weight: FloatArray, classes: NDArray[Any]) -> None:
 def check_logits(teacher_logits: Any, n_samples: int) -> FloatArray:
     """Give the teacher's logits (n, C) float64; (n, 1) for the column of a sigmoid."""
     logits = np.asarray(teacher_logits, dtype=np.float64)
-    check_length(logits, n_samples, "teacher_logits")
     if logits.ndim == 1:
         logits = logits[:, None]
     if logits.ndim != 2:
@@ -226,6 +238,7 @@ def check_logits(teacher_logits: Any, n_samples: int) -> FloatArray:
             f"teacher_logits has shape {logits.shape}; it must be (n_samples, "
             "n_classes), or one column of a sigmoid teacher."
         )
+    check_length(logits, n_samples, "teacher_logits")
     check_finite_block(logits, 0, "teacher_logits")
     return logits
 
@@ -306,6 +319,15 @@ def head_is_missing() -> ValueError:
         "LELPProjector requires y to be passed, but the target y is None: without y, "
         "give head=(coef, intercept) or teacher_logits, which say what the classes are."
     )
+
+
+def check_fitted_head(head_is_known: bool, head: object) -> None:
+    """Raise where `partial_fit` would have to fit a classifier, block by block."""
+    if head is not None and not head_is_known:
+        raise ValueError(
+            f"head is {type(head).__name__}, not fitted, and a stream cannot fit it: "
+            "fit it beforehand, or pass head=(coef, intercept) or None."
+        )
 
 
 def check_stream(codes: IntArray, same_teacher: bool) -> None:

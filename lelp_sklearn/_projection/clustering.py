@@ -28,15 +28,15 @@ def cluster(points: FloatArray, weight: FloatArray, n_clusters: int) -> IntArray
     """
     labels = _lloyd(points, weight, _divide_all(points, weight, n_clusters))
     inertia = _inertias(points, weight, labels).sum()
-    improved = True
-    while improved:
-        improved = False
+    for _ in range(n_clusters):
         for exchanged in _exchanges(points, weight, labels):
             other = _lloyd(points, weight, exchanged)
             lower = _inertias(points, weight, other).sum()
             if other.max() == labels.max() and inertia - lower > TOLERANCE * inertia:
-                labels, inertia, improved = other, lower, True
+                labels, inertia = other, lower
                 break
+        else:
+            break
     return labels
 
 
@@ -116,19 +116,17 @@ def _exchanges(
     if labels.max() < 2:
         return
     gains, halves = _division_gains(points, weight, labels)
-    costs = _merger_costs(points, weight, labels)
-    n = len(gains)
-    balance = costs[:, :, None] - gains
-    kept, gone, divided = np.meshgrid(*[np.arange(n)] * 3, indexing="ij")
-    # Each pair once, and no merged cluster divided again.
-    balance[(kept >= gone) | (divided == kept) | (divided == gone)] = np.inf
-    for flat in np.argsort(balance, axis=None, kind="stable")[:_MAX_EXCHANGES]:
-        i, j, k = np.unravel_index(flat, balance.shape)
-        if not np.isfinite(balance[i, j, k]):
-            return
-        exchanged = np.where(labels == j, i, labels)
-        mine = np.flatnonzero(labels == k)
-        exchanged[mine[halves[k] == 1]] = j
+    pairs = np.column_stack(np.triu_indices(len(gains), 1))
+    # Of the three best divisions one at least leaves both clusters of a pair alone.
+    best = np.argsort(-gains, kind="stable")[:3]
+    apart = np.all(best[:, None, None] != pairs, axis=2)
+    divided = best[apart.argmax(axis=0)]
+    balance = _merger_costs(points, weight, labels)[tuple(pairs.T)] - gains[divided]
+    for place in np.argsort(balance, kind="stable")[:_MAX_EXCHANGES]:
+        kept, gone = pairs[place]
+        mine = np.flatnonzero(labels == divided[place])
+        exchanged = np.where(labels == gone, kept, labels)
+        exchanged[mine[halves[divided[place]] == 1]] = gone
         yield exchanged
 
 

@@ -260,6 +260,39 @@ def test_a_refused_block_changes_nothing(fault):
     assert_array_equal(left.transform(problem.X), right.transform(problem.X))
 
 
+def test_directions_changed_between_blocks_are_refused_before_work_starts():
+    problem = make_problem(n_classes=3)
+    n_features = problem.X.shape[1]
+    projector = LELPProjector(
+        splitter=np.ones((3, 2, n_features)), head=problem.head, random_state=0
+    )
+    projector.partial_fit(problem.X[:80], problem.codes[:80], classes=[0, 1, 2])
+    before = projector.partial_fit(problem.X[80:], problem.codes[80:]).mean_
+    projector.set_params(splitter=np.ones((3, 2, n_features + 1)))
+    with pytest.raises(ValueError, match="splitter is an array"):
+        projector.partial_fit(problem.X[:80] + 9, problem.codes[:80])
+    projector.set_params(splitter=np.ones((3, 2, n_features)))
+    # A row without weight changes nothing: what is left is what the two blocks gave.
+    projector.partial_fit(
+        problem.X[:4], problem.codes[:4], sample_weight=[1e-300, 0, 0, 0]
+    )
+    assert_allclose(projector.mean_, before, rtol=1e-12)
+
+
+def test_classifier_that_is_not_fitted_is_refused():
+    problem = make_problem(n_classes=3)
+    projector = LELPProjector(2, head=LogisticRegression())
+    with pytest.raises(ValueError, match="LogisticRegression, not fitted"):
+        projector.partial_fit(problem.X, problem.codes, classes=[0, 1, 2])
+
+
+def test_classes_are_sorted_and_named_once():
+    problem = make_problem(n_classes=3)
+    projector = LELPProjector(2, head=problem.head, random_state=0)
+    projector.partial_fit(problem.X, problem.codes, classes=[2, 1, 0, 1])
+    assert_array_equal(projector.classes_, [0, 1, 2])
+
+
 def spoil(projector, X, y, fault):
     """Call partial_fit with one thing wrong."""
     options = {"classes": [0, 1, 2]}

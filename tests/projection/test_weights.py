@@ -151,6 +151,17 @@ def test_missing_values_of_pandas_mark_unlabelled_rows(dtype, marker):
     assert_array_equal(left.components_, right.components_)
 
 
+def test_none_beside_integers_marks_unlabelled_rows():
+    problem = make_problem(n_classes=3)
+    hidden = np.arange(len(problem.X)) % 3 == 0
+    y = np.where(hidden, None, problem.codes.astype(object))
+    left = build(problem, "given", unlabeled=np.nan).fit(problem.X, y)
+    right = build(problem, "given", unlabeled=-1)
+    right.fit(problem.X, np.where(hidden, -1, problem.codes))
+    assert_array_equal(left.classes_, right.classes_)
+    assert_array_equal(left.components_, right.components_)
+
+
 def test_closed_form_head_comes_from_the_labelled_rows():
     problem = make_problem(n_classes=3)
     y, marker, _ = marked(problem.codes, "minus one")
