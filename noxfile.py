@@ -85,11 +85,10 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Run a benchmark: ``nox -s bench -- sweep.py`` and its own options."""
+    """Run a benchmark: ``nox -s bench -- defaults.py`` and its own options."""
     install(session, "-e", ".[all]")
     if not session.posargs:
-        scripts = sorted(path.name for path in Path("benchmarks").glob("*.py"))
-        session.error(f"name a script of benchmarks/: {', '.join(scripts)}")
+        session.error("name a benchmark that benchmarks/README.md lists")
     script, *options = session.posargs
     session.run("python", f"benchmarks/{script}", *options)
 
