@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from joblib import Parallel, delayed
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.special import logsumexp, softmax
 from sklearn.base import clone
@@ -366,6 +367,22 @@ def test_refit_gives_equal_bits():
     ).set_params(random_state=1)
     other.fit(X, y, soft_targets=targets)
     assert not np.array_equal(weights_of(first), weights_of(other))
+
+
+def test_students_trained_in_threads_are_those_trained_in_turn():
+    X, y, targets = make_soft_targets()
+    students = [
+        quick(batch_size=8, max_epochs=10, module=dropout_net, random_state=seed)
+        for seed in range(2)
+    ]
+    curves = [
+        clone(each).fit(X, y, soft_targets=targets).loss_curve_ for each in students
+    ]
+    before = global_states()
+    fits = (delayed(each.fit)(X, y, soft_targets=targets) for each in students)
+    fitted = Parallel(n_jobs=2, backend="threading")(fits)
+    assert [each.loss_curve_ for each in fitted] == curves
+    assert global_states() == before
 
 
 def dropout_net(n_features, n_outputs):

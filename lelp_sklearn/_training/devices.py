@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,9 @@ from lelp_sklearn._common import training_validation as validation
 Dtype = torch.dtype
 
 _ACCELERATORS = ("cuda", "xpu", "mps")
+
+# Modules draw from generators that all threads share: one fit borrows them at a time.
+_borrowing_generators = RLock()
 
 
 def resolve_device(requested: str | torch.device, X: Any) -> torch.device:
@@ -63,8 +67,11 @@ def derive_seed(seed: int, *path: int) -> int:
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Let torch draw from `seed` on; after the block its generators are as before."""
-    with ExitStack() as restorations:
+    """Let torch draw from `seed` on; after the block its generators are as before.
+
+    Blocks of other threads wait, so that what each draws depends on its seed alone.
+    """
+    with _borrowing_generators, ExitStack() as restorations:
         for place in {torch.device("cpu"), device}:
             get_state, set_state = _random_state_access(place)
             restorations.callback(set_state, get_state())

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lelp_sklearn._common import training_validation as validation
+from lelp_sklearn._training.devices import seeded
 
 ModuleBuilder = Callable[..., nn.Module]
 
@@ -162,7 +163,7 @@ class Student:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.recipe = tuple(state["recipe"])
         self.dtype = getattr(torch, state["dtype"])
-        with torch.random.fork_rng(devices=[]):
+        with seeded(0, torch.device("cpu")):
             self.net = self._build()
         self.net.load_state_dict(to_tensors(state["weights"]))
         self.net.eval()

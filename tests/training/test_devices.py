@@ -1,5 +1,7 @@
 """Devices, precision and random states of training."""
 
+from threading import Thread
+
 import numpy as np
 import pytest
 import torch
@@ -27,6 +29,27 @@ def test_seeded_block_leaves_no_trace_of_an_error():
     with pytest.raises(RuntimeError, match="negative"), seeded(3, CPU):
         torch.rand(-1)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_seeded_blocks_of_threads_do_not_meet():
+    """Each draws what it draws alone, and the generator is left as it was."""
+    before = torch.get_rng_state()
+    drawn = {}
+
+    def draw(seed):
+        with seeded(seed, CPU):
+            drawn[seed] = torch.cat([torch.rand(1) for _ in range(2000)])
+
+    threads = [Thread(target=draw, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert torch.equal(torch.get_rng_state(), before)
+    for seed, found in drawn.items():
+        generator = torch.Generator().manual_seed(seed)
+        alone = torch.cat([torch.rand(1, generator=generator) for _ in range(2000)])
+        assert torch.equal(found, alone)
 
 
 def test_derived_seeds_differ_and_are_seeds():
