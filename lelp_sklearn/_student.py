@@ -1,7 +1,6 @@
 """LELPStudentClassifier: a torch module trained on subclass soft labels."""
 
 import warnings
-from contextlib import suppress
 from dataclasses import replace
 from numbers import Integral, Real
 from typing import ClassVar, NamedTuple
@@ -587,34 +586,16 @@ class LELPStudentClassifier(
 
     def _new_fit(self, sample, source, soft, seed, device):
         n_classes, n_outputs = len(source.classes), soft.shape[1]
-        student = self._build(sample.inputs, n_outputs, device, seed)
+        recipe = self.module, self.module_params, tuple(sample.inputs.shape[1:])
+        codes = self._may_take_codes(sample.inputs)
+        student = modules.build_student(
+            (*recipe, n_outputs), sample.inputs, device, seed, may_take_codes=codes
+        )
         tau, within = source.temperature, self.within_class_temperature
         if within == "auto":
             within = 1.0 if is_hard(soft, n_classes) else tau
         objective = Objective(n_classes, tau, within, self.label_weight)
         return StudentFit(source, student, objective, seed)
-
-    def _build(self, inputs, n_outputs, device, seed):
-        """Build the module; integers are numbers to one that does not take them."""
-        recipe = self.module, self.module_params, tuple(inputs.shape[1:]), n_outputs
-
-        def build(*, integers_are_codes):
-            dtype = devices.input_dtype(
-                inputs, device, integers_are_codes=integers_are_codes
-            )
-            with devices.seeded(seed, device):
-                student = modules.Student(*recipe, dtype)
-                student.net.to(device)
-                student.check_outputs(as_tensor(inputs[:2], device, dtype))
-            return student
-
-        try:
-            return build(integers_are_codes=self._may_take_codes(inputs))
-        except ValueError:
-            if self._may_take_codes(inputs):
-                with suppress(ValueError):
-                    return build(integers_are_codes=False)
-            raise
 
     def _make_optimizer(self, fit):
         """Go on with the optimizer of `partial_fit`, or make one."""

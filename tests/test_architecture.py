@@ -30,7 +30,7 @@ LEVELS = {
     "_projection.heads": 2,
     "_training.loop": 3,
     "_training.batches": 2,
-    "_training.modules": 2,
+    "_training.modules": 3,
     "_common.typing": -1,
 }
 LEAVES = {"_common": 0, "_projection": 1, "_training": 1}

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from math import prod
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lelp_sklearn._common import training_validation as validation
-from lelp_sklearn._training.devices import seeded
+from lelp_sklearn._training.batches import as_tensor
+from lelp_sklearn._training.devices import input_dtype, seeded
 
 ModuleBuilder = Callable[..., nn.Module]
 
@@ -167,6 +169,48 @@ class Student:
             self.net = self._build()
         self.net.load_state_dict(to_tensors(state["weights"]))
         self.net.eval()
+
+
+def build_student(
+    recipe: tuple[Any, ...],
+    inputs: Any,
+    device: torch.device,
+    seed: int,
+    *,
+    may_take_codes: bool,
+) -> Student:
+    """Build a student on a device, and try it on the first rows.
+
+    Parameters
+    ----------
+    recipe : tuple
+        The arguments of `build_module`.
+    inputs : array or tensor of shape (n, ...)
+        The rows.
+    device : torch.device
+        Where the module shall be.
+    seed : int
+        Fixes the initial weights.
+    may_take_codes : bool
+        Whether integers may be codes; to a module that does not take them they are
+        numbers.
+    """
+
+    def build(*, integers_are_codes: bool) -> Student:
+        dtype = input_dtype(inputs, device, integers_are_codes=integers_are_codes)
+        with seeded(seed, device):
+            student = Student(*recipe, dtype=dtype)
+            student.net.to(device)
+            student.check_outputs(as_tensor(inputs[:2], device, dtype))
+        return student
+
+    try:
+        return build(integers_are_codes=may_take_codes)
+    except ValueError:
+        if may_take_codes:
+            with suppress(ValueError):
+                return build(integers_are_codes=False)
+        raise
 
 
 def to_arrays(state: Any) -> Any:
