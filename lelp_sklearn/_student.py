@@ -118,8 +118,9 @@ class LELPStudentClassifier(
     learning_rate : float, default=0.01
         The learning rate, where the schedule has not changed it.
     learning_rate_schedule : {"cosine", "constant"} or callable, default="cosine"
-        "cosine" falls to 0 at the end of training. A callable gives the factor of
-        `learning_rate` at a progress from 0 to 1.
+        "cosine" falls to 0 at the end of training; a stream has no known end, so that
+        it is constant in `partial_fit`. A callable gives the factor of `learning_rate`
+        at a progress from 0 to 1.
     weight_decay : float, default=0.01
         Decoupled weight decay of AdamW, or what `optimizer` makes of it.
     max_grad_norm : float, default=None
@@ -436,8 +437,10 @@ class LELPStudentClassifier(
         """Train for one epoch on a block of rows.
 
         The projector, unless frozen, and the teacher are fitted at the first call and
-        kept. Progress, which λ and the learning rate depend on, counts the calls over
-        `max_epochs` and ends at 1.
+        kept. Progress, which λ depends on, counts the calls and the epochs of `fit`
+        before them over `max_epochs` and ends at 1. The learning rate is
+        `learning_rate`, unless `learning_rate_schedule` is a callable, so that a stream
+        goes on learning, after :meth:`fit` too.
 
         Parameters
         ----------
@@ -487,7 +490,7 @@ class LELPStudentClassifier(
         else:
             source = previous.source
         fit, trainer = self._prepare(
-            sample, used, source, device, seeds.training, previous
+            sample, used, source, device, seeds.training, previous, endless=True
         )
         done = len(fit.loss_curve)
         fit.loss_curve.append(trainer.run_epoch(done, done))
@@ -557,7 +560,7 @@ class LELPStudentClassifier(
             classes=classes,
         )
 
-    def _prepare(self, sample, used, source, device, seed, previous):
+    def _prepare(self, sample, used, source, device, seed, previous, *, endless=False):
         """Make the targets, the module unless it is there, and what trains it."""
         codes = encode(sample, source.classes)
         soft = source.soft_targets(sample, codes)
@@ -569,6 +572,9 @@ class LELPStudentClassifier(
         weight = loss_weight(
             sample, codes, soft, used, source.classes, self.class_weight
         )
+        learning_rate = schedules.learning_rate_schedule(
+            self.learning_rate_schedule, endless=endless
+        )
         trainer = Trainer(
             student.net,
             self._make_optimizer(fit),
@@ -576,7 +582,7 @@ class LELPStudentClassifier(
             make_rows(sample.inputs, soft, labels, weight, device, student.dtype),
             as_tensor(np.flatnonzero(used), device),
             schedules.subclass_weight_schedule(self.subclass_weight),
-            schedules.learning_rate_schedule(self.learning_rate_schedule),
+            learning_rate,
             self.max_epochs,
             self.batch_size,
             self.max_grad_norm,

@@ -243,7 +243,7 @@ def test_without_early_stopping_there_are_no_scores(problem):
 # Streams and warm starts
 
 
-@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+@pytest.mark.parametrize("schedule", ["constant", lambda progress: 1 - progress])
 def test_as_many_calls_of_partial_fit_as_epochs_are_a_fit(schedule):
     X, y, E, head = make_groups()
     options = {"projector": LELPProjector(3, head=head), "max_epochs": 5}
@@ -280,14 +280,43 @@ def test_partial_fit_takes_soft_targets_of_blocks_without_every_class(problem):
     assert student.n_epochs_ == 2
 
 
-def test_progress_ends_when_max_epochs_are_reached(problem):
+def test_progress_of_a_stream_ends_when_max_epochs_are_reached(problem):
     X, y, targets = problem
-    student = quick(max_epochs=2, learning_rate_schedule="cosine", weight_decay=0.0)
-    for _ in range(2):
+    seen = []
+
+    def schedule(progress):
+        seen.append(progress)
+        return 0.5
+
+    student = quick(max_epochs=2, subclass_weight=schedule)
+    for call in range(4):
+        seen.clear()
         student.partial_fit(X, y, classes=[0, 1], soft_targets=targets)
-    weights = weights_of(student)
-    student.partial_fit(X, y, soft_targets=targets)
-    assert_array_equal(weights_of(student), weights)
+        assert_allclose(seen[-4:], np.minimum((call + np.arange(4) / 4) / 2, 1))
+
+
+@pytest.mark.parametrize("begin", ["fit", "partial_fit"])
+def test_stream_goes_on_learning_at_the_learning_rate(begin, problem):
+    X, y, targets = problem
+    rates = []
+
+    class Recording(torch.optim.SGD):
+        def step(self):
+            rates.append(self.param_groups[0]["lr"])
+            return super().step()
+
+    student = quick(max_epochs=2, optimizer=Recording, learning_rate=0.2)
+    if begin == "fit":
+        student.fit(X, y, soft_targets=targets)
+    else:
+        for _ in range(2):
+            student.partial_fit(X, y, classes=[0, 1], soft_targets=targets)
+    rates.clear()
+    for _ in range(2):
+        before = weights_of(student)
+        student.partial_fit(X, y, soft_targets=targets)
+        assert not np.array_equal(weights_of(student), before)
+    assert rates == [0.2] * 8
 
 
 def test_warm_start_goes_on_from_the_fitted_module():

@@ -172,7 +172,7 @@ class Student:
 
 
 def build_student(
-    recipe: tuple[Any, ...],
+    recipe: tuple[Any, Any, tuple[int, ...], int],
     inputs: Any,
     device: torch.device,
     seed: int,
@@ -199,7 +199,7 @@ def build_student(
     def build(*, integers_are_codes: bool) -> Student:
         dtype = input_dtype(inputs, device, integers_are_codes=integers_are_codes)
         with seeded(seed, device):
-            student = Student(*recipe, dtype=dtype)
+            student = Student(*recipe, dtype)
             student.net.to(device)
             student.check_outputs(as_tensor(inputs[:2], device, dtype))
         return student

@@ -21,9 +21,14 @@ def subclass_weight_schedule(subclass_weight: float | str | Schedule) -> Schedul
     return lambda progress: constant
 
 
-def learning_rate_schedule(name: str | Schedule) -> Schedule | None:
-    """Give the factor of the learning rate; None where it is constant."""
-    if name == "cosine":
+def learning_rate_schedule(
+    name: str | Schedule, *, endless: bool = False
+) -> Schedule | None:
+    """Give the factor of the learning rate; None where it is constant.
+
+    Where training is `endless` "cosine" is constant: there is no end to fall to.
+    """
+    if name == "cosine" and not endless:
         return lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress))
     return name if callable(name) else None
 
