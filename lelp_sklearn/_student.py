@@ -109,8 +109,8 @@ class LELPStudentClassifier(
         makes the classes equal in total weight. A row without a label counts as the
         teacher's likeliest class.
     unlabeled : object, default=None
-        The value in y that marks rows without a label, such as -1, NaN or a string;
-        None for no such value. Handed on to the projector.
+        The value in y that marks rows without a label, such as -1, NaN or a string.
+        Handed on to the projector; None is what `projector` has, by default no value.
     optimizer : "adamw" or callable, default="adamw"
         A callable ``(parameters, lr=, weight_decay=)`` returns a
         :class:`torch.optim.Optimizer` whose `step` needs no closure, such as
@@ -229,7 +229,7 @@ class LELPStudentClassifier(
     _parameter_constraints: ClassVar[dict] = {
         "module": [callable, None],
         "module_params": [dict, None],
-        "projector": [HasMethods(["fit", "transform"]), None],
+        "projector": [LELPProjector, FrozenEstimator, None],
         "teacher": [HasMethods(["fit", "transform"]), OmittedTeacher, None],
         "label_weight": [Interval(Real, 0, 1, closed="both")],
         "subclass_weight": [
@@ -395,7 +395,7 @@ class LELPStudentClassifier(
             previous = replace(self._fit, optimizer=None)
         inputs = self._check_inputs(X, previous and previous.expected_rows)
         given = teacher_embeddings, teacher_logits, soft_targets
-        sample = read_sample(X, inputs, y, self.unlabeled, sample_weight, *given)
+        sample = read_sample(X, inputs, y, self._marker(), sample_weight, *given)
         if previous is None and not self._has_head():
             check_several_labels(sample)
         judged = self._read_validation(sample, X_val, y_val, teacher_embeddings_val)
@@ -480,7 +480,7 @@ class LELPStudentClassifier(
         )
         inputs = self._check_inputs(X, previous and previous.expected_rows)
         given = teacher_embeddings, teacher_logits, soft_targets
-        sample = read_sample(X, inputs, y, self.unlabeled, sample_weight, *given)
+        sample = read_sample(X, inputs, y, self._marker(), sample_weight, *given)
         device = devices.resolve_device(self.device, sample.inputs)
         used = self._usable(sample)
         seeds = self._draw_seeds()
@@ -499,6 +499,9 @@ class LELPStudentClassifier(
 
     def _check_parameters(self):
         self._validate_params()
+        if isinstance(self.projector, FrozenEstimator):
+            inner = self.projector.estimator
+            training_validation.check_frozen(isinstance(inner, LELPProjector), inner)
         is_template = isinstance(self.module, nn.Module)
         built = modules.MultilayerPerceptron if self.module is None else self.module
         training_validation.check_module_arguments(
@@ -518,7 +521,11 @@ class LELPStudentClassifier(
         rows = tuple(sample.inputs.shape[1:]), self._may_take_codes(sample.inputs)
         with noted("(In X_val, y_val and teacher_embeddings_val.)"):
             inputs = self._check_inputs(X_val, rows)
-            return read_sample(X_val, inputs, y_val, self.unlabeled, None, embeddings)
+            return read_sample(X_val, inputs, y_val, self._marker(), None, embeddings)
+
+    def _marker(self):
+        own = self.unlabeled
+        return getattr(self.projector, "unlabeled", None) if own is None else own
 
     def _may_take_codes(self, X):
         return self.module is not None and devices.is_integer(X)
@@ -549,7 +556,9 @@ class LELPStudentClassifier(
             return given_source(sample, projector, classes)
         labels_only = not self._has_teacher(sample)
         if labels_only:
-            warnings.warn(NoTeacherWarning(), stacklevel=4)
+            # scikit-learn's decorator of fit, where it has one, is a frame more.
+            level = 3 if task.context is None else 4
+            warnings.warn(NoTeacherWarning(), stacklevel=level)
         return fitted_source(
             sample,
             projector,

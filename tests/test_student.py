@@ -216,6 +216,15 @@ def test_without_a_teacher_the_class_targets_are_the_labels():
     assert_allclose(student.predict_proba(X), other.predict_proba(X), rtol=1e-9)
 
 
+def test_warning_of_no_teacher_points_at_the_call():
+    X, y, _, _ = make_groups()
+    with pytest.warns(NoTeacherWarning) as of_fit:
+        quick().fit(X, y)
+    with pytest.warns(NoTeacherWarning) as of_partial_fit:
+        quick().partial_fit(X, y, classes=[0, 1])
+    assert {w.filename for w in (*of_fit, *of_partial_fit)} == {__file__}
+
+
 def test_without_a_teacher_rows_without_a_label_are_left_out():
     X, y, _, _ = make_groups()
     y[::3] = -1
@@ -255,6 +264,20 @@ def test_marked_rows_take_the_class_of_the_teacher():
     other.fit(X, names, teacher_embeddings=E)
     assert_array_equal(student.classes_, ["no", "yes"])
     assert_array_equal(weights_of(student), weights_of(other))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_marker_of_the_projector_is_that_of_a_student_without_one(frozen):
+    X, y, E, head = make_groups()
+    y[::3] = -1
+    projector = LELPProjector(3, head=head, unlabeled=-1, random_state=0)
+    if frozen:
+        projector = FrozenEstimator(projector.fit(E, y))
+    student = quick(projector=projector, label_weight=0.5)
+    student.fit(X, y, teacher_embeddings=E)
+    marked = clone(student).set_params(unlabeled=-1).fit(X, y, teacher_embeddings=E)
+    assert_array_equal(student.classes_, [0, 1])
+    assert_array_equal(weights_of(student), weights_of(marked))
 
 
 def test_label_weight_concerns_labelled_rows_only():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.sparse import csr_array
+from sklearn.decomposition import PCA
 from sklearn.frozen import FrozenEstimator
 from torch import nn
 
@@ -161,6 +162,12 @@ def test_projector_that_is_frozen_but_not_fitted():
         student(**options).fit(X, Y, teacher_embeddings=E)
 
 
+def test_projector_that_is_frozen_but_another_transformer():
+    options = {"projector": FrozenEstimator(PCA(2).fit(E))}
+    message = "projector is a FrozenEstimator of PCA; it must hold"
+    refused(message, error=TypeError, options=options, teacher_embeddings=E)
+
+
 # Modules, devices and parameters
 
 
@@ -229,6 +236,7 @@ def test_device_that_is_not_there(device):
         ("validation_fraction", 1.0),
         ("n_iter_no_change", 0),
         ("projector", "pca"),
+        ("projector", PCA(2)),
         ("teacher", object()),
         ("module", 3),
         ("random_state", "zero"),

@@ -53,6 +53,15 @@ def check_loss_arguments(
 # --- the student: inputs and targets --------------------------------------------------
 
 
+def check_frozen(is_projector: bool, frozen: object) -> None:
+    """Raise unless what is frozen as the projector is one."""
+    if not is_projector:
+        raise TypeError(
+            f"projector is a FrozenEstimator of {type(frozen).__name__}; it must hold "
+            "a fitted LELPProjector."
+        )
+
+
 def check_tensor_rows(X: Any) -> None:
     """Raise unless a tensor has rows with entries, dense, real and finite."""
     if X.ndim < 2 or 0 in X.shape:
