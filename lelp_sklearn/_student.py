@@ -107,7 +107,8 @@ class LELPStudentClassifier(
     class_weight : dict, "balanced" or None, default=None
         Weights of the classes in the loss, by label; 1 where not given. "balanced"
         makes the classes equal in total weight. A row without a label counts as the
-        teacher's likeliest class.
+        teacher's likeliest class. The student does not learn from rows of weight 0; the
+        projector does.
     unlabeled : object, default=None
         The value in y that marks rows without a label, such as -1, NaN or a string.
         Handed on to the projector; None is what `projector` has, by default no value.
@@ -502,6 +503,8 @@ class LELPStudentClassifier(
         if isinstance(self.projector, FrozenEstimator):
             inner = self.projector.estimator
             training_validation.check_frozen(isinstance(inner, LELPProjector), inner)
+        if isinstance(self.class_weight, dict):
+            training_validation.check_class_weight(self.class_weight)
         is_template = isinstance(self.module, nn.Module)
         built = modules.MultilayerPerceptron if self.module is None else self.module
         training_validation.check_module_arguments(
@@ -578,7 +581,7 @@ class LELPStudentClassifier(
         training_validation.check_same_columns(soft.shape[1], student.n_outputs)
         student.net.to(device)
         labels = one_hot(codes, len(source.classes)) if self.label_weight else None
-        weight = loss_weight(
+        used, weight = loss_weight(
             sample, codes, soft, used, source.classes, self.class_weight
         )
         learning_rate = schedules.learning_rate_schedule(

@@ -203,8 +203,8 @@ def loss_weight(
     used: np.ndarray,
     classes: np.ndarray,
     class_weight: Any,
-) -> np.ndarray | None:
-    """Give the weights of rows in the loss; None where those used are equal.
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Give which rows have a part in the loss, and the weights, None where equal.
 
     Parameters
     ----------
@@ -215,7 +215,7 @@ def loss_weight(
     soft_targets : ndarray of shape (n, n_classes * n_subclasses)
         Which say the likeliest class.
     used : ndarray of shape (n,)
-        True for the rows that are learned from.
+        True for the rows that may be learned from.
     classes : ndarray of shape (n_classes,)
         The classes.
     class_weight : dict, "balanced" or None
@@ -225,16 +225,27 @@ def loss_weight(
     if class_weight is not None:
         mass = soft_targets.reshape(len(codes), len(classes), -1).sum(axis=2)
         assigned = np.where(codes >= 0, codes, mass.argmax(axis=1))
-        if isinstance(class_weight, str):
-            totals = np.bincount(assigned, weight * used, minlength=len(classes))
-            factors = 1 / np.maximum(totals, np.finfo(np.float32).tiny)
-            factors *= totals.sum() / len(classes)
-        else:
-            training_validation.check_class_weight(class_weight, classes)
-            labels = classes.tolist()
-            factors = np.array([class_weight.get(label, 1.0) for label in labels])
+        factors = _class_factors(class_weight, classes, assigned, weight * used)
         weight = weight * factors[assigned]
-    return None if np.ptp(weight[used]) == 0 else weight
+        used = used & (weight > 0)
+        training_validation.check_class_weight_leaves_rows(used, class_weight)
+    if np.ptp(weight[sample.weight > 0]) == 0:
+        return used, None
+    # Of mean 1, so that single precision holds them whatever their scale.
+    return used, weight / weight[used].mean()
+
+
+def _class_factors(
+    class_weight: Any, classes: np.ndarray, assigned: np.ndarray, weight: np.ndarray
+) -> np.ndarray:
+    """Give the factor of each class; `assigned` are the classes of rows of a weight."""
+    if not isinstance(class_weight, str):
+        training_validation.check_weighted_classes(class_weight, classes)
+        labels = classes.tolist()
+        return np.array([float(class_weight.get(label, 1)) for label in labels])
+    totals = np.bincount(assigned, weight, minlength=len(classes))
+    mean = np.full(len(classes), totals.mean())
+    return np.divide(mean, totals, out=np.zeros(len(classes)), where=totals > 0)
 
 
 def scorable(sample: Sample, y: Any, sample_weight: Any) -> dict[str, Any]:

@@ -507,3 +507,32 @@ def test_class_weight_counts_a_row_without_label_as_its_likeliest_class():
     student = quick(unlabeled=-1, **options).fit(X, marked, soft_targets=targets)
     other = quick(**options).fit(X, likeliest, soft_targets=targets)
     assert_array_equal(weights_of(student), weights_of(other))
+
+
+def test_rows_of_a_class_of_no_weight_are_left_out_of_batches():
+    X, y, E, head = make_groups(n_classes=3)
+    projector = LELPProjector(2, head=head).fit(E, y)
+    soft, kept = projector.transform(E), y > 0
+    options = {"projector": FrozenEstimator(projector), "batch_size": 32}
+    student = quick(class_weight={0: 0.0}, **options).fit(X, y, soft_targets=soft)
+    other = quick(**options).fit(X[kept], y[kept], soft_targets=soft[kept])
+    assert_allclose(weights_of(student), weights_of(other), rtol=1e-9, atol=1e-12)
+
+
+def test_held_out_rows_of_a_class_of_no_weight_have_no_part_in_the_score():
+    X, y, targets = make_soft_targets()
+    student = quick(class_weight={0: 0.0}, early_stopping=True, validation_fraction=0.5)
+    student.fit(X, y, soft_targets=targets)
+    other_targets = np.where((y == 0)[:, None], np.eye(6)[0], targets)
+    other = clone(student).fit(X, y, soft_targets=other_targets)
+    assert student.validation_scores_ == other.validation_scores_
+
+
+@pytest.mark.parametrize("scale", [1e-60, 1e60])
+def test_scale_of_weights_has_no_part_in_single_precision(scale):
+    X, y, targets = make_soft_targets()
+    X = X.astype(np.float32)
+    weight = np.random.RandomState(0).rand(len(X))
+    plain = quick().fit(X, y, soft_targets=targets, sample_weight=weight)
+    scaled = quick().fit(X, y, soft_targets=targets, sample_weight=scale * weight)
+    assert_allclose(scaled.loss_curve_, plain.loss_curve_, rtol=1e-5)

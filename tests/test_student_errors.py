@@ -99,6 +99,17 @@ def test_class_weight_of_no_class():
     refused(r"class_weight has weights for \[7\]", options=options)
 
 
+@pytest.mark.parametrize("value", [-1.0, np.nan, np.inf, "2", None])
+def test_class_weight_that_is_no_weight(value):
+    options = {"class_weight": {0: 1.0, 1: value}}
+    refused(r"class_weight\[1\]=.*finite numbers", options=options)
+
+
+def test_class_weight_that_leaves_no_rows():
+    options = {"class_weight": {0: 0.0, 1: 0.0}}
+    refused("class_weight=.* gives every row of positive weight", options=options)
+
+
 # Targets
 
 

@@ -262,13 +262,32 @@ def targets_are_missing(has_projector: bool) -> ValueError:
     )
 
 
-def check_class_weight(class_weight: dict[Any, float], classes: NDArray[Any]) -> None:
+def check_class_weight(class_weight: dict[Any, Any]) -> None:
+    """Raise unless the weights of classes are finite numbers, none negative."""
+    for label, value in class_weight.items():
+        if not isinstance(value, numbers.Real) or not 0 <= float(value) < np.inf:
+            raise ValueError(
+                f"class_weight[{label!r}]={value!r}: weights must be finite numbers "
+                "that are not negative."
+            )
+
+
+def check_weighted_classes(class_weight: dict[Any, Any], classes: NDArray[Any]) -> None:
     """Raise where a weight is given to what is no class."""
     unknown = [label for label in class_weight if label not in classes.tolist()]
     if unknown:
         raise ValueError(
             f"class_weight has weights for {unknown}, which are not among the classes "
             f"{classes.tolist()}."
+        )
+
+
+def check_class_weight_leaves_rows(used: BoolArray, class_weight: object) -> None:
+    """Raise where the weights of classes leave nothing to learn from."""
+    if not used.any():
+        raise ValueError(
+            f"class_weight={class_weight!r} gives every row of positive weight the "
+            "weight 0: give a class that has rows a positive weight."
         )
 
 
