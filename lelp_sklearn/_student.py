@@ -385,7 +385,7 @@ class LELPStudentClassifier(
         TypeError
             If X is sparse or the module cannot be built.
         FloatingPointError
-            If the loss of a step was not finite, at the end of its epoch.
+            If the loss of a step or a weight was not finite, at the end of the epoch.
         """
         self._check_parameters()
         training_validation.check_validation_data(

@@ -312,6 +312,7 @@ def noted(note: str) -> Iterator[None]:
 def given_source(sample: Sample, projector: Any, classes: Any) -> TargetSource:
     """Make the source of soft targets that are given; None are `classes` not known."""
     frozen = isinstance(projector, FrozenEstimator)
+    n_columns = sample.soft_targets.shape[1]
     if frozen:
         classes = projector.classes_
     elif classes is None and sample.labelled.any():
@@ -320,8 +321,8 @@ def given_source(sample: Sample, projector: Any, classes: Any) -> TargetSource:
         n_subclasses = projector.n_subclasses
         if isinstance(n_subclasses, str):
             raise training_validation.unknown_classes()
-        classes = np.arange(sample.soft_targets.shape[1] // n_subclasses)
-    n_columns = sample.soft_targets.shape[1]
+        training_validation.check_subclass_columns(n_columns, n_subclasses)
+        classes = np.arange(n_columns // n_subclasses)
     training_validation.check_soft_target_columns(n_columns, np.asarray(classes))
     return TargetSource(
         projector if frozen else None,

@@ -134,6 +134,15 @@ def test_soft_targets_whose_classes_nothing_says():
     np.testing.assert_array_equal(known.fit(X, soft_targets=TARGETS).classes_, [0, 1])
 
 
+def test_soft_targets_that_are_not_of_the_subclasses_of_the_projector():
+    refused(
+        "soft_targets has 8 columns, no multiple of the n_subclasses=3",
+        y=None,
+        options={"projector": LELPProjector(3)},
+        soft_targets=np.full((60, 8), 1 / 8),
+    )
+
+
 def test_teacher_data_of_other_length():
     refused("teacher_embeddings has 59 rows", teacher_embeddings=E[1:])
     refused("teacher_logits has 59 rows", teacher_logits=E[1:, :2])

@@ -391,6 +391,20 @@ def test_loss_that_is_not_finite_stops_after_its_epoch(label_weight, problem):
     assert not hasattr(student, "module_")
 
 
+def test_weights_that_are_not_finite_after_the_last_step_are_seen(problem):
+    X, y, targets = problem
+
+    class Diverging(torch.optim.SGD):
+        def step(self):
+            self.param_groups[0]["params"][0].data[0] = torch.inf
+
+    student = quick(optimizer=Diverging, max_epochs=1, batch_size=1000)
+    message = "not finite after epoch 1, at learning rate 0.01: lower"
+    with pytest.raises(FloatingPointError, match=message):
+        student.fit(X, y, soft_targets=targets)
+    assert not hasattr(student, "module_")
+
+
 def test_training_never_waits_for_the_device_within_an_epoch(problem, monkeypatch):
     """Reading a tensor's value is what makes the host wait."""
     X, y, targets = problem

@@ -123,6 +123,16 @@ def check_soft_target_columns(n_columns: int, classes: NDArray[Any]) -> None:
         )
 
 
+def check_subclass_columns(n_columns: int, n_subclasses: int) -> None:
+    """Raise unless n_subclasses says how many classes the soft targets have."""
+    if n_columns % n_subclasses:
+        raise ValueError(
+            f"soft_targets has {n_columns} columns, no multiple of the "
+            f"n_subclasses={n_subclasses} of projector: set the number that they were "
+            "made with, or pass y, which says the classes."
+        )
+
+
 def check_probabilities(soft: NDArray[Any]) -> None:
     """Raise unless each row of soft targets is a distribution."""
     if soft.min() < 0:
@@ -304,11 +314,22 @@ def check_losses(losses: list[float], learning_rates: list[float], epoch: int) -
     """Raise where the loss of a step was not finite."""
     for step, loss in enumerate(losses):
         if not np.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss was {loss} in step {step + 1} of epoch {epoch + 1}, at "
-                f"learning rate {learning_rates[step]:g}: lower learning_rate, set "
-                "max_grad_norm or standardise X."
-            )
+            found = f"the loss was {loss} in step {step + 1} of epoch {epoch + 1}"
+            raise _diverged(found, learning_rates[step])
+
+
+def check_weights(finite: bool, learning_rate: float, epoch: int) -> None:
+    """Raise where the last step of an epoch made weights that are not finite."""
+    if not finite:
+        found = f"weights of the module were not finite after epoch {epoch + 1}"
+        raise _diverged(found, learning_rate)
+
+
+def _diverged(found: str, learning_rate: float) -> FloatingPointError:
+    return FloatingPointError(
+        f"{found}, at learning rate {learning_rate:g}: lower learning_rate, set "
+        "max_grad_norm or standardise X."
+    )
 
 
 # --- the student: modules and devices -------------------------------------------------

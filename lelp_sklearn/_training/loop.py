@@ -121,7 +121,7 @@ class Trainer:
         Raises
         ------
         FloatingPointError
-            If the loss of a step was not finite.
+            If the loss of a step was not finite, or the weights after the last.
         """
         device = self.rows.X.device
         self.module.train()
@@ -135,8 +135,11 @@ class Trainer:
                 losses.append(loss)
                 masses.append(mass)
         # The one time in an epoch at which the host waits for the device.
-        by_step = torch.stack(losses).tolist()
+        *by_step, weights_finite = torch.stack(
+            [*losses, self._weights_finite().to(losses[0].dtype)]
+        ).tolist()
         validation.check_losses(by_step, rates, number)
+        validation.check_weights(bool(weights_finite), rates[-1], number)
         return _weighted_mean(by_step, masses)
 
     def score(self, held_out: Validation) -> float:
@@ -177,6 +180,10 @@ class Trainer:
             nn.utils.clip_grad_norm_(self.module.parameters(), self.max_grad_norm)
         self.optimizer.step()
         return loss, mass
+
+    def _weights_finite(self) -> Tensor:
+        trained = (p for group in self.optimizer.param_groups for p in group["params"])
+        return torch.stack([p.detach().isfinite().all() for p in trained]).all()
 
     def _set_learning_rate(self, progress: float) -> float:
         groups = self.optimizer.param_groups
