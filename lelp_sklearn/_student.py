@@ -447,11 +447,13 @@ class LELPStudentClassifier(
         ----------
         X : {array-like, torch.Tensor} of shape (n_samples, n_features, ...)
             As in :meth:`fit`. Where a projector is fitted the first block must hold
-            rows of every class, enough for `n_subclasses`.
+            rows of every class, by label or taken by the teacher for it, enough for
+            `n_subclasses`.
         y : array-like of shape (n_samples,), default=None
             As in :meth:`fit`.
         classes : array-like of shape (n_classes,), default=None
-            All classes; needed at the first call.
+            All classes; sorted, they are in the order of the teacher's outputs. Needed
+            at the first call.
         teacher_embeddings : array-like of shape (n_samples, n_embedding), default=None
             As in :meth:`fit`.
         teacher_logits : array-like of shape (n_samples, n_classes) or (n_samples, 1), \

@@ -314,6 +314,7 @@ def given_source(sample: Sample, projector: Any, classes: Any) -> TargetSource:
     frozen = isinstance(projector, FrozenEstimator)
     n_columns = sample.soft_targets.shape[1]
     if frozen:
+        training_validation.check_projector_classes(projector.classes_, classes)
         classes = projector.classes_
     elif classes is None and sample.labelled.any():
         classes = np.unique(sample.labels[sample.labelled])
@@ -361,17 +362,21 @@ def fitted_source(
     labels_only : bool
         See `TargetSource`.
     classes : ndarray of shape (n_classes,) or None
-        All classes, where a block of rows might lack some.
+        All classes, where the labels of a block of rows might lack some.
     """
-    if classes is not None:
-        found = np.unique(sample.labels[sample.labelled])
-        if not isinstance(projector, FrozenEstimator) and projector.head is None:
-            training_validation.check_block_classes(found, classes)
+    frozen = isinstance(projector, FrozenEstimator)
     if sample.teacher_embeddings is not None:
         teacher = None
+    found = np.unique(sample.labels[sample.labelled])
+    lacking = classes is not None and not np.isin(classes, found).all()
+    if classes is not None and lacking and not frozen:
+        # The teacher may find the others in rows without a label.
+        says = projector.head, sample.teacher_logits, teacher
+        if sample.labelled.all() or all(each is None for each in says):
+            training_validation.check_block_classes(found, classes)
     if teacher is not None:
         teacher = _fit_teacher(teacher, sample, used)
-    if not isinstance(projector, FrozenEstimator):
+    if not frozen:
         if projector.head is None and hasattr(teacher, "head_"):
             projector.set_params(head=_head_arrays(teacher.head_))
         embeddings = _embed(sample, teacher)
@@ -379,13 +384,19 @@ def fitted_source(
         if sample.teacher_logits is not None:
             options["teacher_logits"] = sample.teacher_logits
         with task.delegate("fit-projector", projector), _in_projector(sample):
-            projector.fit(embeddings, sample.y, **options)
+            if lacking:
+                projector.partial_fit(embeddings, sample.y, classes, **options)
+            else:
+                projector.fit(embeddings, sample.y, **options)
+    # Of too few rows it has none; its transform says what is missing.
+    of_projector: Any = getattr(projector, "classes_", classes)
+    training_validation.check_projector_classes(of_projector, classes)
     return TargetSource(
         projector,
         teacher,
         reads_inputs=sample.teacher_embeddings is None and teacher is None,
         labels_only=labels_only,
-        classes=projector.classes_,
+        classes=of_projector,
         temperature=projector.temperature,
     )
 

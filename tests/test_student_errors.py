@@ -327,6 +327,25 @@ def test_partial_fit_without_what_it_needs():
         student().partial_fit(X, Y, classes=[0, 1, 2], teacher_embeddings=E)
 
 
+def test_classes_that_the_first_block_or_the_projector_does_not_have():
+    _, y, embeddings, head = make_groups(n_rows=60, n_classes=3)
+    data = {"teacher_embeddings": embeddings}
+    classes = [0, 1, 2]
+    given = student(projector=LELPProjector(2, head=head), unlabeled=-1)
+    with pytest.raises(ValueError, match=r"first block .* no rows of \[2\]"):
+        given.partial_fit(X, y % 2, classes=classes, **data)
+    # The head puts no row into class 2, which no row is labelled with.
+    never = head[0], np.array([0, 0, -1e6])
+    given.set_params(projector=LELPProjector(2, head=never))
+    with pytest.raises(ValueError, match="class 2 has no samples"):
+        given.partial_fit(X, np.where(y == 2, -1, y), classes=classes, **data)
+    frozen = FrozenEstimator(LELPProjector(2, head=HEAD).fit(E, Y))
+    message = r"classes=\[0, 1, 2\] are not those of the projector, \[0, 1\]"
+    for data in ({"teacher_embeddings": E}, {"soft_targets": TARGETS}):
+        with pytest.raises(ValueError, match=message):
+            student(projector=frozen).partial_fit(X, Y, classes=classes, **data)
+
+
 def test_stream_that_goes_on_without_its_targets():
     fitted = LELPStudentClassifier().partial_fit(
         X, Y, classes=[0, 1], soft_targets=TARGETS

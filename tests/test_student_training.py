@@ -269,6 +269,26 @@ def test_partial_fit_keeps_the_projector_of_the_first_block():
     assert_array_equal(student.classes_, [0, 1])
 
 
+def test_classes_name_what_the_teacher_finds_in_a_stream():
+    """Labels of none or of one class, of rows that the head puts into three."""
+    X, _, E, (W, b) = make_groups(n_classes=3)
+    names = np.array(["a", "b", "c"])
+    likeliest = names[np.argmax(E @ W.T + b, axis=1)]
+    marked = np.where(likeliest == "a", likeliest, "?")
+    projector = LELPProjector(2, head=(W, b), splitter="pca")
+    students = [
+        quick(projector=projector, unlabeled="?").partial_fit(
+            X, y, classes=names, teacher_embeddings=E
+        )
+        for y in (likeliest, marked, None)
+    ]
+    for student in students:
+        assert_array_equal(student.classes_, names)
+        assert_array_equal(student.projector_.classes_, names)
+        assert_allclose(weights_of(student), weights_of(students[0]), rtol=1e-6)
+        assert_array_equal(student.predict(X), students[0].predict(X))
+
+
 def test_partial_fit_takes_soft_targets_of_blocks_without_every_class(problem):
     X, y, targets = problem
     rows = y == 0

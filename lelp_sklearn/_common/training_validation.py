@@ -245,6 +245,17 @@ def check_block_classes(found: NDArray[Any], classes: NDArray[Any]) -> None:
         )
 
 
+def check_projector_classes(
+    of_projector: NDArray[Any], classes: NDArray[Any] | None
+) -> None:
+    """Raise unless the projector and `classes` of partial_fit mean the same."""
+    if classes is not None and not np.array_equal(np.sort(of_projector), classes):
+        raise ValueError(
+            f"classes={classes.tolist()} are not those of the projector, "
+            f"{of_projector.tolist()}: pass these."
+        )
+
+
 def check_held_out(n_held_out: int, fraction: float, n_samples: int) -> None:
     """Raise where early stopping has no rows to judge by."""
     if not n_held_out:
