@@ -1,5 +1,6 @@
 """LELPStudentClassifier: a torch module trained on subclass soft labels."""
 
+import copy
 import warnings
 from dataclasses import replace
 from numbers import Integral, Real
@@ -318,6 +319,13 @@ class LELPStudentClassifier(
             state["teacher"] = OmittedTeacher(type(self.teacher).__name__)
         return state
 
+    def __deepcopy__(self, memo):
+        # Unlike a pickle, a copy keeps the teacher.
+        twin = memo[id(self)] = type(self).__new__(type(self))
+        state = {name: v for name, v in vars(self).items() if name != "module_"}
+        twin.__setstate__(copy.deepcopy(state, memo))
+        return twin
+
     def __setstate__(self, state):
         super().__setstate__(state)
         if hasattr(self, "_fit"):
@@ -418,9 +426,8 @@ class LELPStudentClassifier(
         fit, trainer = self._prepare(
             sample, used, source, device, seeds.training, previous
         )
-        self._train(
-            fit, trainer, task, self._validation(fit, trainer, judged, held_out)
-        )
+        validation = self._validation(fit, trainer, judged, held_out)
+        self._train(fit, trainer, task, validation)
         task.end({})
         return self
 
@@ -502,11 +509,8 @@ class LELPStudentClassifier(
 
     def _check_parameters(self):
         self._validate_params()
-        if isinstance(self.projector, FrozenEstimator):
-            inner = self.projector.estimator
-            training_validation.check_frozen(isinstance(inner, LELPProjector), inner)
-        if isinstance(self.class_weight, dict):
-            training_validation.check_class_weight(self.class_weight)
+        training_validation.check_frozen(self.projector, LELPProjector)
+        training_validation.check_class_weight(self.class_weight)
         is_template = isinstance(self.module, nn.Module)
         built = modules.MultilayerPerceptron if self.module is None else self.module
         training_validation.check_module_arguments(

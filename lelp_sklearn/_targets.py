@@ -1,5 +1,6 @@
 """Where the targets of the student come from: given, or projected from embeddings."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -98,6 +99,9 @@ class TargetSource:
             and not self.labels_only
             and (embeddable or sample.teacher_embeddings is not None)
         )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "TargetSource":
+        return TargetSource(**copy.deepcopy(vars(self), memo))
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()

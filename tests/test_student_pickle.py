@@ -128,3 +128,21 @@ def test_copies_do_not_share_weights(problem):
         for parameter in student.module_.parameters():
             parameter.zero_()
     assert_array_equal(twin.predict_proba(X), expected)
+
+
+def test_copy_keeps_its_teacher(problem):
+    X, y, _, head = problem
+    matrix = np.random.RandomState(0).normal(size=(6, 9))
+    student = LELPStudentClassifier(
+        teacher=MatrixTeacher(matrix),
+        projector=LELPProjector(3, head=head),
+        max_epochs=2,
+        random_state=0,
+    )
+    twin = copy.deepcopy(student.fit(X, y))
+    assert_array_equal(twin.predict_proba(X), student.predict_proba(X))
+    assert_array_equal(twin.teacher.matrix, matrix)
+    for each in (student, twin):
+        each.partial_fit(X, y)
+    assert_array_equal(twin.predict_proba(X), student.predict_proba(X))
+    twin.fit(X, y)

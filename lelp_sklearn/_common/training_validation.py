@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.frozen import FrozenEstimator
 
 from lelp_sklearn._common.typing import BoolArray
 
@@ -53,12 +54,14 @@ def check_loss_arguments(
 # --- the student: inputs and targets --------------------------------------------------
 
 
-def check_frozen(is_projector: bool, frozen: object) -> None:
-    """Raise unless what is frozen as the projector is one."""
-    if not is_projector:
+def check_frozen(projector: Any, kind: type) -> None:
+    """Raise where another estimator than a projector is frozen as one."""
+    if isinstance(projector, FrozenEstimator) and not isinstance(
+        projector.estimator, kind
+    ):
         raise TypeError(
-            f"projector is a FrozenEstimator of {type(frozen).__name__}; it must hold "
-            "a fitted LELPProjector."
+            f"projector is a FrozenEstimator of {type(projector.estimator).__name__}; "
+            f"it must hold a fitted {kind.__name__}."
         )
 
 
@@ -283,9 +286,10 @@ def targets_are_missing(has_projector: bool) -> ValueError:
     )
 
 
-def check_class_weight(class_weight: dict[Any, Any]) -> None:
-    """Raise unless the weights of classes are finite numbers, none negative."""
-    for label, value in class_weight.items():
+def check_class_weight(class_weight: Any) -> None:
+    """Raise where a dict has weights that are no finite numbers, or negative."""
+    given = class_weight.items() if isinstance(class_weight, dict) else ()
+    for label, value in given:
         if not isinstance(value, numbers.Real) or not 0 <= float(value) < np.inf:
             raise ValueError(
                 f"class_weight[{label!r}]={value!r}: weights must be finite numbers "
