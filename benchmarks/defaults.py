@@ -13,7 +13,7 @@ higher by more than two standard errors of the paired difference; of several suc
 candidates the best one takes its place.
 
 Writes every trial to ``results/defaults.json``, the table to ``results/defaults.csv``;
-about three quarters of an hour on two cores. Run again after an interruption, it goes
+more than 80 minutes of one core's time. Run again after an interruption, it goes
 on from there.
 """
 
