@@ -139,9 +139,30 @@ def test_fit_reports_to_callbacks(problem):
         "sklearn.callback", reason="callbacks came with scikit-learn 1.9"
     )
     pytest.importorskip("rich", reason="the progress bar needs rich")
-    projector = build(problem).set_callbacks(callback.ProgressBar())
+    told = Listener()
+    projector = build(problem).set_callbacks(callback.ProgressBar(), told)
     plain = build(problem).fit_transform(problem.X, problem.codes)
     assert_array_equal(projector.fit_transform(problem.X, problem.codes), plain)
+    assert told.events == ["setup", "begin fit", "end fit", "teardown"]
+
+
+class Listener:
+    """Notes what a fit tells it."""
+
+    def __init__(self):
+        self.events = []
+
+    def setup(self, estimator, context):
+        self.events.append("setup")
+
+    def on_fit_task_begin(self, estimator, context):
+        self.events.append(f"begin {context.task_name}")
+
+    def on_fit_task_end(self, estimator, context):
+        self.events.append(f"end {context.task_name}")
+
+    def teardown(self, estimator, context):
+        self.events.append("teardown")
 
 
 # -------------------------------------------------------------------- randomness
