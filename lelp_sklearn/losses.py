@@ -124,6 +124,7 @@ def subclass_cross_entropy(
     )
     validation.check_loss_shapes(logits.shape, soft_targets.shape, n_classes)
     dtype = torch.promote_types(logits.dtype, soft_targets.dtype)
+    # torch has no types for what a Function's `apply` takes.
     rows: Tensor = _SubclassCrossEntropy.apply(  # type: ignore[no-untyped-call]
         logits.to(dtype),
         soft_targets.to(dtype),

@@ -10,9 +10,8 @@ from lelp_sklearn._common.validation import check_n_subclasses
 from lelp_sklearn._projection.directions import Solver, row_space, to_null_space
 from lelp_sklearn._projection.statistics import Covariance
 
-# What "auto" stands for, chosen by benchmarks/defaults.py on tasks with many groups in
-# each class and on tasks with none. Too many subclasses cost little, too few lose the
-# gain.
+# What "auto" stands for; benchmarks/defaults.py compares it with other choices. Too
+# many subclasses cost little, too few lose the gain.
 AUTO_N_SUBCLASSES = 20
 # In root mean squares of z, by splitter; an array of directions counts as "pca".
 AUTO_SUBCLASS_TEMPERATURE = {"pca": 0.3, "random": 0.3, "kmeans": 0.1}

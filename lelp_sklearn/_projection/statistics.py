@@ -121,7 +121,7 @@ class ExplicitCovariance:
         self.weight = moments.weight
         self.mean = moments.mean[:, :n_features]
         scatter = moments.scatter[:, :n_features, :n_features]
-        self.matrices = scatter / np.maximum(self.weight, _TINY)[:, None, None]
+        self.matrices = scatter / self.weight[:, None, None]
         self.trace = np.trace(self.matrices, axis1=1, axis2=2)
 
     def apply(self, bases: list[FloatArray]) -> list[FloatArray]:
@@ -144,7 +144,7 @@ class StreamedCovariance:
         self._rows = X, codes, sample_weight
         self.weight = moments.weight
         self.mean = moments.mean
-        self.trace = moments.trace / np.maximum(moments.weight, _TINY)
+        self.trace = moments.trace / moments.weight
 
     def apply(self, bases: list[FloatArray]) -> list[FloatArray]:
         products = [np.zeros_like(basis) for basis in bases]
@@ -154,10 +154,6 @@ class StreamedCovariance:
                 scores = centred @ bases[code]
                 products[code] += centred.T @ (weight[:, None] * scores)
         return [
-            product / max(weight, _TINY)
+            product / weight
             for product, weight in zip(products, self.weight, strict=True)
         ]
-
-
-# Keeps an empty class, which is an error later on, from dividing by zero here.
-_TINY = np.finfo(np.float64).tiny

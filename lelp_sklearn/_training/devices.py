@@ -32,6 +32,7 @@ def resolve_device(requested: str | torch.device, X: Any) -> torch.device:
     try:
         # A device may be well named and still not be there.
         return torch.empty(0, device=requested).device
+    # What torch raises here depends on the device and on how torch was built.
     except (RuntimeError, AssertionError, NotImplementedError) as reason:
         raise validation.unusable_device(requested, reason) from reason
 

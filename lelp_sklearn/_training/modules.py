@@ -142,6 +142,7 @@ class Student:
         try:
             with torch.no_grad():
                 made = self.net(first_rows.clone())
+        # A user's module may fail in any way; the error says which module and rows.
         except Exception as reason:
             raise validation.failing_module(first_rows, reason) from reason
         shape = tuple(made.shape) if isinstance(made, Tensor) else type(made)
