@@ -15,7 +15,8 @@ from sklearn.utils.validation import (
 from lelp_sklearn._common import validation
 from lelp_sklearn._common.files import new_npy
 from lelp_sklearn._projection import tensors
-from lelp_sklearn._projection.blocks import read_block, row_slices
+from lelp_sklearn._projection.blocks import row_slices
+from lelp_sklearn._projection.threads import map_parts
 
 
 class SoftLabelMixin:
@@ -59,7 +60,10 @@ class SoftLabelMixin:
             cannot be written.
         """
         self._check_fitted()
-        rows = self._check_rows(X, reset=False)
+        # Nothing may be written into an array of the caller's before all is known to
+        # be well.
+        fills_array = out is not None and not isinstance(out, str | os.PathLike)
+        rows = self._check_rows(X, reset=False, look_for_nan=fills_array)
         logits = self._check_logits(teacher_logits, rows.shape[0])
         shape = rows.shape[0], self.offsets_.size
         dtype = np.result_type(rows.dtype, np.float32)
@@ -140,34 +144,60 @@ class SoftLabelMixin:
         return np.array(names, dtype=object)
 
     def _write(self, rows, logits, target):
-        """Fill `target` with soft labels, a block of rows at a time."""
-        # Imported at the first call: numba would slow the import of the package.
-        from lelp_sklearn._projection.kernels import subclass_probabilities
+        """Fill `target` with soft labels, a block of rows at a time.
 
-        dtype = target.dtype
-        # Taking out a common centre first keeps single precision exact where the
-        # embeddings lie far from zero.
-        centre = self.mean_.mean(axis=0).astype(dtype)
-        directions = self.components_.reshape(self.offsets_.size, -1)
-        offsets = self.offsets_.ravel() - directions @ centre
-        intercept = self.intercept_ + self.coef_ @ centre
-        directions, offsets, coef, intercept = (
-            array.astype(dtype)
-            for array in (directions.T, offsets, self.coef_.T, intercept)
-        )
-        for block in row_slices(rows):
-            centred = read_block(rows, block, dtype) - centre
-            if logits is None:
-                scores = centred @ coef + intercept
-            else:
-                scores = logits[block].astype(dtype)
-            subclass_probabilities(
-                centred @ directions - offsets,
-                scores,
-                self.temperature,
-                self.subclass_temperature_,
+        Raises
+        ------
+        ValueError
+            If a row holds NaN or infinity: found on the way, since looking for it
+            beforehand would read the rows twice.
+        """
+        # Imported at the first call: numba would slow the import of the package.
+        from lelp_sklearn._projection import kernels
+
+        arguments = self._kernel_arguments(target.dtype, with_logits=logits is not None)
+        no_logits = np.empty((0, len(self.classes_)), target.dtype)
+        temperatures = [
+            target.dtype.type(value)
+            for value in (self.temperature, self.subclass_temperature_)
+        ]
+
+        # A plain array even where it maps a file.
+        target = np.asarray(target)
+
+        def write(block):
+            given = no_logits if logits is None else logits[block].astype(target.dtype)
+            finite = kernels.soft_labels(
+                kernels.readable(rows[block], target.dtype),
+                *arguments,
+                kernels.readable(given, target.dtype),
+                *temperatures,
                 target[block],
             )
+            if not finite:
+                validation.check_finite_block(rows[block], block.start, "X")
+
+        map_parts(write, row_slices(rows))
+
+    def _kernel_arguments(self, dtype, *, with_logits):
+        """Centre, packed columns and offsets of the projections and of the logits.
+
+        Taking out a common centre first keeps single precision exact where the
+        embeddings lie far from zero.
+        """
+        from lelp_sklearn._projection import kernels
+
+        centre = self.mean_.mean(axis=0).astype(dtype)
+        columns = self.components_.reshape(self.offsets_.size, -1)
+        offsets = self.offsets_.ravel() - columns @ centre
+        if not with_logits:
+            columns = np.vstack([columns, self.coef_])
+            offsets = np.append(offsets, -self.intercept_ - self.coef_ @ centre)
+        packed = kernels.pack(columns.T.astype(dtype))
+        return [
+            kernels.readable(array, dtype)
+            for array in (centre, packed, offsets.astype(dtype))
+        ]
 
     def _check_fitted(self):
         stream = self.__dict__.get("_stream")
@@ -183,8 +213,8 @@ class SoftLabelMixin:
         logits = validation.check_logits(logits, n_samples)
         return validation.logits_of_classes(logits, len(self.classes_))
 
-    def _check_rows(self, X, *, reset):
-        """Give X as rows to be read in blocks, all of them finite."""
+    def _check_rows(self, X, *, reset, look_for_nan=True):
+        """Give X as rows to be read in blocks, unless told otherwise all finite."""
         if tensors.is_tensor(X):
             validation.check_tensor(X)
             rows = tensors.as_rows(X)
@@ -200,6 +230,7 @@ class SoftLabelMixin:
                 # and does not name the row.
                 ensure_all_finite=False,
             )
-        for block in row_slices(rows):
-            validation.check_finite_block(rows[block], block.start, "X")
+        if look_for_nan:
+            for block in row_slices(rows):
+                validation.check_finite_block(rows[block], block.start, "X")
         return rows

@@ -27,6 +27,7 @@ LEVELS = {
     "_projection.solvers": 3,
     "_projection.kmeans": 3,
     "_projection.statistics": 2,
+    "_projection.kernels": 2,
     "_projection.heads": 2,
     "_training.loop": 3,
     "_training.batches": 2,

@@ -1,56 +1,207 @@
 """Numba leaves. They trust their callers: no validation here."""
 
-import math
+from typing import Any
 
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
 
 from lelp_sklearn._common.typing import FloatArray
+from lelp_sklearn._projection.instructions import (
+    as_number,
+    exp,
+    multiply_add,
+    vector_width,
+    width_of,
+)
+
+# Rows whose softmax is taken at once, and columns of X multiplied before the next ones
+# are read: both keep what is worked on within the second-level cache.
+_TILE_ROWS = 64
+_TILE_COLUMNS = 1024
+# A row of the tile is this many numbers longer than needed: rows a power of two apart
+# would fall into the same few lines of the first-level cache.
+_SKEW = 16
 
 
-@njit(cache=True, nogil=True)
-def subclass_probabilities(
-    z: FloatArray,
+def pack(columns: FloatArray) -> FloatArray:
+    """Copy columns (d, k), with zeros beside them up to whole vectors."""
+    n_rows, n_columns = columns.shape
+    width = vector_width(columns.dtype)
+    packed = np.zeros((n_rows, -(-n_columns // width) * width), columns.dtype)
+    packed[:, :n_columns] = columns
+    return packed
+
+
+def readable(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Give an array as kernels read it: read-only, rows contiguous, halves as bits.
+
+    Of one type whatever the caller has, so that a kernel is compiled once a precision.
+    """
+    if array.dtype == np.float16 and dtype == np.float32:
+        array = np.ascontiguousarray(array).view(np.uint16)
+    else:
+        array = np.ascontiguousarray(array, dtype=dtype)
+    view = array.view(np.ndarray)
+    view.flags.writeable = False
+    return view
+
+
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def soft_labels(
+    X: NDArray[Any],
+    centre: FloatArray,
+    packed: FloatArray,
+    offsets: FloatArray,
     logits: FloatArray,
     temperature: float,
     subclass_temperature: float,
     out: FloatArray,
-) -> None:
-    r"""Write p_{c,s} = p_c q_{c,s} for every row.
+) -> bool:
+    r"""Write p_{c,s} = p_c q_{c,s} for every row; give whether all scores are finite.
 
-    .. math:: p_c = \mathrm{softmax}_c(\ell / \tau), \quad
+    .. math:: z = (X - \mathrm{centre}) \, \mathrm{packed} - \mathrm{offsets}, \quad
+              p_c = \mathrm{softmax}_c(\ell / \tau), \quad
               q_{c,s} = \mathrm{softmax}_s(z_{c,\cdot} / \beta)
+
+    Every array but X has the dtype of `out`, and so do the temperatures.
 
     Parameters
     ----------
-    z : (n, C*S) projections; logits : (n, C); out : (n, C*S)
+    X : (n, d) of that dtype, or the bits of float16 as uint16
+    centre : (d,)
+    packed : (d, C*S) or, with a column for each logit after them, (d, C*S + C); by `pack`
+    offsets : as many as `packed` has columns that are not zeros
+    logits : (n, C), or (0, C) where `packed` gives them
     temperature, subclass_temperature : float
         tau and beta; a beta of 0 gives the class mass whole to the first of the
         largest z.
+    out : (n, C*S)
     """
-    n_rows, n_classes = logits.shape
-    n_subclasses = z.shape[1] // n_classes
-    mass = np.empty(n_classes, dtype=logits.dtype)
-    for i in range(n_rows):
-        softmax_into(logits[i], temperature, mass)
+    n_classes = logits.shape[1]
+    n_outputs = out.shape[1]
+    n_subclasses = n_outputs // n_classes
+    tile_width = min(_TILE_COLUMNS, X.shape[1]) + _SKEW
+    tile = np.empty((_TILE_ROWS, tile_width), out.dtype)
+    products = np.empty((_TILE_ROWS, packed.shape[1]), out.dtype)
+    scores = np.empty((n_outputs + n_classes, _TILE_ROWS), out.dtype)
+    top, total = np.empty(_TILE_ROWS, out.dtype), np.empty(_TILE_ROWS, out.dtype)
+    finite = True
+    for start in range(0, len(X), _TILE_ROWS):
+        n_rows = min(_TILE_ROWS, len(X) - start)
+        _multiply(X, start, n_rows, centre, packed, tile, products)
+        for k in range(len(offsets)):
+            for r in range(n_rows):
+                scores[k, r] = products[r, k] - offsets[k]
+        mass = scores[n_outputs:, :n_rows]
         for c in range(n_classes):
-            columns = slice(c * n_subclasses, (c + 1) * n_subclasses)
-            share = out[i, columns]
+            for r in range(min(n_rows, len(logits) - start)):
+                mass[c, r] = logits[start + r, c]
+        finite &= _softmax(mass, temperature, top, total)
+        for c in range(n_classes):
+            share = scores[c * n_subclasses : (c + 1) * n_subclasses, :n_rows]
             if subclass_temperature > 0:
-                softmax_into(z[i, columns], subclass_temperature, share)
-                share *= mass[c]
+                finite &= _softmax(share, subclass_temperature, top, total)
             else:
-                share[:] = 0
-                share[np.argmax(z[i, columns])] = mass[c]
+                finite &= _choose(share)
+            for s in range(n_subclasses):
+                for r in range(n_rows):
+                    share[s, r] *= mass[c, r]
+        for r in range(n_rows):
+            for k in range(n_outputs):
+                out[start + r, k] = scores[k, r]
+    return finite
 
 
-@njit(cache=True, nogil=True)
-def softmax_into(scores: FloatArray, temperature: float, out: FloatArray) -> None:
-    """Write softmax(scores / temperature), shifted by the maximum against overflow."""
-    top = scores.max()
-    total = 0.0
-    for j in range(scores.size):
-        out[j] = math.exp((scores[j] - top) / temperature)
-        total += out[j]
-    for j in range(scores.size):
-        out[j] /= total
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _multiply(
+    X: NDArray[Any],
+    start: int,
+    n_rows: int,
+    centre: FloatArray,
+    packed: FloatArray,
+    tile: FloatArray,
+    products: FloatArray,
+) -> None:
+    """Write (X[start : start + n_rows] - centre) @ packed, a few columns at a time."""
+    n_features = X.shape[1]
+    products[:] = 0
+    for first in range(0, n_features, _TILE_COLUMNS):
+        last = min(first + _TILE_COLUMNS, n_features)
+        for r in range(n_rows):
+            row, shift, into = X[start + r, first:last], centre[first:last], tile[r]
+            for k in range(last - first):
+                into[k] = as_number(row[k]) - shift[k]
+        # What will be read next: further columns of these rows, or the next rows.
+        upcoming = X[start:, last:] if last < n_features else X[start + n_rows :, :]
+        _add_product(tile[:, : last - first], packed[first:last], products, upcoming)
+
+
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _add_product(
+    rows: FloatArray, packed: FloatArray, products: FloatArray, upcoming: NDArray[Any]
+) -> None:
+    """Add rows @ packed to `products`, three vectors of columns at a time.
+
+    Two and two are better than three and one. The number of rows is such that their
+    sums fill most of the registers.
+    """
+    width = width_of(packed)
+    first = 0
+    while first < packed.shape[1]:
+        n_left = (packed.shape[1] - first) // width
+        n_vectors = 2 if n_left == 4 else min(n_left, 3)
+        panel = slice(first, first + n_vectors * width)
+        columns, sums = packed[:, panel], products[:, panel]
+        if n_vectors == 3:
+            for r in range(0, _TILE_ROWS, 4):
+                multiply_add(rows[r:], columns, sums[r:], upcoming[r:], 4, 3)
+        elif n_vectors == 2:
+            for r in range(0, _TILE_ROWS, 4):
+                multiply_add(rows[r:], columns, sums[r:], upcoming[r:], 4, 2)
+        else:
+            for r in range(0, _TILE_ROWS, 8):
+                multiply_add(rows[r:], columns, sums[r:], upcoming[r:], 8, 1)
+        first = panel.stop
+
+
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _softmax(
+    scores: FloatArray, temperature: float, top: FloatArray, total: FloatArray
+) -> bool:
+    """Take the softmax of scores / temperature over the first axis, in place.
+
+    Loops run along the rows of X, so that they become vector instructions. `top` and
+    `total` are room for a number a row.
+    """
+    n_scores, n_rows = scores.shape
+    for r in range(n_rows):
+        top[r] = scores[0, r]
+        total[r] = 0
+    for s in range(1, n_scores):
+        for r in range(n_rows):
+            top[r] = max(top[r], scores[s, r])
+    for s in range(n_scores):
+        for r in range(n_rows):
+            scores[s, r] = exp((scores[s, r] - top[r]) / temperature)
+        for r in range(n_rows):
+            total[r] += scores[s, r]
+    finite = True
+    for r in range(n_rows):
+        finite &= total[r] == total[r]
+    for s in range(n_scores):
+        for r in range(n_rows):
+            scores[s, r] /= total[r]
+    return finite
+
+
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _choose(scores: FloatArray) -> bool:
+    """Put 1 where the first of the largest scores stands, 0 elsewhere."""
+    finite = True
+    for r in range(scores.shape[1]):
+        best = np.argmax(scores[:, r])
+        finite &= np.isfinite(scores[best, r])
+        scores[:, r] = 0
+        scores[best, r] = 1
+    return finite

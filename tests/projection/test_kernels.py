@@ -1,40 +1,124 @@
-"""The compiled leaves against their Python source and against NumPy."""
+"""The compiled leaves against NumPy in double precision."""
 
 import numpy as np
 import pytest
+from numba import njit
 from numpy.testing import assert_allclose
 
-from lelp_sklearn._projection.kernels import softmax_into, subclass_probabilities
+from lelp_sklearn._projection import instructions, kernels
 from tests import reference
 
-DTYPES = [(np.float32, 1e-6), (np.float64, 1e-14)]
+DTYPES = [(np.float32, 2e-6), (np.float64, 1e-13)]
 
 
-@pytest.mark.parametrize("compiled", [True, False])
+def soft_labels(X, directions, offsets, logits, tau, beta, dtype, head=None):
+    """Run the kernel on X (n, d) and directions (C, S, d)."""
+    n_classes, n_subclasses, n_features = directions.shape
+    columns = directions.reshape(-1, n_features)
+    offsets = offsets.ravel()
+    if head is not None:
+        columns, offsets = np.vstack([columns, head]), np.append(offsets, head[:, 0])
+        logits = np.empty((0, n_classes))
+    centre = np.full(n_features, 0.5)
+    offsets = offsets - columns @ centre
+    out = np.full((len(X), n_classes * n_subclasses), np.nan, dtype)
+    finite = kernels.soft_labels(
+        kernels.readable(X, out.dtype),
+        kernels.readable(centre, out.dtype),
+        kernels.readable(kernels.pack(columns.T.astype(dtype)), out.dtype),
+        kernels.readable(offsets, out.dtype),
+        kernels.readable(logits, out.dtype),
+        dtype(tau),
+        dtype(beta),
+        out,
+    )
+    return out, finite
+
+
+def expected(X, directions, offsets, logits, tau, beta):
+    z = np.einsum("nd,csd->ncs", X, directions) - offsets
+    p = reference.class_probabilities(logits, tau)
+    q = reference.within_class_probabilities(z, beta)
+    return (p[:, :, None] * q).reshape(len(X), -1)
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
 @pytest.mark.parametrize("beta", [0.0, 0.3, 2.0])
-@pytest.mark.parametrize("tau", [1.0, 4.0])
-def test_subclass_probabilities(compiled, dtype, tolerance, beta, tau):
+@pytest.mark.parametrize("given", [True, False])
+# Rows and columns up to tiles and past them; one to seven vectors of columns.
+@pytest.mark.parametrize(
+    ("n", "d", "n_classes", "n_subclasses"),
+    [(1, 1, 2, 1), (64, 7, 2, 3), (65, 1024, 2, 9), (130, 1030, 3, 5), (3, 40, 5, 10)],
+)
+def test_soft_labels(n, d, n_classes, n_subclasses, given, beta, dtype, tolerance):
     rng = np.random.RandomState(0)
-    z = rng.normal(size=(20, 6)).astype(dtype)
-    logits = rng.normal(scale=5, size=(20, 3)).astype(dtype)
-    out = np.empty_like(z)
-    kernel = subclass_probabilities if compiled else subclass_probabilities.py_func
-    kernel(z, logits, tau, beta, out)
-    p = reference.class_probabilities(logits, tau)
-    q = reference.within_class_probabilities(
-        z.reshape(20, 3, 2).astype(np.float64), beta
+    X = rng.normal(size=(n, d)).astype(dtype)
+    directions = rng.normal(size=(n_classes, n_subclasses, d)) / np.sqrt(d)
+    offsets = rng.normal(size=(n_classes, n_subclasses))
+    head = rng.normal(size=(n_classes, d)) / np.sqrt(d)
+    logits = X @ head.T - head[:, 0] if not given else rng.normal(size=(n, n_classes))
+    found, finite = soft_labels(
+        X, directions, offsets, logits, 4.0, beta, dtype, None if given else head
     )
-    expected = (p[:, :, None] * q).reshape(20, 6)
-    assert_allclose(out, expected, rtol=0, atol=tolerance)
+    assert finite
+    correct = expected(X, directions, offsets, logits, 4.0, beta)
+    assert_allclose(found, correct, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("compiled", [True, False])
-@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
-def test_softmax_does_not_overflow(compiled, dtype, tolerance):
-    scores = np.array([1e4, 1e4 - 1, -1e4], dtype=dtype)
-    out = np.empty_like(scores)
-    (softmax_into if compiled else softmax_into.py_func)(scores, 1.0, out)
-    odds = np.exp(-1.0)
-    expected = [1 / (1 + odds), odds / (1 + odds), 0]
-    assert_allclose(out, expected, rtol=0, atol=tolerance)
+def test_halves_are_read_as_the_numbers_they_are():
+    rng = np.random.RandomState(0)
+    X = rng.normal(size=(70, 33)).astype(np.float16)
+    X[0, :4] = [65504, 6e-8, -0.0, 6.1e-5]
+    directions = rng.normal(size=(2, 3, 33))
+    arguments = directions, np.zeros((2, 3)), np.zeros((70, 2)), 1.0, 1.0, np.float32
+    from_halves, _ = soft_labels(X, *arguments)
+    from_singles, _ = soft_labels(X.astype(np.float32), *arguments)
+    assert np.array_equal(from_halves, from_singles)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_score_that_is_not_finite_is_noticed(beta, bad):
+    X = np.zeros((200, 5))
+    X[150, 2] = bad
+    # A zero in a direction does not hide it.
+    directions = np.zeros((2, 2, 5))
+    for rows, noticed in ((X, True), (X[:150], False)):
+        _, finite = soft_labels(
+            rows,
+            directions,
+            np.zeros((2, 2)),
+            np.zeros((len(rows), 2)),
+            1.0,
+            beta,
+            np.float64,
+        )
+        assert finite is not noticed
+
+
+def test_softmax_does_not_overflow():
+    X = np.array([[1e4], [-1e4]])
+    directions = np.array([[[1.0], [-1.0]], [[0.0], [0.0]]])
+    logits = 1e8 * np.array([[1.0, -1.0], [-1.0, 1.0]])
+    found, _ = soft_labels(
+        X, directions, np.zeros((2, 2)), logits, 1.0, 1.0, np.float64
+    )
+    assert_allclose(found, [[1, 0, 0, 0], [0, 0, 0.5, 0.5]], rtol=0, atol=1e-30)
+
+
+@njit
+def exponentials(x, out):
+    for i in range(len(x)):
+        out[i] = instructions.exp(x[i])
+
+
+def test_exp_keeps_its_bound():
+    x = np.linspace(-87, 0, 1_000_001).astype(np.float32)
+    found = np.empty_like(x)
+    exponentials(x, found)
+    assert_allclose(found, np.exp(x.astype(np.float64)), rtol=2e-7)
+    assert found[-1] == 1
+    beyond = np.array([-1e4, -np.inf, np.nan], np.float32)
+    exponentials(beyond, found[:3])
+    assert_allclose(found[:2], np.exp(-87), rtol=2e-7)
+    assert np.isnan(found[2])

@@ -1,0 +1,34 @@
+"""Blocks of rows over threads, as many as the caller's limits allow."""
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from sklearn.utils._openmp_helpers import _openmp_effective_n_threads
+
+Part = TypeVar("Part")
+Result = TypeVar("Result")
+
+
+def n_threads() -> int:
+    """Threads that both Numba's limit and OpenMP's allow.
+
+    Joblib's workers set both, threadpoolctl the second.
+    """
+    import numba
+
+    return max(1, min(numba.get_num_threads(), _openmp_effective_n_threads()))
+
+
+def map_parts(work: Callable[[Part], Result], parts: Iterable[Part]) -> list[Result]:
+    """Call `work`, which releases the interpreter lock, on every part.
+
+    The threads are Python's own and end with the call: no pool of OpenMP's or Numba's
+    that a fork or a second caller could meet.
+    """
+    parts = list(parts)
+    n_workers = min(n_threads(), len(parts))
+    if n_workers < 2:
+        return [work(part) for part in parts]
+    with ThreadPoolExecutor(n_workers) as pool:
+        return list(pool.map(work, parts))
