@@ -29,18 +29,15 @@ from lelp_sklearn._projection.solvers import (
     full_directions,
     randomized_directions,
 )
+from lelp_sklearn._projection.starts import random_start, sampled_starts
 from lelp_sklearn._projection.statistics import (
     ClassMoments,
-    Covariance,
     ExplicitCovariance,
     StreamedCovariance,
     gather_moments,
 )
 from lelp_sklearn._soft_labels import SoftLabelMixin
 
-# Up to this width the exact covariance of a class costs about as much as the passes of
-# the randomized solver, and a symmetric eigenproblem of its size takes milliseconds.
-_MAX_EXPLICIT_FEATURES = 512
 # k-means starts from a few directions more than it has clusters.
 _KMEANS_EXTRA_DIRECTIONS = 10
 
@@ -146,18 +143,19 @@ class LELPProjector(
         The value in y that marks rows without a label (-1, NaN, a string): they take
         the class that the teacher gives them. None: every value is a label.
     svd_solver : {"auto", "randomized", "covariance_eigh", "full"}, default="auto"
-        "covariance_eigh" forms the d by d covariance of each class; "randomized" makes
-        a few passes over the rows (block Krylov) and forms nothing larger than a few
-        d by (S + `n_oversamples`) arrays a class; "full" is a singular value
-        decomposition of each class's rows, which it copies. "auto" takes
-        "covariance_eigh" up to 512 features, or where an estimated head needs the
-        covariance anyway, else "randomized". Ignored unless `splitter` is "pca" or
-        "kmeans".
+        "covariance_eigh" forms the d by d covariance of each class; "randomized" starts
+        from the principal subspace of a random sample of each class and makes one or a
+        few passes over all rows (block Krylov), forming nothing larger than a few d by
+        (S + `n_oversamples`) arrays a class; "full" is a singular value decomposition
+        of each class's rows, which it copies. "auto" takes "covariance_eigh" where an
+        estimated head needs the covariance anyway, else "randomized". Ignored unless
+        `splitter` is "pca" or "kmeans".
     n_oversamples : int, default=10
-        Further random vectors of the randomized solver.
+        Further vectors of the randomized solver.
     iterated_power : int or "auto", default="auto"
-        Passes of the randomized solver after the first. "auto" stops when a pass adds
-        less than 1e-4 of the variance captured.
+        Passes of the randomized solver after the first. "auto" goes on until a pass has
+        added less than 1e-4 of the variance captured or the residuals of the directions
+        say that the next one will.
     random_state : int, RandomState instance or None, default=None
         Draws the rotation, the random directions and the start of the randomized
         solver. None uses NumPy's global generator.
@@ -322,22 +320,18 @@ class LELPProjector(
         sample = self._read(X, y, teacher_logits, sample_weight)
         task = begin_fit(self, X, y, sample_weight=sample_weight)
         self.__dict__.pop("_stream", None)
-        n_classes, n_features = len(sample.classes), sample.rows.shape[1]
-        explicit = sample.head is None or self._solver_name(n_features) == (
-            "covariance_eigh"
-        )
-        moments = ClassMoments.zeros(
-            n_classes,
-            n_features + n_classes * sample.fits_logits,
-            with_scatter=explicit,
-        )
-        sample = self._gather(sample, moments)
-        covariance: Covariance = (
-            ExplicitCovariance(moments, n_features)
-            if explicit
-            else StreamedCovariance(sample.rows, sample.codes, sample.weight, moments)
-        )
-        self._finish(sample, covariance, check_random_state(self.random_state))
+        random_state = check_random_state(self.random_state)
+        if sample.head is None or self.svd_solver == "covariance_eigh":
+            n_classes, n_features = len(sample.classes), sample.rows.shape[1]
+            width = n_features + n_classes * sample.fits_logits
+            moments = ClassMoments.zeros(n_classes, width)
+            sample = self._gather(sample, moments)
+            removed = self._removed(sample)
+            covariance = ExplicitCovariance(moments, removed)
+        else:
+            removed = self._removed(sample)
+            covariance = self._stream_covariance(sample, removed, random_state)
+        self._finish(sample, covariance, removed, random_state)
         task.end({})
         return self
 
@@ -399,14 +393,15 @@ class LELPProjector(
         n_classes, n_features = len(sample.classes), sample.rows.shape[1]
         width = n_features + n_classes * sample.fits_logits
         if stream is None:
-            moments = ClassMoments.zeros(n_classes, width, with_scatter=True)
+            moments = ClassMoments.zeros(n_classes, width)
             stream = _Stream(sample.classes, moments)
         validation.check_stream(sample.codes, stream.moments.mean.shape[1] == width)
         try:
             sample = self._gather(sample, stream.moments)
-            covariance = ExplicitCovariance(stream.moments, n_features)
+            removed = self._removed(sample)
+            covariance = ExplicitCovariance(stream.moments, removed)
             random_state = check_random_state(self.random_state)
-            self._finish(sample, covariance, random_state, stream)
+            self._finish(sample, covariance, removed, random_state, stream)
             stream.missing = None
         except validation.TooFewRowsError as error:
             stream.missing = str(error)
@@ -496,14 +491,48 @@ class LELPProjector(
             gather_moments(sample.rows, codes, sample.weight, moments=moments)
         return sample
 
-    def _finish(self, sample, covariance, random_state, stream=None):
+    def _removed(self, sample):
+        """Basis of what is taken out of the embeddings."""
+        return splitters.null_space_rows(sample.head.coef, null_space=self.null_space)
+
+    def _stream_covariance(self, sample, removed, random_state):
+        """Class covariances by passes over the rows, the first one begun well."""
+        data = sample.rows, sample.codes, sample.weight
+        n_classes = len(sample.classes)
+        held = np.bincount(
+            sample.codes[sample.codes >= 0],
+            sample.weight[sample.codes >= 0],
+            minlength=n_classes,
+        )
+        validation.check_every_class(held, sample.classes)
+        named = self.splitter if isinstance(self.splitter, str) else None
+        solves = named in ("pca", "kmeans") and self.svd_solver != "full"
+        centres, starts = sampled_starts(
+            *data,
+            removed,
+            n_classes,
+            self._n_directions() + self.n_oversamples if solves else 0,
+            random_state,
+        )
+        return StreamedCovariance(
+            *data, centres=centres, removed=removed, starts=starts
+        )
+
+    def _n_directions(self):
+        """How many principal directions the splitter asks for."""
+        wanted = self.n_subclasses
+        if wanted == 1:
+            return 0
+        n_subclasses = splitters.AUTO_N_SUBCLASSES if wanted == "auto" else wanted
+        extra = _KMEANS_EXTRA_DIRECTIONS if self.splitter == "kmeans" else 0
+        return n_subclasses + extra
+
+    def _finish(self, sample, covariance, removed, random_state, stream=None):
         """Choose the directions and set the fitted attributes."""
         head = sample.head
-        removed = splitters.null_space_rows(head.coef, null_space=self.null_space)
         split = self._split(sample, covariance, removed, random_state, stream)
-        variance, null_variance, scale = splitters.score_moments(
-            split, covariance, removed
-        )
+        variance, scale = splitters.score_moments(split, covariance)
+        null_variance = covariance.null_variance
         self.classes_ = sample.classes
         self.n_subclasses_ = split.offsets.shape[1]
         self.components_ = split.components
@@ -558,28 +587,23 @@ class LELPProjector(
     def _solver(
         self, sample, covariance, removed, random_state, *, streaming
     ) -> Solver:
-        name = self._solver_name(sample.rows.shape[1])
-        explicit = isinstance(covariance, ExplicitCovariance)
-        if name == "full" and not streaming:
+        if self.svd_solver == "full" and not streaming:
             rows = sample.rows, sample.codes, sample.weight
             return partial(full_directions, *rows, covariance, removed)
-        if explicit and self.svd_solver != "randomized":
+        power = None if self.iterated_power == "auto" else self.iterated_power
+        if not isinstance(covariance, ExplicitCovariance):
+            started = covariance.started
+        elif self.svd_solver == "randomized":
+            n_vectors = self._n_directions() + self.n_oversamples
+            starts = [
+                random_start(removed, n_vectors, random_state) for _ in sample.classes
+            ]
+            started = list(zip(starts, covariance.apply(starts), strict=True))
+        else:
             return partial(eigh_directions, covariance, removed)
-        power = self.iterated_power
         return partial(
-            randomized_directions,
-            covariance,
-            removed,
-            n_oversamples=self.n_oversamples,
-            iterated_power=None if power == "auto" else power,
-            random_state=random_state,
+            randomized_directions, covariance, removed, started, iterated_power=power
         )
-
-    def _solver_name(self, n_features):
-        if self.svd_solver != "auto":
-            return self.svd_solver
-        small = n_features <= _MAX_EXPLICIT_FEATURES
-        return "covariance_eigh" if small else "randomized"
 
 
 def _find_centroids(sample, covariance, removed, solve, wanted, stream):

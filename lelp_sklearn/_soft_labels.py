@@ -167,17 +167,17 @@ class SoftLabelMixin:
 
         def write(block):
             given = no_logits if logits is None else logits[block].astype(target.dtype)
-            finite = kernels.soft_labels(
+            return block, kernels.soft_labels(
                 kernels.readable(rows[block], target.dtype),
                 *arguments,
                 kernels.readable(given, target.dtype),
                 *temperatures,
                 target[block],
             )
+
+        for block, finite in map_parts(write, row_slices(rows)):
             if not finite:
                 validation.check_finite_block(rows[block], block.start, "X")
-
-        map_parts(write, row_slices(rows))
 
     def _kernel_arguments(self, dtype, *, with_logits):
         """Centre, packed columns and offsets of the projections and of the logits.

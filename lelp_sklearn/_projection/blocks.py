@@ -10,8 +10,9 @@ from sklearn.utils._chunking import get_chunk_n_rows
 
 from lelp_sklearn._common.typing import FloatArray, IntArray
 
-# More rows than this make no product faster, and a smaller block stays in the cache.
+# Rows, and numbers, that make a block long enough for what it costs to begin one.
 _MAX_BLOCK_ROWS = 4096
+_MAX_BLOCK_NUMBERS = 2**20
 # Arrays of a block's size that are alive at once: the block, its rows of one class,
 # those rows centred, and weighted.
 _BLOCK_TEMPORARIES = 4
@@ -30,7 +31,8 @@ def row_slices(X: Rows) -> Iterator[slice]:
     """Cut the rows of X into slices that fit scikit-learn's ``working_memory``."""
     n_rows, n_features = X.shape
     bytes_per_row = max(1, n_features * 8 * _BLOCK_TEMPORARIES)
-    size = get_chunk_n_rows(bytes_per_row, max_n_rows=_MAX_BLOCK_ROWS)
+    longest = max(_MAX_BLOCK_ROWS, _MAX_BLOCK_NUMBERS // max(1, n_features))
+    size = get_chunk_n_rows(bytes_per_row, max_n_rows=longest)
     yield from gen_batches(n_rows, max(1, size))
 
 

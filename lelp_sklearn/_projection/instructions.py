@@ -40,13 +40,13 @@ def width_of(array: Any) -> Any:
     raise NotImplementedError("only in compiled code")
 
 
-@overload(width_of, strict=False)  # type: ignore[untyped-decorator]
+@overload(width_of, strict=False)
 def _width_of(array: Any) -> Any:
     width = _REGISTER * 8 // array.dtype.bitwidth
     return lambda array: width
 
 
-@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
+@intrinsic(prefer_literal=True)
 def multiply_add(
     typing_context: Any,
     rows: Any,
@@ -61,6 +61,7 @@ def multiply_add(
     Of `rows` (n_rows, m) each number is spread over a vector, of `columns` (m,
     n_vectors * width) a row is n_vectors vectors. Memory that holds the rows `upcoming`
     is asked for on the way. `n_rows`, a power of two, and `n_vectors` are literals.
+    Rows of `columns` and of `sums` are contiguous; more rows are left alone.
     """
     shape = n_rows.literal_value, n_vectors.literal_value
     if not rows.dtype == columns.dtype == sums.dtype:
@@ -87,7 +88,9 @@ class _MultiplyAdd:
             builder.store(sums.load_vector(_INDEX(r), v), registers[r, v])
         with cgutils.for_range(builder, rows.n_columns) as loop:
             self._ask_for(upcoming, builder, loop.index)
-            vectors = [columns.load_vector(loop.index, v) for v in range(self.n_vectors)]
+            vectors = [
+                columns.load_vector(loop.index, v) for v in range(self.n_vectors)
+            ]
             for r in range(self.n_rows):
                 number = rows.load_spread(_INDEX(r), loop.index)
                 for v in range(self.n_vectors):
@@ -114,13 +117,13 @@ class _MultiplyAdd:
 
 
 class _Matrix:
-    """A two-dimensional array whose rows are contiguous, inside an intrinsic."""
+    """A two-dimensional array inside an intrinsic; vectors lie along its rows."""
 
     def __init__(self, context: Any, builder: Any, kind: Any, value: Any) -> None:
         array = context.make_array(kind)(context, builder, value)
         self._builder = builder
         self._data = array.data
-        self._row_bytes = builder.extract_value(array.strides, 0)
+        self._strides = [builder.extract_value(array.strides, axis) for axis in (0, 1)]
         self.n_columns = builder.extract_value(array.shape, 1)
         number = context.get_value_type(kind.dtype)
         self._item_bytes = kind.dtype.bitwidth // 8
@@ -130,9 +133,9 @@ class _Matrix:
     def address(self, row: Any, column: Any) -> Any:
         builder = self._builder
         start = builder.bitcast(self._data, _BYTE_POINTER)
-        row_start = builder.gep(start, [builder.mul(row, self._row_bytes)])
-        offset = builder.mul(column, _INDEX(self._item_bytes))
-        return builder.bitcast(builder.gep(row_start, [offset]), self._data.type)
+        down, along = map(builder.mul, (row, column), self._strides)
+        place = builder.gep(start, [builder.add(down, along)])
+        return builder.bitcast(place, self._data.type)
 
     def load_vector(self, row: Any, v: int) -> Any:
         loaded = self._builder.load(self._vector_address(row, v))
@@ -153,7 +156,8 @@ class _Matrix:
         return builder.shuffle_vector(first, nothing, everywhere)
 
     def _vector_address(self, row: Any, v: int) -> Any:
-        start = self.address(row, _INDEX(v * self._width))
+        row_start = self.address(row, _INDEX(0))
+        start = self._builder.gep(row_start, [_INDEX(v * self._width)])
         return self._builder.bitcast(start, self.vector.as_pointer())
 
 
@@ -162,7 +166,7 @@ def as_number(value: Any) -> Any:
     raise NotImplementedError("only in compiled code")
 
 
-@overload(as_number, strict=False)  # type: ignore[untyped-decorator]
+@overload(as_number, strict=False)
 def _as_number(value: Any) -> Any:
     if value == types.uint16:
         return lambda value: _half_to_single(value)
@@ -177,7 +181,7 @@ def exp(x: Any) -> Any:
     raise NotImplementedError("only in compiled code")
 
 
-@overload(exp, strict=False)  # type: ignore[untyped-decorator]
+@overload(exp, strict=False)
 def _exp(x: Any) -> Any:
     if x != types.float32:
         return lambda x: math.exp(x)
@@ -200,7 +204,7 @@ def _exp(x: Any) -> Any:
     return single
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _half_to_single(typing_context: Any, bits: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.fpext(builder.bitcast(args[0], ir.HalfType()), ir.FloatType())
@@ -208,7 +212,7 @@ def _half_to_single(typing_context: Any, bits: Any) -> Any:
     return types.float32(types.uint16), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _bits_of(typing_context: Any, number: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.bitcast(args[0], ir.IntType(32))
@@ -216,7 +220,7 @@ def _bits_of(typing_context: Any, number: Any) -> Any:
     return types.int32(types.float32), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _single_of(typing_context: Any, bits: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.bitcast(args[0], ir.FloatType())

@@ -6,7 +6,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from lelp_sklearn._common.typing import FloatArray
+from lelp_sklearn._common.typing import BoolArray, FloatArray, IntArray
 from lelp_sklearn._projection.instructions import (
     as_number,
     exp,
@@ -19,6 +19,7 @@ from lelp_sklearn._projection.instructions import (
 # are read: both keep what is worked on within the second-level cache.
 _TILE_ROWS = 64
 _TILE_COLUMNS = 1024
+_TILE_BYTES = 2**18
 # A row of the tile is this many numbers longer than needed: rows a power of two apart
 # would fall into the same few lines of the first-level cache.
 _SKEW = 16
@@ -31,6 +32,29 @@ def pack(columns: FloatArray) -> FloatArray:
     packed = np.zeros((n_rows, -(-n_columns // width) * width), columns.dtype)
     packed[:, :n_columns] = columns
     return packed
+
+
+def pack_with_ones(basis: FloatArray, dtype: np.dtype[Any]) -> FloatArray:
+    """Pack a basis (d, k) for `add_products`, which wants a column to spare."""
+    spare = np.zeros((len(basis), 1))
+    return readable(pack(np.hstack([basis, spare]).astype(dtype)), dtype)
+
+
+def class_products(
+    rows: NDArray[Any],
+    chosen: BoolArray,
+    weight: FloatArray,
+    centre: FloatArray,
+    packed: FloatArray,
+) -> tuple[FloatArray, FloatArray]:
+    """Give the sums of `add_products` over the chosen ones of some rows."""
+    n_features, width = packed.shape
+    total = np.zeros((n_features + 8, width), packed.dtype)
+    squares = np.zeros(n_features, packed.dtype)
+    index = np.flatnonzero(chosen)
+    own_weight = weight[index].astype(packed.dtype)
+    add_products(rows, index, own_weight, centre, packed, total, squares)
+    return total[:n_features], squares
 
 
 def readable(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -47,7 +71,7 @@ def readable(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     return view
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def soft_labels(
     X: NDArray[Any],
     centre: FloatArray,
@@ -70,7 +94,7 @@ def soft_labels(
     ----------
     X : (n, d) of that dtype, or the bits of float16 as uint16
     centre : (d,)
-    packed : (d, C*S) or, with a column for each logit after them, (d, C*S + C); by `pack`
+    packed : (d, >= C*S) or, with a column for each logit after them, (d, >= C*S + C)
     offsets : as many as `packed` has columns that are not zeros
     logits : (n, C), or (0, C) where `packed` gives them
     temperature, subclass_temperature : float
@@ -113,7 +137,53 @@ def soft_labels(
     return finite
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
+def add_products(
+    X: NDArray[Any],
+    index: IntArray,
+    weight: FloatArray,
+    centre: FloatArray,
+    packed: FloatArray,
+    total: FloatArray,
+    squares: FloatArray,
+) -> None:
+    r"""Add the covariance times vectors, of some rows about a centre, in one reading.
+
+    .. math:: \mathrm{total} \mathrel{+}= E^\top W [E \, \mathrm{vectors}, 1], \quad
+              \mathrm{squares}_j \mathrel{+}= \textstyle\sum_i w_i E_{ij}^2, \quad
+              E = X_{\mathrm{index}} - \mathrm{centre}
+
+    Parameters
+    ----------
+    X : (n, d), as for `soft_labels`
+    index, weight : (m,) rows of X and their weights
+    centre : (d,)
+    packed : (d, k), by `pack`; its last column is not read, since ones take its place
+    total : (d + 8, k); the last rows are scratch
+    squares : (d,)
+    """
+    n_features = X.shape[1]
+    most_rows = _TILE_BYTES // (n_features * total.itemsize)
+    tile_rows = min(_TILE_ROWS, max(8, most_rows // 8 * 8))
+    tile = np.zeros((tile_rows, n_features + _SKEW), total.dtype)
+    products = np.empty((_TILE_ROWS, packed.shape[1]), total.dtype)
+    for start in range(0, len(index), tile_rows):
+        n_rows = min(tile_rows, len(index) - start)
+        products[:] = 0
+        for r in range(n_rows):
+            _centre_row(X[index[start + r]], centre, tile[r])
+        rows = tile[:n_rows, :n_features]
+        _add_product(rows, packed, products, tile)
+        for r in range(n_rows):
+            mine, row, w = products[r], rows[r], weight[start + r]
+            mine[-1] = 1
+            mine *= w
+            for k in range(n_features):
+                squares[k] += w * row[k] * row[k]
+        _add_product(rows.T, products[:n_rows], total, tile)
+
+
+@njit(cache=True, nogil=True)
 def _multiply(
     X: NDArray[Any],
     start: int,
@@ -129,22 +199,28 @@ def _multiply(
     for first in range(0, n_features, _TILE_COLUMNS):
         last = min(first + _TILE_COLUMNS, n_features)
         for r in range(n_rows):
-            row, shift, into = X[start + r, first:last], centre[first:last], tile[r]
-            for k in range(last - first):
-                into[k] = as_number(row[k]) - shift[k]
+            _centre_row(X[start + r, first:last], centre[first:last], tile[r])
         # What will be read next: further columns of these rows, or the next rows.
         upcoming = X[start:, last:] if last < n_features else X[start + n_rows :, :]
-        _add_product(tile[:, : last - first], packed[first:last], products, upcoming)
+        rows = tile[:n_rows, : last - first]
+        _add_product(rows, packed[first:last], products, upcoming)
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
+def _centre_row(row: NDArray[Any], centre: FloatArray, out: FloatArray) -> None:
+    for k in range(len(row)):
+        out[k] = as_number(row[k]) - centre[k]
+
+
+@njit(cache=True, nogil=True)
 def _add_product(
     rows: FloatArray, packed: FloatArray, products: FloatArray, upcoming: NDArray[Any]
 ) -> None:
     """Add rows @ packed to `products`, three vectors of columns at a time.
 
-    Two and two are better than three and one. The number of rows is such that their
-    sums fill most of the registers.
+    Two and two are better than three and one. As many rows at once as it takes to fill
+    most of the registers with their sums: up to seven rows past the last are read and
+    their products written, so arrays have to be longer.
     """
     width = width_of(packed)
     first = 0
@@ -154,18 +230,18 @@ def _add_product(
         panel = slice(first, first + n_vectors * width)
         columns, sums = packed[:, panel], products[:, panel]
         if n_vectors == 3:
-            for r in range(0, _TILE_ROWS, 4):
+            for r in range(0, len(rows), 4):
                 multiply_add(rows[r:], columns, sums[r:], upcoming[r:], 4, 3)
         elif n_vectors == 2:
-            for r in range(0, _TILE_ROWS, 4):
+            for r in range(0, len(rows), 4):
                 multiply_add(rows[r:], columns, sums[r:], upcoming[r:], 4, 2)
         else:
-            for r in range(0, _TILE_ROWS, 8):
+            for r in range(0, len(rows), 8):
                 multiply_add(rows[r:], columns, sums[r:], upcoming[r:], 8, 1)
         first = panel.stop
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _softmax(
     scores: FloatArray, temperature: float, top: FloatArray, total: FloatArray
 ) -> bool:
@@ -195,7 +271,7 @@ def _softmax(
     return finite
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _choose(scores: FloatArray) -> bool:
     """Put 1 where the first of the largest scores stands, 0 elsewhere."""
     finite = True

@@ -8,8 +8,8 @@ from lelp_sklearn._projection.blocks import Rows, class_blocks
 from lelp_sklearn._projection.directions import Directions, to_null_space
 from lelp_sklearn._projection.statistics import Covariance, ExplicitCovariance
 
-# The randomized solver stops when a further pass over the rows would add less than
-# this share to the variance that it has captured.
+# The randomized solver stops when the last pass over the rows has added less than this
+# share to the variance captured, or the next one is expected to.
 _CAPTURE_TOLERANCE = 1e-4
 _MAX_PASSES = 12
 
@@ -19,14 +19,14 @@ def eigh_directions(
 ) -> list[Directions]:
     """Exact directions from the class covariances, by their eigenvectors."""
     found = []
-    for matrix, trace in zip(covariance.matrices, covariance.trace, strict=True):
+    for matrix, noise in zip(covariance.matrices, covariance.noise, strict=True):
         half = to_null_space(matrix, rows)
         size = matrix.shape[0]
         wanted = min(n_directions, size)
         values, vectors = linalg.eigh(
             to_null_space(half.T, rows), subset_by_index=(size - wanted, size - 1)
         )
-        found.append(_tidy(vectors[:, ::-1], values[::-1], rows, trace))
+        found.append(_tidy(vectors[:, ::-1], values[::-1], rows, noise))
     return found
 
 
@@ -49,53 +49,55 @@ def full_directions(
         matrix = to_null_space(np.vstack(parts).T, rows).T
         _, singular, vectors = linalg.svd(matrix, full_matrices=False)
         values = singular[:n_directions] ** 2 / covariance.weight[code]
-        trace = covariance.trace[code]
-        found.append(_tidy(vectors[:n_directions].T, values, rows, trace))
+        noise = covariance.noise[code]
+        found.append(_tidy(vectors[:n_directions].T, values, rows, noise))
     return found
 
 
 def randomized_directions(
     covariance: Covariance,
     rows: FloatArray,
+    started: list[tuple[FloatArray, FloatArray]],
     n_directions: int,
     *,
-    n_oversamples: int,
     iterated_power: int | None,
-    random_state: np.random.RandomState,
 ) -> list[Directions]:
-    """Directions by a randomized block Krylov method (Musco and Musco, 2015).
+    """Directions by a block Krylov method (Musco and Musco, 2015).
 
-    Every power multiplies a block of `n_directions` + `n_oversamples` vectors by the
-    covariance, one pass over the rows, and takes the best directions in the span of all
-    blocks so far. `iterated_power` None goes on until a pass adds little.
+    `started` holds for each class an orthonormal block of vectors (d, k) and the
+    covariance times it. Every further pass over the rows multiplies a block of as many
+    new vectors, and the best directions in the span of all blocks are taken.
+    `iterated_power` None goes on until little more can be captured.
     """
-    n_features, rank = rows.shape
-    size = min(n_directions + n_oversamples, n_features - rank)
-    spaces = []
-    for trace in covariance.trace:
-        start = random_state.standard_normal((n_features, size))
-        spaces.append(_KrylovSpace(to_null_space(start, rows), trace, n_directions))
+    spaces = [
+        _KrylovSpace(block, n_directions, noise)
+        for (block, _), noise in zip(started, covariance.noise, strict=True)
+    ]
+    products = [product for _, product in started]
     adaptive = iterated_power is None
-    for _ in range(_MAX_PASSES if iterated_power is None else iterated_power + 1):
-        products = covariance.apply([space.newest for space in spaces])
+    n_passes = _MAX_PASSES if iterated_power is None else iterated_power + 1
+    for n_left in reversed(range(n_passes)):
         for space, product in zip(spaces, products, strict=True):
             space.absorb(to_null_space(product, rows), adaptive=adaptive)
-        if not any(space.newest.shape[1] for space in spaces):
+        newest = [space.newest for space in spaces]
+        if not n_left or not any(block.shape[1] for block in newest):
             break
-    return [_tidy(space.vectors, space.values, rows, space.trace) for space in spaces]
+        products = covariance.apply(newest)
+    return [_tidy(space.vectors, space.values, rows, space.noise) for space in spaces]
 
 
 class _KrylovSpace:
     """The span of the blocks of one class, and the best directions within it."""
 
-    def __init__(self, start: FloatArray, trace: float, n_directions: int) -> None:
-        self.trace = trace
-        self._n_directions = n_directions
-        self._basis = np.empty((start.shape[0], 0))
-        self._image = np.empty((start.shape[0], 0))
+    def __init__(self, start: FloatArray, n_directions: int, noise: float) -> None:
+        self.noise = noise
+        self.newest = start
         self.values = np.empty(0)
-        self.vectors = self._basis
-        self.newest = linalg.orth(start) if start.size else start
+        self.vectors = start[:, :0]
+        self._n_directions = n_directions
+        self._n_start = start.shape[1]
+        self._basis = start[:, :0]
+        self._image = start[:, :0]
 
     def absorb(self, product: FloatArray, *, adaptive: bool) -> None:
         """Take in the covariance times the newest block, and choose the next block."""
@@ -103,20 +105,32 @@ class _KrylovSpace:
             return
         self._basis = np.hstack([self._basis, self.newest])
         self._image = np.hstack([self._image, product])
-        captured = self.values.sum()
-        self._rayleigh_ritz()
-        gain = self.values.sum() - captured
-        if adaptive and gain <= _CAPTURE_TOLERANCE * self.values.sum():
+        before = self.values.sum()
+        to_come = self._rayleigh_ritz()
+        gain = self.values.sum() - before
+        if adaptive and min(gain, to_come) <= _CAPTURE_TOLERANCE * self.values.sum():
             self.newest = self.newest[:, :0]
         else:
             self.newest = self._outside(product)
 
-    def _rayleigh_ritz(self) -> None:
+    def _rayleigh_ritz(self) -> float:
+        r"""Choose the best directions; give what a further pass may add.
+
+        A direction u of variance :math:`\theta` gains
+        :math:`\|S u - \theta u\|^2 / (\theta - \theta')` to first order where what is
+        missing has the variance :math:`\theta'`, taken to be that of the last direction
+        that the first block could hold.
+        """
         small = self._basis.T @ self._image
         values, vectors = linalg.eigh((small + small.T) / 2)
         best = slice(None, -self._n_directions - 1, -1)
+        chosen = vectors[:, best]
         self.values = values[best]
-        self.vectors = self._basis @ vectors[:, best]
+        self.vectors = self._basis @ chosen
+        residual = self._image @ chosen - self.vectors * self.values
+        squares = np.einsum("dk,dk->k", residual, residual)
+        gap = np.maximum(self.values - values[-self._n_start], self.noise)
+        return float(np.sum(squares / np.maximum(gap, np.finfo(float).tiny)))
 
     def _outside(self, product: FloatArray) -> FloatArray:
         """Orthonormal basis of what `product` adds to the span."""
@@ -125,20 +139,15 @@ class _KrylovSpace:
         for _ in range(2):
             product = product - self._basis @ (self._basis.T @ product)
         left, singular, _ = linalg.svd(product, full_matrices=False)
-        new: FloatArray = left[:, singular > _noise(self.trace, len(product))]
+        new: FloatArray = left[:, singular > self.noise]
         return new
 
 
-def _noise(trace: float, n_features: int) -> float:
-    """Variance below which a direction is rounding error of the covariance."""
-    return float(10 * n_features * np.finfo(np.float64).eps * trace)
-
-
 def _tidy(
-    vectors: FloatArray, values: FloatArray, rows: FloatArray, trace: float
+    vectors: FloatArray, values: FloatArray, rows: FloatArray, noise: float
 ) -> Directions:
     """Drop rounding noise; make orthonormal, in the null space, of a fixed sign."""
-    kept = values > _noise(trace, len(vectors))
+    kept = values > noise
     clean = to_null_space(vectors[:, kept], rows)
     orthonormal, upper = np.linalg.qr(clean)
     orthonormal = orthonormal * np.sign(np.diag(upper))

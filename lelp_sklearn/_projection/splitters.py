@@ -1,6 +1,6 @@
 """From class covariances to the directions that split each class."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -27,11 +27,14 @@ class Split:
     offsets : ndarray of shape (C, S)
     spectrum : ndarray of shape (C, S) or None
         Principal variances before rotation, for principal directions.
+    variance : ndarray of shape (C, S) or None
+        Variance of z over the rows of the class, where it is known.
     """
 
     components: FloatArray
     offsets: FloatArray
     spectrum: FloatArray | None = None
+    variance: FloatArray | None = None
 
 
 def null_space_rows(coef: FloatArray, *, null_space: bool) -> FloatArray:
@@ -43,7 +46,7 @@ def single_split(covariance: Covariance) -> Split:
     """One subclass a class, vanilla distillation: no direction is needed."""
     n_classes, n_features = covariance.mean.shape
     zeros = np.zeros((n_classes, 1))
-    return Split(np.zeros((n_classes, 1, n_features)), zeros, spectrum=zeros)
+    return Split(np.zeros((n_classes, 1, n_features)), zeros, zeros, zeros)
 
 
 def principal_split(
@@ -69,7 +72,9 @@ def principal_split(
     spectrum = np.stack([each.variances[:n_subclasses] for each in found])
     principal = np.stack([each.vectors[:, :n_subclasses].T for each in found])
     turns = np.stack([draw_rotation(rotation, v, random_state) for v in spectrum])
-    return _about_means(turns @ principal, covariance, spectrum)
+    split = _about_means(turns @ principal, covariance)
+    variance = np.einsum("cst,ct->cs", turns**2, spectrum)
+    return replace(split, spectrum=spectrum, variance=variance)
 
 
 def random_split(
@@ -126,7 +131,7 @@ def centroid_split(
         return single_split(covariance)
     split = _about_means(np.stack(centroids), covariance)
     half_squares = np.einsum("csd,csd->cs", split.components, split.components) / 2
-    return Split(split.components, split.offsets + half_squares)
+    return replace(split, offsets=split.offsets + half_squares)
 
 
 def draw_rotation(
@@ -151,33 +156,27 @@ def draw_rotation(
     return turn
 
 
-def score_moments(
-    split: Split, covariance: Covariance, rows: FloatArray
-) -> tuple[FloatArray, FloatArray, float]:
+def score_moments(split: Split, covariance: Covariance) -> tuple[FloatArray, float]:
     """What the scores do over the rows of their own class.
 
     Returns
     -------
     variance : ndarray of shape (C, S)
         Variance of z.
-    null_variance : ndarray of shape (C,)
-        Variance of the class outside the row space `rows` (d, r).
     scale : float
         Root mean square of z over all rows and subclasses: one unit of
         ``subclass_temperature``.
     """
-    n_subclasses = split.offsets.shape[1]
-    bases = [np.hstack([each.T, rows]) for each in split.components]
-    products = covariance.apply(bases)
-    moments = np.stack(
-        [np.einsum("dk,dk->k", b, p) for b, p in zip(bases, products, strict=True)]
-    )
-    variance = np.maximum(moments[:, :n_subclasses], 0)
-    inside = moments[:, n_subclasses:].sum(axis=1)
+    variance = split.variance
+    if variance is None:
+        bases = [each.T for each in split.components]
+        products = zip(bases, covariance.apply(bases), strict=True)
+        variance = np.stack([np.einsum("dk,dk->k", b, p) for b, p in products])
+        variance = np.maximum(variance, 0)
     mean = np.einsum("csd,cd->cs", split.components, covariance.mean) - split.offsets
     square = (variance + mean**2).mean(axis=1)
     scale = float(np.sqrt(np.average(square, weights=covariance.weight)))
-    return variance, np.maximum(covariance.trace - inside, 0), scale
+    return variance, scale
 
 
 def resolve_subclass_temperature(
@@ -189,8 +188,6 @@ def resolve_subclass_temperature(
     return float(value) * scale
 
 
-def _about_means(
-    components: FloatArray, covariance: Covariance, spectrum: FloatArray | None = None
-) -> Split:
+def _about_means(components: FloatArray, covariance: Covariance) -> Split:
     offsets = np.einsum("csd,cd->cs", components, covariance.mean)
-    return Split(components, offsets, spectrum)
+    return Split(components, offsets)

@@ -1,17 +1,18 @@
 """Moments of each class, mergeable, and the class covariances that they give."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from lelp_sklearn._common.typing import FloatArray, IntArray
-from lelp_sklearn._projection.blocks import Rows, class_blocks
+from lelp_sklearn._projection.blocks import Rows, class_blocks, row_slices
+from lelp_sklearn._projection.threads import map_parts
 
 
 @dataclass
 class ClassMoments:
-    """Weight, mean and scatter of the rows of each class.
+    """Weight, mean and scatter of the rows of each class, in double precision.
 
     Blocks are added one at a time and two objects merge into one, so a stream, a memory
     map and an array are one code; the order of rows does not matter. A block is centred
@@ -22,29 +23,21 @@ class ClassMoments:
     weight : ndarray of shape (C,)
         Sum of the row weights.
     mean : ndarray of shape (C, p)
-    trace : ndarray of shape (C,)
-        Sum of the weighted squared distances to the mean.
-    scatter : ndarray of shape (C, p, p) or None
-        Weighted sums of squares and products about the mean; None where the trace is
-        enough.
+    scatter : ndarray of shape (C, p, p)
+        Weighted sums of squares and products about the mean.
     """
 
     weight: FloatArray
     mean: FloatArray
-    trace: FloatArray
-    scatter: FloatArray | None
+    scatter: FloatArray
 
     @classmethod
-    def zeros(
-        cls, n_classes: int, n_features: int, *, with_scatter: bool
-    ) -> "ClassMoments":
+    def zeros(cls, n_classes: int, n_features: int) -> "ClassMoments":
         """Moments of no rows."""
-        shape = (n_classes, n_features, n_features)
         return cls(
             weight=np.zeros(n_classes),
             mean=np.zeros((n_classes, n_features)),
-            trace=np.zeros(n_classes),
-            scatter=np.zeros(shape) if with_scatter else None,
+            scatter=np.zeros((n_classes, n_features, n_features)),
         )
 
     def add(self, code: int, rows: FloatArray, row_weight: FloatArray) -> None:
@@ -52,10 +45,7 @@ class ClassMoments:
         weight = row_weight.sum()
         mean = row_weight @ rows / weight
         centred = rows - mean
-        weighted = row_weight[:, None] * centred
-        if self.scatter is not None:
-            self.scatter[code] += centred.T @ weighted
-        self.trace[code] += np.vdot(centred, weighted)
+        self.scatter[code] += centred.T @ (row_weight[:, None] * centred)
         self._shift(code, weight, mean)
 
     def _shift(self, code: int, weight: float, mean: FloatArray) -> None:
@@ -63,9 +53,7 @@ class ClassMoments:
         total = self.weight[code] + weight
         step = mean - self.mean[code]
         between = self.weight[code] * weight / total
-        if self.scatter is not None:
-            self.scatter[code] += between * np.outer(step, step)
-        self.trace[code] += between * (step @ step)
+        self.scatter[code] += between * np.outer(step, step)
         self.mean[code] += weight / total * step
         self.weight[code] = total
 
@@ -76,7 +64,6 @@ class ClassMoments:
         -------
         mean (p,), within (p, p), total (p, p)
         """
-        assert self.scatter is not None
         mean = self.weight @ self.mean / self.weight.sum()
         steps = self.mean - mean
         within = self.scatter.sum(axis=0)
@@ -102,11 +89,17 @@ def gather_moments(
 
 
 class Covariance(Protocol):
-    """The covariance S_c of each class, known by what it does to a few vectors."""
+    """The covariance S_c of each class, known by what it does to a few vectors.
+
+    `null_variance` (C,) is the trace without the part in the row space that was taken
+    out of the embeddings; what is below `noise` (C,) may be rounding error.
+    """
 
     mean: FloatArray
     weight: FloatArray
     trace: FloatArray
+    null_variance: FloatArray
+    noise: FloatArray
 
     def apply(self, bases: list[FloatArray]) -> list[FloatArray]:
         """Multiply: basis (d, k_c) of each class to S_c basis (d, k_c)."""
@@ -116,13 +109,16 @@ class Covariance(Protocol):
 class ExplicitCovariance:
     """Class covariances (C, d, d) held in memory."""
 
-    def __init__(self, moments: ClassMoments, n_features: int) -> None:
-        assert moments.scatter is not None
+    def __init__(self, moments: ClassMoments, removed: FloatArray) -> None:
+        n_features = len(removed)
         self.weight = moments.weight
         self.mean = moments.mean[:, :n_features]
         scatter = moments.scatter[:, :n_features, :n_features]
         self.matrices = scatter / self.weight[:, None, None]
         self.trace = np.trace(self.matrices, axis1=1, axis2=2)
+        inside = [_variance(removed, S @ removed) for S in self.matrices]
+        self.null_variance = np.maximum(self.trace - inside, 0)
+        self.noise = _rounding(n_features, np.dtype(np.float64)) * self.trace
 
     def apply(self, bases: list[FloatArray]) -> list[FloatArray]:
         return [S @ basis for S, basis in zip(self.matrices, bases, strict=True)]
@@ -131,7 +127,10 @@ class ExplicitCovariance:
 class StreamedCovariance:
     """Class covariances that are never formed: each product is a pass over the rows.
 
-    Holds no centred copy and no copy of a class, only blocks.
+    Holds no centred copy and no copy of a class, only blocks. The first pass, which
+    multiplies the bases `starts`, measures means and traces on the way. A block is
+    summed in the precision of X, at least single, about a centre near the class mean;
+    the blocks are summed in double precision.
     """
 
     def __init__(
@@ -139,21 +138,84 @@ class StreamedCovariance:
         X: Rows,
         codes: IntArray,
         sample_weight: FloatArray,
-        moments: ClassMoments,
+        *,
+        centres: FloatArray,
+        removed: FloatArray,
+        starts: list[FloatArray],
     ) -> None:
-        self._rows = X, codes, sample_weight
-        self.weight = moments.weight
-        self.mean = moments.mean
-        self.trace = moments.trace / moments.weight
+        self._rows = X, np.where(sample_weight > 0, codes, -1), sample_weight
+        self._dtype = np.dtype(np.float64 if X.dtype == np.float64 else np.float32)
+        self._centres = centres.astype(self._dtype)
+        held = codes >= 0
+        self.weight = np.bincount(
+            codes[held], sample_weight[held], minlength=len(centres)
+        )
+        bases = [np.hstack([removed, start]) for start in starts]
+        products, sums, squares = self._pass(bases)
+        self._step = sums / self.weight[:, None]
+        self.mean = self._centres + self._step
+        self.trace = squares / self.weight - np.sum(self._step**2, axis=1)
+        products = self._about_means(products, bases)
+        rank = removed.shape[1]
+        self.started = [
+            (start, product[:, rank:])
+            for start, product in zip(starts, products, strict=True)
+        ]
+        inside = [_variance(removed, product[:, :rank]) for product in products]
+        self.null_variance = np.maximum(self.trace - inside, 0)
+        self.noise = _rounding(X.shape[1], self._dtype) * self.trace
 
     def apply(self, bases: list[FloatArray]) -> list[FloatArray]:
-        products = [np.zeros_like(basis) for basis in bases]
-        for code, rows, weight, _ in class_blocks(*self._rows, len(bases)):
-            if bases[code].shape[1]:
-                centred = rows - self.mean[code]
-                scores = centred @ bases[code]
-                products[code] += centred.T @ (weight[:, None] * scores)
-        return [
-            product / weight
-            for product, weight in zip(products, self.weight, strict=True)
+        return self._about_means(self._pass(bases)[0], bases)
+
+    def _pass(
+        self, bases: list[FloatArray]
+    ) -> tuple[list[FloatArray], FloatArray, FloatArray]:
+        """Sums about the centres: products (d, k_c), rows (C, d), squares (C,)."""
+        # Imported at the first call: numba would slow the import of the package.
+        from lelp_sklearn._projection import kernels
+
+        X, codes, weight = self._rows
+        centres = [kernels.readable(each, self._dtype) for each in self._centres]
+        packed = [kernels.pack_with_ones(basis, self._dtype) for basis in bases]
+
+        def work(block: slice) -> list[tuple[FloatArray, FloatArray]]:
+            rows = kernels.readable(X[block], self._dtype)
+            return [
+                kernels.class_products(rows, codes[block] == c, weight[block], *known)
+                for c, known in enumerate(zip(centres, packed, strict=True))
+            ]
+
+        totals: list[FloatArray] = [np.zeros(each.shape) for each in packed]
+        squares: FloatArray = np.zeros(len(bases))
+        for sums in map_parts(work, row_slices(X)):
+            for c, (total, square) in enumerate(sums):
+                totals[c] += total
+                squares[c] += square.sum(dtype=np.float64)
+        products = [
+            total[:, : basis.shape[1]]
+            for total, basis in zip(totals, bases, strict=True)
         ]
+        return products, np.stack([total[:, -1] for total in totals]), squares
+
+    def _about_means(
+        self, products: list[FloatArray], bases: list[FloatArray]
+    ) -> list[FloatArray]:
+        """Turn sums about the centres into covariances about the means."""
+        return [
+            product / weight - np.outer(step, step @ basis)
+            for product, weight, step, basis in zip(
+                products, self.weight, self._step, bases, strict=True
+            )
+        ]
+
+
+def _rounding(n_features: int, dtype: np.dtype[Any]) -> float:
+    """Share of a trace that rounding leaves, errors of sums in `dtype` included."""
+    double = 10 * n_features * np.finfo(np.float64).eps
+    return float(max(double, 10 * np.finfo(dtype).eps))
+
+
+def _variance(basis: FloatArray, product: FloatArray) -> float:
+    """Variance along all vectors of a basis from the covariance times it."""
+    return float(np.vdot(basis, product))

@@ -1,6 +1,6 @@
 """Blocks of rows over threads, as many as the caller's limits allow."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -17,18 +17,21 @@ def n_threads() -> int:
     """
     import numba
 
-    return max(1, min(numba.get_num_threads(), _openmp_effective_n_threads()))
+    return int(min(numba.get_num_threads(), _openmp_effective_n_threads()))
 
 
-def map_parts(work: Callable[[Part], Result], parts: Iterable[Part]) -> list[Result]:
-    """Call `work`, which releases the interpreter lock, on every part.
+def map_parts(
+    work: Callable[[Part], Result], parts: Iterable[Part]
+) -> Iterator[Result]:
+    """Call `work`, which releases the interpreter lock, on every part; keep the order.
 
-    The threads are Python's own and end with the call: no pool of OpenMP's or Numba's
-    that a fork or a second caller could meet.
+    The threads are Python's own and end with the iteration: no pool of OpenMP's or
+    Numba's that a fork or a second caller could meet.
     """
     parts = list(parts)
     n_workers = min(n_threads(), len(parts))
     if n_workers < 2:
-        return [work(part) for part in parts]
+        yield from map(work, parts)
+        return
     with ThreadPoolExecutor(n_workers) as pool:
-        return list(pool.map(work, parts))
+        yield from pool.map(work, parts)

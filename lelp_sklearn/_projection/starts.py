@@ -1,0 +1,93 @@
+"""Where the randomized solver starts: principal subspaces of samples of the rows."""
+
+import numpy as np
+from scipy import linalg
+
+from lelp_sklearn._common.typing import FloatArray, IntArray
+from lelp_sklearn._projection.blocks import Rows
+from lelp_sklearn._projection.directions import to_null_space
+
+# Rows of a class that are drawn: this share of them, within bounds on the rows and on
+# the numbers in them.
+_SAMPLE_SHARE = 0.08
+_SAMPLE_ROWS = (1024, 8192)
+_SAMPLE_NUMBERS = 2**24
+# Up to this size the subspace of a sample is found exactly.
+_MAX_EXACT = 128
+# Multiplications by the covariance of the sample otherwise.
+_SAMPLE_POWERS = 3
+
+
+def sampled_starts(
+    X: Rows,
+    codes: IntArray,
+    sample_weight: FloatArray,
+    removed: FloatArray,
+    n_classes: int,
+    n_vectors: int,
+    random_state: np.random.RandomState,
+) -> tuple[FloatArray, list[FloatArray]]:
+    """Means (C, d) and principal subspaces (d, <= n_vectors) of samples of the classes.
+
+    Drawn at random, since neighbouring rows may be alike; a small class is taken whole.
+    """
+    means, starts = [], []
+    for code in range(n_classes):
+        index = np.flatnonzero((codes == code) & (sample_weight > 0))
+        index = _draw(index, X.shape[1], random_state)
+        rows = np.asarray(X[index])
+        if rows.dtype != np.float64:
+            rows = rows.astype(np.float32)
+        weight = sample_weight[index]
+        mean = weight @ rows / weight.sum()
+        means.append(mean)
+        rows = np.sqrt(weight / weight.sum())[:, None] * (rows - mean)
+        starts.append(_subspace(rows, removed, n_vectors, random_state))
+    return np.stack(means), starts
+
+
+def random_start(
+    removed: FloatArray, n_vectors: int, random_state: np.random.RandomState
+) -> FloatArray:
+    """Orthonormal basis (d, n_vectors) of a random subspace without `removed`."""
+    n_features, rank = removed.shape
+    size = min(n_vectors, n_features - rank)
+    return _basis(random_state.standard_normal((n_features, size)), removed)
+
+
+def _draw(
+    index: IntArray, n_features: int, random_state: np.random.RandomState
+) -> IntArray:
+    least, most = _SAMPLE_ROWS
+    most = min(most, _SAMPLE_NUMBERS // n_features)
+    size = int(min(most, max(least, _SAMPLE_SHARE * len(index))))
+    if size >= len(index):
+        return index
+    drawn: IntArray = np.sort(random_state.choice(index, size, replace=False))
+    return drawn
+
+
+def _subspace(
+    rows: FloatArray,
+    removed: FloatArray,
+    n_vectors: int,
+    random_state: np.random.RandomState,
+) -> FloatArray:
+    """Basis of about the leading right singular vectors of rows (m, d)."""
+    start = random_start(removed, n_vectors, random_state)
+    if not start.size:
+        return start
+    if min(rows.shape) <= _MAX_EXACT:
+        projected = to_null_space(rows.T.astype(np.float64), removed)
+        left = linalg.svd(projected, full_matrices=False)[0]
+        # Random vectors beside them where the sample has fewer dimensions.
+        return _basis(np.hstack([left, start])[:, : start.shape[1]], removed)
+    for _ in range(_SAMPLE_POWERS):
+        moved = rows.T @ (rows @ start.astype(rows.dtype))
+        start = _basis(moved.astype(np.float64), removed)
+    return start
+
+
+def _basis(vectors: FloatArray, removed: FloatArray) -> FloatArray:
+    basis: FloatArray = linalg.orth(to_null_space(vectors, removed))
+    return basis
