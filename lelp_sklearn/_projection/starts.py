@@ -77,11 +77,15 @@ def _subspace(
     start = random_start(removed, n_vectors, random_state)
     if not start.size:
         return start
-    if min(rows.shape) <= _MAX_EXACT:
+    if rows.shape[1] <= _MAX_EXACT:
+        half = to_null_space((rows.T @ rows).astype(np.float64), removed)
+        vectors = linalg.eigh(to_null_space(half.T, removed))[1]
+        return _basis(vectors[:, : -start.shape[1] - 1 : -1], removed)
+    if len(rows) <= _MAX_EXACT:
         projected = to_null_space(rows.T.astype(np.float64), removed)
-        left = linalg.svd(projected, full_matrices=False)[0]
-        # Random vectors beside them where the sample has fewer dimensions.
-        return _basis(np.hstack([left, start])[:, : start.shape[1]], removed)
+        vectors = linalg.svd(projected, full_matrices=False)[0]
+        # Random vectors beside them where there are fewer rows than vectors wanted.
+        return _basis(np.hstack([vectors, start])[:, : start.shape[1]], removed)
     for _ in range(_SAMPLE_POWERS):
         moved = rows.T @ (rows @ start.astype(rows.dtype))
         start = _basis(moved.astype(np.float64), removed)

@@ -1,0 +1,117 @@
+"""What a user would write without this library, in NumPy, torch and scikit-learn."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from scipy.linalg import orth
+from scipy.special import softmax
+from sklearn.cluster import KMeans, MiniBatchKMeans
+from sklearn.decomposition import PCA
+
+from lelp_sklearn import LELPProjector
+
+Array = np.ndarray
+
+
+def numpy_soft_labels(
+    X: Array, columns: Array, offsets: Array, shape: tuple[int, int], beta: float
+) -> Array:
+    """Soft labels by one product and SciPy's softmax; the last C columns are logits."""
+    n_classes, n_subclasses = shape
+    scores = X @ columns
+    scores -= offsets
+    mass = softmax(scores[:, n_classes * n_subclasses :], axis=1)
+    z = scores[:, : n_classes * n_subclasses].reshape(-1, n_classes, n_subclasses)
+    q = softmax(z / X.dtype.type(beta), axis=2)
+    q *= mass[:, :, None]
+    return q.reshape(len(X), -1)
+
+
+def torch_soft_labels(
+    X: torch.Tensor,
+    columns: torch.Tensor,
+    offsets: torch.Tensor,
+    shape: tuple[int, int],
+    beta: float,
+) -> torch.Tensor:
+    """Soft labels with torch's product and softmax."""
+    n_classes, n_subclasses = shape
+    scores = X @ columns - offsets
+    mass = torch.softmax(scores[:, n_classes * n_subclasses :], 1)
+    z = scores[:, : n_classes * n_subclasses].unflatten(1, shape)
+    return (torch.softmax(z / beta, 2) * mass[:, :, None]).flatten(1)
+
+
+def soft_label_peers(
+    X: Array, projector: LELPProjector
+) -> dict[str, Callable[[], object]]:
+    """Everyone who computes the soft labels that the projector computes."""
+    shape = projector.offsets_.shape
+    beta = projector.subclass_temperature_
+    directions = projector.components_.reshape(-1, X.shape[1])
+    columns = np.vstack([directions, projector.coef_]).T.astype(X.dtype)
+    offsets = np.append(projector.offsets_, -projector.intercept_).astype(X.dtype)
+    tensors = [torch.from_numpy(array) for array in (X, columns, offsets)]
+    compiled = torch.compile(torch_soft_labels)
+    return {
+        "NumPy + SciPy": lambda: numpy_soft_labels(X, columns, offsets, shape, beta),
+        "torch": lambda: torch_soft_labels(*tensors, shape, beta),
+        "torch.compile": lambda: compiled(*tensors, shape, beta),
+    }
+
+
+def null_space_rows(X: Array, y: Array, label: int, coef: Array) -> Array:
+    """Rows of one class without what lies in the head's row space."""
+    rows = X[y == label]
+    basis = orth(coef.T).astype(X.dtype)
+    return rows - (rows @ basis) @ basis.T
+
+
+def pca_peers(
+    X: Array, y: Array, coef: Array, n_subclasses: int
+) -> dict[str, Callable[[], list[Array]]]:
+    """Principal directions of each class in the null space: one (S, d) a class."""
+
+    def scikit_learn(solver: str) -> list[Array]:
+        pca = PCA(n_subclasses, svd_solver=solver, random_state=0)
+        return [
+            pca.fit(null_space_rows(X, y, label, coef)).components_.copy()
+            for label in range(len(coef))
+        ]
+
+    def lowrank(n_iterations: int) -> list[Array]:
+        found = []
+        for label in range(len(coef)):
+            rows = torch.from_numpy(null_space_rows(X, y, label, coef))
+            size = n_subclasses + 10
+            vectors = torch.pca_lowrank(rows, q=size, niter=n_iterations)[2]
+            found.append(vectors[:, :n_subclasses].T.numpy())
+        return found
+
+    solvers = ("randomized", "covariance_eigh", "arpack")
+    peers: dict[str, Callable[[], list[Array]]] = {
+        f"PCA {solver}": lambda solver=solver: scikit_learn(solver)
+        for solver in solvers
+    }
+    for n_iterations in (2, 4):
+        name = f"torch.pca_lowrank, niter={n_iterations}"
+        peers[name] = lambda n=n_iterations: lowrank(n)
+    return peers
+
+
+def kmeans_peers(
+    X: Array, y: Array, coef: Array, n_clusters: int
+) -> dict[str, Callable[[], list[Array]]]:
+    """Centroids of each class in the null space: one (S, d) a class."""
+    methods = {
+        "KMeans": KMeans(n_clusters, n_init=1, random_state=0),
+        "MiniBatchKMeans": MiniBatchKMeans(n_clusters, n_init=1, random_state=0),
+    }
+    return {
+        name: lambda method=method: [
+            method.fit(null_space_rows(X, y, label, coef)).cluster_centers_.copy()
+            for label in range(len(coef))
+        ]
+        for name, method in methods.items()
+    }
