@@ -29,7 +29,11 @@ from lelp_sklearn._projection.solvers import (
     full_directions,
     randomized_directions,
 )
-from lelp_sklearn._projection.starts import random_start, sampled_starts
+from lelp_sklearn._projection.starts import (
+    class_samples,
+    random_start,
+    sampled_subspace,
+)
 from lelp_sklearn._projection.statistics import (
     ClassMoments,
     ExplicitCovariance,
@@ -37,9 +41,6 @@ from lelp_sklearn._projection.statistics import (
     gather_moments,
 )
 from lelp_sklearn._soft_labels import SoftLabelMixin
-
-# k-means starts from a few directions more than it has clusters.
-_KMEANS_EXTRA_DIRECTIONS = 10
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ class LELPProjector(
         (S + `n_oversamples`) arrays a class; "full" is a singular value decomposition
         of each class's rows, which it copies. "auto" takes "covariance_eigh" where an
         estimated head needs the covariance anyway, else "randomized". Ignored unless
-        `splitter` is "pca" or "kmeans".
+        `splitter` is "pca".
     n_oversamples : int, default=10
         Further vectors of the randomized solver.
     iterated_power : int or "auto", default="auto"
@@ -505,27 +506,23 @@ class LELPProjector(
             minlength=n_classes,
         )
         validation.check_every_class(held, sample.classes)
-        named = self.splitter if isinstance(self.splitter, str) else None
-        solves = named in ("pca", "kmeans") and self.svd_solver != "full"
-        centres, starts = sampled_starts(
-            *data,
-            removed,
-            n_classes,
-            self._n_directions() + self.n_oversamples if solves else 0,
-            random_state,
-        )
+        solves = isinstance(self.splitter, str) and self.splitter == "pca"
+        n_vectors = 0
+        if solves and self.svd_solver != "full" and self.n_subclasses != 1:
+            n_vectors = self._n_directions() + self.n_oversamples
+        centres, starts = [], []
+        for drawn in class_samples(*data, n_classes, random_state):
+            centres.append(drawn.mean)
+            starts.append(sampled_subspace(drawn, removed, n_vectors, random_state))
         return StreamedCovariance(
-            *data, centres=centres, removed=removed, starts=starts
+            *data, centres=np.stack(centres), removed=removed, starts=starts
         )
 
     def _n_directions(self):
-        """How many principal directions the splitter asks for."""
-        wanted = self.n_subclasses
-        if wanted == 1:
-            return 0
-        n_subclasses = splitters.AUTO_N_SUBCLASSES if wanted == "auto" else wanted
-        extra = _KMEANS_EXTRA_DIRECTIONS if self.splitter == "kmeans" else 0
-        return n_subclasses + extra
+        """How many principal directions to look for."""
+        if self.n_subclasses == "auto":
+            return splitters.AUTO_N_SUBCLASSES
+        return self.n_subclasses
 
     def _finish(self, sample, covariance, removed, random_state, stream=None):
         """Choose the directions and set the fitted attributes."""
@@ -569,20 +566,22 @@ class LELPProjector(
             return splitters.random_split(
                 covariance, removed, classes, wanted, random_state
             )
+        if self.splitter == "kmeans":
+            centroids = _find_centroids(
+                sample, covariance, removed, wanted, random_state, stream
+            )
+            return splitters.centroid_split(centroids, covariance, classes, wanted)
         solve = self._solver(
             sample, covariance, removed, random_state, streaming=stream is not None
         )
-        if self.splitter == "pca":
-            return splitters.principal_split(
-                solve,
-                covariance,
-                classes,
-                wanted,
-                rotation=self.rotation,
-                random_state=random_state,
-            )
-        centroids = _find_centroids(sample, covariance, removed, solve, wanted, stream)
-        return splitters.centroid_split(centroids, covariance, classes, wanted)
+        return splitters.principal_split(
+            solve,
+            covariance,
+            classes,
+            wanted,
+            rotation=self.rotation,
+            random_state=random_state,
+        )
 
     def _solver(
         self, sample, covariance, removed, random_state, *, streaming
@@ -606,23 +605,23 @@ class LELPProjector(
         )
 
 
-def _find_centroids(sample, covariance, removed, solve, wanted, stream):
+def _find_centroids(sample, covariance, removed, wanted, random_state, stream):
     """Centroids (S, d) of each class about its mean; a stream goes on from its own."""
     data = sample.rows, sample.codes, sample.weight
+    where = covariance.mean, removed
     if stream is not None and stream.centroids is not None:
-        stream.centroids.add(data, covariance.mean, removed)
-        return stream.centroids.relative(covariance.mean, removed)
+        stream.centroids.add(data, *where)
+        return stream.centroids.relative(*where)
     held = np.bincount(sample.codes[sample.weight > 0], minlength=len(sample.classes))
     validation.check_every_class(held, sample.classes)
     n_clusters = wanted or splitters.AUTO_N_SUBCLASSES
-    directions = solve(n_clusters + _KMEANS_EXTRA_DIRECTIONS)
-    centroids = class_centroids(*data, covariance, removed, directions, n_clusters)
+    centroids = class_centroids(*data, *where, n_clusters, random_state)
     fewest = min(len(each) for each in centroids)
     if wanted is None and fewest < n_clusters:
         # As many as every class allows.
-        centroids = class_centroids(*data, covariance, removed, directions, fewest)
+        centroids = class_centroids(*data, *where, fewest, random_state)
     if stream is not None:
         stream.centroids = RunningCentroids.start(centroids, covariance.mean)
-        stream.centroids.add(data, covariance.mean, removed)
-        return stream.centroids.relative(covariance.mean, removed)
+        stream.centroids.add(data, *where)
+        return stream.centroids.relative(*where)
     return centroids

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 from scipy import linalg
 
 from lelp_sklearn._common.typing import FloatArray
@@ -36,3 +37,19 @@ def to_null_space(vectors: FloatArray, rows: FloatArray) -> FloatArray:
     """Take the row space (d, r) out of vectors (d, k): N v without forming N."""
     projected: FloatArray = vectors - rows @ (rows.T @ vectors)
     return projected
+
+
+def tidy(
+    vectors: FloatArray, values: FloatArray, rows: FloatArray, noise: float
+) -> Directions:
+    """Drop rounding noise; make orthonormal, in the null space, of a fixed sign."""
+    kept = values > noise
+    clean = to_null_space(vectors[:, kept], rows)
+    orthonormal, upper = np.linalg.qr(clean)
+    orthonormal = orthonormal * np.sign(np.diag(upper))
+    if orthonormal.size:
+        top = np.abs(orthonormal).argmax(axis=0)
+        orthonormal = orthonormal * np.sign(
+            orthonormal[top, np.arange(orthonormal.shape[1])]
+        )
+    return Directions(orthonormal, values[kept])

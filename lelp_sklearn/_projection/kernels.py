@@ -57,6 +57,28 @@ def class_products(
     return total[:n_features], squares
 
 
+def cluster_sums(
+    rows: NDArray[Any],
+    chosen: BoolArray,
+    weight: FloatArray,
+    centre: FloatArray,
+    packed: FloatArray,
+    centroids: FloatArray,
+) -> tuple[FloatArray, FloatArray]:
+    """Sums (k, d) and weights (k,) of the chosen rows nearest to each centroid (k, d).
+
+    `packed` holds the centroids, which are relative to `centre`, as columns.
+    """
+    half_squares = np.einsum("kd,kd->k", centroids, centroids) / 2
+    sums = np.zeros(centroids.shape, packed.dtype)
+    held = np.zeros(len(centroids))
+    index = np.flatnonzero(chosen)
+    own_weight = weight[index].astype(packed.dtype)
+    half_squares = half_squares.astype(packed.dtype)
+    add_to_nearest(rows, index, own_weight, centre, packed, half_squares, sums, held)
+    return sums, held
+
+
 def readable(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     """Give an array as kernels read it: read-only, rows contiguous, halves as bits.
 
@@ -163,8 +185,7 @@ def add_products(
     squares : (d,)
     """
     n_features = X.shape[1]
-    most_rows = _TILE_BYTES // (n_features * total.itemsize)
-    tile_rows = min(_TILE_ROWS, max(8, most_rows // 8 * 8))
+    tile_rows = _rows_of_tile(n_features * total.itemsize)
     tile = np.zeros((tile_rows, n_features + _SKEW), total.dtype)
     products = np.empty((_TILE_ROWS, packed.shape[1]), total.dtype)
     for start in range(0, len(index), tile_rows):
@@ -181,6 +202,54 @@ def add_products(
             for k in range(n_features):
                 squares[k] += w * row[k] * row[k]
         _add_product(rows.T, products[:n_rows], total, tile)
+
+
+@njit(cache=True, nogil=True)
+def add_to_nearest(
+    X: NDArray[Any],
+    index: IntArray,
+    weight: FloatArray,
+    centre: FloatArray,
+    packed: FloatArray,
+    half_squares: FloatArray,
+    sums: FloatArray,
+    held: FloatArray,
+) -> None:
+    """Add each of some rows, times its weight, to the sum of its nearest centroid.
+
+    Parameters
+    ----------
+    X, index, weight, centre : as for `add_products`
+    packed : (d, >= k) centroids relative to the centre, by `pack`
+    half_squares : (k,) half of their squared lengths
+    sums : (k, d); held : (k,) the weights added
+    """
+    n_features = X.shape[1]
+    tile_rows = _rows_of_tile(n_features * sums.itemsize)
+    tile = np.zeros((tile_rows, n_features + _SKEW), sums.dtype)
+    products = np.empty((_TILE_ROWS, packed.shape[1]), sums.dtype)
+    for start in range(0, len(index), tile_rows):
+        n_rows = min(tile_rows, len(index) - start)
+        products[:] = 0
+        for r in range(n_rows):
+            _centre_row(X[index[start + r]], centre, tile[r])
+        rows = tile[:n_rows, :n_features]
+        _add_product(rows, packed, products, tile)
+        for r in range(n_rows):
+            nearest = 0
+            for k in range(1, len(half_squares)):
+                ahead = products[r, k] - half_squares[k]
+                if ahead > products[r, nearest] - half_squares[nearest]:
+                    nearest = k
+            w, total, row = weight[start + r], sums[nearest], tile[r]
+            held[nearest] += w
+            for k in range(n_features):
+                total[k] += w * row[k]
+
+
+@njit(cache=True, nogil=True)
+def _rows_of_tile(row_bytes: int) -> int:
+    return min(_TILE_ROWS, max(8, _TILE_BYTES // row_bytes // 8 * 8))
 
 
 @njit(cache=True, nogil=True)

@@ -5,7 +5,7 @@ from scipy import linalg
 
 from lelp_sklearn._common.typing import FloatArray, IntArray
 from lelp_sklearn._projection.blocks import Rows, class_blocks
-from lelp_sklearn._projection.directions import Directions, to_null_space
+from lelp_sklearn._projection.directions import Directions, tidy, to_null_space
 from lelp_sklearn._projection.statistics import Covariance, ExplicitCovariance
 
 # The randomized solver stops when the last pass over the rows has added less than this
@@ -26,7 +26,7 @@ def eigh_directions(
         values, vectors = linalg.eigh(
             to_null_space(half.T, rows), subset_by_index=(size - wanted, size - 1)
         )
-        found.append(_tidy(vectors[:, ::-1], values[::-1], rows, noise))
+        found.append(tidy(vectors[:, ::-1], values[::-1], rows, noise))
     return found
 
 
@@ -50,7 +50,7 @@ def full_directions(
         _, singular, vectors = linalg.svd(matrix, full_matrices=False)
         values = singular[:n_directions] ** 2 / covariance.weight[code]
         noise = covariance.noise[code]
-        found.append(_tidy(vectors[:n_directions].T, values, rows, noise))
+        found.append(tidy(vectors[:n_directions].T, values, rows, noise))
     return found
 
 
@@ -83,7 +83,7 @@ def randomized_directions(
         if not n_left or not any(block.shape[1] for block in newest):
             break
         products = covariance.apply(newest)
-    return [_tidy(space.vectors, space.values, rows, space.noise) for space in spaces]
+    return [tidy(space.vectors, space.values, rows, space.noise) for space in spaces]
 
 
 class _KrylovSpace:
@@ -141,19 +141,3 @@ class _KrylovSpace:
         left, singular, _ = linalg.svd(product, full_matrices=False)
         new: FloatArray = left[:, singular > self.noise]
         return new
-
-
-def _tidy(
-    vectors: FloatArray, values: FloatArray, rows: FloatArray, noise: float
-) -> Directions:
-    """Drop rounding noise; make orthonormal, in the null space, of a fixed sign."""
-    kept = values > noise
-    clean = to_null_space(vectors[:, kept], rows)
-    orthonormal, upper = np.linalg.qr(clean)
-    orthonormal = orthonormal * np.sign(np.diag(upper))
-    if orthonormal.size:
-        top = np.abs(orthonormal).argmax(axis=0)
-        orthonormal = orthonormal * np.sign(
-            orthonormal[top, np.arange(orthonormal.shape[1])]
-        )
-    return Directions(orthonormal, values[kept])

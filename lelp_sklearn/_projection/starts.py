@@ -1,4 +1,7 @@
-"""Where the randomized solver starts: principal subspaces of samples of the rows."""
+"""Samples of the rows of each class, and the principal subspaces that they give."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import linalg
@@ -18,32 +21,64 @@ _MAX_EXACT = 128
 _SAMPLE_POWERS = 3
 
 
-def sampled_starts(
+@dataclass(frozen=True)
+class ClassSample:
+    """Rows (m, d) of a class about their mean (d,), with weights (m,) that sum to 1."""
+
+    rows: FloatArray
+    weight: FloatArray
+    mean: FloatArray
+
+
+def class_samples(
     X: Rows,
     codes: IntArray,
     sample_weight: FloatArray,
-    removed: FloatArray,
     n_classes: int,
-    n_vectors: int,
     random_state: np.random.RandomState,
-) -> tuple[FloatArray, list[FloatArray]]:
-    """Means (C, d) and principal subspaces (d, <= n_vectors) of samples of the classes.
+) -> Iterator[ClassSample]:
+    """Draw rows of each class, one class after the other; a small class is taken whole.
 
-    Drawn at random, since neighbouring rows may be alike; a small class is taken whole.
+    At random, since neighbouring rows may be alike.
     """
-    means, starts = [], []
     for code in range(n_classes):
         index = np.flatnonzero((codes == code) & (sample_weight > 0))
         index = _draw(index, X.shape[1], random_state)
         rows = np.asarray(X[index])
         if rows.dtype != np.float64:
             rows = rows.astype(np.float32)
-        weight = sample_weight[index]
-        mean = weight @ rows / weight.sum()
-        means.append(mean)
-        rows = np.sqrt(weight / weight.sum())[:, None] * (rows - mean)
-        starts.append(_subspace(rows, removed, n_vectors, random_state))
-    return np.stack(means), starts
+        weight = sample_weight[index] / sample_weight[index].sum()
+        mean = weight @ rows
+        yield ClassSample(rows - mean.astype(rows.dtype), weight, mean)
+
+
+def sampled_subspace(
+    sample: ClassSample,
+    removed: FloatArray,
+    n_vectors: int,
+    random_state: np.random.RandomState,
+) -> FloatArray:
+    """Orthonormal basis (d, <= n_vectors) of about the principal subspace of a sample.
+
+    Without the directions `removed` (d, r).
+    """
+    start = random_start(removed, n_vectors, random_state)
+    if not start.size:
+        return start
+    rows = np.sqrt(sample.weight).astype(sample.rows.dtype)[:, None] * sample.rows
+    if rows.shape[1] <= _MAX_EXACT:
+        half = to_null_space((rows.T @ rows).astype(np.float64), removed)
+        vectors = linalg.eigh(to_null_space(half.T, removed))[1]
+        return _basis(vectors[:, : -start.shape[1] - 1 : -1], removed)
+    if len(rows) <= _MAX_EXACT:
+        projected = to_null_space(rows.T.astype(np.float64), removed)
+        vectors = linalg.svd(projected, full_matrices=False)[0]
+        # Random vectors beside them where there are fewer rows than vectors wanted.
+        return _basis(np.hstack([vectors, start])[:, : start.shape[1]], removed)
+    for _ in range(_SAMPLE_POWERS):
+        moved = rows.T @ (rows @ start.astype(rows.dtype))
+        start = _basis(moved.astype(np.float64), removed)
+    return start
 
 
 def random_start(
@@ -65,31 +100,6 @@ def _draw(
         return index
     drawn: IntArray = np.sort(random_state.choice(index, size, replace=False))
     return drawn
-
-
-def _subspace(
-    rows: FloatArray,
-    removed: FloatArray,
-    n_vectors: int,
-    random_state: np.random.RandomState,
-) -> FloatArray:
-    """Basis of about the leading right singular vectors of rows (m, d)."""
-    start = random_start(removed, n_vectors, random_state)
-    if not start.size:
-        return start
-    if rows.shape[1] <= _MAX_EXACT:
-        half = to_null_space((rows.T @ rows).astype(np.float64), removed)
-        vectors = linalg.eigh(to_null_space(half.T, removed))[1]
-        return _basis(vectors[:, : -start.shape[1] - 1 : -1], removed)
-    if len(rows) <= _MAX_EXACT:
-        projected = to_null_space(rows.T.astype(np.float64), removed)
-        vectors = linalg.svd(projected, full_matrices=False)[0]
-        # Random vectors beside them where there are fewer rows than vectors wanted.
-        return _basis(np.hstack([vectors, start])[:, : start.shape[1]], removed)
-    for _ in range(_SAMPLE_POWERS):
-        moved = rows.T @ (rows @ start.astype(rows.dtype))
-        start = _basis(moved.astype(np.float64), removed)
-    return start
 
 
 def _basis(vectors: FloatArray, removed: FloatArray) -> FloatArray:
