@@ -89,6 +89,20 @@ class _Stream:
     missing: str | None = None
 
 
+@dataclass(frozen=True)
+class _Draws:
+    """Two generators, so that what a solver draws does not move the rotation."""
+
+    directions: np.random.RandomState
+    samples: np.random.RandomState
+
+    @classmethod
+    def start(cls, random_state):
+        samples = check_random_state(random_state)
+        directions = np.random.RandomState(samples.randint(2**31 - 1))
+        return cls(directions, samples)
+
+
 class LELPProjector(
     CallbackSupportMixin, SoftLabelMixin, TransformerMixin, BaseEstimator
 ):
@@ -158,8 +172,8 @@ class LELPProjector(
         added less than 1e-4 of the variance captured or the residuals of the directions
         say that the next one will.
     random_state : int, RandomState instance or None, default=None
-        Draws the rotation, the random directions and the start of the randomized
-        solver. None uses NumPy's global generator.
+        Draws the rotation, the random directions and the rows from which the randomized
+        solver and k-means start. None uses NumPy's global generator.
 
     Attributes
     ----------
@@ -321,7 +335,7 @@ class LELPProjector(
         sample = self._read(X, y, teacher_logits, sample_weight)
         task = begin_fit(self, X, y, sample_weight=sample_weight)
         self.__dict__.pop("_stream", None)
-        random_state = check_random_state(self.random_state)
+        draws = _Draws.start(self.random_state)
         if sample.head is None or self.svd_solver == "covariance_eigh":
             n_classes, n_features = len(sample.classes), sample.rows.shape[1]
             width = n_features + n_classes * sample.fits_logits
@@ -331,8 +345,8 @@ class LELPProjector(
             covariance = ExplicitCovariance(moments, removed)
         else:
             removed = self._removed(sample)
-            covariance = self._stream_covariance(sample, removed, random_state)
-        self._finish(sample, covariance, removed, random_state)
+            covariance = self._stream_covariance(sample, removed, draws.samples)
+        self._finish(sample, covariance, removed, draws)
         task.end({})
         return self
 
@@ -401,8 +415,8 @@ class LELPProjector(
             sample = self._gather(sample, stream.moments)
             removed = self._removed(sample)
             covariance = ExplicitCovariance(stream.moments, removed)
-            random_state = check_random_state(self.random_state)
-            self._finish(sample, covariance, removed, random_state, stream)
+            draws = _Draws.start(self.random_state)
+            self._finish(sample, covariance, removed, draws, stream)
             stream.missing = None
         except validation.TooFewRowsError as error:
             stream.missing = str(error)
@@ -524,10 +538,10 @@ class LELPProjector(
             return splitters.AUTO_N_SUBCLASSES
         return self.n_subclasses
 
-    def _finish(self, sample, covariance, removed, random_state, stream=None):
+    def _finish(self, sample, covariance, removed, draws, stream=None):
         """Choose the directions and set the fitted attributes."""
         head = sample.head
-        split = self._split(sample, covariance, removed, random_state, stream)
+        split = self._split(sample, covariance, removed, draws, stream)
         variance, scale = splitters.score_moments(split, covariance)
         null_variance = covariance.null_variance
         self.classes_ = sample.classes
@@ -552,7 +566,7 @@ class LELPProjector(
         if isinstance(self.splitter, str) and self.splitter == "pca":
             self.spectrum_ = split.spectrum
 
-    def _split(self, sample, covariance, removed, random_state, stream):
+    def _split(self, sample, covariance, removed, draws, stream):
         classes = sample.classes
         wanted = None if self.n_subclasses == "auto" else self.n_subclasses
         if not isinstance(self.splitter, str):
@@ -564,15 +578,15 @@ class LELPProjector(
             return splitters.single_split(covariance)
         if self.splitter == "random":
             return splitters.random_split(
-                covariance, removed, classes, wanted, random_state
+                covariance, removed, classes, wanted, draws.directions
             )
         if self.splitter == "kmeans":
             centroids = _find_centroids(
-                sample, covariance, removed, wanted, random_state, stream
+                sample, covariance, removed, wanted, draws.samples, stream
             )
             return splitters.centroid_split(centroids, covariance, classes, wanted)
         solve = self._solver(
-            sample, covariance, removed, random_state, streaming=stream is not None
+            sample, covariance, removed, draws.samples, streaming=stream is not None
         )
         return splitters.principal_split(
             solve,
@@ -580,7 +594,7 @@ class LELPProjector(
             classes,
             wanted,
             rotation=self.rotation,
-            random_state=random_state,
+            random_state=draws.directions,
         )
 
     def _solver(

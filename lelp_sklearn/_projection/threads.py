@@ -15,9 +15,14 @@ def n_threads() -> int:
 
     Joblib's workers set both, threadpoolctl the second.
     """
-    import numba
+    from numba import config, get_num_threads
+    from numba.np.ufunc import parallel
 
-    return int(min(numba.get_num_threads(), _openmp_effective_n_threads()))
+    # Numba's limit is asked for only where its threads run already: they would start,
+    # and change OpenMP's limit.
+    started = getattr(parallel, "_is_initialized", False)
+    limit = get_num_threads() if started else config.NUMBA_NUM_THREADS
+    return int(min(limit, _openmp_effective_n_threads()))
 
 
 def map_parts(
