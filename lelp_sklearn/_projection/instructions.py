@@ -59,40 +59,61 @@ def multiply_add(
     """Add rows @ columns to `sums`, which stay in registers meanwhile.
 
     Of `rows` (n_rows, m) each number is spread over a vector, of `columns` (m,
-    n_vectors * width) a row is n_vectors vectors. Memory that holds the rows `upcoming`
-    is asked for on the way. `n_rows`, a power of two, and `n_vectors` are literals.
-    Rows of `columns` and of `sums` are contiguous; more rows are left alone.
+    n_vectors * width) a row is n_vectors vectors. As many numbers as `rows` has are
+    asked for from memory on the way, beginning with `upcoming`. `n_rows` and
+    `n_vectors` are literals. Rows of every array are contiguous.
     """
-    shape = n_rows.literal_value, n_vectors.literal_value
-    if not rows.dtype == columns.dtype == sums.dtype:
-        raise TypeError("multiply_add works in one precision")
     signature = types.void(rows, columns, sums, upcoming, n_rows, n_vectors)
-    return signature, _MultiplyAdd(*shape)
+    shape = n_rows.literal_value, n_vectors.literal_value
+    return signature, _MultiplyAdd(*shape, transposed=False)
+
+
+@intrinsic(prefer_literal=True)
+def multiply_add_transposed(
+    typing_context: Any,
+    rows: Any,
+    columns: Any,
+    sums: Any,
+    n_rows: Any,
+    n_vectors: Any,
+) -> Any:
+    """Add the transpose of `rows` (m, n_rows) times `columns` to `sums`."""
+    signature = types.void(rows, columns, sums, n_rows, n_vectors)
+    shape = n_rows.literal_value, n_vectors.literal_value
+    return signature, _MultiplyAdd(*shape, transposed=True)
 
 
 class _MultiplyAdd:
     """Writes the instructions of `multiply_add`."""
 
-    def __init__(self, n_rows: int, n_vectors: int) -> None:
+    def __init__(self, n_rows: int, n_vectors: int, *, transposed: bool) -> None:
         self.n_rows, self.n_vectors = n_rows, n_vectors
+        self.transposed = transposed
 
     def __call__(self, context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        rows, columns, sums, upcoming = (
+        kinds = [kind for kind in signature.args if isinstance(kind, types.Array)]
+        if len({kind.dtype for kind in kinds[:3]}) > 1:
+            raise TypeError("one precision, please")
+        rows, columns, sums, *upcoming = (
             _Matrix(context, builder, kind, value)
-            for kind, value in zip(signature.args[:4], args[:4], strict=True)
+            for kind, value in zip(kinds, args, strict=False)
         )
         places = [(r, v) for r in range(self.n_rows) for v in range(self.n_vectors)]
         registers = {}
         for r, v in places:
             registers[r, v] = cgutils.alloca_once(builder, sums.vector)
             builder.store(sums.load_vector(_INDEX(r), v), registers[r, v])
-        with cgutils.for_range(builder, rows.n_columns) as loop:
-            self._ask_for(upcoming, builder, loop.index)
+        with cgutils.for_range(
+            builder, rows.shape[0 if self.transposed else 1]
+        ) as loop:
+            for each in upcoming:
+                each.ask_for(builder.mul(loop.index, _INDEX(self.n_rows)))
             vectors = [
                 columns.load_vector(loop.index, v) for v in range(self.n_vectors)
             ]
             for r in range(self.n_rows):
-                number = rows.load_spread(_INDEX(r), loop.index)
+                place = _INDEX(r), loop.index
+                number = rows.load_spread(*(place[::-1] if self.transposed else place))
                 for v in range(self.n_vectors):
                     product = builder.fmul(number, vectors[v], flags=["contract"])
                     held = builder.load(registers[r, v])
@@ -102,40 +123,20 @@ class _MultiplyAdd:
             sums.store_vector(_INDEX(r), v, builder.load(registers[r, v]))
         return context.get_dummy_value()
 
-    def _ask_for(self, upcoming: "_Matrix", builder: Any, step: Any) -> None:
-        """Prefetch, a line at each step: the first of each row, then the next."""
-        row = builder.and_(step, _INDEX(self.n_rows - 1))
-        address = upcoming.address(row, builder.sub(step, row))
-        function = cgutils.get_or_insert_function(
-            builder.module,
-            ir.FunctionType(ir.VoidType(), [_BYTE_POINTER, _INT, _INT, _INT]),
-            "llvm.prefetch.p0",
-        )
-        for_reading, to_second_level, data = _INT(0), _INT(2), _INT(1)
-        address = builder.bitcast(address, _BYTE_POINTER)
-        builder.call(function, [address, for_reading, to_second_level, data])
-
 
 class _Matrix:
-    """A two-dimensional array inside an intrinsic; vectors lie along its rows."""
+    """A two-dimensional array with contiguous rows, inside an intrinsic."""
 
     def __init__(self, context: Any, builder: Any, kind: Any, value: Any) -> None:
         array = context.make_array(kind)(context, builder, value)
         self._builder = builder
         self._data = array.data
-        self._strides = [builder.extract_value(array.strides, axis) for axis in (0, 1)]
-        self.n_columns = builder.extract_value(array.shape, 1)
+        self._row_bytes = builder.extract_value(array.strides, 0)
+        self.shape = [builder.extract_value(array.shape, axis) for axis in (0, 1)]
         number = context.get_value_type(kind.dtype)
         self._item_bytes = kind.dtype.bitwidth // 8
         self._width = _REGISTER // self._item_bytes
         self.vector = ir.VectorType(number, self._width)
-
-    def address(self, row: Any, column: Any) -> Any:
-        builder = self._builder
-        start = builder.bitcast(self._data, _BYTE_POINTER)
-        down, along = map(builder.mul, (row, column), self._strides)
-        place = builder.gep(start, [builder.add(down, along)])
-        return builder.bitcast(place, self._data.type)
 
     def load_vector(self, row: Any, v: int) -> Any:
         loaded = self._builder.load(self._vector_address(row, v))
@@ -149,15 +150,33 @@ class _Matrix:
     def load_spread(self, row: Any, column: Any) -> Any:
         """Load one number into all places of a vector."""
         builder = self._builder
-        number = builder.load(self.address(row, column))
+        number = builder.load(self._address(row, column))
         nothing = ir.Constant(self.vector, ir.Undefined)
         first = builder.insert_element(nothing, number, _INT(0))
         everywhere = ir.Constant(ir.VectorType(_INT, self._width), [0] * self._width)
         return builder.shuffle_vector(first, nothing, everywhere)
 
+    def ask_for(self, number: Any) -> None:
+        """Prefetch the line that holds a number, counted from the first."""
+        builder = self._builder
+        function = cgutils.get_or_insert_function(
+            builder.module,
+            ir.FunctionType(ir.VoidType(), [_BYTE_POINTER, _INT, _INT, _INT]),
+            "llvm.prefetch.p0",
+        )
+        for_reading, to_second_level, data = _INT(0), _INT(2), _INT(1)
+        address = builder.bitcast(builder.gep(self._data, [number]), _BYTE_POINTER)
+        builder.call(function, [address, for_reading, to_second_level, data])
+
+    def _address(self, row: Any, column: Any) -> Any:
+        builder = self._builder
+        start = builder.bitcast(self._data, _BYTE_POINTER)
+        row_start = builder.gep(start, [builder.mul(row, self._row_bytes)])
+        row_start = builder.bitcast(row_start, self._data.type)
+        return builder.gep(row_start, [column])
+
     def _vector_address(self, row: Any, v: int) -> Any:
-        row_start = self.address(row, _INDEX(0))
-        start = self._builder.gep(row_start, [_INDEX(v * self._width)])
+        start = self._address(row, _INDEX(v * self._width))
         return self._builder.bitcast(start, self.vector.as_pointer())
 
 

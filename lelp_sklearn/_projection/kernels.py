@@ -11,6 +11,7 @@ from lelp_sklearn._projection.instructions import (
     as_number,
     exp,
     multiply_add,
+    multiply_add_transposed,
     vector_width,
     width_of,
 )
@@ -128,30 +129,31 @@ def soft_labels(
     n_outputs = out.shape[1]
     n_subclasses = n_outputs // n_classes
     tile_width = min(_TILE_COLUMNS, X.shape[1]) + _SKEW
-    tile = np.empty((_TILE_ROWS, tile_width), out.dtype)
+    # Whole tiles are computed, the last one too: what it lacks is zeros or old rows.
+    tile = np.zeros((_TILE_ROWS, tile_width), out.dtype)
     products = np.empty((_TILE_ROWS, packed.shape[1]), out.dtype)
-    scores = np.empty((n_outputs + n_classes, _TILE_ROWS), out.dtype)
+    scores = np.zeros((n_outputs + n_classes, _TILE_ROWS), out.dtype)
     top, total = np.empty(_TILE_ROWS, out.dtype), np.empty(_TILE_ROWS, out.dtype)
     finite = True
     for start in range(0, len(X), _TILE_ROWS):
         n_rows = min(_TILE_ROWS, len(X) - start)
         _multiply(X, start, n_rows, centre, packed, tile, products)
         for k in range(len(offsets)):
-            for r in range(n_rows):
+            for r in range(_TILE_ROWS):
                 scores[k, r] = products[r, k] - offsets[k]
-        mass = scores[n_outputs:, :n_rows]
+        mass = scores[n_outputs:]
         for c in range(n_classes):
             for r in range(min(n_rows, len(logits) - start)):
                 mass[c, r] = logits[start + r, c]
         finite &= _softmax(mass, temperature, top, total)
         for c in range(n_classes):
-            share = scores[c * n_subclasses : (c + 1) * n_subclasses, :n_rows]
+            share = scores[c * n_subclasses : (c + 1) * n_subclasses]
             if subclass_temperature > 0:
                 finite &= _softmax(share, subclass_temperature, top, total)
             else:
                 finite &= _choose(share)
             for s in range(n_subclasses):
-                for r in range(n_rows):
+                for r in range(_TILE_ROWS):
                     share[s, r] *= mass[c, r]
         for r in range(n_rows):
             for k in range(n_outputs):
@@ -201,7 +203,7 @@ def add_products(
             mine *= w
             for k in range(n_features):
                 squares[k] += w * row[k] * row[k]
-        _add_product(rows.T, products[:n_rows], total, tile)
+        _add_transposed_product(rows, products[:n_rows], total)
 
 
 @njit(cache=True, nogil=True)
@@ -311,6 +313,31 @@ def _add_product(
 
 
 @njit(cache=True, nogil=True)
+def _add_transposed_product(
+    rows: FloatArray, columns: FloatArray, total: FloatArray
+) -> None:
+    """Add rows.T @ columns to `total`; as `_add_product` for the rest."""
+    n_outputs = rows.shape[1]
+    width = width_of(columns)
+    first = 0
+    while first < columns.shape[1]:
+        n_left = (columns.shape[1] - first) // width
+        n_vectors = 2 if n_left == 4 else min(n_left, 3)
+        panel = slice(first, first + n_vectors * width)
+        own, sums = columns[:, panel], total[:, panel]
+        if n_vectors == 3:
+            for k in range(0, n_outputs, 4):
+                multiply_add_transposed(rows[:, k:], own, sums[k:], 4, 3)
+        elif n_vectors == 2:
+            for k in range(0, n_outputs, 4):
+                multiply_add_transposed(rows[:, k:], own, sums[k:], 4, 2)
+        else:
+            for k in range(0, n_outputs, 8):
+                multiply_add_transposed(rows[:, k:], own, sums[k:], 8, 1)
+        first = panel.stop
+
+
+@njit(cache=True, nogil=True)
 def _softmax(
     scores: FloatArray, temperature: float, top: FloatArray, total: FloatArray
 ) -> bool:
@@ -319,23 +346,23 @@ def _softmax(
     Loops run along the rows of X, so that they become vector instructions. `top` and
     `total` are room for a number a row.
     """
-    n_scores, n_rows = scores.shape
-    for r in range(n_rows):
+    n_scores = len(scores)
+    for r in range(_TILE_ROWS):
         top[r] = scores[0, r]
         total[r] = 0
     for s in range(1, n_scores):
-        for r in range(n_rows):
+        for r in range(_TILE_ROWS):
             top[r] = max(top[r], scores[s, r])
     for s in range(n_scores):
-        for r in range(n_rows):
+        for r in range(_TILE_ROWS):
             scores[s, r] = exp((scores[s, r] - top[r]) / temperature)
-        for r in range(n_rows):
+        for r in range(_TILE_ROWS):
             total[r] += scores[s, r]
     finite = True
-    for r in range(n_rows):
+    for r in range(_TILE_ROWS):
         finite &= total[r] == total[r]
     for s in range(n_scores):
-        for r in range(n_rows):
+        for r in range(_TILE_ROWS):
             scores[s, r] /= total[r]
     return finite
 

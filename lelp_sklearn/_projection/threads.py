@@ -21,7 +21,7 @@ def n_threads() -> int:
     # Numba's limit is asked for only where its threads run already: they would start,
     # and change OpenMP's limit.
     started = getattr(parallel, "_is_initialized", False)
-    limit = get_num_threads() if started else config.NUMBA_NUM_THREADS
+    limit = get_num_threads() if started else getattr(config, "NUMBA_NUM_THREADS", 1)
     return int(min(limit, _openmp_effective_n_threads()))
 
 
