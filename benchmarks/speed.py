@@ -215,7 +215,7 @@ def kmeans(divisor: int, repeats: int) -> dict:
 
 
 def start_up(divisor: int, repeats: int) -> dict:
-    """Imports, and first calls with and without what an earlier process compiled."""
+    """Imports, each in a process of its own."""
     imports = {
         what: min(_seconds(f"import {what}") for _ in range(repeats))
         for what in ("sklearn", "lelp_sklearn")

@@ -160,11 +160,11 @@ class LELPProjector(
     svd_solver : {"auto", "randomized", "covariance_eigh", "full"}, default="auto"
         "covariance_eigh" forms the d by d covariance of each class; "randomized" starts
         from the principal subspace of a random sample of each class and makes one or a
-        few passes over all rows (block Krylov), forming nothing larger than a few d by
-        (S + `n_oversamples`) arrays a class; "full" is a singular value decomposition
-        of each class's rows, which it copies. "auto" takes "covariance_eigh" where an
-        estimated head needs the covariance anyway, else "randomized". Ignored unless
-        `splitter` is "pca".
+        few passes over all rows (block Krylov), forming beside the sample nothing
+        larger than a few d by (S + `n_oversamples`) arrays a class; "full" is a
+        singular value decomposition of each class's rows, which it copies. "auto" takes
+        "covariance_eigh" where an estimated head needs the covariance anyway, else
+        "randomized". Ignored unless `splitter` is "pca".
     n_oversamples : int, default=10
         Further vectors of the randomized solver.
     iterated_power : int or "auto", default="auto"
@@ -208,13 +208,16 @@ class LELPProjector(
 
     Notes
     -----
-    Sample weights act as repetitions of a row. All statistics are accumulated in double
-    precision. Memory beyond the input is bounded by scikit-learn's ``working_memory``,
-    the d by d covariances where they are formed, and for "kmeans" n by S + 10
-    coordinates. Single precision soft labels agree with double precision to 1e-5 where
-    logits and z / beta stay within 30 and the class means lie within 100 standard
-    deviations of one another. The equal rotation and the k-means start are not in the
-    paper.
+    Sample weights act as repetitions of a row. "kmeans" and the randomized solver start
+    from a random sample of a class of more than 2048 rows: there the order of rows and
+    their repetition may lead to another, about equally good result. The statistics of
+    these two are summed in the precision of X within a block of rows and in double
+    precision over the blocks, all others in double precision. Memory beyond the input
+    is bounded by scikit-learn's ``working_memory``, the d by d covariances where they
+    are formed, and a few copies of the sample of one class. Single precision soft
+    labels agree with double precision to 1e-5 where logits and z / beta stay within 30
+    and the class means lie within 100 standard deviations of one another. The equal
+    rotation and the k-means start are not in the paper.
 
     References
     ----------

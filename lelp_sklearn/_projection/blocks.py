@@ -10,9 +10,8 @@ from sklearn.utils._chunking import get_chunk_n_rows
 
 from lelp_sklearn._common.typing import FloatArray, IntArray
 
-# Rows, and numbers, that make a block long enough for what it costs to begin one.
+# A small block stays in the cache, and its sums in single precision are exact enough.
 _MAX_BLOCK_ROWS = 4096
-_MAX_BLOCK_NUMBERS = 2**20
 # Arrays of a block's size that are alive at once: the block, its rows of one class,
 # those rows centred, and weighted.
 _BLOCK_TEMPORARIES = 4
@@ -31,8 +30,7 @@ def row_slices(X: Rows) -> Iterator[slice]:
     """Cut the rows of X into slices that fit scikit-learn's ``working_memory``."""
     n_rows, n_features = X.shape
     bytes_per_row = max(1, n_features * 8 * _BLOCK_TEMPORARIES)
-    longest = max(_MAX_BLOCK_ROWS, _MAX_BLOCK_NUMBERS // max(1, n_features))
-    size = get_chunk_n_rows(bytes_per_row, max_n_rows=longest)
+    size = get_chunk_n_rows(bytes_per_row, max_n_rows=_MAX_BLOCK_ROWS)
     yield from gen_batches(n_rows, max(1, size))
 
 

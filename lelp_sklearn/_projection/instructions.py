@@ -159,10 +159,9 @@ class _Matrix:
     def ask_for(self, number: Any) -> None:
         """Prefetch the line that holds a number, counted from the first."""
         builder = self._builder
-        function = cgutils.get_or_insert_function(
-            builder.module,
-            ir.FunctionType(ir.VoidType(), [_BYTE_POINTER, _INT, _INT, _INT]),
-            "llvm.prefetch.p0",
+        kind = ir.FunctionType(ir.VoidType(), [_BYTE_POINTER, _INT, _INT, _INT])
+        function = builder.module.declare_intrinsic(
+            "llvm.prefetch", (_BYTE_POINTER,), kind
         )
         for_reading, to_second_level, data = _INT(0), _INT(2), _INT(1)
         address = builder.bitcast(builder.gep(self._data, [number]), _BYTE_POINTER)

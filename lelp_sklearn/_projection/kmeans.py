@@ -35,9 +35,9 @@ def class_centroids(
     """Centroids (k_c, d) of each class, relative to its mean and in the null space.
 
     Clusters are found among a sample of the class, in its principal coordinates, where
-    an iteration costs little; then they move to rest among all rows in the whole space,
-    a pass over the rows at a time. k_c is less than `n_clusters` where a class has
-    fewer distinct rows.
+    an iteration costs little; then they move among all rows in the whole space, a pass
+    over the rows at a time, until that explains little more. k_c is less than
+    `n_clusters` where the sample has fewer distinct rows.
     """
     samples = class_samples(X, codes, sample_weight, len(mean), random_state)
     centroids: list[FloatArray] = []

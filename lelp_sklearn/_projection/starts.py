@@ -11,9 +11,10 @@ from lelp_sklearn._projection.blocks import Rows
 from lelp_sklearn._projection.directions import to_null_space
 
 # Rows of a class that are drawn: this share of them, within bounds on the rows and on
-# the numbers in them.
+# the numbers in them. A class within the lower bound is taken whole, so that the order
+# of rows and copies of a row change nothing there.
 _SAMPLE_SHARE = 0.08
-_SAMPLE_ROWS = (1024, 8192)
+_SAMPLE_ROWS = (2048, 8192)
 _SAMPLE_NUMBERS = 2**24
 # Up to this size the subspace of a sample is found exactly.
 _MAX_EXACT = 128
@@ -75,10 +76,11 @@ def sampled_subspace(
         vectors = linalg.svd(projected, full_matrices=False)[0]
         # Random vectors beside them where there are fewer rows than vectors wanted.
         return _basis(np.hstack([vectors, start])[:, : start.shape[1]], removed)
+    found = start
     for _ in range(_SAMPLE_POWERS):
-        moved = rows.T @ (rows @ start.astype(rows.dtype))
-        start = _basis(moved.astype(np.float64), removed)
-    return start
+        moved = rows.T @ (rows @ found.astype(rows.dtype))
+        found = _basis(moved.astype(np.float64), removed)
+    return _basis(np.hstack([found, start])[:, : start.shape[1]], removed)
 
 
 def random_start(
@@ -87,6 +89,8 @@ def random_start(
     """Orthonormal basis (d, n_vectors) of a random subspace without `removed`."""
     n_features, rank = removed.shape
     size = min(n_vectors, n_features - rank)
+    if not size:
+        return np.empty((n_features, 0))
     return _basis(random_state.standard_normal((n_features, size)), removed)
 
 
@@ -94,7 +98,7 @@ def _draw(
     index: IntArray, n_features: int, random_state: np.random.RandomState
 ) -> IntArray:
     least, most = _SAMPLE_ROWS
-    most = min(most, _SAMPLE_NUMBERS // n_features)
+    most = max(1, min(most, _SAMPLE_NUMBERS // n_features))
     size = int(min(most, max(least, _SAMPLE_SHARE * len(index))))
     if size >= len(index):
         return index
