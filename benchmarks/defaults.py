@@ -13,7 +13,7 @@ higher by more than two standard errors of the paired difference; of several suc
 candidates the best one takes its place, and the sweep is run again around it.
 
 Writes every trial to ``results/defaults.json``, the table to ``results/defaults.csv``;
-about 100 minutes of one core's time. Run again after an interruption, it goes on from
+about two hours of one core's time. Run again after an interruption, it goes on from
 there.
 """
 

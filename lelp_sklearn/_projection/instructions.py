@@ -13,7 +13,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
 # Bytes of a vector register. A processor with less splits the vectors by itself.
-_REGISTER = 64 if binding.get_host_cpu_features().get("avx512f") else 32
+REGISTER_BYTES = 64 if binding.get_host_cpu_features().get("avx512f") else 32
 _INDEX = ir.IntType(64)
 _INT = ir.IntType(32)
 _BYTE_POINTER = ir.IntType(8).as_pointer()
@@ -32,18 +32,7 @@ _MANTISSA_BITS = np.int32(23)
 
 def vector_width(dtype: np.dtype[Any]) -> int:
     """Numbers in one vector register."""
-    return _REGISTER // dtype.itemsize
-
-
-def width_of(array: Any) -> Any:
-    """Give the numbers in one vector register, in compiled code."""
-    raise NotImplementedError("only in compiled code")
-
-
-@overload(width_of, strict=False)
-def _width_of(array: Any) -> Any:
-    width = _REGISTER * 8 // array.dtype.bitwidth
-    return lambda array: width
+    return REGISTER_BYTES // dtype.itemsize
 
 
 @intrinsic(prefer_literal=True)
@@ -93,7 +82,7 @@ class _MultiplyAdd:
     def __call__(self, context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kinds = [kind for kind in signature.args if isinstance(kind, types.Array)]
         if len({kind.dtype for kind in kinds[:3]}) > 1:
-            raise TypeError("one precision, please")
+            raise TypeError("multiply_add needs arrays of one dtype")
         rows, columns, sums, *upcoming = (
             _Matrix(context, builder, kind, value)
             for kind, value in zip(kinds, args, strict=False)
@@ -135,7 +124,7 @@ class _Matrix:
         self.shape = [builder.extract_value(array.shape, axis) for axis in (0, 1)]
         number = context.get_value_type(kind.dtype)
         self._item_bytes = kind.dtype.bitwidth // 8
-        self._width = _REGISTER // self._item_bytes
+        self._width = REGISTER_BYTES // self._item_bytes
         self.vector = ir.VectorType(number, self._width)
 
     def load_vector(self, row: Any, v: int) -> Any:
@@ -181,6 +170,7 @@ class _Matrix:
 
 def as_number(value: Any) -> Any:
     """Give a number as it is, and the bits of a half as single precision."""
+    # Numba wants a Python function by whose name compiled code calls the overload.
     raise NotImplementedError("only in compiled code")
 
 
@@ -196,6 +186,7 @@ def exp(x: Any) -> Any:
 
     Unlike `math.exp`, in single precision a loop over it becomes vector instructions.
     """
+    # Numba wants a Python function by whose name compiled code calls the overload.
     raise NotImplementedError("only in compiled code")
 
 

@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 
 from lelp_sklearn._common.typing import BoolArray, FloatArray, IntArray
 from lelp_sklearn._projection.instructions import (
+    REGISTER_BYTES,
     as_number,
     exp,
     multiply_add,
     multiply_add_transposed,
     vector_width,
-    width_of,
 )
 
 # Rows whose softmax is taken at once, and columns of X multiplied before the next ones
@@ -191,19 +191,16 @@ def add_products(
     tile = np.zeros((tile_rows, n_features + _SKEW), total.dtype)
     products = np.empty((_TILE_ROWS, packed.shape[1]), total.dtype)
     for start in range(0, len(index), tile_rows):
-        n_rows = min(tile_rows, len(index) - start)
-        products[:] = 0
-        for r in range(n_rows):
-            _centre_row(X[index[start + r]], centre, tile[r])
-        rows = tile[:n_rows, :n_features]
-        _add_product(rows, packed, products, tile)
-        for r in range(n_rows):
+        chosen = index[start : start + tile_rows]
+        rows = tile[: len(chosen), :n_features]
+        _multiply_chosen(X, chosen, centre, packed, rows, products)
+        for r in range(len(chosen)):
             mine, row, w = products[r], rows[r], weight[start + r]
             mine[-1] = 1
             mine *= w
             for k in range(n_features):
                 squares[k] += w * row[k] * row[k]
-        _add_transposed_product(rows, products[:n_rows], total)
+        _add_transposed_product(rows, products[: len(chosen)], total)
 
 
 @njit(cache=True, nogil=True)
@@ -231,22 +228,36 @@ def add_to_nearest(
     tile = np.zeros((tile_rows, n_features + _SKEW), sums.dtype)
     products = np.empty((_TILE_ROWS, packed.shape[1]), sums.dtype)
     for start in range(0, len(index), tile_rows):
-        n_rows = min(tile_rows, len(index) - start)
-        products[:] = 0
-        for r in range(n_rows):
-            _centre_row(X[index[start + r]], centre, tile[r])
-        rows = tile[:n_rows, :n_features]
-        _add_product(rows, packed, products, tile)
-        for r in range(n_rows):
+        chosen = index[start : start + tile_rows]
+        rows = tile[: len(chosen), :n_features]
+        _multiply_chosen(X, chosen, centre, packed, rows, products)
+        for r in range(len(chosen)):
             nearest = 0
             for k in range(1, len(half_squares)):
                 ahead = products[r, k] - half_squares[k]
                 if ahead > products[r, nearest] - half_squares[nearest]:
                     nearest = k
-            w, total, row = weight[start + r], sums[nearest], tile[r]
+            w, total, row = weight[start + r], sums[nearest], rows[r]
             held[nearest] += w
             for k in range(n_features):
                 total[k] += w * row[k]
+
+
+@njit(cache=True, nogil=True)
+def _multiply_chosen(
+    X: NDArray[Any],
+    chosen: IntArray,
+    centre: FloatArray,
+    packed: FloatArray,
+    rows: FloatArray,
+    products: FloatArray,
+) -> None:
+    """Write X[chosen] - centre to `rows`, and rows @ packed to `products`."""
+    products[:] = 0
+    for r in range(len(chosen)):
+        _centre_row(X[chosen[r]], centre, rows[r])
+    # The next rows may lie anywhere: nothing is worth asking for ahead.
+    _add_product(rows, packed, products, rows)
 
 
 @njit(cache=True, nogil=True)
@@ -293,7 +304,7 @@ def _add_product(
     most of the registers with their sums: up to seven rows past the last are read and
     their products written, so arrays have to be longer.
     """
-    width = width_of(packed)
+    width = REGISTER_BYTES // packed.itemsize
     first = 0
     while first < packed.shape[1]:
         n_left = (packed.shape[1] - first) // width
@@ -318,7 +329,7 @@ def _add_transposed_product(
 ) -> None:
     """Add rows.T @ columns to `total`; as `_add_product` for the rest."""
     n_outputs = rows.shape[1]
-    width = width_of(columns)
+    width = REGISTER_BYTES // columns.itemsize
     first = 0
     while first < columns.shape[1]:
         n_left = (columns.shape[1] - first) // width

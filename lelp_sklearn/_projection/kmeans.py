@@ -139,7 +139,7 @@ def _lloyd_pass(
 
     X, codes, sample_weight = data
     codes = np.where(sample_weight > 0, codes, -1)
-    dtype = np.dtype(np.float64 if X.dtype == np.float64 else np.float32)
+    dtype = np.result_type(X.dtype, np.float32)
     known = [
         (kernels.readable(m, dtype), kernels.pack(each.T.astype(dtype)), each)
         for m, each in zip(mean, centroids, strict=True)

@@ -45,9 +45,7 @@ def class_samples(
     for code in range(n_classes):
         index = np.flatnonzero((codes == code) & (sample_weight > 0))
         index = _draw(index, X.shape[1], random_state)
-        rows = np.asarray(X[index])
-        if rows.dtype != np.float64:
-            rows = rows.astype(np.float32)
+        rows = np.asarray(X[index], dtype=np.result_type(X.dtype, np.float32))
         weight = sample_weight[index] / sample_weight[index].sum()
         mean = weight @ rows
         yield ClassSample(rows - mean.astype(rows.dtype), weight, mean)

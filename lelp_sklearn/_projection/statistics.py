@@ -97,7 +97,6 @@ class Covariance(Protocol):
 
     mean: FloatArray
     weight: FloatArray
-    trace: FloatArray
     null_variance: FloatArray
     noise: FloatArray
 
@@ -115,10 +114,10 @@ class ExplicitCovariance:
         self.mean = moments.mean[:, :n_features]
         scatter = moments.scatter[:, :n_features, :n_features]
         self.matrices = scatter / self.weight[:, None, None]
-        self.trace = np.trace(self.matrices, axis1=1, axis2=2)
+        trace = np.trace(self.matrices, axis1=1, axis2=2)
         inside = [_variance(removed, S @ removed) for S in self.matrices]
-        self.null_variance = np.maximum(self.trace - inside, 0)
-        self.noise = _rounding(n_features, np.dtype(np.float64)) * self.trace
+        self.null_variance = np.maximum(trace - inside, 0)
+        self.noise = _rounding(n_features, np.dtype(np.float64)) * trace
 
     def apply(self, bases: list[FloatArray]) -> list[FloatArray]:
         return [S @ basis for S, basis in zip(self.matrices, bases, strict=True)]
@@ -144,7 +143,7 @@ class StreamedCovariance:
         starts: list[FloatArray],
     ) -> None:
         self._rows = X, np.where(sample_weight > 0, codes, -1), sample_weight
-        self._dtype = np.dtype(np.float64 if X.dtype == np.float64 else np.float32)
+        self._dtype = np.result_type(X.dtype, np.float32)
         self._centres = centres.astype(self._dtype)
         held = codes >= 0
         self.weight = np.bincount(
@@ -154,7 +153,7 @@ class StreamedCovariance:
         products, sums, squares = self._pass(bases)
         self._step = sums / self.weight[:, None]
         self.mean = self._centres + self._step
-        self.trace = squares / self.weight - np.sum(self._step**2, axis=1)
+        trace = squares / self.weight - np.sum(self._step**2, axis=1)
         products = self._about_means(products, bases)
         rank = removed.shape[1]
         self.started = [
@@ -162,8 +161,8 @@ class StreamedCovariance:
             for start, product in zip(starts, products, strict=True)
         ]
         inside = [_variance(removed, product[:, :rank]) for product in products]
-        self.null_variance = np.maximum(self.trace - inside, 0)
-        self.noise = _rounding(X.shape[1], self._dtype) * self.trace
+        self.null_variance = np.maximum(trace - inside, 0)
+        self.noise = _rounding(X.shape[1], self._dtype) * trace
 
     def apply(self, bases: list[FloatArray]) -> list[FloatArray]:
         return self._about_means(self._pass(bases)[0], bases)

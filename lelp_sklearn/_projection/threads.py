@@ -19,7 +19,7 @@ def n_threads() -> int:
     from numba.np.ufunc import parallel
 
     # Numba's limit is asked for only where its threads run already: they would start,
-    # and change OpenMP's limit.
+    # and change OpenMP's limit. What is configured, type checkers do not see.
     started = getattr(parallel, "_is_initialized", False)
     limit = get_num_threads() if started else getattr(config, "NUMBA_NUM_THREADS", 1)
     return int(min(limit, _openmp_effective_n_threads()))

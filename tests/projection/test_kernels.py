@@ -93,7 +93,7 @@ def test_a_score_that_is_not_finite_is_noticed(beta, bad):
             beta,
             np.float64,
         )
-        assert finite is not noticed
+        assert finite != noticed
 
 
 def test_softmax_does_not_overflow():
