@@ -21,7 +21,13 @@ from lelp_sklearn._common.callbacks import (
     with_callbacks,
 )
 from lelp_sklearn._projection import heads, splitters, tensors
-from lelp_sklearn._projection.blocks import Rows, read_block, row_slices
+from lelp_sklearn._projection.blocks import (
+    LabelledRows,
+    Rows,
+    read_block,
+    row_slices,
+)
+from lelp_sklearn._projection.digests import Digests, row_digests
 from lelp_sklearn._projection.directions import Solver
 from lelp_sklearn._projection.kmeans import RunningCentroids, class_centroids
 from lelp_sklearn._projection.solvers import (
@@ -50,9 +56,15 @@ class _Sample:
     rows: Rows
     codes: np.ndarray
     weight: np.ndarray
+    digests: Digests
     logits: np.ndarray | None
     classes: np.ndarray
     head: heads.Head | None
+
+    @property
+    def data(self) -> LabelledRows:
+        """The rows that have a class and weight."""
+        return LabelledRows.of(self.rows, self.codes, self.weight, self.digests)
 
     @property
     def fits_logits(self) -> bool:
@@ -159,7 +171,7 @@ class LELPProjector(
         the class that the teacher gives them. None: every value is a label.
     svd_solver : {"auto", "randomized", "covariance_eigh", "full"}, default="auto"
         "covariance_eigh" forms the d by d covariance of each class; "randomized" starts
-        from the principal subspace of a random sample of each class and makes one or a
+        from the principal subspace of a sample of each class and makes one or a
         few passes over all rows (block Krylov), forming beside the sample nothing
         larger than a few d by (S + `n_oversamples`) arrays a class; "full" is a
         singular value decomposition of each class's rows, which it copies. "auto" takes
@@ -208,13 +220,15 @@ class LELPProjector(
 
     Notes
     -----
-    Sample weights act as repetitions of a row. "kmeans" and the randomized solver start
-    from a random sample of a class of more than 2048 rows: there the order of rows and
-    their repetition may lead to another, about equally good result. The statistics of
-    these two are summed in the precision of X within a block of rows and in double
-    precision over the blocks, all others in double precision. Memory beyond the input
-    is bounded by scikit-learn's ``working_memory``, the d by d covariances where they
-    are formed, and a few copies of the sample of one class. Single precision soft
+    Sample weights act as repetitions of a row, and the order of rows changes nothing.
+    "kmeans" and the randomized solver start from a sample of the distinct rows of a
+    class where these are more than 2048; which rows are drawn hangs on what they hold.
+    The statistics of these two are summed in the precision of X within a block of rows
+    and in double precision over the blocks, all others in double precision. Memory
+    beyond the input is bounded by scikit-learn's ``working_memory``, the d by d
+    covariances where they are formed, a few copies of the sample of one class, and a
+    few numbers a row. Soft labels whose scores overflow single precision are computed
+    in double precision. Single precision soft
     labels agree with double precision to 1e-5 where logits and z / beta stay within 30
     and the class means lie within 100 standard deviations of one another. The equal
     rotation and the k-means start are not in the paper.
@@ -443,6 +457,7 @@ class LELPProjector(
         was no block before.
         """
         rows = self._check_rows(X, reset=first)
+        digests = row_digests(rows)
         n_samples, n_features = rows.shape
         weight = validation.check_sample_weight(sample_weight, n_samples)
         logits = tensors.to_array(teacher_logits)
@@ -469,7 +484,7 @@ class LELPProjector(
         if not isinstance(self.splitter, str):
             wanted = None if self.n_subclasses == "auto" else self.n_subclasses
             validation.check_directions(self.splitter, wanted, len(classes), n_features)
-        sample = _Sample(rows, codes, weight, logits, classes, head)
+        sample = _Sample(rows, codes, weight, digests, logits, classes, head)
         return sample.with_teacher_classes()
 
     def _fit_head(self, rows, labels, labelled, weight, classes):
@@ -491,9 +506,7 @@ class LELPProjector(
     def _gather(self, sample, moments):
         """Add the rows to `moments`, and estimate the head where none is given."""
         extra = sample.logits if sample.fits_logits else None
-        gather_moments(
-            sample.rows, sample.codes, sample.weight, moments=moments, extra=extra
-        )
+        gather_moments(sample.data, moments, extra)
         validation.check_every_class(moments.weight, sample.classes)
         if sample.head is not None:
             return sample
@@ -506,7 +519,7 @@ class LELPProjector(
         sample = replace(sample, head=head).with_teacher_classes()
         if unlabelled.any():
             codes = np.where(unlabelled, sample.codes, -1)
-            gather_moments(sample.rows, codes, sample.weight, moments=moments)
+            gather_moments(replace(sample, codes=codes).data, moments)
         return sample
 
     def _removed(self, sample):
@@ -515,24 +528,18 @@ class LELPProjector(
 
     def _stream_covariance(self, sample, removed, random_state):
         """Class covariances by passes over the rows, the first one begun well."""
-        data = sample.rows, sample.codes, sample.weight
-        n_classes = len(sample.classes)
-        held = np.bincount(
-            sample.codes[sample.codes >= 0],
-            sample.weight[sample.codes >= 0],
-            minlength=n_classes,
-        )
-        validation.check_every_class(held, sample.classes)
+        data, n_classes = sample.data, len(sample.classes)
+        validation.check_every_class(data.class_weights(n_classes), sample.classes)
         solves = isinstance(self.splitter, str) and self.splitter == "pca"
         n_vectors = 0
         if solves and self.svd_solver != "full" and self.n_subclasses != 1:
             n_vectors = self._n_directions() + self.n_oversamples
         centres, starts = [], []
-        for drawn in class_samples(*data, n_classes, random_state):
+        for drawn in class_samples(data, n_classes, random_state):
             centres.append(drawn.mean)
             starts.append(sampled_subspace(drawn, removed, n_vectors, random_state))
         return StreamedCovariance(
-            *data, centres=np.stack(centres), removed=removed, starts=starts
+            data, centres=np.stack(centres), removed=removed, starts=starts
         )
 
     def _n_directions(self):
@@ -604,8 +611,7 @@ class LELPProjector(
         self, sample, covariance, removed, random_state, *, streaming
     ) -> Solver:
         if self.svd_solver == "full" and not streaming:
-            rows = sample.rows, sample.codes, sample.weight
-            return partial(full_directions, *rows, covariance, removed)
+            return partial(full_directions, sample.data, covariance, removed)
         power = None if self.iterated_power == "auto" else self.iterated_power
         if not isinstance(covariance, ExplicitCovariance):
             started = covariance.started
@@ -624,19 +630,19 @@ class LELPProjector(
 
 def _find_centroids(sample, covariance, removed, wanted, random_state, stream):
     """Centroids (S, d) of each class about its mean; a stream goes on from its own."""
-    data = sample.rows, sample.codes, sample.weight
-    where = covariance.mean, removed
+    data, where = sample.data, (covariance.mean, removed)
     if stream is not None and stream.centroids is not None:
         stream.centroids.add(data, *where)
         return stream.centroids.relative(*where)
-    held = np.bincount(sample.codes[sample.weight > 0], minlength=len(sample.classes))
-    validation.check_every_class(held, sample.classes)
+    validation.check_every_class(
+        data.class_weights(len(sample.classes)), sample.classes
+    )
     n_clusters = wanted or splitters.AUTO_N_SUBCLASSES
-    centroids = class_centroids(*data, *where, n_clusters, random_state)
+    centroids = class_centroids(data, covariance, removed, n_clusters, random_state)
     fewest = min(len(each) for each in centroids)
     if wanted is None and fewest < n_clusters:
         # As many as every class allows.
-        centroids = class_centroids(*data, *where, fewest, random_state)
+        centroids = class_centroids(data, covariance, removed, fewest, random_state)
     if stream is not None:
         stream.centroids = RunningCentroids.start(centroids, covariance.mean)
         stream.centroids.add(data, *where)

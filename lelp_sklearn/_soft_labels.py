@@ -16,6 +16,7 @@ from lelp_sklearn._common import validation
 from lelp_sklearn._common.files import new_npy
 from lelp_sklearn._projection import tensors
 from lelp_sklearn._projection.blocks import row_slices
+from lelp_sklearn._projection.digests import row_digests
 from lelp_sklearn._projection.threads import map_parts
 
 
@@ -57,13 +58,10 @@ class SoftLabelMixin:
         ------
         ValueError
             If X or the logits hold NaN or infinity, if shapes do not fit, or if `out`
-            cannot be written.
+            cannot be written or overlaps what is read.
         """
         self._check_fitted()
-        # Nothing may be written into an array of the caller's before all is known to
-        # be well.
-        fills_array = out is not None and not isinstance(out, str | os.PathLike)
-        rows = self._check_rows(X, reset=False, look_for_nan=fills_array)
+        rows = self._check_rows(X, reset=False)
         logits = self._check_logits(teacher_logits, rows.shape[0])
         shape = rows.shape[0], self.offsets_.size
         dtype = np.result_type(rows.dtype, np.float32)
@@ -72,7 +70,10 @@ class SoftLabelMixin:
                 self._write(rows, logits, target)
             return np.lib.format.open_memmap(out, mode="r")
         if out is not None:
-            validation.check_out(out, shape, dtype)
+            validation.check_out(out, shape, dtype, [rows, logits])
+            # Nothing may be written into an array of the caller's before all is known
+            # to be well.
+            row_digests(rows)
             self._write(rows, logits, out)
             return out
         soft_labels = np.empty(shape, dtype)
@@ -152,32 +153,52 @@ class SoftLabelMixin:
             If a row holds NaN or infinity: found on the way, since looking for it
             beforehand would read the rows twice.
         """
-        # Imported at the first call: numba would slow the import of the package.
-        from lelp_sklearn._projection import kernels
-
-        arguments = self._kernel_arguments(target.dtype, with_logits=logits is not None)
-        no_logits = np.empty((0, len(self.classes_)), target.dtype)
-        temperatures = [
-            target.dtype.type(value)
-            for value in (self.temperature, self.subclass_temperature_)
-        ]
-
         # A plain array even where it maps a file.
         target = np.asarray(target)
+        write_block = self._block_writer(rows, logits, target.dtype)
 
         def write(block):
-            given = no_logits if logits is None else logits[block].astype(target.dtype)
-            return block, kernels.soft_labels(
-                kernels.readable(rows[block], target.dtype),
-                *arguments,
-                kernels.readable(given, target.dtype),
-                *temperatures,
-                target[block],
-            )
+            return block, write_block(block, target[block])
 
         for block, finite in map_parts(write, row_slices(rows)):
             if not finite:
                 validation.check_finite_block(rows[block], block.start, "X")
+                target[block] = self._in_double(rows, logits, block)
+
+    def _in_double(self, rows, logits, block):
+        """Soft labels of a block whose scores overflow single precision."""
+        soft_labels = np.empty((block.stop - block.start, self.offsets_.size))
+        write_block = self._block_writer(rows, logits, soft_labels.dtype)
+        if not write_block(block, soft_labels):
+            raise validation.too_large(soft_labels.dtype)
+        return soft_labels
+
+    def _block_writer(self, rows, logits, dtype):
+        """Give a function that writes a block's soft labels, computed in `dtype`.
+
+        It says whether all scores are finite.
+        """
+        # Imported at the first call: numba would slow the import of the package.
+        from lelp_sklearn._projection import kernels
+
+        arguments = self._kernel_arguments(dtype, with_logits=logits is not None)
+        no_logits = np.empty((0, len(self.classes_)), dtype)
+        temperatures = [
+            dtype.type(value)
+            for value in (self.temperature, self.subclass_temperature_)
+        ]
+
+        def write(block, target):
+            given = no_logits if logits is None else logits[block].astype(dtype)
+            return kernels.soft_labels(
+                kernels.readable(rows[block], dtype),
+                *arguments,
+                kernels.readable(given, dtype),
+                *temperatures,
+                target,
+            )
+
+        return write
 
     def _kernel_arguments(self, dtype, *, with_logits):
         """Centre, packed columns and offsets of the projections and of the logits.
@@ -213,8 +234,8 @@ class SoftLabelMixin:
         logits = validation.check_logits(logits, n_samples)
         return validation.logits_of_classes(logits, len(self.classes_))
 
-    def _check_rows(self, X, *, reset, look_for_nan=True):
-        """Give X as rows to be read in blocks, unless told otherwise all finite."""
+    def _check_rows(self, X, *, reset):
+        """Give X as rows to be read in blocks; whether they are finite is not known."""
         if tensors.is_tensor(X):
             validation.check_tensor(X)
             rows = tensors.as_rows(X)
@@ -226,11 +247,8 @@ class SoftLabelMixin:
                 X,
                 reset=reset,
                 dtype=[np.float64, np.float32, np.float16],
-                # Checked below: scikit-learn makes a mask of the size of float16 input,
-                # and does not name the row.
+                # Found where the rows are read: scikit-learn makes a mask of the size
+                # of float16 input, and does not name the row.
                 ensure_all_finite=False,
             )
-        if look_for_nan:
-            for block in row_slices(rows):
-                validation.check_finite_block(rows[block], block.start, "X")
         return rows

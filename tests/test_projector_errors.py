@@ -56,6 +56,14 @@ def test_first_row_that_is_not_finite_is_named(value, dtype, method):
     )
 
 
+@pytest.mark.parametrize("splitter", ["pca", "kmeans"])
+def test_squares_beyond_single_precision(splitter):
+    large = X.astype(np.float32) * np.float32(1e20)
+    estimator = projector(splitter=splitter)
+    assert_refused(lambda: estimator.fit(large, CODES), "X", "float32", "divide")
+    estimator.fit(large.astype(np.float64), CODES)
+
+
 def test_row_that_is_not_finite_is_named_in_a_late_block():
     rows = np.tile(X.astype(np.float32), (60, 1))
     rows[7000, 0] = np.nan

@@ -236,6 +236,17 @@ def test_out_that_does_not_fit(projector, problem, out, fragment):
     assert fragment in str(caught.value)
 
 
+def test_out_that_overlaps_what_is_read_is_refused(projector, problem):
+    table = np.zeros((len(problem.X), problem.X.shape[1] + 6))
+    table[:, 6:] = problem.X
+    # Beside one another within the same rows is no overlap.
+    beside = projector.transform(table[:, 6:], out=table[:, :6])
+    assert_array_equal(beside, projector.transform(problem.X))
+    with pytest.raises(ValueError, match="out overlaps X"):
+        projector.transform(table[:, 6:], out=table[:, 2:8])
+    assert_array_equal(table[:, 6:], problem.X)
+
+
 def test_read_only_out_is_refused(projector, problem):
     out = np.empty((len(problem.X), 6))
     out.setflags(write=False)

@@ -39,6 +39,20 @@ def check_finite_block(block: NDArray[Any], first_row: int, name: str) -> None:
     )
 
 
+def check_no_overflow(sums: ArrayLike, dtype: np.dtype[Any]) -> None:
+    """Raise if sums over finite embeddings are not finite."""
+    if not np.all(np.isfinite(sums)):
+        raise too_large(dtype)
+
+
+def too_large(dtype: np.dtype[Any]) -> ValueError:
+    """Make the error for embeddings whose sums or scores overflow."""
+    return ValueError(
+        f"Input X holds numbers so large that sums over them overflow {dtype}; divide "
+        "X, and with it the head's intercept, by a constant."
+    )
+
+
 def check_tensor(tensor: Any) -> None:
     """Raise unless a tensor has rows and real features."""
     shape = tuple(tensor.shape)
@@ -411,8 +425,13 @@ def check_soft_label_shape(shape: tuple[int, ...], n_columns: int) -> None:
         )
 
 
-def check_out(out: Any, shape: tuple[int, int], dtype: np.dtype[Any]) -> None:
-    """Raise unless the array `out` can take the result as it is."""
+def check_out(
+    out: Any,
+    shape: tuple[int, int],
+    dtype: np.dtype[Any],
+    inputs: list[Any],
+) -> None:
+    """Raise unless the array `out` can take the result as it is, apart from inputs."""
     if not isinstance(out, np.ndarray):
         raise TypeError(
             f"out must be a NumPy array or the path of a '.npy' file, got {type(out)}."
@@ -422,5 +441,8 @@ def check_out(out: Any, shape: tuple[int, int], dtype: np.dtype[Any]) -> None:
             f"out is {out.dtype} of shape {out.shape}; the result is {dtype} of shape "
             f"{shape}."
         )
+    arrays = [array for array in inputs if isinstance(array, np.ndarray)]
+    if any(np.shares_memory(out, array) for array in arrays):
+        raise ValueError("out overlaps X or the logits; pass an array of its own.")
     if not out.flags.writeable:
         raise ValueError("out is read-only; pass an array that may be written to.")

@@ -1,6 +1,7 @@
 """Rows of embeddings, read a block at a time: the only place that up-casts them."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,6 +27,42 @@ class Rows(Protocol):
     def __getitem__(self, rows: Any) -> NDArray[Any]: ...
 
 
+@dataclass(frozen=True)
+class LabelledRows:
+    """Rows of embeddings, each with a class and a weight.
+
+    Parameters
+    ----------
+    X : (n, d)
+    codes : (n,) class of each row; -1 for a row without a class or without weight
+    weight : (n,)
+    digests : (n,) uint64
+        Alike for rows that are alike, by `row_digests`.
+    """
+
+    X: Rows
+    codes: IntArray
+    weight: FloatArray
+    digests: NDArray[np.uint64]
+
+    @classmethod
+    def of(
+        cls,
+        X: Rows,
+        codes: IntArray,
+        weight: FloatArray,
+        digests: NDArray[np.uint64],
+    ) -> "LabelledRows":
+        """Take rows without weight out of their classes."""
+        return cls(X, np.where(weight > 0, codes, -1), weight, digests)
+
+    def class_weights(self, n_classes: int) -> FloatArray:
+        """Sum of the weights of each class (C,)."""
+        held = self.codes >= 0
+        sums = np.bincount(self.codes[held], self.weight[held], minlength=n_classes)
+        return sums.astype(np.float64)
+
+
 def row_slices(X: Rows) -> Iterator[slice]:
     """Cut the rows of X into slices that fit scikit-learn's ``working_memory``."""
     n_rows, n_features = X.shape
@@ -40,21 +77,20 @@ def read_block(X: Rows, rows: slice, dtype: type[np.floating[Any]]) -> FloatArra
 
 
 def class_blocks(
-    X: Rows, codes: IntArray, sample_weight: FloatArray, n_classes: int
+    data: LabelledRows, n_classes: int
 ) -> Iterator[tuple[int, FloatArray, FloatArray, IntArray]]:
     """Give the rows of each class, block by block, in double precision.
 
-    Rows without weight and rows without a class (code -1) are left out.
+    Rows without a class are left out.
 
     Yields
     ------
     code, rows (m, d) float64, their weights (m,), their indices in X (m,)
     """
-    for rows in row_slices(X):
-        block = read_block(X, rows, np.float64)
-        block_codes = np.where(sample_weight[rows] > 0, codes[rows], -1)
+    for rows in row_slices(data.X):
+        block = read_block(data.X, rows, np.float64)
         for code in range(n_classes):
-            mine = np.flatnonzero(block_codes == code)
+            mine = np.flatnonzero(data.codes[rows] == code)
             if mine.size:
                 index = mine + rows.start
-                yield code, block[mine], sample_weight[index], index
+                yield code, block[mine], data.weight[index], index

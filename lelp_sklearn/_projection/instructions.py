@@ -8,22 +8,36 @@ from typing import Any
 
 import numpy as np
 from llvmlite import binding, ir
-from numba import types
+from numba import config, types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
+
+def _has_wide_registers() -> bool:
+    """Whether Numba compiles for a processor that is known to have AVX-512."""
+    # What is configured, type checkers do not see.
+    if getattr(config, "CPU_NAME", None) not in (None, "host"):
+        return False
+    try:
+        return bool(binding.get_host_cpu_features().get("avx512f"))
+    except RuntimeError:
+        # Of some processors LLVM knows no features.
+        return False
+
+
 # Bytes of a vector register. A processor with less splits the vectors by itself.
-REGISTER_BYTES = 64 if binding.get_host_cpu_features().get("avx512f") else 32
+REGISTER_BYTES = 64 if _has_wide_registers() else 32
 _INDEX = ir.IntType(64)
 _INT = ir.IntType(32)
 _BYTE_POINTER = ir.IntType(8).as_pointer()
 
 # exp(x) = 2^n exp(r) with |r| <= log(2) / 2; log(2) in two parts, of which the first
 # has so few digits that its product with n is exact.
-_LOWEST = np.float32(-87.0)
 _LOG2_E = np.float32(1.4426950408889634)
 _LOG_2_HIGH = np.float32(0.693359375)
 _LOG_2_LOW = np.float32(-2.12194440e-4)
+# exp of less is so small that processors are slow with its products.
+_LOWEST = np.float32(-80.0)
 # Added to a small number it leaves that number, rounded, in the lowest bits.
 _ROUNDER = np.float32(1.5 * 2**23)
 _TAYLOR = tuple(np.float32(1 / math.factorial(i)) for i in range(8))
@@ -182,7 +196,7 @@ def _as_number(value: Any) -> Any:
 
 
 def exp(x: Any) -> Any:
-    """exp(x) of x <= 0, in single precision to 2e-7 relative; below -87 that of -87.
+    """exp(x) of x <= 0, in single precision to 2e-7 relative; below -80 that of -80.
 
     Unlike `math.exp`, in single precision a loop over it becomes vector instructions.
     """
@@ -219,6 +233,17 @@ def _half_to_single(typing_context: Any, bits: Any) -> Any:
         return builder.fpext(builder.bitcast(args[0], ir.HalfType()), ir.FloatType())
 
     return types.float32(types.uint16), codegen
+
+
+@intrinsic
+def bits_of(typing_context: Any, number: Any) -> Any:
+    """Bits of a number of single or double precision, as an integer of 64 bits."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        bits = builder.bitcast(args[0], ir.IntType(number.bitwidth))
+        return bits if number.bitwidth == 64 else builder.zext(bits, ir.IntType(64))
+
+    return types.uint64(number), codegen
 
 
 @intrinsic

@@ -10,6 +10,7 @@ from lelp_sklearn._common.typing import BoolArray, FloatArray, IntArray
 from lelp_sklearn._projection.instructions import (
     REGISTER_BYTES,
     as_number,
+    bits_of,
     exp,
     multiply_add,
     multiply_add_transposed,
@@ -24,6 +25,7 @@ _TILE_BYTES = 2**18
 # A row of the tile is this many numbers longer than needed: rows a power of two apart
 # would fall into the same few lines of the first-level cache.
 _SKEW = 16
+_HALF_OF_THE_BITS = np.uint64(32)
 
 
 def pack(columns: FloatArray) -> FloatArray:
@@ -47,15 +49,16 @@ def class_products(
     weight: FloatArray,
     centre: FloatArray,
     packed: FloatArray,
-) -> tuple[FloatArray, FloatArray]:
-    """Give the sums of `add_products` over the chosen ones of some rows."""
+) -> tuple[FloatArray, float]:
+    """Give the sums (d, k) and squares of `add_products` over the chosen rows."""
     n_features, width = packed.shape
     total = np.zeros((n_features + 8, width), packed.dtype)
     squares = np.zeros(n_features, packed.dtype)
     index = np.flatnonzero(chosen)
-    own_weight = weight[index].astype(packed.dtype)
+    own_weight, unit = _scaled(weight[index], packed.dtype)
     add_products(rows, index, own_weight, centre, packed, total, squares)
-    return total[:n_features], squares
+    sums: FloatArray = total[:n_features].astype(np.float64) * unit
+    return sums, float(squares.sum(dtype=np.float64)) * unit
 
 
 def cluster_sums(
@@ -74,10 +77,16 @@ def cluster_sums(
     sums = np.zeros(centroids.shape, packed.dtype)
     held = np.zeros(len(centroids))
     index = np.flatnonzero(chosen)
-    own_weight = weight[index].astype(packed.dtype)
+    own_weight, unit = _scaled(weight[index], packed.dtype)
     half_squares = half_squares.astype(packed.dtype)
     add_to_nearest(rows, index, own_weight, centre, packed, half_squares, sums, held)
-    return sums, held
+    return sums.astype(np.float64) * unit, held * unit
+
+
+def _scaled(weight: FloatArray, dtype: np.dtype[Any]) -> tuple[FloatArray, float]:
+    """Weights in units of the largest, which single precision can hold; the unit."""
+    unit = float(weight.max(initial=0)) or 1.0
+    return (weight / unit).astype(dtype), unit
 
 
 def readable(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -159,6 +168,32 @@ def soft_labels(
             for k in range(n_outputs):
                 out[start + r, k] = scores[k, r]
     return finite
+
+
+@njit(cache=True, nogil=True)
+def digest_rows(
+    X: NDArray[Any],
+    factors: NDArray[np.uint64],
+    infinity: np.uint64,
+    sign: np.uint64,
+    digests: NDArray[np.uint64],
+) -> bool:
+    """Write the sum of bits times factors of each row; give whether all is finite.
+
+    `infinity` and `sign` are the bits of infinity and of -0.0.
+    """
+    last_of_exponent, flags = sign - infinity, np.uint64(0)
+    for r in range(len(X)):
+        digest = np.uint64(0)
+        for k in range(X.shape[1]):
+            # Adding zero makes -0.0 positive.
+            bits: np.uint64 = bits_of(as_number(X[r, k]) + np.float32(0))
+            # The exponent of what is not finite is all ones: one more is carried over.
+            flags |= (bits & infinity) + last_of_exponent
+            # Small whole numbers have only zeros in the lower half of double precision.
+            digest += (bits ^ (bits >> _HALF_OF_THE_BITS)) * factors[k]
+        digests[r] = digest
+    return bool(flags & sign == 0)
 
 
 @njit(cache=True, nogil=True)

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import linalg
 
-from lelp_sklearn._common.typing import FloatArray, IntArray
-from lelp_sklearn._projection.blocks import Rows, class_blocks, row_slices
+from lelp_sklearn._common.typing import FloatArray
+from lelp_sklearn._common.validation import check_no_overflow
+from lelp_sklearn._projection.blocks import LabelledRows, class_blocks, row_slices
 from lelp_sklearn._projection.clustering import (
     MAX_ITERATIONS,
     TOLERANCE,
@@ -16,7 +17,12 @@ from lelp_sklearn._projection.clustering import (
     membership,
 )
 from lelp_sklearn._projection.directions import tidy, to_null_space
-from lelp_sklearn._projection.starts import class_samples, sampled_subspace
+from lelp_sklearn._projection.starts import (
+    ClassSample,
+    class_samples,
+    sampled_subspace,
+)
+from lelp_sklearn._projection.statistics import Covariance
 from lelp_sklearn._projection.threads import map_parts
 
 # Clusters are found in a few dimensions more than there are clusters.
@@ -24,10 +30,8 @@ _EXTRA_DIRECTIONS = 10
 
 
 def class_centroids(
-    X: Rows,
-    codes: IntArray,
-    sample_weight: FloatArray,
-    mean: FloatArray,
+    data: LabelledRows,
+    covariance: Covariance,
     removed: FloatArray,
     n_clusters: int,
     random_state: np.random.RandomState,
@@ -37,24 +41,18 @@ def class_centroids(
     Clusters are found among a sample of the class, in its principal coordinates, where
     an iteration costs little; then they move among all rows in the whole space, a pass
     over the rows at a time, until that explains little more. k_c is less than
-    `n_clusters` where the sample has fewer distinct rows.
+    `n_clusters` where the class has fewer distinct rows.
     """
-    samples = class_samples(X, codes, sample_weight, len(mean), random_state)
     centroids: list[FloatArray] = []
-    for sample in samples:
-        n_vectors = n_clusters + _EXTRA_DIRECTIONS
-        basis = sampled_subspace(sample, removed, n_vectors, random_state)
-        points = sample.rows @ basis.astype(sample.rows.dtype)
-        axes = _principal_axes(points, sample.weight, basis)
-        points = (sample.rows @ axes.astype(sample.rows.dtype)).astype(np.float64)
-        labels = cluster(points, sample.weight, n_clusters)
-        means = cluster_means(points, sample.weight, labels)
-        # In the order of the first principal direction: the order in which clusters
-        # came about hangs on rounding.
-        if axes.size:
-            means = means[means[:, 0].argsort()]
-        centroids.append(means @ axes.T)
-    return _settle((X, codes, sample_weight), mean, removed, centroids)
+    samples = class_samples(data, len(covariance.mean), random_state)
+    for code, sample in enumerate(samples):
+        found = _sample_centroids(sample, removed, n_clusters, random_state)
+        step = to_null_space(sample.mean - covariance.mean[code], removed)
+        found += step
+        if not sample.is_whole and len(found) < n_clusters:
+            found = _add_rare(data, code, covariance, removed, found, n_clusters)
+        centroids.append(found)
+    return _settle(data, covariance, removed, centroids)
 
 
 @dataclass
@@ -83,13 +81,13 @@ class RunningCentroids:
 
     def add(
         self,
-        data: tuple[Rows, IntArray, FloatArray],
+        data: LabelledRows,
         mean: FloatArray,
         rows: FloatArray,
     ) -> None:
         """Assign a block of the stream to the centroids as they are, and move them."""
         centroids = self.relative(mean, rows)
-        for code, block, weight, _ in class_blocks(*data, len(centroids)):
+        for code, block, weight, _ in class_blocks(data, len(centroids)):
             labels = assign(block - mean[code], centroids[code])
             members = membership(labels, weight, len(centroids[code]))
             gained = members.sum(axis=1)
@@ -97,6 +95,29 @@ class RunningCentroids:
             total += gained
             held = np.maximum(total, np.finfo(np.float64).tiny)[:, None]
             points += (members @ block - gained[:, None] * points) / held
+
+
+def _sample_centroids(
+    sample: ClassSample,
+    removed: FloatArray,
+    n_clusters: int,
+    random_state: np.random.RandomState,
+) -> FloatArray:
+    """Centroids (k, d) of a sample, relative to its mean."""
+    n_vectors = n_clusters + _EXTRA_DIRECTIONS
+    basis = sampled_subspace(sample, removed, n_vectors, random_state)
+    points = sample.rows @ basis.astype(sample.rows.dtype)
+    axes = _principal_axes(points, sample.weight, basis)
+    points = (sample.rows @ axes.astype(sample.rows.dtype)).astype(np.float64)
+    means = cluster_means(
+        points, sample.weight, cluster(points, sample.weight, n_clusters)
+    )
+    # In the order of the first principal direction: the order in which clusters came
+    # about hangs on rounding.
+    if axes.size:
+        means = means[means[:, 0].argsort()]
+    found: FloatArray = means @ axes.T
+    return found
 
 
 def _principal_axes(
@@ -110,25 +131,56 @@ def _principal_axes(
     return tidy(basis @ turn[:, ::-1], values[::-1], basis[:, :0], -1.0).vectors
 
 
+def _add_rare(
+    data: LabelledRows,
+    code: int,
+    covariance: Covariance,
+    removed: FloatArray,
+    centroids: FloatArray,
+    n_clusters: int,
+) -> FloatArray:
+    """Make rows of a class centroids that are far from all, the farthest first."""
+    # Distances that rounding alone can leave.
+    rounding = 10 * np.finfo(np.float64).eps * covariance.null_variance[code]
+    while len(centroids) < n_clusters:
+        farthest, added = rounding, centroids[:0]
+        for mine, block, _, _ in class_blocks(data, len(covariance.mean)):
+            if mine != code:
+                continue
+            offsets = to_null_space((block - covariance.mean[code]).T, removed).T
+            apart = offsets - centroids[assign(offsets, centroids)]
+            squares = np.einsum("nd,nd->n", apart, apart)
+            place = squares.argmax()
+            if squares[place] > farthest:
+                farthest, added = squares[place], offsets[place : place + 1]
+        if not len(added):
+            break
+        centroids = np.vstack([centroids, added])
+    return centroids
+
+
 def _settle(
-    data: tuple[Rows, IntArray, FloatArray],
-    mean: FloatArray,
+    data: LabelledRows,
+    covariance: Covariance,
     removed: FloatArray,
     centroids: list[FloatArray],
 ) -> list[FloatArray]:
     """Lloyd's iterations over all rows in the whole space, all classes in one pass."""
+    variation = float(covariance.weight @ covariance.null_variance)
     explained = 0.0
     for _ in range(MAX_ITERATIONS):
-        # A pass that explains little more is the last.
         before = explained
-        centroids, explained = _lloyd_pass(data, mean, removed, centroids)
-        if explained - before <= TOLERANCE * explained:
+        centroids, explained = _lloyd_pass(data, covariance.mean, removed, centroids)
+        # A pass that lowers the inertia by little is the last; less than this part of
+        # what is explained may be rounding.
+        inertia = max(variation - explained, TOLERANCE * explained)
+        if explained - before <= TOLERANCE * inertia:
             break
     return centroids
 
 
 def _lloyd_pass(
-    data: tuple[Rows, IntArray, FloatArray],
+    data: LabelledRows,
     mean: FloatArray,
     removed: FloatArray,
     centroids: list[FloatArray],
@@ -137,25 +189,27 @@ def _lloyd_pass(
     # Imported at the first call: numba would slow the import of the package.
     from lelp_sklearn._projection import kernels
 
-    X, codes, sample_weight = data
-    codes = np.where(sample_weight > 0, codes, -1)
-    dtype = np.result_type(X.dtype, np.float32)
+    dtype = np.result_type(data.X.dtype, np.float32)
     known = [
         (kernels.readable(m, dtype), kernels.pack(each.T.astype(dtype)), each)
         for m, each in zip(mean, centroids, strict=True)
     ]
+    with np.errstate(over="ignore"):
+        check_no_overflow(
+            [np.vdot(each, each).astype(dtype) for each in centroids], dtype
+        )
 
     def work(block: slice) -> list[tuple[FloatArray, FloatArray]]:
-        rows = kernels.readable(X[block], dtype)
-        chosen = [codes[block] == c for c in range(len(known))]
+        rows = kernels.readable(data.X[block], dtype)
+        codes, weight = data.codes[block], data.weight[block]
         return [
-            kernels.cluster_sums(rows, mine, sample_weight[block], *own)
-            for mine, own in zip(chosen, known, strict=True)
+            kernels.cluster_sums(rows, codes == c, weight, *own)
+            for c, own in enumerate(known)
         ]
 
     sums = [np.zeros_like(each) for each in centroids]
     weights = [np.zeros(len(each)) for each in centroids]
-    for found in map_parts(work, row_slices(X)):
+    for found in map_parts(work, row_slices(data.X)):
         for c, (total, held) in enumerate(found):
             sums[c] += total
             weights[c] += held
@@ -167,4 +221,5 @@ def _lloyd_pass(
         new = to_null_space((total / held).T, removed).T
         moved.append(np.where(weight[:, None] > 0, new, old))
         explained += float(weight @ np.einsum("kd,kd->k", new, new))
+    check_no_overflow(explained, dtype)
     return moved, explained

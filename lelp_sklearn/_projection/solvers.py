@@ -3,8 +3,8 @@
 import numpy as np
 from scipy import linalg
 
-from lelp_sklearn._common.typing import FloatArray, IntArray
-from lelp_sklearn._projection.blocks import Rows, class_blocks
+from lelp_sklearn._common.typing import FloatArray
+from lelp_sklearn._projection.blocks import LabelledRows, class_blocks
 from lelp_sklearn._projection.directions import Directions, tidy, to_null_space
 from lelp_sklearn._projection.statistics import Covariance, ExplicitCovariance
 
@@ -31,9 +31,7 @@ def eigh_directions(
 
 
 def full_directions(
-    X: Rows,
-    codes: IntArray,
-    sample_weight: FloatArray,
+    data: LabelledRows,
     covariance: Covariance,
     rows: FloatArray,
     n_directions: int,
@@ -41,7 +39,7 @@ def full_directions(
     """Exact directions from a full SVD of each class's rows, which are copied."""
     n_classes = covariance.weight.size
     scaled: list[list[FloatArray]] = [[] for _ in range(n_classes)]
-    for code, block, weight, _ in class_blocks(X, codes, sample_weight, n_classes):
+    for code, block, weight, _ in class_blocks(data, n_classes):
         centred = block - covariance.mean[code]
         scaled[code].append(np.sqrt(weight)[:, None] * centred)
     found = []

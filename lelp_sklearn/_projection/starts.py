@@ -7,12 +7,12 @@ import numpy as np
 from scipy import linalg
 
 from lelp_sklearn._common.typing import FloatArray, IntArray
-from lelp_sklearn._projection.blocks import Rows
+from lelp_sklearn._projection.blocks import LabelledRows
+from lelp_sklearn._projection.digests import Digests, scramble
 from lelp_sklearn._projection.directions import to_null_space
 
-# Rows of a class that are drawn: this share of them, within bounds on the rows and on
-# the numbers in them. A class within the lower bound is taken whole, so that the order
-# of rows and copies of a row change nothing there.
+# Distinct rows of a class that are drawn: this share of them, within bounds on the rows
+# and on the numbers in them. A class within the lower bound is taken whole.
 _SAMPLE_SHARE = 0.08
 _SAMPLE_ROWS = (2048, 8192)
 _SAMPLE_NUMBERS = 2**24
@@ -24,31 +24,40 @@ _SAMPLE_POWERS = 3
 
 @dataclass(frozen=True)
 class ClassSample:
-    """Rows (m, d) of a class about their mean (d,), with weights (m,) that sum to 1."""
+    """Rows (m, d) of a class about their mean (d,), with weights (m,) that sum to 1.
+
+    `is_whole` says whether these are all distinct rows of the class.
+    """
 
     rows: FloatArray
     weight: FloatArray
     mean: FloatArray
+    is_whole: bool
 
 
 def class_samples(
-    X: Rows,
-    codes: IntArray,
-    sample_weight: FloatArray,
-    n_classes: int,
-    random_state: np.random.RandomState,
+    data: LabelledRows, n_classes: int, random_state: np.random.RandomState
 ) -> Iterator[ClassSample]:
     """Draw rows of each class, one class after the other; a small class is taken whole.
 
-    At random, since neighbouring rows may be alike.
+    Copies of a row count as one row of their joint weight, and what is drawn hangs on
+    the content of the rows, not on their order.
     """
+    seed = np.uint64(random_state.randint(2**31 - 1))
     for code in range(n_classes):
-        index = np.flatnonzero((codes == code) & (sample_weight > 0))
-        index = _draw(index, X.shape[1], random_state)
-        rows = np.asarray(X[index], dtype=np.result_type(X.dtype, np.float32))
-        weight = sample_weight[index] / sample_weight[index].sum()
+        index = np.flatnonzero(data.codes == code)
+        first, weight = _distinct(data.digests[index], data.weight[index])
+        index = index[first]
+        size = _sample_size(len(index), data.X.shape[1])
+        drawn, weight = _draw(data.digests[index] ^ seed, weight, size)
+        # Read in the order of the rows.
+        order = index[drawn].argsort()
+        rows = data.X[index[drawn[order]]]
+        rows = np.asarray(rows, dtype=np.result_type(rows.dtype, np.float32))
+        weight = weight[order] / weight.sum()
         mean = weight @ rows
-        yield ClassSample(rows - mean.astype(rows.dtype), weight, mean)
+        centred = rows - mean.astype(rows.dtype)
+        yield ClassSample(centred, weight, mean, is_whole=size == len(index))
 
 
 def sampled_subspace(
@@ -64,7 +73,10 @@ def sampled_subspace(
     start = random_start(removed, n_vectors, random_state)
     if not start.size:
         return start
-    rows = np.sqrt(sample.weight).astype(sample.rows.dtype)[:, None] * sample.rows
+    # In units of the largest number, whose square single precision may not hold.
+    largest = np.abs(sample.rows).max() or 1
+    scale = np.sqrt(sample.weight).astype(sample.rows.dtype) / largest
+    rows = scale[:, None] * sample.rows
     if rows.shape[1] <= _MAX_EXACT:
         half = to_null_space((rows.T @ rows).astype(np.float64), removed)
         vectors = linalg.eigh(to_null_space(half.T, removed))[1]
@@ -92,16 +104,39 @@ def random_start(
     return _basis(random_state.standard_normal((n_features, size)), removed)
 
 
-def _draw(
-    index: IntArray, n_features: int, random_state: np.random.RandomState
-) -> IntArray:
+def _distinct(digests: Digests, weight: FloatArray) -> tuple[IntArray, FloatArray]:
+    """Index of the first of all equal rows, and the weight that they have together."""
+    # With its number in the lowest bits of its digest each row is one number, and
+    # sorting numbers is several times as fast as sorting an index.
+    number = np.uint64(2 ** len(digests).bit_length() - 1)
+    keys = digests & ~number | np.arange(len(digests), dtype=np.uint64)
+    keys.sort()
+    index = (keys & number).astype(np.intp)
+    content = keys & ~number
+    first = np.flatnonzero(np.append(True, content[1:] != content[:-1]))
+    return index[first], np.add.reduceat(weight[index], first)
+
+
+def _sample_size(n_rows: int, n_features: int) -> int:
     least, most = _SAMPLE_ROWS
     most = max(1, min(most, _SAMPLE_NUMBERS // n_features))
-    size = int(min(most, max(least, _SAMPLE_SHARE * len(index))))
-    if size >= len(index):
-        return index
-    drawn: IntArray = np.sort(random_state.choice(index, size, replace=False))
-    return drawn
+    return int(min(n_rows, most, max(least, _SAMPLE_SHARE * n_rows)))
+
+
+def _draw(
+    contents: Digests, weight: FloatArray, size: int
+) -> tuple[IntArray, FloatArray]:
+    """Rows drawn with the weights that make their sums those of all rows on average.
+
+    Priority sampling (Duffield, Lund and Thorup, 2007).
+    """
+    if size == len(weight):
+        return np.arange(size), weight
+    uniform = (scramble(contents).astype(np.float64) + 1) / 2.0**64
+    priority = weight / uniform
+    order = np.argpartition(-priority, size)
+    drawn = order[:size]
+    return drawn, np.maximum(weight[drawn], priority[order[size]])
 
 
 def _basis(vectors: FloatArray, removed: FloatArray) -> FloatArray:

@@ -5,8 +5,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from lelp_sklearn._common.typing import FloatArray, IntArray
-from lelp_sklearn._projection.blocks import Rows, class_blocks, row_slices
+from lelp_sklearn._common.typing import FloatArray
+from lelp_sklearn._common.validation import check_no_overflow
+from lelp_sklearn._projection.blocks import LabelledRows, class_blocks, row_slices
 from lelp_sklearn._projection.threads import map_parts
 
 
@@ -71,19 +72,10 @@ class ClassMoments:
 
 
 def gather_moments(
-    X: Rows,
-    codes: IntArray,
-    sample_weight: FloatArray,
-    *,
-    moments: ClassMoments,
-    extra: FloatArray | None = None,
+    data: LabelledRows, moments: ClassMoments, extra: FloatArray | None = None
 ) -> None:
-    """Add the rows of X to `moments`; `extra` columns, the logits, ride along.
-
-    Rows with code -1 or without weight are left out.
-    """
-    n_classes = moments.weight.size
-    for code, rows, weight, index in class_blocks(X, codes, sample_weight, n_classes):
+    """Add rows that have a class; `extra` columns (n, m), the logits, ride along."""
+    for code, rows, weight, index in class_blocks(data, moments.weight.size):
         joint = rows if extra is None else np.hstack([rows, extra[index]])
         moments.add(code, joint, weight)
 
@@ -134,23 +126,19 @@ class StreamedCovariance:
 
     def __init__(
         self,
-        X: Rows,
-        codes: IntArray,
-        sample_weight: FloatArray,
+        data: LabelledRows,
         *,
         centres: FloatArray,
         removed: FloatArray,
         starts: list[FloatArray],
     ) -> None:
-        self._rows = X, np.where(sample_weight > 0, codes, -1), sample_weight
-        self._dtype = np.result_type(X.dtype, np.float32)
+        self._data = data
+        self._dtype = np.result_type(data.X.dtype, np.float32)
         self._centres = centres.astype(self._dtype)
-        held = codes >= 0
-        self.weight = np.bincount(
-            codes[held], sample_weight[held], minlength=len(centres)
-        )
+        self.weight = data.class_weights(len(centres))
         bases = [np.hstack([removed, start]) for start in starts]
         products, sums, squares = self._pass(bases)
+        check_no_overflow(squares, self._dtype)
         self._step = sums / self.weight[:, None]
         self.mean = self._centres + self._step
         trace = squares / self.weight - np.sum(self._step**2, axis=1)
@@ -162,7 +150,7 @@ class StreamedCovariance:
         ]
         inside = [_variance(removed, product[:, :rank]) for product in products]
         self.null_variance = np.maximum(trace - inside, 0)
-        self.noise = _rounding(X.shape[1], self._dtype) * trace
+        self.noise = _rounding(data.X.shape[1], self._dtype) * trace
 
     def apply(self, bases: list[FloatArray]) -> list[FloatArray]:
         return self._about_means(self._pass(bases)[0], bases)
@@ -174,23 +162,24 @@ class StreamedCovariance:
         # Imported at the first call: numba would slow the import of the package.
         from lelp_sklearn._projection import kernels
 
-        X, codes, weight = self._rows
+        data = self._data
         centres = [kernels.readable(each, self._dtype) for each in self._centres]
         packed = [kernels.pack_with_ones(basis, self._dtype) for basis in bases]
 
-        def work(block: slice) -> list[tuple[FloatArray, FloatArray]]:
-            rows = kernels.readable(X[block], self._dtype)
+        def work(block: slice) -> list[tuple[FloatArray, float]]:
+            rows = kernels.readable(data.X[block], self._dtype)
+            codes, weight = data.codes[block], data.weight[block]
             return [
-                kernels.class_products(rows, codes[block] == c, weight[block], *known)
+                kernels.class_products(rows, codes == c, weight, *known)
                 for c, known in enumerate(zip(centres, packed, strict=True))
             ]
 
         totals: list[FloatArray] = [np.zeros(each.shape) for each in packed]
         squares: FloatArray = np.zeros(len(bases))
-        for sums in map_parts(work, row_slices(X)):
+        for sums in map_parts(work, row_slices(data.X)):
             for c, (total, square) in enumerate(sums):
                 totals[c] += total
-                squares[c] += square.sum(dtype=np.float64)
+                squares[c] += square
         products = [
             total[:, : basis.shape[1]]
             for total, basis in zip(totals, bases, strict=True)

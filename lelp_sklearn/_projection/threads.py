@@ -1,7 +1,8 @@
 """Blocks of rows over threads, as many as the caller's limits allow."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from sklearn.utils._openmp_helpers import _openmp_effective_n_threads
@@ -31,7 +32,8 @@ def map_parts(
     """Call `work`, which releases the interpreter lock, on every part; keep the order.
 
     The threads are Python's own and end with the iteration: no pool of OpenMP's or
-    Numba's that a fork or a second caller could meet.
+    Numba's that a fork or a second caller could meet. No more than two results a thread
+    wait to be taken.
     """
     parts = list(parts)
     n_workers = min(n_threads(), len(parts))
@@ -39,4 +41,15 @@ def map_parts(
         yield from map(work, parts)
         return
     with ThreadPoolExecutor(n_workers) as pool:
-        yield from pool.map(work, parts)
+        waiting: deque[Future[Result]] = deque()
+        try:
+            for part in parts:
+                if len(waiting) == 2 * n_workers:
+                    yield waiting.popleft().result()
+                waiting.append(pool.submit(work, part))
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            # After an error nothing more is begun.
+            for future in waiting:
+                future.cancel()

@@ -301,3 +301,19 @@ def test_automatic_subclasses_without_any_direction_are_vanilla_distillation(spl
     soft = projector.fit_transform(X, [0, 1, 0, 1])
     assert projector.n_subclasses_ == 1
     assert_allclose(soft, reference.class_probabilities(X))
+
+
+@pytest.mark.parametrize("subclass_temperature", [0, 0.5])
+def test_scores_beyond_single_precision(subclass_temperature):
+    problem = make_problem()
+    projector = LELPProjector(
+        n_subclasses=3,
+        head=problem.head,
+        subclass_temperature=subclass_temperature,
+        random_state=0,
+    ).fit(problem.X, problem.codes)
+    X = problem.X.astype(np.float32)
+    X[::7] *= np.float32(1e37)
+    soft_labels = projector.transform(X)
+    assert soft_labels.dtype == np.float32
+    assert_allclose(soft_labels, projector.transform(X.astype(np.float64)), atol=1e-5)

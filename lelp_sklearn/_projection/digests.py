@@ -1,0 +1,53 @@
+"""A digest of the content of each row, read once with the check for NaN."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lelp_sklearn._common.validation import check_finite_block
+from lelp_sklearn._projection.blocks import Rows, row_slices
+from lelp_sklearn._projection.threads import map_parts
+
+Digests = NDArray[np.uint64]
+
+# The constants of SplitMix64 (Steele, Lea and Flood, 2014).
+_STEP = np.uint64(0x9E3779B97F4A7C15)
+_MULTIPLIERS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_SHIFTS = np.uint64(30), np.uint64(27), np.uint64(31)
+
+
+def row_digests(X: Rows) -> Digests:
+    """Digest (n,) of each row of X, the same for equal rows and hardly for others.
+
+    The same also in half and single precision, and of 0.0 and -0.0. Multilinear
+    hashing (Carter and Wegman, 1979).
+
+    Raises
+    ------
+    ValueError
+        If X holds NaN or infinity.
+    """
+    # Imported at the first call: numba would slow the import of the package.
+    from lelp_sklearn._projection import kernels
+
+    n_rows, n_features = X.shape
+    dtype = np.result_type(X.dtype, np.float32)
+    factors = scramble(np.arange(1, n_features + 1, dtype=np.uint64) * _STEP)
+    digests = np.empty(n_rows, dtype=np.uint64)
+    unsigned = f"u{dtype.itemsize}"
+    infinity, sign = np.array([np.inf, -0.0], dtype).view(unsigned).astype(np.uint64)
+
+    def work(block: slice) -> tuple[slice, bool]:
+        rows = kernels.readable(X[block], dtype)
+        return block, kernels.digest_rows(rows, factors, infinity, sign, digests[block])
+
+    for block, finite in map_parts(work, row_slices(X)):
+        if not finite:
+            check_finite_block(X[block], block.start, "X")
+    return digests
+
+
+def scramble(numbers: Digests) -> Digests:
+    """Turn 64-bit numbers, one to one, into such as look drawn at random."""
+    for shift, multiplier in zip(_SHIFTS, _MULTIPLIERS, strict=False):
+        numbers = (numbers ^ (numbers >> shift)) * multiplier
+    return numbers ^ (numbers >> _SHIFTS[-1])

@@ -1,0 +1,142 @@
+"""Classes of more rows than are sampled: presentation still changes nothing."""
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.datasets import make_blobs
+
+from lelp_sklearn import LELPProjector
+from lelp_sklearn._projection.blocks import LabelledRows
+from lelp_sklearn._projection.digests import row_digests
+from lelp_sklearn._projection.starts import class_samples
+
+N_ROWS = 10_000
+
+
+def large_classes():
+    """Two classes of about 5000 rows in groups, and the head of a teacher."""
+    X, group = make_blobs(N_ROWS, 12, centers=14, cluster_std=4.0, random_state=0)
+    head = np.random.RandomState(1).normal(size=(2, 12)) / 10
+    return X, group % 2, (head, np.zeros(2))
+
+
+def fit(X, codes, head, splitter, **metadata):
+    projector = LELPProjector(5, splitter=splitter, head=head, random_state=0)
+    return projector.fit(X, codes, **metadata)
+
+
+def assert_same_fit(left, right, X):
+    assert_allclose(left.mean_, right.mean_, atol=1e-9)
+    assert_allclose(left.subclass_temperature_, right.subclass_temperature_, rtol=1e-9)
+    assert_allclose(left.transform(X), right.transform(X), atol=1e-7)
+
+
+@pytest.mark.parametrize("splitter", ["kmeans", "pca"])
+@pytest.mark.parametrize("seed", range(2))
+def test_order_of_the_rows_does_not_matter(splitter, seed):
+    X, codes, head = large_classes()
+    order = np.random.RandomState(seed).permutation(len(X))
+    permuted = fit(X[order], codes[order], head, splitter)
+    assert_same_fit(fit(X, codes, head, splitter), permuted, X)
+
+
+@pytest.mark.parametrize("splitter", ["kmeans", "pca"])
+def test_rows_sorted_by_group_are_as_good_as_shuffled(splitter):
+    X, group = make_blobs(N_ROWS, 12, centers=14, random_state=0)
+    _, _, head = large_classes()
+    order = group.argsort(kind="stable")
+    in_order = fit(X[order], group[order] % 2, head, splitter)
+    assert_same_fit(fit(X, group % 2, head, splitter), in_order, X)
+
+
+@pytest.mark.parametrize("splitter", ["kmeans", "pca"])
+def test_weights_are_repetitions(splitter):
+    X, codes, head = large_classes()
+    copies = np.random.RandomState(0).randint(0, 4, size=N_ROWS)
+    weighted = fit(X, codes, head, splitter, sample_weight=copies)
+    repeat = np.repeat(np.arange(N_ROWS), copies)
+    repeated = fit(X[repeat], codes[repeat], head, splitter)
+    assert_same_fit(weighted, repeated, X)
+
+
+@pytest.mark.parametrize("splitter", ["kmeans", "pca"])
+def test_splitting_a_rows_weight_does_not_matter(splitter):
+    X, codes, head = large_classes()
+    copies = np.random.RandomState(0).choice([1, 2, 4], size=N_ROWS)
+    repeat = np.repeat(np.arange(N_ROWS), copies)
+    split = fit(
+        X[repeat], codes[repeat], head, splitter, sample_weight=1 / copies[repeat]
+    )
+    assert_same_fit(fit(X, codes, head, splitter), split, X)
+
+
+@pytest.mark.parametrize("factor", [1e-60, 1e60])
+@pytest.mark.parametrize("splitter", ["kmeans", "pca"])
+def test_only_ratios_of_weights_count(splitter, factor):
+    X, codes, head = large_classes()
+    weight = np.random.RandomState(0).uniform(1, 2, size=N_ROWS)
+    X = X.astype(np.float32)
+    plain = fit(X, codes, head, splitter, sample_weight=weight)
+    scaled = fit(X, codes, head, splitter, sample_weight=factor * weight)
+    assert_allclose(scaled.transform(X), plain.transform(X), atol=2e-4)
+
+
+@pytest.mark.parametrize("varying", [False, True])
+def test_every_distinct_row_counts_however_rare(varying):
+    rng = np.random.RandomState(0)
+    places = rng.normal(size=(6, 7))
+    places[:, 0] = 0
+    place = np.arange(2 * N_ROWS) // 2 % 5
+    # One row of each class at the sixth place.
+    place[:2] = 5
+    X = places[place]
+    if varying:
+        # Rows that differ along the head are alike in its null space.
+        X[:, 0] = rng.normal(size=len(X))
+    head = np.zeros((2, 7))
+    head[:, 0] = 1, -1
+    codes = np.arange(len(X)) % 2
+    projector = LELPProjector(6, head=(head, np.zeros(2)), subclass_temperature=0)
+    projector.fit(X, codes)
+    subclasses = projector.transform(X).reshape(-1, 2, 6)[np.arange(len(X)), codes]
+    for c in range(2):
+        pairs = {*zip(place[codes == c], subclasses[codes == c].argmax(1), strict=True)}
+        assert len(pairs) == 6
+    auto = LELPProjector("auto", head=(head, np.zeros(2))).fit(X, codes)
+    assert auto.n_subclasses_ == 6
+    with pytest.raises(ValueError, match="6"):
+        LELPProjector(7, head=(head, np.zeros(2))).fit(X, codes)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_sample_estimates_sums_over_its_class(weighted):
+    X, codes, _ = large_classes()
+    rng = np.random.RandomState(0)
+    weight = rng.pareto(1.5, size=N_ROWS) if weighted else np.ones(N_ROWS)
+    data = LabelledRows.of(X, codes, weight, row_digests(X))
+    means = []
+    for seed in range(30):
+        random_state = np.random.RandomState(seed)
+        means.append([s.mean for s in class_samples(data, 2, random_state)])
+    exact = [np.average(X[codes == c], 0, weight[codes == c]) for c in range(2)]
+    error = np.std(means, axis=0, ddof=1) / np.sqrt(len(means))
+    assert_array_equal(np.abs(np.mean(means, axis=0) - exact) < 5 * error, True)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_distinct_rows_have_distinct_digests(dtype):
+    whole_numbers = np.stack(np.meshgrid(*[np.arange(-3, 4)] * 4), axis=-1)
+    indicators = np.eye(300)
+    for X in (whole_numbers.reshape(-1, 4), indicators, np.outer(indicators[0], [1])):
+        n_distinct = len(np.unique(X, axis=0))
+        assert len(np.unique(row_digests(X.astype(dtype)))) == n_distinct
+
+
+def test_equal_rows_have_equal_digests():
+    X = np.random.RandomState(0).normal(size=(50, 9)).astype(np.float16)
+    X[X < 0] = 0
+    assert_array_equal(row_digests(X), row_digests(X.astype(np.float32)))
+    assert_array_equal(
+        row_digests(X), row_digests(np.where(X == 0, np.float16(-0.0), X))
+    )
+    assert_array_equal(row_digests(np.asfortranarray(X)), row_digests(X))
