@@ -72,6 +72,59 @@ def check_tensor(tensor: Any) -> None:
         )
 
 
+def check_dask_array(array: Any, name: str) -> None:
+    """Raise where a dask array does not know how many rows it has."""
+    if any(np.isnan(size) for sizes in array.chunks for size in sizes):
+        raise ValueError(
+            f"{name} is a dask array with chunks of unknown size; call "
+            f"{name}.compute_chunk_sizes() first, so that rows can be told apart."
+        )
+
+
+def check_dask_embeddings(X: Any) -> None:
+    """Raise unless a dask array has rows and real features, in dense chunks."""
+    check_dask_array(X, "X")
+    if X.dtype.kind == "c":
+        raise ValueError(
+            "Complex data not supported: X is a dask array of dtype complex."
+        )
+    if X.dtype.kind not in "biuf":
+        raise ValueError(f"X is a dask array of dtype {X.dtype}: pass numbers.")
+    if X.ndim != 2:
+        raise ValueError(
+            f"Expected 2D dask array X, got shape {X.shape}: embeddings are "
+            "(n_samples, n_features)."
+        )
+    if 0 in X.shape:
+        raise ValueError(
+            f"Found dask array X of shape {X.shape}: at least one sample and one "
+            "feature are needed."
+        )
+    if not isinstance(X._meta, np.ndarray):
+        raise TypeError(
+            f"X is a dask array with chunks of {type(X._meta).__name__}; pass dense "
+            "NumPy ones, as from X.map_blocks(lambda chunk: chunk.toarray())."
+        )
+
+
+def no_dask_stream() -> TypeError:
+    """A dask array where blocks come one at a time."""
+    return TypeError(
+        "partial_fit takes blocks that are in memory, and one of its arguments is a "
+        "dask array: call fit, which reads dask arrays chunk by chunk on their "
+        "workers, or pass array.compute()."
+    )
+
+
+def no_dask_out() -> TypeError:
+    """A place to write to, for a result that is lazy."""
+    return TypeError(
+        "out cannot be given for a dask array, whose soft labels are a lazy dask "
+        "array: store that with dask.array.to_zarr, dask.array.to_npy_stack or "
+        "dask.array.store."
+    )
+
+
 def check_length(array: Any, n_samples: int, name: str) -> None:
     """Raise unless `array` has one entry for each row of X."""
     length = len(array)
@@ -82,8 +135,10 @@ def check_length(array: Any, n_samples: int, name: str) -> None:
         )
 
 
-def check_sample_weight(sample_weight: ArrayLike | None, n_samples: int) -> FloatArray:
-    """Give weights (n,) float64: ones for None; none negative, not all zero."""
+def check_sample_weight(
+    sample_weight: ArrayLike | None, n_samples: int, first_row: int = 0
+) -> FloatArray:
+    """Give weights (n,) float64: ones for None; none may be negative."""
     if sample_weight is None:
         return np.ones(n_samples)
     if isinstance(sample_weight, numbers.Number):
@@ -94,23 +149,27 @@ def check_sample_weight(sample_weight: ArrayLike | None, n_samples: int) -> Floa
             f"Sample weights must be 1D array or scalar, got {weight.ndim} dimensions."
         )
     check_length(weight, n_samples, "sample_weight")
-    check_finite_block(weight, 0, "sample_weight")
+    check_finite_block(weight, first_row, "sample_weight")
     if np.any(weight < 0):
         row = int(np.argmax(weight < 0))
         raise ValueError(
-            f"sample_weight is negative in row {row} ({weight[row]:g}); weights count "
-            "repetitions of a row."
+            f"sample_weight is negative in row {first_row + row} ({weight[row]:g}); "
+            "weights count repetitions of a row."
         )
-    if not np.any(weight > 0):
-        raise ValueError("sample_weight is zero for every row; nothing to fit.")
     return weight
+
+
+def check_some_weight(any_weight: bool) -> None:
+    """Raise where no row has weight."""
+    if not any_weight:
+        raise ValueError("sample_weight is zero for every row; nothing to fit.")
 
 
 # --- labels ---------------------------------------------------------------------------
 
 
 def check_labels(
-    y: ArrayLike | None, n_samples: int, unlabeled: object
+    y: ArrayLike | None, n_samples: int, unlabeled: object, first_row: int = 0
 ) -> tuple[NDArray[Any], BoolArray]:
     """Give y as a column (n,), and which rows carry a label.
 
@@ -129,7 +188,7 @@ def check_labels(
         row = int(np.argmax(unusable))
         marker = np.nan if _missing(labels)[row] else labels[row]
         raise ValueError(
-            f"Input y contains NaN, infinity or None, first in row {row} "
+            f"Input y contains NaN, infinity or None, first in row {first_row + row} "
             f"({labels[row]}); if it marks rows without a label, pass "
             f"unlabeled={marker}."
         )
@@ -242,33 +301,39 @@ def check_every_class(weight: FloatArray, classes: NDArray[Any]) -> None:
 # --- the teacher ----------------------------------------------------------------------
 
 
-def check_logits(teacher_logits: Any, n_samples: int) -> FloatArray:
+def check_logits(teacher_logits: Any, n_samples: int, first_row: int = 0) -> FloatArray:
     """Give the teacher's logits (n, C) float64; (n, 1) for the column of a sigmoid."""
     logits = np.asarray(teacher_logits, dtype=np.float64)
+    check_logit_dimensions(logits.shape)
     if logits.ndim == 1:
         logits = logits[:, None]
-    if logits.ndim != 2:
-        raise ValueError(
-            f"teacher_logits has shape {logits.shape}; it must be (n_samples, "
-            "n_classes), or one column of a sigmoid teacher."
-        )
     check_length(logits, n_samples, "teacher_logits")
-    check_finite_block(logits, 0, "teacher_logits")
+    check_finite_block(logits, first_row, "teacher_logits")
     return logits
 
 
-def logits_of_classes(logits: FloatArray, n_classes: int) -> FloatArray:
-    """Give a column for each class: two, -l/2 and l/2, for a sigmoid's one column l."""
-    n_columns = logits.shape[1]
-    if n_columns == 1 and n_classes == 2:
-        return np.hstack([-logits / 2, logits / 2])
-    if n_columns != n_classes:
+def check_logit_dimensions(shape: tuple[int, ...]) -> None:
+    """Raise unless logits are columns, or one column."""
+    if len(shape) not in (1, 2):
         raise ValueError(
-            f"teacher_logits has shape {logits.shape} for {n_classes} classes: give "
-            "one column a class, in the order of classes_; one column alone is that of "
-            "a sigmoid teacher of two classes."
+            f"teacher_logits has shape {shape}; it must be (n_samples, n_classes), or "
+            "one column of a sigmoid teacher."
         )
-    return logits
+
+
+def check_logit_columns(n_columns: int, n_classes: int) -> None:
+    """Raise unless there is a column of logits for each class, or a sigmoid's one."""
+    if n_columns != n_classes and (n_columns, n_classes) != (1, 2):
+        raise ValueError(
+            f"teacher_logits has {n_columns} columns for {n_classes} classes: give one "
+            "column a class, in the order of classes_; one column alone is that of a "
+            "sigmoid teacher of two classes."
+        )
+
+
+def logits_of_classes(logits: FloatArray) -> FloatArray:
+    """Give a column for each class: two, -l/2 and l/2, for a sigmoid's one column l."""
+    return np.hstack([-logits / 2, logits / 2]) if logits.shape[1] == 1 else logits
 
 
 def check_head(
@@ -335,22 +400,23 @@ def head_is_missing() -> ValueError:
     )
 
 
-def check_fitted_head(head_is_known: bool, head: object) -> None:
-    """Raise where `partial_fit` would have to fit a classifier, block by block."""
-    if head is not None and not head_is_known:
+def check_fitted_head(head_is_known: bool, head: object, whole: bool) -> None:
+    """Raise where a classifier would have to be fitted, and the rows are in parts."""
+    if head is not None and not head_is_known and not whole:
         raise ValueError(
-            f"head is {type(head).__name__}, not fitted, and a stream cannot fit it: "
-            "fit it beforehand, or pass head=(coef, intercept) or None."
+            f"head is {type(head).__name__}, not fitted, and neither a stream nor dask "
+            "arrays can fit it: fit it beforehand, or pass head=(coef, intercept) or "
+            "None."
         )
 
 
-def check_stream(codes: IntArray, same_teacher: bool) -> None:
+def check_stream(any_unlabelled: bool, same_teacher: bool) -> None:
     """Raise where a block of `partial_fit` cannot be merged with those before."""
     if not same_teacher:
         raise ValueError(
             "teacher_logits must be given with every block of partial_fit or with none."
         )
-    if np.any(codes < 0):
+    if any_unlabelled:
         raise ValueError(
             "partial_fit has unlabelled rows and nothing that gives their class: pass "
             "head=(coef, intercept) or teacher_logits."

@@ -1,8 +1,8 @@
 """Rows of embeddings, read a block at a time: the only place that up-casts them."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,8 @@ _MAX_BLOCK_ROWS = 4096
 # those rows centred, and weighted.
 _BLOCK_TEMPORARIES = 4
 
+Result = TypeVar("Result")
+
 
 class Rows(Protocol):
     """What is asked of embeddings: an array, a memory map, or a tensor behind it."""
@@ -27,8 +29,59 @@ class Rows(Protocol):
     def __getitem__(self, rows: Any) -> NDArray[Any]: ...
 
 
+class Data(Protocol):
+    """Labelled rows, whole in this process or in chunks on the workers of a cluster.
+
+    Every pass over the rows is a function of labelled rows whose results for two parts
+    of the rows can be merged: called once here, once a chunk there.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    def fold(
+        self,
+        function: Callable[..., Result],
+        merge: Callable[[Result, Result], Result],
+        *arguments: Any,
+    ) -> Result:
+        """Give ``function(rows, *arguments)``, merged over the chunks of rows.
+
+        `merge` may change its first argument and give that.
+        """
+        ...
+
+    def map(self, function: Callable[..., Any], *arguments: Any) -> "Data":
+        """Give the rows as ``function(rows, *arguments)`` labels them."""
+        ...
+
+    def take(self, places: Sequence[IntArray]) -> Iterator[NDArray[Any]]:
+        """Give copies of the rows at each of several ascending lists of places."""
+        ...
+
+
+class InMemory:
+    """Rows that are one chunk, in this process."""
+
+    def fold(
+        self,
+        function: Callable[..., Result],
+        merge: Callable[[Result, Result], Result],
+        *arguments: Any,
+    ) -> Result:
+        """Call `function`; there is nothing to merge."""
+        return function(self, *arguments)
+
+    def map(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Call `function`."""
+        return function(self, *arguments)
+
+
 @dataclass(frozen=True)
-class LabelledRows:
+class LabelledRows(InMemory):
     """Rows of embeddings, each with a class and a weight.
 
     Parameters
@@ -38,29 +91,67 @@ class LabelledRows:
     weight : (n,)
     digests : (n,) uint64
         Alike for rows that are alike, by `row_digests`.
+    logits : (n, C) or None
+        The teacher's logits, where they are given.
+    first_row : int
+        The place of the first row where these are a chunk of more rows.
     """
 
     X: Rows
     codes: IntArray
     weight: FloatArray
     digests: NDArray[np.uint64]
+    logits: FloatArray | None = None
+    first_row: int = 0
 
-    @classmethod
-    def of(
-        cls,
-        X: Rows,
-        codes: IntArray,
-        weight: FloatArray,
-        digests: NDArray[np.uint64],
-    ) -> "LabelledRows":
-        """Take rows without weight out of their classes."""
-        return cls(X, np.where(weight > 0, codes, -1), weight, digests)
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.X.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.X.dtype
+
+    def take(self, places: Sequence[IntArray]) -> Iterator[NDArray[Any]]:
+        return (self.X[index] for index in places)
 
     def class_weights(self, n_classes: int) -> FloatArray:
         """Sum of the weights of each class (C,)."""
         held = self.codes >= 0
         sums = np.bincount(self.codes[held], self.weight[held], minlength=n_classes)
         return sums.astype(np.float64)
+
+    def only_unlabelled(
+        self, head: Callable[[FloatArray], FloatArray] | None
+    ) -> "LabelledRows":
+        """Give rows without a class the teacher's; the others lose theirs.
+
+        The teacher speaks through the logits where there are any, else through `head`.
+        """
+        unlabelled = (self.codes < 0) & (self.weight > 0)
+        codes = np.full(len(self.codes), -1)
+        if self.logits is not None:
+            codes[unlabelled] = self.logits[unlabelled].argmax(axis=1)
+        elif head is not None and unlabelled.any():
+            for rows in row_slices(self.X):
+                mine = unlabelled[rows]
+                block = read_block(self.X, rows, np.float64)[mine]
+                codes[rows][mine] = head(block).argmax(axis=1)
+        return replace(self, codes=codes)
+
+    def completed(
+        self, head: Callable[[FloatArray], FloatArray] | None
+    ) -> "LabelledRows":
+        """Give rows without a class the teacher's, as `only_unlabelled` does."""
+        added = self.only_unlabelled(head).codes
+        return replace(self, codes=np.where(self.codes < 0, added, self.codes))
+
+
+def added(left: list[FloatArray], right: list[FloatArray]) -> list[FloatArray]:
+    """Add sums over further rows to sums over rows, array by array."""
+    for total, further in zip(left, right, strict=True):
+        total += further
+    return left
 
 
 def row_slices(X: Rows) -> Iterator[slice]:

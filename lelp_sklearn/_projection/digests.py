@@ -15,7 +15,7 @@ _MULTIPLIERS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _SHIFTS = np.uint64(30), np.uint64(27), np.uint64(31)
 
 
-def row_digests(X: Rows) -> Digests:
+def row_digests(X: Rows, first_row: int = 0) -> Digests:
     """Digest (n,) of each row of X, the same for equal rows and hardly for others.
 
     The same also in half and single precision, and of 0.0 and -0.0. Multilinear
@@ -24,7 +24,7 @@ def row_digests(X: Rows) -> Digests:
     Raises
     ------
     ValueError
-        If X holds NaN or infinity.
+        If X holds NaN or infinity; rows are counted from `first_row`.
     """
     # Imported at the first call: numba would slow the import of the package.
     from lelp_sklearn._projection import kernels
@@ -42,7 +42,7 @@ def row_digests(X: Rows) -> Digests:
 
     for block, finite in map_parts(work, row_slices(X)):
         if not finite:
-            check_finite_block(X[block], block.start, "X")
+            check_finite_block(X[block], first_row + block.start, "X")
     return digests
 
 

@@ -7,7 +7,13 @@ from scipy import linalg
 
 from lelp_sklearn._common.typing import FloatArray
 from lelp_sklearn._common.validation import check_no_overflow
-from lelp_sklearn._projection.blocks import LabelledRows, class_blocks, row_slices
+from lelp_sklearn._projection.blocks import (
+    Data,
+    LabelledRows,
+    added,
+    class_blocks,
+    row_slices,
+)
 from lelp_sklearn._projection.clustering import (
     MAX_ITERATIONS,
     TOLERANCE,
@@ -30,7 +36,7 @@ _EXTRA_DIRECTIONS = 10
 
 
 def class_centroids(
-    data: LabelledRows,
+    data: Data,
     covariance: Covariance,
     removed: FloatArray,
     n_clusters: int,
@@ -132,7 +138,7 @@ def _principal_axes(
 
 
 def _add_rare(
-    data: LabelledRows,
+    data: Data,
     code: int,
     covariance: Covariance,
     removed: FloatArray,
@@ -143,24 +149,43 @@ def _add_rare(
     # Distances that rounding alone can leave.
     rounding = 10 * np.finfo(np.float64).eps * covariance.null_variance[code]
     while len(centroids) < n_clusters:
-        farthest, added = rounding, centroids[:0]
-        for mine, block, _, _ in class_blocks(data, len(covariance.mean)):
-            if mine != code:
-                continue
-            offsets = to_null_space((block - covariance.mean[code]).T, removed).T
-            apart = offsets - centroids[assign(offsets, centroids)]
-            squares = np.einsum("nd,nd->n", apart, apart)
-            place = squares.argmax()
-            if squares[place] > farthest:
-                farthest, added = squares[place], offsets[place : place + 1]
-        if not len(added):
+        apart, farthest = data.fold(
+            _farthest, _farther, code, covariance.mean, removed, centroids
+        )
+        if apart <= rounding:
             break
-        centroids = np.vstack([centroids, added])
+        centroids = np.vstack([centroids, farthest])
     return centroids
 
 
-def _settle(
+def _farthest(
     data: LabelledRows,
+    code: int,
+    mean: FloatArray,
+    removed: FloatArray,
+    centroids: FloatArray,
+) -> tuple[float, FloatArray]:
+    """Squared distance to its centroid of the row farthest from all; the row (d,)."""
+    found = 0.0, centroids[0]
+    for mine, block, _, _ in class_blocks(data, len(mean)):
+        if mine != code:
+            continue
+        offsets = to_null_space((block - mean[code]).T, removed).T
+        apart = offsets - centroids[assign(offsets, centroids)]
+        squares = np.einsum("nd,nd->n", apart, apart)
+        place = squares.argmax()
+        found = _farther(found, (float(squares[place]), offsets[place]))
+    return found
+
+
+def _farther(
+    left: tuple[float, FloatArray], right: tuple[float, FloatArray]
+) -> tuple[float, FloatArray]:
+    return right if right[0] > left[0] else left
+
+
+def _settle(
+    data: Data,
     covariance: Covariance,
     removed: FloatArray,
     centroids: list[FloatArray],
@@ -180,24 +205,43 @@ def _settle(
 
 
 def _lloyd_pass(
-    data: LabelledRows,
+    data: Data,
     mean: FloatArray,
     removed: FloatArray,
     centroids: list[FloatArray],
 ) -> tuple[list[FloatArray], float]:
     """Move each centroid to the mean of its rows; the variation that these explain."""
-    # Imported at the first call: numba would slow the import of the package.
-    from lelp_sklearn._projection import kernels
-
-    dtype = np.result_type(data.X.dtype, np.float32)
-    known = [
-        (kernels.readable(m, dtype), kernels.pack(each.T.astype(dtype)), each)
-        for m, each in zip(mean, centroids, strict=True)
-    ]
+    dtype = np.result_type(data.dtype, np.float32)
     with np.errstate(over="ignore"):
         check_no_overflow(
             [np.vdot(each, each).astype(dtype) for each in centroids], dtype
         )
+    totals = data.fold(_nearest_sums, added, mean.astype(dtype), centroids)
+    sums, weights = totals[: len(centroids)], totals[len(centroids) :]
+    moved = []
+    explained = 0.0
+    for total, weight, old in zip(sums, weights, centroids, strict=True):
+        # A cluster that lost all its rows stays where it was.
+        held = np.where(weight > 0, weight, 1)[:, None]
+        new = to_null_space((total / held).T, removed).T
+        moved.append(np.where(weight[:, None] > 0, new, old))
+        explained += float(weight @ np.einsum("kd,kd->k", new, new))
+    check_no_overflow(explained, dtype)
+    return moved, explained
+
+
+def _nearest_sums(
+    data: LabelledRows, mean: FloatArray, centroids: list[FloatArray]
+) -> list[FloatArray]:
+    """Sums (k_c, d) and then weights (k_c,) of the rows nearest to each centroid."""
+    # Imported at the first call: numba would slow the import of the package.
+    from lelp_sklearn._projection import kernels
+
+    dtype = mean.dtype
+    known = [
+        (kernels.readable(m, dtype), kernels.pack(each.T.astype(dtype)), each)
+        for m, each in zip(mean, centroids, strict=True)
+    ]
 
     def work(block: slice) -> list[tuple[FloatArray, FloatArray]]:
         rows = kernels.readable(data.X[block], dtype)
@@ -213,13 +257,4 @@ def _lloyd_pass(
         for c, (total, held) in enumerate(found):
             sums[c] += total
             weights[c] += held
-    moved = []
-    explained = 0.0
-    for total, weight, old in zip(sums, weights, centroids, strict=True):
-        # A cluster that lost all its rows stays where it was.
-        held = np.where(weight > 0, weight, 1)[:, None]
-        new = to_null_space((total / held).T, removed).T
-        moved.append(np.where(weight[:, None] > 0, new, old))
-        explained += float(weight @ np.einsum("kd,kd->k", new, new))
-    check_no_overflow(explained, dtype)
-    return moved, explained
+    return [*sums, *weights]

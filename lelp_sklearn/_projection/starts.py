@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from scipy import linalg
 
 from lelp_sklearn._common.typing import FloatArray, IntArray
-from lelp_sklearn._projection.blocks import LabelledRows
+from lelp_sklearn._projection.blocks import Data, LabelledRows
 from lelp_sklearn._projection.digests import Digests, scramble
 from lelp_sklearn._projection.directions import to_null_space
 
@@ -16,6 +17,9 @@ from lelp_sklearn._projection.directions import to_null_space
 _SAMPLE_SHARE = 0.08
 _SAMPLE_ROWS = (2048, 8192)
 _SAMPLE_NUMBERS = 2**24
+# So many distinct rows are enough to know the size of the sample: beyond them it does
+# not grow.
+_SKETCH_ROWS = round(_SAMPLE_ROWS[1] / _SAMPLE_SHARE)
 # Up to this size the subspace of a sample is found exactly.
 _MAX_EXACT = 128
 # Multiplications by the covariance of the sample otherwise.
@@ -35,8 +39,68 @@ class ClassSample:
     is_whole: bool
 
 
+@dataclass(frozen=True)
+class Sketch:
+    """Distinct rows of a class: all of them, or those of the largest priorities.
+
+    Sketches of parts of a class merge into one, in which a row is what it is in the
+    sketch of the whole class, unless copies of it had too little weight in one part to
+    be kept there.
+
+    Parameters
+    ----------
+    digests : (m,) of the rows
+    places : (m,) of the first copy of each
+    weight : (m,) of all copies together
+    is_whole : bool
+        Whether no row is left out.
+    """
+
+    digests: Digests
+    places: IntArray
+    weight: FloatArray
+    is_whole: bool
+
+    @classmethod
+    def of(
+        cls,
+        digests: Digests,
+        places: IntArray,
+        weight: FloatArray,
+        seed: np.uint64,
+        *,
+        is_whole: bool = True,
+    ) -> "Sketch":
+        """Join copies, and leave out the smallest priorities of too many rows."""
+        first, weight = _distinct(digests, weight)
+        digests, places = digests[first], places[first]
+        if len(first) > _SKETCH_ROWS:
+            priority = _priorities(digests ^ seed, weight)
+            kept = np.argpartition(-priority, _SKETCH_ROWS)[:_SKETCH_ROWS]
+            digests, places, weight = digests[kept], places[kept], weight[kept]
+            is_whole = False
+        return cls(digests, places, weight, is_whole)
+
+    def merge(self, other: "Sketch", seed: np.uint64) -> "Sketch":
+        """Sketch of both parts of the class together."""
+        return Sketch.of(
+            np.concatenate([self.digests, other.digests]),
+            np.concatenate([self.places, other.places]),
+            np.concatenate([self.weight, other.weight]),
+            seed,
+            is_whole=self.is_whole and other.is_whole,
+        )
+
+    def draw(self, seed: np.uint64, n_features: int) -> tuple[IntArray, FloatArray]:
+        """Places of a sample, in the order of the rows, and their weights."""
+        size = _sample_size(len(self.digests), n_features)
+        drawn, weight = _draw(self.digests ^ seed, self.weight, size)
+        order = self.places[drawn].argsort()
+        return self.places[drawn[order]], weight[order]
+
+
 def class_samples(
-    data: LabelledRows, n_classes: int, random_state: np.random.RandomState
+    data: Data, n_classes: int, random_state: np.random.RandomState
 ) -> Iterator[ClassSample]:
     """Draw rows of each class, one class after the other; a small class is taken whole.
 
@@ -44,20 +108,38 @@ def class_samples(
     the content of the rows, not on their order.
     """
     seed = np.uint64(random_state.randint(2**31 - 1))
-    for code in range(n_classes):
-        index = np.flatnonzero(data.codes == code)
-        first, weight = _distinct(data.digests[index], data.weight[index])
-        index = index[first]
-        size = _sample_size(len(index), data.X.shape[1])
-        drawn, weight = _draw(data.digests[index] ^ seed, weight, size)
-        # Read in the order of the rows.
-        order = index[drawn].argsort()
-        rows = data.X[index[drawn[order]]]
+    sketches = data.fold(
+        _class_sketches, partial(_merge_sketches, seed=seed), n_classes, seed
+    )
+    drawn = [sketch.draw(seed, data.shape[1]) for sketch in sketches]
+    taken = data.take([places for places, _ in drawn])
+    for sketch, (places, weight), rows in zip(sketches, drawn, taken, strict=True):
         rows = np.asarray(rows, dtype=np.result_type(rows.dtype, np.float32))
-        weight = weight[order] / weight.sum()
+        weight = weight / weight.sum()
         mean = weight @ rows
         centred = rows - mean.astype(rows.dtype)
-        yield ClassSample(centred, weight, mean, is_whole=size == len(index))
+        is_whole = sketch.is_whole and len(places) == len(sketch.places)
+        yield ClassSample(centred, weight, mean, is_whole)
+
+
+def _class_sketches(
+    rows: LabelledRows, n_classes: int, seed: np.uint64
+) -> list[Sketch]:
+    """Sketch of each class."""
+    sketches = []
+    for code in range(n_classes):
+        index = np.flatnonzero(rows.codes == code)
+        places = rows.first_row + index
+        sketch = Sketch.of(rows.digests[index], places, rows.weight[index], seed)
+        sketches.append(sketch)
+    return sketches
+
+
+def _merge_sketches(
+    left: list[Sketch], right: list[Sketch], *, seed: np.uint64
+) -> list[Sketch]:
+    pairs = zip(left, right, strict=True)
+    return [mine.merge(other, seed) for mine, other in pairs]
 
 
 def sampled_subspace(
@@ -113,7 +195,9 @@ def _distinct(digests: Digests, weight: FloatArray) -> tuple[IntArray, FloatArra
     keys.sort()
     index = (keys & number).astype(np.intp)
     content = keys & ~number
-    first = np.flatnonzero(np.append(True, content[1:] != content[:-1]))
+    is_first = np.ones(len(keys), dtype=bool)
+    is_first[1:] = content[1:] != content[:-1]
+    first = np.flatnonzero(is_first)
     return index[first], np.add.reduceat(weight[index], first)
 
 
@@ -132,11 +216,15 @@ def _draw(
     """
     if size == len(weight):
         return np.arange(size), weight
-    uniform = (scramble(contents).astype(np.float64) + 1) / 2.0**64
-    priority = weight / uniform
+    priority = _priorities(contents, weight)
     order = np.argpartition(-priority, size)
     drawn = order[:size]
     return drawn, np.maximum(weight[drawn], priority[order[size]])
+
+
+def _priorities(contents: Digests, weight: FloatArray) -> FloatArray:
+    uniform = (scramble(contents).astype(np.float64) + 1) / 2.0**64
+    return weight / uniform
 
 
 def _basis(vectors: FloatArray, removed: FloatArray) -> FloatArray:

@@ -1,5 +1,6 @@
 """Moments of each class, mergeable, and the class covariances that they give."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -7,7 +8,13 @@ import numpy as np
 
 from lelp_sklearn._common.typing import FloatArray
 from lelp_sklearn._common.validation import check_no_overflow
-from lelp_sklearn._projection.blocks import LabelledRows, class_blocks, row_slices
+from lelp_sklearn._projection.blocks import (
+    Data,
+    LabelledRows,
+    added,
+    class_blocks,
+    row_slices,
+)
 from lelp_sklearn._projection.threads import map_parts
 
 
@@ -49,6 +56,13 @@ class ClassMoments:
         self.scatter[code] += centred.T @ (row_weight[:, None] * centred)
         self._shift(code, weight, mean)
 
+    def merge(self, other: "ClassMoments") -> "ClassMoments":
+        """Add the moments of further rows."""
+        for code in np.flatnonzero(other.weight):
+            self.scatter[code] += other.scatter[code]
+            self._shift(code, other.weight[code], other.mean[code])
+        return self
+
     def _shift(self, code: int, weight: float, mean: FloatArray) -> None:
         """Join a group whose own scatter is already in: move the mean, add its part."""
         total = self.weight[code] + weight
@@ -71,13 +85,29 @@ class ClassMoments:
         return mean, within, within + (self.weight[:, None] * steps).T @ steps
 
 
-def gather_moments(
-    data: LabelledRows, moments: ClassMoments, extra: FloatArray | None = None
-) -> None:
-    """Add rows that have a class; `extra` columns (n, m), the logits, ride along."""
-    for code, rows, weight, index in class_blocks(data, moments.weight.size):
-        joint = rows if extra is None else np.hstack([rows, extra[index]])
+def class_moments(
+    rows: LabelledRows, n_classes: int, with_logits: bool = False
+) -> ClassMoments:
+    """Moments of the rows that have a class; of their logits beside them, if wanted."""
+    extra = rows.logits if with_logits else None
+    width = rows.shape[1] + (0 if extra is None else extra.shape[1])
+    moments = ClassMoments.zeros(n_classes, width)
+    for code, block, weight, index in class_blocks(rows, n_classes):
+        joint = block if extra is None else np.hstack([block, extra[index]])
         moments.add(code, joint, weight)
+    return moments
+
+
+def moments_of_unlabelled(
+    rows: LabelledRows, n_classes: int, head: Callable[[FloatArray], FloatArray]
+) -> ClassMoments:
+    """Moments of the rows that have no class, each in that which the head gives it."""
+    return class_moments(rows.only_unlabelled(head), n_classes)
+
+
+def class_weights(data: Data, n_classes: int) -> FloatArray:
+    """Sum of the weights of each class (C,)."""
+    return data.fold(LabelledRows.class_weights, np.add, n_classes)
 
 
 class Covariance(Protocol):
@@ -126,16 +156,16 @@ class StreamedCovariance:
 
     def __init__(
         self,
-        data: LabelledRows,
+        data: Data,
         *,
         centres: FloatArray,
         removed: FloatArray,
         starts: list[FloatArray],
     ) -> None:
         self._data = data
-        self._dtype = np.result_type(data.X.dtype, np.float32)
+        self._dtype = np.result_type(data.dtype, np.float32)
         self._centres = centres.astype(self._dtype)
-        self.weight = data.class_weights(len(centres))
+        self.weight = class_weights(data, len(centres))
         bases = [np.hstack([removed, start]) for start in starts]
         products, sums, squares = self._pass(bases)
         check_no_overflow(squares, self._dtype)
@@ -150,7 +180,7 @@ class StreamedCovariance:
         ]
         inside = [_variance(removed, product[:, :rank]) for product in products]
         self.null_variance = np.maximum(trace - inside, 0)
-        self.noise = _rounding(data.X.shape[1], self._dtype) * trace
+        self.noise = _rounding(data.shape[1], self._dtype) * trace
 
     def apply(self, bases: list[FloatArray]) -> list[FloatArray]:
         return self._about_means(self._pass(bases)[0], bases)
@@ -159,32 +189,9 @@ class StreamedCovariance:
         self, bases: list[FloatArray]
     ) -> tuple[list[FloatArray], FloatArray, FloatArray]:
         """Sums about the centres: products (d, k_c), rows (C, d), squares (C,)."""
-        # Imported at the first call: numba would slow the import of the package.
-        from lelp_sklearn._projection import kernels
-
-        data = self._data
-        centres = [kernels.readable(each, self._dtype) for each in self._centres]
-        packed = [kernels.pack_with_ones(basis, self._dtype) for basis in bases]
-
-        def work(block: slice) -> list[tuple[FloatArray, float]]:
-            rows = kernels.readable(data.X[block], self._dtype)
-            codes, weight = data.codes[block], data.weight[block]
-            return [
-                kernels.class_products(rows, codes == c, weight, *known)
-                for c, known in enumerate(zip(centres, packed, strict=True))
-            ]
-
-        totals: list[FloatArray] = [np.zeros(each.shape) for each in packed]
-        squares: FloatArray = np.zeros(len(bases))
-        for sums in map_parts(work, row_slices(data.X)):
-            for c, (total, square) in enumerate(sums):
-                totals[c] += total
-                squares[c] += square
-        products = [
-            total[:, : basis.shape[1]]
-            for total, basis in zip(totals, bases, strict=True)
-        ]
-        return products, np.stack([total[:, -1] for total in totals]), squares
+        totals = self._data.fold(_products, added, self._centres, bases)
+        *products, sums, squares = totals
+        return products, sums, squares
 
     def _about_means(
         self, products: list[FloatArray], bases: list[FloatArray]
@@ -196,6 +203,37 @@ class StreamedCovariance:
                 products, self.weight, self._step, bases, strict=True
             )
         ]
+
+
+def _products(
+    data: LabelledRows, centres: FloatArray, bases: list[FloatArray]
+) -> list[FloatArray]:
+    """Products (d, k_c) of each class, sums of rows (C, d) and squares (C,)."""
+    # Imported at the first call: numba would slow the import of the package.
+    from lelp_sklearn._projection import kernels
+
+    dtype = centres.dtype
+    readable = [kernels.readable(each, dtype) for each in centres]
+    packed = [kernels.pack_with_ones(basis, dtype) for basis in bases]
+
+    def work(block: slice) -> list[tuple[FloatArray, float]]:
+        rows = kernels.readable(data.X[block], dtype)
+        codes, weight = data.codes[block], data.weight[block]
+        return [
+            kernels.class_products(rows, codes == c, weight, *known)
+            for c, known in enumerate(zip(readable, packed, strict=True))
+        ]
+
+    totals: list[FloatArray] = [np.zeros(each.shape) for each in packed]
+    squares: FloatArray = np.zeros(len(bases))
+    for sums in map_parts(work, row_slices(data.X)):
+        for c, (total, square) in enumerate(sums):
+            totals[c] += total
+            squares[c] += square
+    products = [
+        total[:, : basis.shape[1]] for total, basis in zip(totals, bases, strict=True)
+    ]
+    return [*products, np.stack([total[:, -1] for total in totals]), squares]
 
 
 def _rounding(n_features: int, dtype: np.dtype[Any]) -> float:

@@ -113,7 +113,7 @@ def test_a_sample_estimates_sums_over_its_class(weighted):
     X, codes, _ = large_classes()
     rng = np.random.RandomState(0)
     weight = rng.pareto(1.5, size=N_ROWS) if weighted else np.ones(N_ROWS)
-    data = LabelledRows.of(X, codes, weight, row_digests(X))
+    data = LabelledRows(X, codes, weight, row_digests(X))
     means = []
     for seed in range(30):
         random_state = np.random.RandomState(seed)
