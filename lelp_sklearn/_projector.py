@@ -1,18 +1,15 @@
 """LELPProjector: teacher embeddings in, subclass soft labels out."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from numbers import Integral, Real
 from typing import ClassVar
 
 import numpy as np
-from sklearn.base import BaseEstimator, TransformerMixin, clone
+from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.metadata_routing import UNUSED
-from sklearn.utils.validation import (
-    has_fit_parameter,
-)
 
 from lelp_sklearn._common import validation
 from lelp_sklearn._common.callbacks import (
@@ -20,14 +17,8 @@ from lelp_sklearn._common.callbacks import (
     begin_fit,
     with_callbacks,
 )
-from lelp_sklearn._projection import heads, splitters, tensors
-from lelp_sklearn._projection.blocks import (
-    LabelledRows,
-    Rows,
-    read_block,
-    row_slices,
-)
-from lelp_sklearn._projection.digests import Digests, row_digests
+from lelp_sklearn._projection import dask_arrays, splitters
+from lelp_sklearn._projection.blocks import LabelledRows
 from lelp_sklearn._projection.directions import Solver
 from lelp_sklearn._projection.kmeans import RunningCentroids, class_centroids
 from lelp_sklearn._projection.solvers import (
@@ -44,50 +35,10 @@ from lelp_sklearn._projection.statistics import (
     ClassMoments,
     ExplicitCovariance,
     StreamedCovariance,
-    gather_moments,
+    class_weights,
 )
+from lelp_sklearn._reading import read_sample
 from lelp_sklearn._soft_labels import SoftLabelMixin
-
-
-@dataclass(frozen=True)
-class _Sample:
-    """Checked input: rows (n, d), their codes, weights, logits, and what is known."""
-
-    rows: Rows
-    codes: np.ndarray
-    weight: np.ndarray
-    digests: Digests
-    logits: np.ndarray | None
-    classes: np.ndarray
-    head: heads.Head | None
-
-    @property
-    def data(self) -> LabelledRows:
-        """The rows that have a class and weight."""
-        return LabelledRows.of(self.rows, self.codes, self.weight, self.digests)
-
-    @property
-    def fits_logits(self) -> bool:
-        """Whether the head is the least-squares map to the teacher's logits."""
-        return self.head is None and self.logits is not None
-
-    def with_teacher_classes(self) -> "_Sample":
-        """Give unlabelled rows the teacher's class, where there is a teacher."""
-        unlabelled = self.codes < 0
-        if not unlabelled.any():
-            return self
-        if self.logits is not None:
-            likeliest = self.logits.argmax(axis=1)
-        elif self.head is None:
-            return self
-        else:
-            likeliest = np.concatenate(
-                [
-                    self.head(read_block(self.rows, block, np.float64)).argmax(axis=1)
-                    for block in row_slices(self.rows)
-                ]
-            )
-        return replace(self, codes=np.where(unlabelled, likeliest, self.codes))
 
 
 @dataclass
@@ -353,11 +304,9 @@ class LELPProjector(
         task = begin_fit(self, X, y, sample_weight=sample_weight)
         self.__dict__.pop("_stream", None)
         draws = _Draws.start(self.random_state)
-        if sample.head is None or self.svd_solver == "covariance_eigh":
-            n_classes, n_features = len(sample.classes), sample.rows.shape[1]
-            width = n_features + n_classes * sample.fits_logits
-            moments = ClassMoments.zeros(n_classes, width)
-            sample = self._gather(sample, moments)
+        if sample.head is None or self._forms_covariance(sample):
+            moments = sample.moments()
+            sample = sample.with_head(moments)
             removed = self._removed(sample)
             covariance = ExplicitCovariance(moments, removed)
         else:
@@ -408,6 +357,9 @@ class LELPProjector(
             before the call.
         """
         self._validate_params()
+        given = X, y, teacher_logits, sample_weight
+        if any(dask_arrays.is_dask_array(each) for each in given):
+            raise validation.no_dask_stream()
         stream = self.__dict__.get("_stream")
         if stream is not None:
             classes = stream.classes
@@ -422,14 +374,15 @@ class LELPProjector(
             first=stream is None,
             streaming=True,
         )
-        n_classes, n_features = len(sample.classes), sample.rows.shape[1]
-        width = n_features + n_classes * sample.fits_logits
+        width = sample.n_columns
         if stream is None:
-            moments = ClassMoments.zeros(n_classes, width)
+            moments = ClassMoments.zeros(len(sample.classes), width)
             stream = _Stream(sample.classes, moments)
-        validation.check_stream(sample.codes, stream.moments.mean.shape[1] == width)
+        same_teacher = stream.moments.mean.shape[1] == width
+        validation.check_stream(sample.any_unlabelled, same_teacher)
         try:
-            sample = self._gather(sample, stream.moments)
+            stream.moments.merge(sample.moments())
+            sample = sample.with_head(stream.moments)
             removed = self._removed(sample)
             covariance = ExplicitCovariance(stream.moments, removed)
             draws = _Draws.start(self.random_state)
@@ -456,71 +409,27 @@ class LELPProjector(
         `classes` is that of `partial_fit`, None in `fit`; `first` says whether there
         was no block before.
         """
-        rows = self._check_rows(X, reset=first)
-        digests = row_digests(rows)
-        n_samples, n_features = rows.shape
-        weight = validation.check_sample_weight(sample_weight, n_samples)
-        logits = tensors.to_array(teacher_logits)
-        if logits is not None:
-            logits = validation.check_logits(logits, n_samples)
-        head, head_classes = heads.resolve_head(self.head, n_features)
-        if streaming:
-            validation.check_fitted_head(head is not None, self.head)
-        if head is None and logits is None and y is None:
-            raise validation.head_is_missing()
-        labels, labelled = validation.check_labels(y, n_samples, self.unlabeled)
-        known = classes if head_classes is None else head_classes
-        n_outputs = None if logits is None else max(2, logits.shape[1])
-        if head is not None:
-            n_outputs = len(head.coef)
-        classes = validation.check_classes(labels[labelled], known, n_outputs)
-        codes = validation.encode(labels, labelled, classes)
-        if head is None and self.head is not None:
-            head = self._fit_head(rows, labels, labelled, weight, classes)
-        if head is not None:
-            validation.check_head_rows(len(head.coef), classes)
-        if logits is not None:
-            logits = validation.logits_of_classes(logits, len(classes))
+        sample = read_sample(
+            self._check_rows(X, reset=first),
+            y,
+            teacher_logits,
+            sample_weight,
+            head=self.head,
+            unlabeled=self.unlabeled,
+            classes=classes,
+            streaming=streaming,
+        )
         if not isinstance(self.splitter, str):
-            wanted = None if self.n_subclasses == "auto" else self.n_subclasses
-            validation.check_directions(self.splitter, wanted, len(classes), n_features)
-        sample = _Sample(rows, codes, weight, digests, logits, classes, head)
-        return sample.with_teacher_classes()
-
-    def _fit_head(self, rows, labels, labelled, weight, classes):
-        """Fit a clone of the linear classifier on the labelled rows."""
-        used = np.flatnonzero(labelled & (weight > 0))
-        if not used.size:
-            raise validation.unfitted_head(self.head)
-        validation.check_several_classes(classes)
-        classifier = clone(self.head)
-        options = {}
-        if has_fit_parameter(classifier, "sample_weight"):
-            options["sample_weight"] = weight[used]
-        classifier.fit(np.asarray(rows[used]), labels[used], **options)
-        head, _ = heads.resolve_head(classifier, rows.shape[1])
-        if head is None:
-            raise validation.unknown_head(self.head)
-        return head
-
-    def _gather(self, sample, moments):
-        """Add the rows to `moments`, and estimate the head where none is given."""
-        extra = sample.logits if sample.fits_logits else None
-        gather_moments(sample.data, moments, extra)
-        validation.check_every_class(moments.weight, sample.classes)
-        if sample.head is not None:
-            return sample
-        mean, within, total = moments.pooled()
-        if sample.fits_logits:
-            head = heads.least_squares_head(mean, total, sample.rows.shape[1])
-            return replace(sample, head=head)
-        unlabelled = sample.codes < 0
-        head = heads.discriminant_head(moments.weight, moments.mean, within)
-        sample = replace(sample, head=head).with_teacher_classes()
-        if unlabelled.any():
-            codes = np.where(unlabelled, sample.codes, -1)
-            gather_moments(replace(sample, codes=codes).data, moments)
+            shape = len(sample.classes), sample.data.shape[1]
+            validation.check_directions(self.splitter, self._n_wanted(), *shape)
         return sample
+
+    def _forms_covariance(self, sample):
+        """Whether the solver asks for the d by d covariances."""
+        if self.svd_solver == "full":
+            # Rows that are spread over a cluster are not brought together for it.
+            return not isinstance(sample.data, LabelledRows)
+        return self.svd_solver == "covariance_eigh"
 
     def _removed(self, sample):
         """Basis of what is taken out of the embeddings."""
@@ -529,7 +438,7 @@ class LELPProjector(
     def _stream_covariance(self, sample, removed, random_state):
         """Class covariances by passes over the rows, the first one begun well."""
         data, n_classes = sample.data, len(sample.classes)
-        validation.check_every_class(data.class_weights(n_classes), sample.classes)
+        validation.check_every_class(class_weights(data, n_classes), sample.classes)
         solves = isinstance(self.splitter, str) and self.splitter == "pca"
         n_vectors = 0
         if solves and self.svd_solver != "full" and self.n_subclasses != 1:
@@ -542,11 +451,13 @@ class LELPProjector(
             data, centres=np.stack(centres), removed=removed, starts=starts
         )
 
+    def _n_wanted(self):
+        """The number of subclasses; None where it is chosen here."""
+        return None if self.n_subclasses == "auto" else self.n_subclasses
+
     def _n_directions(self):
         """How many principal directions to look for."""
-        if self.n_subclasses == "auto":
-            return splitters.AUTO_N_SUBCLASSES
-        return self.n_subclasses
+        return self._n_wanted() or splitters.AUTO_N_SUBCLASSES
 
     def _finish(self, sample, covariance, removed, draws, stream=None):
         """Choose the directions and set the fitted attributes."""
@@ -578,7 +489,7 @@ class LELPProjector(
 
     def _split(self, sample, covariance, removed, draws, stream):
         classes = sample.classes
-        wanted = None if self.n_subclasses == "auto" else self.n_subclasses
+        wanted = self._n_wanted()
         if not isinstance(self.splitter, str):
             directions = validation.check_directions(
                 self.splitter, wanted, *covariance.mean.shape
@@ -610,7 +521,11 @@ class LELPProjector(
     def _solver(
         self, sample, covariance, removed, random_state, *, streaming
     ) -> Solver:
-        if self.svd_solver == "full" and not streaming:
+        if (
+            self.svd_solver == "full"
+            and not self._forms_covariance(sample)
+            and not streaming
+        ):
             return partial(full_directions, sample.data, covariance, removed)
         power = None if self.iterated_power == "auto" else self.iterated_power
         if not isinstance(covariance, ExplicitCovariance):
@@ -635,7 +550,7 @@ def _find_centroids(sample, covariance, removed, wanted, random_state, stream):
         stream.centroids.add(data, *where)
         return stream.centroids.relative(*where)
     validation.check_every_class(
-        data.class_weights(len(sample.classes)), sample.classes
+        class_weights(data, len(sample.classes)), sample.classes
     )
     n_clusters = wanted or splitters.AUTO_N_SUBCLASSES
     centroids = class_centroids(data, covariance, removed, n_clusters, random_state)

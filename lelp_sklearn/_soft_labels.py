@@ -14,10 +14,9 @@ from sklearn.utils.validation import (
 
 from lelp_sklearn._common import validation
 from lelp_sklearn._common.files import new_npy
-from lelp_sklearn._projection import tensors
-from lelp_sklearn._projection.blocks import row_slices
+from lelp_sklearn._projection import dask_arrays, tensors
 from lelp_sklearn._projection.digests import row_digests
-from lelp_sklearn._projection.threads import map_parts
+from lelp_sklearn._projection.soft_labels import SoftLabeller, class_sums
 
 
 class SoftLabelMixin:
@@ -62,22 +61,24 @@ class SoftLabelMixin:
         """
         self._check_fitted()
         rows = self._check_rows(X, reset=False)
+        if dask_arrays.is_dask_array(X):
+            return self._transform_lazily(rows, teacher_logits, out)
         logits = self._check_logits(teacher_logits, rows.shape[0])
+        labeller = self._labeller()
         shape = rows.shape[0], self.offsets_.size
         dtype = np.result_type(rows.dtype, np.float32)
         if isinstance(out, str | os.PathLike):
             with new_npy(out, shape, dtype) as target:
-                self._write(rows, logits, target)
+                labeller.write(rows, logits, target)
             return np.lib.format.open_memmap(out, mode="r")
         if out is not None:
             validation.check_out(out, shape, dtype, [rows, logits])
             # Nothing may be written into an array of the caller's before all is known
             # to be well.
             row_digests(rows)
-            self._write(rows, logits, out)
+            labeller.write(rows, logits, out)
             return out
-        soft_labels = np.empty(shape, dtype)
-        self._write(rows, logits, soft_labels)
+        soft_labels = labeller(rows, logits)
         if tensors.is_tensor(X):
             return tensors.like(soft_labels, X)
         return _wrap_data_with_container("transform", soft_labels, X, self)
@@ -120,11 +121,15 @@ class SoftLabelMixin:
             its temperature.
         """
         self._check_fitted()
+        shape = self.offsets_.shape
         if tensors.is_tensor(X):
             validation.check_soft_label_shape(X.shape, self.offsets_.size)
-            return X.reshape(len(X), *self.offsets_.shape).sum(-1)
+            return X.reshape(len(X), *shape).sum(-1)
+        if dask_arrays.is_dask_array(X):
+            validation.check_soft_label_shape(X.shape, self.offsets_.size)
+            return dask_arrays.sum_subclasses(X, shape)
         soft_labels = validation.check_soft_labels(X, self.offsets_.size)
-        return soft_labels.reshape(-1, *self.offsets_.shape).sum(axis=2)
+        return class_sums(soft_labels, shape)
 
     def get_feature_names_out(self, input_features=None):
         """Name the columns ``"{class}_{subclass}"``.
@@ -144,81 +149,34 @@ class SoftLabelMixin:
         names = [f"{label}_{s}" for label in self.classes_ for s in subclasses]
         return np.array(names, dtype=object)
 
-    def _write(self, rows, logits, target):
-        """Fill `target` with soft labels, a block of rows at a time.
+    def _labeller(self):
+        return SoftLabeller(
+            self.components_,
+            self.offsets_,
+            self.coef_,
+            self.intercept_,
+            self.mean_.mean(axis=0),
+            self.temperature,
+            self.subclass_temperature_,
+        )
 
-        Raises
-        ------
-        ValueError
-            If a row holds NaN or infinity: found on the way, since looking for it
-            beforehand would read the rows twice.
-        """
-        # A plain array even where it maps a file.
-        target = np.asarray(target)
-        write_block = self._block_writer(rows, logits, target.dtype)
-
-        def write(block):
-            return block, write_block(block, target[block])
-
-        for block, finite in map_parts(write, row_slices(rows)):
-            if not finite:
-                validation.check_finite_block(rows[block], block.start, "X")
-                target[block] = self._in_double(rows, logits, block)
-
-    def _in_double(self, rows, logits, block):
-        """Soft labels of a block whose scores overflow single precision."""
-        soft_labels = np.empty((block.stop - block.start, self.offsets_.size))
-        write_block = self._block_writer(rows, logits, soft_labels.dtype)
-        if not write_block(block, soft_labels):
-            raise validation.too_large(soft_labels.dtype)
-        return soft_labels
-
-    def _block_writer(self, rows, logits, dtype):
-        """Give a function that writes a block's soft labels, computed in `dtype`.
-
-        It says whether all scores are finite.
-        """
-        # Imported at the first call: numba would slow the import of the package.
-        from lelp_sklearn._projection import kernels
-
-        arguments = self._kernel_arguments(dtype, with_logits=logits is not None)
-        no_logits = np.empty((0, len(self.classes_)), dtype)
-        temperatures = [
-            dtype.type(value)
-            for value in (self.temperature, self.subclass_temperature_)
-        ]
-
-        def write(block, target):
-            given = no_logits if logits is None else logits[block].astype(dtype)
-            return kernels.soft_labels(
-                kernels.readable(rows[block], dtype),
-                *arguments,
-                kernels.readable(given, dtype),
-                *temperatures,
-                target,
-            )
-
-        return write
-
-    def _kernel_arguments(self, dtype, *, with_logits):
-        """Centre, packed columns and offsets of the projections and of the logits.
-
-        Taking out a common centre first keeps single precision exact where the
-        embeddings lie far from zero.
-        """
-        from lelp_sklearn._projection import kernels
-
-        centre = self.mean_.mean(axis=0).astype(dtype)
-        columns = self.components_.reshape(self.offsets_.size, -1)
-        offsets = self.offsets_.ravel() - columns @ centre
-        if not with_logits:
-            columns = np.vstack([columns, self.coef_])
-            offsets = np.append(offsets, -self.intercept_ - self.coef_ @ centre)
-        packed = kernels.pack(columns.T.astype(dtype))
-        return [
-            kernels.readable(array, dtype)
-            for array in (centre, packed, offsets.astype(dtype))
-        ]
+    def _transform_lazily(self, rows, teacher_logits, out):
+        """Soft labels of a dask array, made where and when its chunks are."""
+        if out is not None:
+            raise validation.no_dask_out()
+        logits = None
+        if teacher_logits is not None:
+            logits = dask_arrays.beside(teacher_logits, rows, "teacher_logits")
+            validation.check_logit_dimensions(logits.shape)
+            logits = logits[:, None] if logits.ndim == 1 else logits
+            validation.check_logit_columns(logits.shape[1], len(self.classes_))
+        return dask_arrays.map_rows(
+            self._labeller().of_chunk,
+            rows,
+            logits,
+            self.offsets_.size,
+            np.result_type(rows.dtype, np.float32),
+        )
 
     def _check_fitted(self):
         stream = self.__dict__.get("_stream")
@@ -232,7 +190,8 @@ class SoftLabelMixin:
             return None
         logits = tensors.to_array(teacher_logits)
         logits = validation.check_logits(logits, n_samples)
-        return validation.logits_of_classes(logits, len(self.classes_))
+        validation.check_logit_columns(logits.shape[1], len(self.classes_))
+        return validation.logits_of_classes(logits)
 
     def _check_rows(self, X, *, reset):
         """Give X as rows to be read in blocks; whether they are finite is not known."""
@@ -240,6 +199,9 @@ class SoftLabelMixin:
             validation.check_tensor(X)
             rows = tensors.as_rows(X)
             _check_feature_names(self, X, reset=reset)
+            _check_n_features(self, rows, reset=reset)
+        elif dask_arrays.is_dask_array(X):
+            rows = dask_arrays.as_rows(X)
             _check_n_features(self, rows, reset=reset)
         else:
             rows = validate_data(

@@ -145,6 +145,7 @@ def read_sample(
     y = None if y is None else as_array(y)
     labels, labelled = validation.check_labels(y, n_samples, unlabeled)
     weight = validation.check_sample_weight(sample_weight, n_samples)
+    validation.check_some_weight(bool(np.any(weight > 0)))
     if soft_targets is not None:
         soft_targets = training_validation.check_soft_targets(as_array(soft_targets))
         validation.check_finite_block(soft_targets, 0, "soft_targets")

@@ -1,0 +1,149 @@
+"""What a fit is given, checked before work starts: each row its class and weight."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import clone
+from sklearn.utils.validation import has_fit_parameter
+
+from lelp_sklearn._common import validation
+from lelp_sklearn._projection import dask_arrays, heads
+from lelp_sklearn._projection.blocks import Data, LabelledRows
+from lelp_sklearn._projection.reading import CheckedRows
+from lelp_sklearn._projection.statistics import (
+    ClassMoments,
+    class_moments,
+    moments_of_unlabelled,
+)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Labelled rows, and what is known of them and of the teacher.
+
+    Parameters
+    ----------
+    data : Data
+    classes : ndarray of shape (C,)
+    head : Head or None
+        None where it is to be estimated.
+    has_logits : bool
+        Whether the teacher's logits are among the data.
+    any_unlabelled : bool
+        Whether a row that has weight has no class yet.
+    """
+
+    data: Data
+    classes: NDArray[Any]
+    head: heads.Head | None
+    has_logits: bool
+    any_unlabelled: bool
+
+    @property
+    def n_columns(self) -> int:
+        """Columns whose moments are wanted: the logits too where they give the head."""
+        fits_logits = self.head is None and self.has_logits
+        return self.data.shape[1] + len(self.classes) * fits_logits
+
+    def moments(self) -> ClassMoments:
+        """Moments of the rows that have a class."""
+        with_logits = self.n_columns > self.data.shape[1]
+        return self.data.fold(
+            class_moments, ClassMoments.merge, len(self.classes), with_logits
+        )
+
+    def completed(self) -> "Sample":
+        """Give unlabelled rows the teacher's class, where there is a teacher."""
+        if not self.any_unlabelled or (self.head is None and not self.has_logits):
+            return self
+        data = self.data.map(LabelledRows.completed, self.head)
+        return replace(self, data=data, any_unlabelled=False)
+
+    def with_head(self, moments: ClassMoments) -> "Sample":
+        """Estimate the head from moments, where none is given.
+
+        `moments` gain the rows that it gives a class.
+        """
+        validation.check_every_class(moments.weight, self.classes)
+        if self.head is not None:
+            return self
+        mean, within, total = moments.pooled()
+        if self.has_logits:
+            head = heads.least_squares_head(mean, total, self.data.shape[1])
+            return replace(self, head=head)
+        head = heads.discriminant_head(moments.weight, moments.mean, within)
+        if self.any_unlabelled:
+            n_classes = len(self.classes)
+            moments.merge(
+                self.data.fold(
+                    moments_of_unlabelled, ClassMoments.merge, n_classes, head
+                )
+            )
+        return replace(self, head=head).completed()
+
+
+def read_sample(
+    rows: Any,
+    y: Any,
+    teacher_logits: Any,
+    sample_weight: Any,
+    *,
+    head: Any,
+    unlabeled: object,
+    classes: NDArray[Any] | None,
+    streaming: bool,
+) -> Sample:
+    """Check everything, and give each row its class.
+
+    `head` and `unlabeled` are the projector's; `classes` is that of `partial_fit`, None
+    in `fit`; `streaming` says which of the two it is.
+    """
+    is_dask = dask_arrays.is_dask_array(rows)
+    known_head, head_classes = heads.resolve_head(head, rows.shape[1])
+    can_fit_head = not (streaming or is_dask)
+    validation.check_fitted_head(known_head is not None, head, can_fit_head)
+    if known_head is None and teacher_logits is None and y is None:
+        raise validation.head_is_missing()
+    checked: Any = CheckedRows
+    if is_dask:
+        # Imported with the first dask array.
+        from lelp_sklearn._projection.dask_rows import DaskRows
+
+        checked = DaskRows
+    checked = checked.check(rows, y, sample_weight, teacher_logits, unlabeled)
+    found = checked.findings()
+    found.check()
+    n_outputs = None if found.n_logits is None else max(2, found.n_logits)
+    if known_head is not None:
+        n_outputs = len(known_head.coef)
+    given = classes if head_classes is None else head_classes
+    classes = validation.check_classes(found.labels, given, n_outputs)
+    if known_head is None and head is not None:
+        known_head = _fit_head(head, checked, classes)
+    if known_head is not None:
+        validation.check_head_rows(len(known_head.coef), classes)
+    if found.n_logits is not None:
+        validation.check_logit_columns(found.n_logits, len(classes))
+    data = checked.map(CheckedRows.encode, classes)
+    has_logits = found.n_logits is not None
+    sample = Sample(data, classes, known_head, has_logits, found.any_unlabelled)
+    return sample.completed()
+
+
+def _fit_head(head: Any, checked: CheckedRows, classes: NDArray[Any]) -> heads.Head:
+    """Fit a clone of the linear classifier on the labelled rows."""
+    used = np.flatnonzero(checked.labelled & (checked.weight > 0))
+    if not used.size:
+        raise validation.unfitted_head(head)
+    validation.check_several_classes(classes)
+    classifier = clone(head)
+    options = {}
+    if has_fit_parameter(classifier, "sample_weight"):
+        options["sample_weight"] = checked.weight[used]
+    classifier.fit(np.asarray(checked.X[used]), checked.labels[used], **options)
+    fitted, _ = heads.resolve_head(classifier, checked.X.shape[1])
+    if fitted is None:
+        raise validation.unknown_head(head)
+    return fitted
