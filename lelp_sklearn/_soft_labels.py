@@ -183,8 +183,8 @@ class SoftLabelMixin:
 
         arguments = self._kernel_arguments(dtype, with_logits=logits is not None)
         no_logits = np.empty((0, len(self.classes_)), dtype)
-        temperatures = [
-            dtype.type(value)
+        per_temperatures = [
+            dtype.type(1 / value if value else 0)
             for value in (self.temperature, self.subclass_temperature_)
         ]
 
@@ -194,7 +194,7 @@ class SoftLabelMixin:
                 kernels.readable(rows[block], dtype),
                 *arguments,
                 kernels.readable(given, dtype),
-                *temperatures,
+                *per_temperatures,
                 target,
             )
 
