@@ -11,8 +11,12 @@ from sklearn.utils._chunking import get_chunk_n_rows
 
 from lelp_sklearn._common.typing import FloatArray, IntArray
 
-# A small block stays in the cache, and its sums in single precision are exact enough.
+# The sums of a small block are exact enough in single precision.
 _MAX_BLOCK_ROWS = 4096
+# Blocks are as many as this or a multiple, so that threads end together; fewer where
+# they would be smaller than is worth handing to a thread.
+_BLOCKS = 8
+_LEAST_NUMBERS = 2**16
 # Arrays of a block's size that are alive at once: the block, its rows of one class,
 # those rows centred, and weighted.
 _BLOCK_TEMPORARIES = 4
@@ -158,8 +162,11 @@ def row_slices(X: Rows) -> Iterator[slice]:
     """Cut the rows of X into slices that fit scikit-learn's ``working_memory``."""
     n_rows, n_features = X.shape
     bytes_per_row = max(1, n_features * 8 * _BLOCK_TEMPORARIES)
-    size = get_chunk_n_rows(bytes_per_row, max_n_rows=_MAX_BLOCK_ROWS)
-    yield from gen_batches(n_rows, max(1, size))
+    most = max(1, get_chunk_n_rows(bytes_per_row, max_n_rows=_MAX_BLOCK_ROWS))
+    least = min(most, -(-_LEAST_NUMBERS // max(1, n_features)))
+    n_blocks = _BLOCKS * -(-n_rows // (_BLOCKS * most))
+    size = max(least, -(-n_rows // max(1, n_blocks)))
+    yield from gen_batches(n_rows, size)
 
 
 def read_block(X: Rows, rows: slice, dtype: type[np.floating[Any]]) -> FloatArray:

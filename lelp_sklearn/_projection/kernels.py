@@ -25,6 +25,8 @@ _TILE_BYTES = 2**18
 # A row of the tile is this many numbers longer than needed: rows a power of two apart
 # would fall into the same few lines of the first-level cache.
 _SKEW = 16
+# Products are written for so many rows at once that some may lie past the last.
+_SPARE_ROWS = 8
 _HALF_OF_THE_BITS = np.uint64(32)
 
 
@@ -52,7 +54,7 @@ def class_products(
 ) -> tuple[FloatArray, float]:
     """Give the sums (d, k) and squares of `add_products` over the chosen rows."""
     n_features, width = packed.shape
-    total = np.zeros((n_features + 8, width), packed.dtype)
+    total = np.zeros((n_features + _SPARE_ROWS, width), packed.dtype)
     squares = np.zeros(n_features, packed.dtype)
     index = np.flatnonzero(chosen)
     own_weight, unit = _scaled(weight[index], packed.dtype)
@@ -110,8 +112,8 @@ def soft_labels(
     packed: FloatArray,
     offsets: FloatArray,
     logits: FloatArray,
-    temperature: float,
-    subclass_temperature: float,
+    per_temperature: float,
+    per_subclass_temperature: float,
     out: FloatArray,
 ) -> bool:
     r"""Write p_{c,s} = p_c q_{c,s} for every row; give whether all scores are finite.
@@ -129,9 +131,9 @@ def soft_labels(
     packed : (d, >= C*S) or, with a column for each logit after them, (d, >= C*S + C)
     offsets : as many as `packed` has columns that are not zeros
     logits : (n, C), or (0, C) where `packed` gives them
-    temperature, subclass_temperature : float
-        tau and beta; a beta of 0 gives the class mass whole to the first of the
-        largest z.
+    per_temperature, per_subclass_temperature : float
+        1 / tau and 1 / beta; 0 in place of the second gives the class mass whole to the
+        first of the largest z.
     out : (n, C*S)
     """
     n_classes = logits.shape[1]
@@ -139,11 +141,11 @@ def soft_labels(
     n_subclasses = n_outputs // n_classes
     tile_width = min(_TILE_COLUMNS, X.shape[1]) + _SKEW
     # Whole tiles are computed, the last one too: what it lacks is zeros or old rows.
-    tile = np.zeros((_TILE_ROWS, tile_width), out.dtype)
-    products = np.empty((_TILE_ROWS, packed.shape[1]), out.dtype)
+    tile = np.zeros((_TILE_ROWS + _SPARE_ROWS, tile_width), out.dtype)
+    products = np.empty((_TILE_ROWS + _SPARE_ROWS, packed.shape[1]), out.dtype)
     scores = np.zeros((n_outputs + n_classes, _TILE_ROWS), out.dtype)
-    top, total = np.empty(_TILE_ROWS, out.dtype), np.empty(_TILE_ROWS, out.dtype)
-    finite = True
+    totals = np.empty((n_classes + 1, _TILE_ROWS), out.dtype)
+    top, finite = np.empty(_TILE_ROWS, out.dtype), True
     for start in range(0, len(X), _TILE_ROWS):
         n_rows = min(_TILE_ROWS, len(X) - start)
         _multiply(X, start, n_rows, centre, packed, tile, products)
@@ -154,19 +156,14 @@ def soft_labels(
         for c in range(n_classes):
             for r in range(min(n_rows, len(logits) - start)):
                 mass[c, r] = logits[start + r, c]
-        finite &= _softmax(mass, temperature, top, total)
+        finite &= _exponentials(mass, per_temperature, top, totals[n_classes])
         for c in range(n_classes):
             share = scores[c * n_subclasses : (c + 1) * n_subclasses]
-            if subclass_temperature > 0:
-                finite &= _softmax(share, subclass_temperature, top, total)
+            if per_subclass_temperature > 0:
+                finite &= _exponentials(share, per_subclass_temperature, top, totals[c])
             else:
-                finite &= _choose(share)
-            for s in range(n_subclasses):
-                for r in range(_TILE_ROWS):
-                    share[s, r] *= mass[c, r]
-        for r in range(n_rows):
-            for k in range(n_outputs):
-                out[start + r, k] = scores[k, r]
+                finite &= _choose(share, totals[c])
+        _write_products(scores, totals, out[start : start + n_rows])
     return finite
 
 
@@ -218,13 +215,13 @@ def add_products(
     index, weight : (m,) rows of X and their weights
     centre : (d,)
     packed : (d, k), by `pack`; its last column is not read, since ones take its place
-    total : (d + 8, k); the last rows are scratch
+    total : (d + 8, k); the last eight rows are scratch
     squares : (d,)
     """
     n_features = X.shape[1]
     tile_rows = _rows_of_tile(n_features * total.itemsize)
-    tile = np.zeros((tile_rows, n_features + _SKEW), total.dtype)
-    products = np.empty((_TILE_ROWS, packed.shape[1]), total.dtype)
+    tile = np.zeros((tile_rows + _SPARE_ROWS, n_features + _SKEW), total.dtype)
+    products = np.empty((_TILE_ROWS + _SPARE_ROWS, packed.shape[1]), total.dtype)
     for start in range(0, len(index), tile_rows):
         chosen = index[start : start + tile_rows]
         rows = tile[: len(chosen), :n_features]
@@ -260,8 +257,8 @@ def add_to_nearest(
     """
     n_features = X.shape[1]
     tile_rows = _rows_of_tile(n_features * sums.itemsize)
-    tile = np.zeros((tile_rows, n_features + _SKEW), sums.dtype)
-    products = np.empty((_TILE_ROWS, packed.shape[1]), sums.dtype)
+    tile = np.zeros((tile_rows + _SPARE_ROWS, n_features + _SKEW), sums.dtype)
+    products = np.empty((_TILE_ROWS + _SPARE_ROWS, packed.shape[1]), sums.dtype)
     for start in range(0, len(index), tile_rows):
         chosen = index[start : start + tile_rows]
         rows = tile[: len(chosen), :n_features]
@@ -290,7 +287,9 @@ def _multiply_chosen(
     """Write X[chosen] - centre to `rows`, and rows @ packed to `products`."""
     products[:] = 0
     for r in range(len(chosen)):
-        _centre_row(X[chosen[r]], centre, rows[r])
+        row, out = X[chosen[r]], rows[r]
+        for k in range(len(row)):
+            out[k] = as_number(row[k]) - centre[k]
     # The next rows may lie anywhere: nothing is worth asking for ahead.
     _add_product(rows, packed, products, rows)
 
@@ -315,18 +314,17 @@ def _multiply(
     products[:] = 0
     for first in range(0, n_features, _TILE_COLUMNS):
         last = min(first + _TILE_COLUMNS, n_features)
+        own_centre = centre[first:last]
         for r in range(n_rows):
-            _centre_row(X[start + r, first:last], centre[first:last], tile[r])
+            # Slices, since an index that is a sum keeps the loop from becoming vector
+            # instructions.
+            row, out = X[start + r][first:last], tile[r]
+            for k in range(len(row)):
+                out[k] = as_number(row[k]) - own_centre[k]
         # What will be read next: further columns of these rows, or the next rows.
         upcoming = X[start:, last:] if last < n_features else X[start + n_rows :, :]
         rows = tile[:n_rows, : last - first]
         _add_product(rows, packed[first:last], products, upcoming)
-
-
-@njit(cache=True, nogil=True)
-def _centre_row(row: NDArray[Any], centre: FloatArray, out: FloatArray) -> None:
-    for k in range(len(row)):
-        out[k] = as_number(row[k]) - centre[k]
 
 
 @njit(cache=True, nogil=True)
@@ -350,8 +348,8 @@ def _add_product(
             for r in range(0, len(rows), 4):
                 multiply_add(rows[r:], columns, sums[r:], upcoming[r:], 4, 3)
         elif n_vectors == 2:
-            for r in range(0, len(rows), 4):
-                multiply_add(rows[r:], columns, sums[r:], upcoming[r:], 4, 2)
+            for r in range(0, len(rows), 6):
+                multiply_add(rows[r:], columns, sums[r:], upcoming[r:], 6, 2)
         else:
             for r in range(0, len(rows), 8):
                 multiply_add(rows[r:], columns, sums[r:], upcoming[r:], 8, 1)
@@ -375,8 +373,8 @@ def _add_transposed_product(
             for k in range(0, n_outputs, 4):
                 multiply_add_transposed(rows[:, k:], own, sums[k:], 4, 3)
         elif n_vectors == 2:
-            for k in range(0, n_outputs, 4):
-                multiply_add_transposed(rows[:, k:], own, sums[k:], 4, 2)
+            for k in range(0, n_outputs, 6):
+                multiply_add_transposed(rows[:, k:], own, sums[k:], 6, 2)
         else:
             for k in range(0, n_outputs, 8):
                 multiply_add_transposed(rows[:, k:], own, sums[k:], 8, 1)
@@ -384,37 +382,33 @@ def _add_transposed_product(
 
 
 @njit(cache=True, nogil=True)
-def _softmax(
-    scores: FloatArray, temperature: float, top: FloatArray, total: FloatArray
+def _exponentials(
+    scores: FloatArray, per_temperature: float, top: FloatArray, total: FloatArray
 ) -> bool:
-    """Take the softmax of scores / temperature over the first axis, in place.
+    """Put exp((scores - largest of a row) / temperature), their sums in `total`.
 
-    Loops run along the rows of X, so that they become vector instructions. `top` and
-    `total` are room for a number a row.
+    Loops run along the rows of X, so that they become vector instructions. `top` is
+    room for a number a row.
     """
-    n_scores = len(scores)
     for r in range(_TILE_ROWS):
         top[r] = scores[0, r]
         total[r] = 0
-    for s in range(1, n_scores):
+    for s in range(1, len(scores)):
         for r in range(_TILE_ROWS):
             top[r] = max(top[r], scores[s, r])
-    for s in range(n_scores):
+    for s in range(len(scores)):
         for r in range(_TILE_ROWS):
-            scores[s, r] = exp((scores[s, r] - top[r]) / temperature)
+            scores[s, r] = exp((scores[s, r] - top[r]) * per_temperature)
         for r in range(_TILE_ROWS):
             total[r] += scores[s, r]
     finite = True
     for r in range(_TILE_ROWS):
         finite &= total[r] == total[r]
-    for s in range(n_scores):
-        for r in range(_TILE_ROWS):
-            scores[s, r] /= total[r]
     return finite
 
 
 @njit(cache=True, nogil=True)
-def _choose(scores: FloatArray) -> bool:
+def _choose(scores: FloatArray, total: FloatArray) -> bool:
     """Put 1 where the first of the largest scores stands, 0 elsewhere."""
     finite = True
     for r in range(scores.shape[1]):
@@ -422,4 +416,22 @@ def _choose(scores: FloatArray) -> bool:
         finite &= np.isfinite(scores[best, r])
         scores[:, r] = 0
         scores[best, r] = 1
+        total[r] = 1
     return finite
+
+
+@njit(cache=True, nogil=True)
+def _write_products(scores: FloatArray, totals: FloatArray, out: FloatArray) -> None:
+    """Write class mass times share: both are exponentials, not yet over their sums."""
+    n_classes, n_outputs = len(totals) - 1, out.shape[1]
+    n_subclasses = n_outputs // n_classes
+    for c in range(n_classes):
+        mass, factor = scores[n_outputs + c], totals[c]
+        for r in range(_TILE_ROWS):
+            factor[r] = mass[r] / (totals[n_classes, r] * factor[r])
+        for k in range(c * n_subclasses, (c + 1) * n_subclasses):
+            for r in range(_TILE_ROWS):
+                scores[k, r] *= factor[r]
+    for r in range(len(out)):
+        for k in range(n_outputs):
+            out[r, k] = scores[k, r]

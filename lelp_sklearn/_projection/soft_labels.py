@@ -104,8 +104,9 @@ class SoftLabeller:
 
         arguments = self._kernel_arguments(dtype, with_logits=logits is not None)
         no_logits = np.empty((0, len(self.coef)), dtype)
-        temperatures = [
-            dtype.type(value) for value in (self.temperature, self.subclass_temperature)
+        per_temperatures = [
+            dtype.type(1 / value if value else 0)
+            for value in (self.temperature, self.subclass_temperature)
         ]
 
         def write(block: slice, target: FloatArray) -> bool:
@@ -115,7 +116,7 @@ class SoftLabeller:
                     kernels.readable(rows[block], dtype),
                     *arguments,
                     kernels.readable(given, dtype),
-                    *temperatures,
+                    *per_temperatures,
                     target,
                 )
             )

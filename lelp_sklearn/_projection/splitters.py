@@ -153,7 +153,8 @@ def draw_rotation(
     correlation = stats.random_correlation.rvs(scaled, random_state=random_state)
     # eigh gives ascending eigenvalues, the spectrum descends.
     turn: FloatArray = np.linalg.eigh(correlation)[1][:, ::-1]
-    return turn
+    # Rounding may turn the sign of an eigenvector.
+    return turn * np.where(turn[0] < 0, -1, 1)
 
 
 def score_moments(split: Split, covariance: Covariance) -> tuple[FloatArray, float]:

@@ -28,8 +28,8 @@ def soft_labels(X, directions, offsets, logits, tau, beta, dtype, head=None):
         kernels.readable(kernels.pack(columns.T.astype(dtype)), out.dtype),
         kernels.readable(offsets, out.dtype),
         kernels.readable(logits, out.dtype),
-        dtype(tau),
-        dtype(beta),
+        dtype(1 / tau),
+        dtype(1 / beta if beta else 0),
         out,
     )
     return out, finite
