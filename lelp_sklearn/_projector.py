@@ -438,7 +438,8 @@ class LELPProjector(
     def _stream_covariance(self, sample, removed, random_state):
         """Class covariances by passes over the rows, the first one begun well."""
         data, n_classes = sample.data, len(sample.classes)
-        validation.check_every_class(class_weights(data, n_classes), sample.classes)
+        weight = class_weights(data, n_classes)
+        validation.check_every_class(weight, sample.classes)
         solves = isinstance(self.splitter, str) and self.splitter == "pca"
         n_vectors = 0
         if solves and self.svd_solver != "full" and self.n_subclasses != 1:
@@ -448,7 +449,7 @@ class LELPProjector(
             centres.append(drawn.mean)
             starts.append(sampled_subspace(drawn, removed, n_vectors, random_state))
         return StreamedCovariance(
-            data, centres=np.stack(centres), removed=removed, starts=starts
+            data, weight, centres=np.stack(centres), removed=removed, starts=starts
         )
 
     def _n_wanted(self):
@@ -549,9 +550,10 @@ def _find_centroids(sample, covariance, removed, wanted, random_state, stream):
     if stream is not None and stream.centroids is not None:
         stream.centroids.add(data, *where)
         return stream.centroids.relative(*where)
-    validation.check_every_class(
-        class_weights(data, len(sample.classes)), sample.classes
-    )
+    if stream is not None:
+        # The first block with which clusters can start; elsewhere this is known.
+        weight = class_weights(data, len(sample.classes))
+        validation.check_every_class(weight, sample.classes)
     n_clusters = wanted or splitters.AUTO_N_SUBCLASSES
     centroids = class_centroids(data, covariance, removed, n_clusters, random_state)
     fewest = min(len(each) for each in centroids)

@@ -27,8 +27,11 @@ Result = TypeVar("Result")
 class Rows(Protocol):
     """What is asked of embeddings: an array, a memory map, or a tensor behind it."""
 
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
 
     def __getitem__(self, rows: Any) -> NDArray[Any]: ...
 

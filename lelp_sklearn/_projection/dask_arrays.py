@@ -34,7 +34,8 @@ def as_rows(X: "Array") -> "Array":
 def by_rows(array: "Array", sizes: tuple[int, ...]) -> "Array":
     """Give an array whose chunks are of so many rows, each with all columns."""
     columns = (-1,) * (array.ndim - 1)
-    return array.rechunk((sizes, *columns))
+    rechunked: Array = array.rechunk((sizes, *columns))
+    return rechunked
 
 
 def beside(values: Any, X: "Array", name: str) -> "Array":
@@ -67,7 +68,7 @@ def map_rows(
     # A task of its own, which goes to each worker once and not with each chunk.
     shared = dask.delayed(function, pure=True, traverse=False)
     arrays = [X, first_rows] if logits is None else [X, first_rows, logits]
-    return da.map_blocks(
+    soft_labels: Array = da.map_blocks(
         _call,
         *arrays,
         function=shared,
@@ -75,19 +76,21 @@ def map_rows(
         dtype=dtype,
         meta=np.empty((0, 0), dtype),
     )
+    return soft_labels
 
 
 def sum_subclasses(soft_labels: "Array", shape: tuple[int, int]) -> "Array":
     """Give a lazy array of the sums over the subclasses; `shape` is (C, S)."""
     dtype = soft_labels.dtype if soft_labels.dtype.kind == "f" else np.dtype(float)
     by_row = soft_labels.rechunk({1: -1})
-    return by_row.map_blocks(
+    sums: Array = by_row.map_blocks(
         _class_sums,
         shape,
         chunks=(by_row.chunks[0], (shape[0],)),
         dtype=dtype,
         meta=np.empty((0, 0), dtype),
     )
+    return sums
 
 
 def _class_sums(soft_labels: NDArray[Any], shape: tuple[int, int]) -> NDArray[Any]:

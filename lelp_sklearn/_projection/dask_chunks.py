@@ -74,17 +74,18 @@ class LazyRows:
 
     def __sizeof__(self) -> int:
         """Bytes, as dask asks for them."""
-        return sizeof(self.piece.graph)
+        return int(sizeof(self.piece.graph))
 
     def __getitem__(self, rows: Any) -> NDArray[Any]:
-        return self._array[rows]
+        chosen: NDArray[Any] = self._array[rows]
+        return chosen
 
     @cached_property
     def _array(self) -> NDArray[Any]:
         return np.asarray(self.piece.make(self.known), dtype=self.dtype)
 
 
-def pieces(array: "Array") -> tuple[list[Piece], dict[Key, "Future"]]:
+def pieces(array: "Array") -> tuple[list[Piece], dict[Key, "Future[Any]"]]:
     """Each chunk of rows of an array, and the futures from which they are made."""
     futures = {
         key: value
@@ -104,7 +105,7 @@ def pieces(array: "Array") -> tuple[list[Piece], dict[Key, "Future"]]:
 
 
 def _keys(array: "Array") -> list[Key]:
-    nested = array.__dask_keys__()
+    nested: list[Any] = array.__dask_keys__()
     return nested if array.ndim == 1 else [row[0] for row in nested]
 
 
@@ -114,7 +115,7 @@ def _is_future(value: object) -> bool:
 
 
 def divide(
-    chunks: Sequence[LazyRows], futures: Mapping[Key, "Future"]
+    chunks: Sequence[LazyRows], futures: Mapping[Key, "Future[Any]"]
 ) -> list[list[int]]:
     """Divide chunks into runs, one for each thread of the cluster.
 
@@ -145,7 +146,7 @@ def _client() -> "Client | None":
 
 
 def _homes(
-    client: "Client", chunks: Sequence[LazyRows], futures: Mapping[Key, "Future"]
+    client: "Client", chunks: Sequence[LazyRows], futures: Mapping[Key, "Future[Any]"]
 ) -> list[str | None]:
     """The worker on which each chunk lies; None where it is still to be made."""
     if not all(chunk.piece.given for chunk in chunks):

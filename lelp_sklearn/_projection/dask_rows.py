@@ -49,7 +49,7 @@ class DaskRows:
     """
 
     runs: list[Delayed]
-    given: list[list["Future"]]
+    given: list[list["Future[Any]"]]
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
 
@@ -85,7 +85,8 @@ class DaskRows:
     def findings(self) -> Findings:
         """What has to be known of all rows before each gets a class."""
         found = [dask.delayed(_find_in_run)(run) for run in self.runs]
-        return _merged(found, Findings.merge)
+        merged: Findings = _merged(found, Findings.merge)
+        return merged
 
     def fold(
         self,
@@ -94,8 +95,8 @@ class DaskRows:
         *arguments: Any,
     ) -> Result:
         """Fold each run by itself, then merge the results of neighbours, by pairs."""
-        work = _Pass(function, arguments, merge)
-        result: Result = _merged(self._on_each_run(_fold_run, work), merge)
+        states = self._on_each_run(_fold_run, _Pass(function, arguments), merge)
+        result: Result = _merged(states, merge)
         return result
 
     def map(self, function: Callable[..., Any], *arguments: Any) -> "DaskRows":
@@ -110,11 +111,11 @@ class DaskRows:
             yield np.concatenate([rows for _, rows in found])[order]
 
     def _on_each_run(
-        self, function: Callable[..., Any], work: "_Pass"
+        self, function: Callable[..., Any], work: "_Pass", *arguments: Any
     ) -> list[Delayed]:
         shared = _as_task(work)
         return [
-            dask.delayed(function)(run, given, shared)
+            dask.delayed(function)(run, given, shared, *arguments)
             for run, given in zip(self.runs, self.given, strict=True)
         ]
 
@@ -135,12 +136,14 @@ class _Source:
 
     def check(self, known: Mapping[Key, Any], unlabeled: object) -> Any:
         """Make the chunk; give `CheckedRows`, or `_Refused` where it is wrong."""
-        along = [
+        y, weight, logits = (
             each.make(known) if isinstance(each, Piece) else each for each in self.along
-        ]
+        )
         rows = self.X.from_known(known)
         try:
-            checked = CheckedRows.check(rows, *along, unlabeled, self.first_row)
+            checked = CheckedRows.check(
+                rows, y, weight, logits, unlabeled, self.first_row
+            )
         except (TypeError, ValueError) as error:
             return _Refused(self.first_row, error)
         return replace(checked, X=self.X)
@@ -175,7 +178,6 @@ class _Pass:
 
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
-    merge: Callable[[Any, Any], Any] | None = None
     working_memory: int = field(default_factory=lambda: get_config()["working_memory"])
 
     def results(self, run: _Run, values: list[Any]) -> Iterator[Any]:
@@ -192,7 +194,7 @@ class _Pass:
 
 def _sources(
     X: "Array", *along: tuple[str, Any]
-) -> tuple[list[_Source], dict[Key, "Future"]]:
+) -> tuple[list[_Source], dict[Key, "Future[Any]"]]:
     """Each chunk that has rows, and the futures from which the chunks are made."""
     n_chunks = X.numblocks[0]
     rows, futures = pieces(X)
@@ -218,7 +220,8 @@ def _sources(
 
 def _as_task(value: Any) -> Delayed:
     """Give a value that goes to each worker once, however many tasks take it."""
-    return dask.delayed(value, pure=False, traverse=False)
+    task: Delayed = dask.delayed(value, pure=False, traverse=False)
+    return task
 
 
 def _read_run(run: _Run, values: list[Any], unlabeled: object) -> _Run:
@@ -232,11 +235,14 @@ def _read_run(run: _Run, values: list[Any], unlabeled: object) -> _Run:
 
 
 def _find_in_run(run: _Run) -> Findings:
-    return reduce(Findings.merge, (chunk.findings() for chunk in run.chunks))
+    each: Iterator[Findings] = (chunk.findings() for chunk in run.chunks)
+    return reduce(Findings.merge, each)
 
 
-def _fold_run(run: _Run, values: list[Any], work: _Pass) -> Any:
-    return reduce(work.merge, work.results(run, values))
+def _fold_run(
+    run: _Run, values: list[Any], work: _Pass, merge: Callable[[Any, Any], Any]
+) -> Any:
+    return reduce(merge, work.results(run, values))
 
 
 def _map_run(run: _Run, values: list[Any], work: _Pass) -> _Run:

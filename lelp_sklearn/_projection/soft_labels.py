@@ -102,30 +102,32 @@ class SoftLabeller:
         # Imported at the first call: numba would slow the import of the package.
         from lelp_sklearn._projection import kernels
 
-        arguments = self._kernel_arguments(dtype, with_logits=logits is not None)
+        centre, packed, offsets = self._projections(dtype, logits is not None)
         no_logits = np.empty((0, len(self.coef)), dtype)
-        per_temperatures = [
+        # The kernel multiplies by them; 0 stands for no temperature.
+        per_temperature, per_subclass_temperature = (
             dtype.type(1 / value if value else 0)
             for value in (self.temperature, self.subclass_temperature)
-        ]
+        )
 
         def write(block: slice, target: FloatArray) -> bool:
             given = no_logits if logits is None else logits[block].astype(dtype)
-            return bool(
-                kernels.soft_labels(
-                    kernels.readable(rows[block], dtype),
-                    *arguments,
-                    kernels.readable(given, dtype),
-                    *per_temperatures,
-                    target,
-                )
+            return kernels.soft_labels(
+                kernels.readable(rows[block], dtype),
+                centre,
+                packed,
+                offsets,
+                kernels.readable(given, dtype),
+                per_temperature,
+                per_subclass_temperature,
+                target,
             )
 
         return write
 
-    def _kernel_arguments(
-        self, dtype: np.dtype[Any], *, with_logits: bool
-    ) -> list[NDArray[Any]]:
+    def _projections(
+        self, dtype: np.dtype[Any], with_logits: bool
+    ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         """Centre, packed columns and offsets of the projections and of the logits."""
         from lelp_sklearn._projection import kernels
 
@@ -136,10 +138,11 @@ class SoftLabeller:
             columns = np.vstack([columns, self.coef])
             offsets = np.append(offsets, -self.intercept - self.coef @ centre)
         packed = kernels.pack(columns.T.astype(dtype))
-        return [
-            kernels.readable(array, dtype)
-            for array in (centre, packed, offsets.astype(dtype))
-        ]
+        return (
+            kernels.readable(centre, dtype),
+            kernels.readable(packed, dtype),
+            kernels.readable(offsets, dtype),
+        )
 
 
 def class_sums(soft_labels: FloatArray, shape: tuple[int, int]) -> FloatArray:

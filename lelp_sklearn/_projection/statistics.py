@@ -58,7 +58,7 @@ class ClassMoments:
 
     def merge(self, other: "ClassMoments") -> "ClassMoments":
         """Add the moments of further rows."""
-        for code in np.flatnonzero(other.weight):
+        for code in np.flatnonzero(other.weight).tolist():
             self.scatter[code] += other.scatter[code]
             self._shift(code, other.weight[code], other.mean[code])
         return self
@@ -157,6 +157,7 @@ class StreamedCovariance:
     def __init__(
         self,
         data: Data,
+        weight: FloatArray,
         *,
         centres: FloatArray,
         removed: FloatArray,
@@ -165,7 +166,7 @@ class StreamedCovariance:
         self._data = data
         self._dtype = np.result_type(data.dtype, np.float32)
         self._centres = centres.astype(self._dtype)
-        self.weight = class_weights(data, len(centres))
+        self.weight = weight
         bases = [np.hstack([removed, start]) for start in starts]
         products, sums, squares = self._pass(bases)
         check_no_overflow(squares, self._dtype)
