@@ -169,7 +169,8 @@ def row_slices(X: Rows) -> Iterator[slice]:
     least = min(most, -(-_LEAST_NUMBERS // max(1, n_features)))
     n_blocks = _BLOCKS * -(-n_rows // (_BLOCKS * most))
     size = max(least, -(-n_rows // max(1, n_blocks)))
-    yield from gen_batches(n_rows, size)
+    # A chunk may have no rows, which `gen_batches` refuses.
+    yield from gen_batches(n_rows, size) if n_rows else ()
 
 
 def read_block(X: Rows, rows: slice, dtype: type[np.floating[Any]]) -> FloatArray:
