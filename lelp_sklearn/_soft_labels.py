@@ -202,6 +202,7 @@ class SoftLabelMixin:
             _check_n_features(self, rows, reset=reset)
         elif dask_arrays.is_dask_array(X):
             rows = dask_arrays.as_rows(X)
+            _check_feature_names(self, X, reset=reset)
             _check_n_features(self, rows, reset=reset)
         else:
             rows = validate_data(

@@ -1,7 +1,7 @@
 """The chunks of dask arrays: what each is made from, and which go together."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -102,6 +102,11 @@ def pieces(array: "Array") -> tuple[list[Piece], dict[Key, "Future[Any]"]]:
         own = {each: task for each, task in needed.items() if task is not None}
         found.append(Piece(own, key, given))
     return found, futures
+
+
+def given(chunks: Iterable[Piece]) -> list[Key]:
+    """The keys of what chunks are made from and lies on the cluster already."""
+    return list(dict.fromkeys(key for chunk in chunks for key in chunk.given))
 
 
 def _keys(array: "Array") -> list[Key]:

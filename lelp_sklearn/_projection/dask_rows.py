@@ -10,6 +10,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import dask
@@ -22,7 +23,14 @@ from sklearn import config_context, get_config
 from lelp_sklearn._common.typing import IntArray
 from lelp_sklearn._projection.blocks import LabelledRows
 from lelp_sklearn._projection.dask_arrays import beside
-from lelp_sklearn._projection.dask_chunks import Key, LazyRows, Piece, divide, pieces
+from lelp_sklearn._projection.dask_chunks import (
+    Key,
+    LazyRows,
+    Piece,
+    divide,
+    given,
+    pieces,
+)
 from lelp_sklearn._projection.reading import CheckedRows, Findings
 
 if TYPE_CHECKING:
@@ -42,14 +50,14 @@ class DaskRows:
     ----------
     runs : list of Delayed
         A `_Run` each, persisted: it lies on a worker, and is made anew should that die.
-    given : list of lists of futures
-        What the chunks of each run are made from and lies on the cluster already.
+    futures : list of lists of futures
+        What the rows of each run are made from and lies on the cluster already.
     shape : (n, d)
     dtype : dtype of the rows
     """
 
     runs: list[Delayed]
-    given: list[list["Future[Any]"]]
+    futures: list[list["Future[Any]"]]
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
 
@@ -72,15 +80,14 @@ class DaskRows:
             ("sample_weight", sample_weight),
             ("teacher_logits", teacher_logits),
         )
-        rows = [source.X for source in sources]
-        runs, given = [], []
-        for members in divide(rows, futures):
-            mine = [sources[member] for member in members]
-            keys = list(set().union(*(source.given for source in mine)))
-            given.append([futures[key] for key in keys])
-            run = _as_task(_Run(mine, keys))
-            runs.append(dask.delayed(_read_run)(run, given[-1], _as_task(unlabeled)))
-        return cls(list(dask.persist(*runs)), given, X.shape, X.dtype)
+        runs, futures_of_rows = [], []
+        for members in divide([source.X for source in sources], futures):
+            reading = _Reading([sources[member] for member in members], unlabeled)
+            needed = [futures[key] for key in given(reading.pieces)]
+            runs.append(dask.delayed(_read_run)(_as_task(reading), needed))
+            rows = [source.X.piece for source in reading.sources]
+            futures_of_rows.append([futures[key] for key in given(rows)])
+        return cls(list(dask.persist(*runs)), futures_of_rows, X.shape, X.dtype)
 
     def findings(self) -> Findings:
         """What has to be known of all rows before each gets a class."""
@@ -115,8 +122,8 @@ class DaskRows:
     ) -> list[Delayed]:
         shared = _as_task(work)
         return [
-            dask.delayed(function)(run, given, shared, *arguments)
-            for run, given in zip(self.runs, self.given, strict=True)
+            dask.delayed(function)(run, futures, shared, *arguments)
+            for run, futures in zip(self.runs, self.futures, strict=True)
         ]
 
 
@@ -127,12 +134,6 @@ class _Source:
     X: LazyRows
     along: tuple[Any, ...]
     first_row: int
-
-    @property
-    def given(self) -> set[Key]:
-        """Keys of what it is made from and lies on the cluster already."""
-        parts = (self.X.piece, *self.along)
-        return {key for part in parts if isinstance(part, Piece) for key in part.given}
 
     def check(self, known: Mapping[Key, Any], unlabeled: object) -> Any:
         """Make the chunk; give `CheckedRows`, or `_Refused` where it is wrong."""
@@ -161,11 +162,24 @@ class _Refused:
 
 
 @dataclass(frozen=True)
+class _Reading:
+    """Chunks that are to be made and checked together."""
+
+    sources: list[_Source]
+    unlabeled: object
+
+    @property
+    def pieces(self) -> list[Piece]:
+        """What has to be made for it: rows, and what comes with them."""
+        parts = ((source.X.piece, *source.along) for source in self.sources)
+        return [each for each in chain(*parts) if isinstance(each, Piece)]
+
+
+@dataclass(frozen=True)
 class _Run:
-    """Chunks that are folded together, and the keys of what they are made from."""
+    """Chunks that are folded together."""
 
     chunks: list[Any]
-    keys: list[Key]
 
     def __sizeof__(self) -> int:
         """Bytes, so that the scheduler knows what it would cost to move the run."""
@@ -183,9 +197,10 @@ class _Pass:
     def results(self, run: _Run, values: list[Any]) -> Iterator[Any]:
         """Give what the function makes of each chunk, one chunk being made at a time.
 
-        `values` are those of the keys of the run.
+        `values` are what lies on the cluster already of what the chunks are made from.
         """
-        known = dict(zip(run.keys, values, strict=True))
+        keys = given(chunk.X.piece for chunk in run.chunks)
+        known = dict(zip(keys, values, strict=True))
         with config_context(working_memory=self.working_memory):
             for chunk in run.chunks:
                 rows = replace(chunk, X=chunk.X.from_known(known))
@@ -224,14 +239,14 @@ def _as_task(value: Any) -> Delayed:
     return task
 
 
-def _read_run(run: _Run, values: list[Any], unlabeled: object) -> _Run:
-    known = dict(zip(run.keys, values, strict=True))
+def _read_run(reading: _Reading, values: list[Any]) -> _Run:
+    known = dict(zip(given(reading.pieces), values, strict=True))
     chunks = []
-    for source in run.chunks:
-        chunks.append(source.check(known, unlabeled))
+    for source in reading.sources:
+        chunks.append(source.check(known, reading.unlabeled))
         if isinstance(chunks[-1], _Refused):
             break
-    return replace(run, chunks=chunks)
+    return _Run(chunks)
 
 
 def _find_in_run(run: _Run) -> Findings:
@@ -251,7 +266,7 @@ def _map_run(run: _Run, values: list[Any], work: _Pass) -> _Run:
         replace(result, X=chunk.X)
         for chunk, result in zip(run.chunks, results, strict=True)
     ]
-    return replace(run, chunks=chunks)
+    return _Run(chunks)
 
 
 def _merged(states: list[Delayed], merge: Callable[[Any, Any], Any]) -> Any:
