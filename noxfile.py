@@ -22,6 +22,9 @@ CONSTRAINTS = Path("constraints.txt").resolve()
 # BLAS and OpenMP keep to one thread where several processes share the cores.
 TEST_ENVIRONMENT = {"SCIPY_ARRAY_API": "1", "OMP_NUM_THREADS": "1"}
 
+# Tests that share a cluster of processes stay together.
+IN_PARALLEL = "-n", "2", "--dist", "loadgroup"
+
 FIRST_USE = """
 from sklearn.datasets import load_digits
 import lelp_sklearn
@@ -55,7 +58,7 @@ def demo(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests and the examples in the docstrings."""
     install(session, "-e", ".[all]", *group("test"))
-    session.run("pytest", "-n", "2", *session.posargs, env=TEST_ENVIRONMENT)
+    session.run("pytest", *IN_PARALLEL, *session.posargs, env=TEST_ENVIRONMENT)
 
 
 @nox.session
@@ -120,4 +123,4 @@ def tests_min(session: nox.Session) -> None:
     lowest = [entry.replace(">=", "==") for entry in declared if ">=" in entry]
     floors.write_text("\n".join(lowest))
     session.install("-c", str(floors), "-e", ".[all]", *group("test"))
-    session.run("pytest", "-n", "2", *session.posargs, env=TEST_ENVIRONMENT)
+    session.run("pytest", *IN_PARALLEL, *session.posargs, env=TEST_ENVIRONMENT)

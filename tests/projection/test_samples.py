@@ -1,5 +1,6 @@
 """Classes of more rows than are sampled: presentation still changes nothing."""
 
+import dask.array as da
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
@@ -7,7 +8,9 @@ from sklearn.datasets import make_blobs
 
 from lelp_sklearn import LELPProjector
 from lelp_sklearn._projection.blocks import LabelledRows
+from lelp_sklearn._projection.dask_rows import DaskRows
 from lelp_sklearn._projection.digests import row_digests
+from lelp_sklearn._projection.reading import CheckedRows
 from lelp_sklearn._projection.starts import class_samples
 
 N_ROWS = 10_000
@@ -121,6 +124,30 @@ def test_a_sample_estimates_sums_over_its_class(weighted):
     exact = [np.average(X[codes == c], 0, weight[codes == c]) for c in range(2)]
     error = np.std(means, axis=0, ddof=1) / np.sqrt(len(means))
     assert_array_equal(np.abs(np.mean(means, axis=0) - exact) < 5 * error, True)
+
+
+@pytest.mark.parametrize("kind", ["copies", "weights"])
+def test_a_sample_put_together_from_chunks_is_that_of_all_rows(kind):
+    rng = np.random.RandomState(0)
+    # More distinct rows than are kept of a class.
+    X = rng.normal(size=(130_000, 2))
+    weight = rng.pareto(1.5, size=len(X))
+    codes = np.arange(len(X)) % 50 // 49
+    if kind == "copies":
+        index = np.arange(160_000) % len(X)
+        X, codes, weight = X[index], codes[index], np.ones(len(index))
+    whole = LabelledRows(X, codes, weight, row_digests(X))
+    lazy = DaskRows.check(
+        da.from_array(X, chunks=(30_000, -1)), codes, weight, None, None
+    ).map(CheckedRows.encode, np.arange(2))
+    for expected, found in zip(
+        class_samples(whole, 2, np.random.RandomState(0)),
+        class_samples(lazy, 2, np.random.RandomState(0)),
+        strict=True,
+    ):
+        assert found.is_whole == expected.is_whole
+        assert_allclose(found.rows, expected.rows, atol=1e-12)
+        assert_allclose(found.weight, expected.weight, rtol=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
