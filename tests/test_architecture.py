@@ -28,6 +28,7 @@ LEVELS = {
     "_projection.kmeans": 3,
     "_projection.statistics": 2,
     "_projection.starts": 2,
+    "_projection.compilation": 0,
     "_projection.instructions": 0,
     "_projection.heads": 2,
     "_training.loop": 3,

@@ -3,10 +3,10 @@
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from lelp_sklearn._common.typing import BoolArray, FloatArray, IntArray
+from lelp_sklearn._projection.compilation import compiled
 from lelp_sklearn._projection.instructions import (
     REGISTER_BYTES,
     as_number,
@@ -94,7 +94,7 @@ def readable(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     return view
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def soft_labels(
     X: NDArray[Any],
     centre: FloatArray,
@@ -161,7 +161,7 @@ def soft_labels(
     return finite
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def add_products(
     X: NDArray[Any],
     index: IntArray,
@@ -203,7 +203,7 @@ def add_products(
         _add_transposed_product(rows, products[: len(chosen)], total)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def add_to_nearest(
     X: NDArray[Any],
     index: IntArray,
@@ -243,7 +243,7 @@ def add_to_nearest(
                 total[k] += w * row[k]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _multiply_chosen(
     X: NDArray[Any],
     chosen: IntArray,
@@ -260,12 +260,12 @@ def _multiply_chosen(
     _add_product(rows, packed, products, rows)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _rows_of_tile(row_bytes: int) -> int:
     return min(_TILE_ROWS, max(8, _TILE_BYTES // row_bytes // 8 * 8))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _multiply(
     X: NDArray[Any],
     start: int,
@@ -288,13 +288,13 @@ def _multiply(
         _add_product(rows, packed[first:last], products, upcoming)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _centre_row(row: NDArray[Any], centre: FloatArray, out: FloatArray) -> None:
     for k in range(len(row)):
         out[k] = as_number(row[k]) - centre[k]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _add_product(
     rows: FloatArray, packed: FloatArray, products: FloatArray, upcoming: NDArray[Any]
 ) -> None:
@@ -323,7 +323,7 @@ def _add_product(
         first = panel.stop
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _add_transposed_product(
     rows: FloatArray, columns: FloatArray, total: FloatArray
 ) -> None:
@@ -348,7 +348,7 @@ def _add_transposed_product(
         first = panel.stop
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _softmax(
     scores: FloatArray, temperature: float, top: FloatArray, total: FloatArray
 ) -> bool:
@@ -378,7 +378,7 @@ def _softmax(
     return finite
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _choose(scores: FloatArray) -> bool:
     """Put 1 where the first of the largest scores stands, 0 elsewhere."""
     finite = True
