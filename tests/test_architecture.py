@@ -29,6 +29,7 @@ LEVELS = {
     "_projection.statistics": 2,
     "_projection.digests": 2,
     "_projection.starts": 3,
+    "_projection.compilation": 0,
     "_projection.instructions": 0,
     "_projection.heads": 2,
     "_training.loop": 3,
