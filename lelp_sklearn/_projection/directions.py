@@ -48,7 +48,7 @@ def orthonormal(vectors: FloatArray) -> FloatArray:
     """
     lengths = np.linalg.norm(vectors, axis=0)
     long = lengths > len(vectors) * np.finfo(np.float64).eps * lengths.max(initial=0)
-    basis = vectors[:, long] / lengths[long]
+    basis: FloatArray = vectors[:, long] / lengths[long]
     for _ in range(2):
         values, turn = np.linalg.eigh(basis.T @ basis)
         kept = values > len(values) * np.finfo(np.float64).eps * values.max(initial=0)
