@@ -88,11 +88,9 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Run a benchmark: ``nox -s bench -- defaults.py`` and its own options."""
+    """Take a quick look at the speed; `-- defaults.py` runs another benchmark."""
     install(session, "-e", ".[all]")
-    if not session.posargs:
-        session.error("name a benchmark that benchmarks/README.md lists")
-    script, *options = session.posargs
+    script, *options = session.posargs or ["speed.py"]
     session.run("python", f"benchmarks/{script}", *options)
 
 

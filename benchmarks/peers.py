@@ -7,7 +7,8 @@ import torch
 from scipy.linalg import orth
 from scipy.special import softmax
 from sklearn.cluster import KMeans, MiniBatchKMeans
-from sklearn.decomposition import PCA
+from sklearn.decomposition import PCA, IncrementalPCA
+from sklearn.utils import gen_batches
 
 from lelp_sklearn import LELPProjector
 
@@ -61,11 +62,15 @@ def soft_label_peers(
     }
 
 
+def outside_head(rows: Array, coef: Array) -> Array:
+    """Rows without what lies in the head's row space."""
+    basis = orth(coef.T).astype(rows.dtype)
+    return rows - (rows @ basis) @ basis.T
+
+
 def null_space_rows(X: Array, y: Array, label: int, coef: Array) -> Array:
     """Rows of one class without what lies in the head's row space."""
-    rows = X[y == label]
-    basis = orth(coef.T).astype(X.dtype)
-    return rows - (rows @ basis) @ basis.T
+    return outside_head(X[y == label], coef)
 
 
 def pca_peers(
@@ -89,7 +94,10 @@ def pca_peers(
             found.append(vectors[:, :n_subclasses].T.numpy())
         return found
 
-    solvers = ("randomized", "covariance_eigh", "arpack")
+    solvers = ["randomized", "arpack"]
+    if np.bincount(y).min() > X.shape[1]:
+        # Takes minutes, for nothing, where a class has fewer rows than features.
+        solvers.append("covariance_eigh")
     peers: dict[str, Callable[[], list[Array]]] = {
         f"PCA {solver}": lambda solver=solver: scikit_learn(solver)
         for solver in solvers
@@ -98,6 +106,23 @@ def pca_peers(
         name = f"torch.pca_lowrank, niter={n_iterations}"
         peers[name] = lambda n=n_iterations: lowrank(n)
     return peers
+
+
+def incremental_pca(X: Array, y: Array, coef: Array, n_subclasses: int) -> list[Array]:
+    """Principal directions of each class of a memory map, a block of rows at a time.
+
+    A block has the size that scikit-learn would choose.
+    """
+    found = []
+    for label in range(len(coef)):
+        index = np.flatnonzero(y == label)
+        pca = IncrementalPCA(n_subclasses)
+        size = 5 * X.shape[1]
+        for block in gen_batches(len(index), size, min_batch_size=n_subclasses):
+            rows = X[index[block]].astype(np.float32)
+            pca.partial_fit(outside_head(rows, coef))
+        found.append(pca.components_)
+    return found
 
 
 def kmeans_peers(

@@ -33,16 +33,19 @@ def without_pinned_blas() -> None:
 
 
 def take_turns(
-    contestants: dict[str, Callable[[], object]], repeats: int
+    contestants: dict[str, Callable[[], object]], repeats: int, *, warm: bool = False
 ) -> dict[str, np.ndarray]:
-    """Return the seconds of each contestant in each round, after one to warm up."""
+    """Return the seconds of each contestant in each round, after one to warm up.
+
+    That one is left out where the contestants are `warm` already.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for turn in range(repeats + 1):
+    for turn in range(repeats + (not warm)):
         for name, run in contestants.items():
             time.sleep(PAUSE)
             start = time.perf_counter()
             run()
-            if turn:
+            if turn or warm:
                 seconds[name].append(time.perf_counter() - start)
     return {name: np.array(values) for name, values in seconds.items()}
 

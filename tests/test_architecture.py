@@ -24,8 +24,8 @@ LEVELS = {
     "_targets": 4,
     "_soft_labels": 4,
     "losses": 2,
-    "_projection.dask_rows": 4,
     "_projection.kmeans": 4,
+    "_projection.dask_rows": 4,
     "_projection.splitters": 3,
     "_projection.solvers": 3,
     "_projection.starts": 3,
@@ -35,6 +35,7 @@ LEVELS = {
     "_projection.digests": 2,
     "_projection.heads": 2,
     "_projection.soft_labels": 2,
+    "_projection.compilation": 0,
     "_projection.instructions": 0,
     "_training.loop": 3,
     "_training.batches": 2,
@@ -137,6 +138,8 @@ def test_each_workshop_keeps_to_its_own_libraries(path):
     names = set(imported_names(path))
     if folder == "_projection" and file != "tensors":
         assert not {n for n in names if is_or_belongs_to(n, ["torch"])}
+    if not file.startswith("dask_"):
+        assert not {n for n in names if is_or_belongs_to(n, ["dask", "distributed"])}
     if folder == "_training":
         assert not {n for n in names if is_or_belongs_to(n, ["numba"])}
         estimators = {n for n in names if is_or_belongs_to(n, ["sklearn"])}

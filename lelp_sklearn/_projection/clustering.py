@@ -7,7 +7,7 @@ of a row's weight over copies change nothing but rounding.
 from collections.abc import Iterator
 
 import numpy as np
-from scipy import linalg, sparse
+from scipy import linalg
 
 from lelp_sklearn._common.typing import FloatArray, IntArray
 
@@ -47,10 +47,10 @@ def assign(points: FloatArray, centroids: FloatArray) -> IntArray:
     return labels
 
 
-def membership(labels: IntArray, weight: FloatArray, n: int) -> sparse.csr_array:
-    """Weights as a sparse matrix (n clusters, rows): times the rows, their sums."""
-    shape = (n, len(labels))
-    return sparse.csr_array((weight, (labels, np.arange(len(labels)))), shape=shape)
+def membership(labels: IntArray, weight: FloatArray, n: int) -> FloatArray:
+    """Weights as a matrix (n clusters, rows): times the rows, their sums."""
+    # Dense: sparse matrices take longer to build than these to multiply.
+    return np.where(labels == np.arange(n)[:, None], weight, 0.0)
 
 
 def cluster_means(
@@ -67,20 +67,26 @@ def _inertias(points: FloatArray, weight: FloatArray, labels: IntArray) -> Float
     means = cluster_means(points, weight, labels)
     offsets = points - means[labels]
     squares = np.einsum("nm,nm->n", offsets, offsets)
-    inertias: FloatArray = membership(labels, weight, len(means)) @ squares
+    inertias = np.bincount(labels, weight * squares, len(means)).astype(np.float64)
     return inertias
 
 
 def _lloyd(points: FloatArray, weight: FloatArray, labels: IntArray) -> IntArray:
     """Move points to their nearest mean until none moves; empty clusters vanish."""
-    labels = np.unique(labels, return_inverse=True)[1]
+    labels = _without_empty(labels)
     for _ in range(MAX_ITERATIONS):
         nearest = assign(points, cluster_means(points, weight, labels))
-        nearest = np.unique(nearest, return_inverse=True)[1]
+        nearest = _without_empty(nearest)
         if np.array_equal(nearest, labels):
             break
         labels = nearest
     return labels
+
+
+def _without_empty(labels: IntArray) -> IntArray:
+    """Number anew the clusters that have points."""
+    used = np.bincount(labels) > 0
+    return labels if used.all() else (np.cumsum(used) - 1)[labels]
 
 
 def _divide_all(points: FloatArray, weight: FloatArray, n_clusters: int) -> IntArray:

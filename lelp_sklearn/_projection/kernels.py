@@ -3,10 +3,10 @@
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from lelp_sklearn._common.typing import BoolArray, FloatArray, IntArray
+from lelp_sklearn._projection.compilation import compiled
 from lelp_sklearn._projection.instructions import (
     REGISTER_BYTES,
     as_number,
@@ -105,7 +105,7 @@ def readable(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     return view
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def soft_labels(
     X: NDArray[Any],
     centre: FloatArray,
@@ -167,7 +167,7 @@ def soft_labels(
     return finite
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def digest_rows(
     X: NDArray[Any],
     factors: NDArray[np.uint64],
@@ -193,7 +193,7 @@ def digest_rows(
     return bool(flags & sign == 0)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def add_products(
     X: NDArray[Any],
     index: IntArray,
@@ -235,7 +235,7 @@ def add_products(
         _add_transposed_product(rows, products[: len(chosen)], total)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def add_to_nearest(
     X: NDArray[Any],
     index: IntArray,
@@ -275,7 +275,7 @@ def add_to_nearest(
                 total[k] += w * row[k]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _multiply_chosen(
     X: NDArray[Any],
     chosen: IntArray,
@@ -294,12 +294,12 @@ def _multiply_chosen(
     _add_product(rows, packed, products, rows)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _rows_of_tile(row_bytes: int) -> int:
     return min(_TILE_ROWS, max(8, _TILE_BYTES // row_bytes // 8 * 8))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _multiply(
     X: NDArray[Any],
     start: int,
@@ -327,7 +327,7 @@ def _multiply(
         _add_product(rows, packed[first:last], products, upcoming)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _add_product(
     rows: FloatArray, packed: FloatArray, products: FloatArray, upcoming: NDArray[Any]
 ) -> None:
@@ -356,7 +356,7 @@ def _add_product(
         first = panel.stop
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _add_transposed_product(
     rows: FloatArray, columns: FloatArray, total: FloatArray
 ) -> None:
@@ -381,7 +381,7 @@ def _add_transposed_product(
         first = panel.stop
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _exponentials(
     scores: FloatArray, per_temperature: float, top: FloatArray, total: FloatArray
 ) -> bool:
@@ -407,7 +407,7 @@ def _exponentials(
     return finite
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _choose(scores: FloatArray, total: FloatArray) -> bool:
     """Put 1 where the first of the largest scores stands, 0 elsewhere."""
     finite = True
@@ -420,7 +420,7 @@ def _choose(scores: FloatArray, total: FloatArray) -> bool:
     return finite
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _write_products(scores: FloatArray, totals: FloatArray, out: FloatArray) -> None:
     """Write class mass times share: both are exponentials, not yet over their sums."""
     n_classes, n_outputs = len(totals) - 1, out.shape[1]

@@ -10,7 +10,7 @@ from scipy import linalg
 from lelp_sklearn._common.typing import FloatArray, IntArray
 from lelp_sklearn._projection.blocks import Data, LabelledRows
 from lelp_sklearn._projection.digests import Digests, scramble
-from lelp_sklearn._projection.directions import to_null_space
+from lelp_sklearn._projection.directions import orthonormal, to_null_space
 
 # Distinct rows of a class that are drawn: this share of them, within bounds on the rows
 # and on the numbers in them. A class within the lower bound is taken whole.
@@ -155,22 +155,25 @@ def sampled_subspace(
     start = random_start(removed, n_vectors, random_state)
     if not start.size:
         return start
-    # In units of the largest number, whose square single precision may not hold.
-    largest = np.abs(sample.rows).max() or 1
-    scale = np.sqrt(sample.weight).astype(sample.rows.dtype) / largest
-    rows = scale[:, None] * sample.rows
+    # Without units, since squares may be more than single precision holds.
+    rows, weight = sample.rows, sample.weight.astype(sample.rows.dtype)
+    largest = max(rows.max(), -rows.min()) or 1
     if rows.shape[1] <= _MAX_EXACT:
-        half = to_null_space((rows.T @ rows).astype(np.float64), removed)
+        scaled = np.sqrt(weight)[:, None] / largest * rows
+        half = to_null_space((scaled.T @ scaled).astype(np.float64), removed)
         vectors = linalg.eigh(to_null_space(half.T, removed))[1]
         return _basis(vectors[:, : -start.shape[1] - 1 : -1], removed)
     if len(rows) <= _MAX_EXACT:
-        projected = to_null_space(rows.T.astype(np.float64), removed)
+        scaled = np.sqrt(sample.weight)[:, None] * rows.astype(np.float64)
+        projected = to_null_space(scaled.T, removed)
         vectors = linalg.svd(projected, full_matrices=False)[0]
         # Random vectors beside them where there are fewer rows than vectors wanted.
         return _basis(np.hstack([vectors, start])[:, : start.shape[1]], removed)
     found = start
+    factor = (weight / largest)[:, None]
     for _ in range(_SAMPLE_POWERS):
-        moved = rows.T @ (rows @ found.astype(rows.dtype))
+        coordinates = rows @ (found / largest).astype(rows.dtype)
+        moved = rows.T @ (factor * coordinates)
         found = _basis(moved.astype(np.float64), removed)
     return _basis(np.hstack([found, start])[:, : start.shape[1]], removed)
 
@@ -228,5 +231,4 @@ def _priorities(contents: Digests, weight: FloatArray) -> FloatArray:
 
 
 def _basis(vectors: FloatArray, removed: FloatArray) -> FloatArray:
-    basis: FloatArray = linalg.orth(to_null_space(vectors, removed))
-    return basis
+    return orthonormal(to_null_space(vectors, removed))

@@ -1,0 +1,69 @@
+"""Soft labels of arrays in memory, the logits from the head."""
+
+import numpy as np
+
+from lelp_sklearn import LELPProjector
+from peers import soft_label_peers
+from speed_parts.comparison import compare, markdown, milliseconds, times_as_fast
+from speed_parts.problems import Options, Shape, Teacher, shapes
+from timing import geometric_mean, peak_flops, read_bandwidth
+
+
+def measure(options: Options) -> dict:
+    """Time single precision beside the peers, and half precision beside single."""
+    bandwidth, flops = read_bandwidth(), peak_flops()
+    lines = {
+        str(shape): _measure(shape, options.repeats, bandwidth, flops)
+        for shape in shapes(options)
+    }
+    ratios = [line["ratio"][0] for line in lines.values()]
+    return {
+        "bytes read a second": bandwidth,
+        "multiply-adds a second, counted twice": flops,
+        "shapes": lines,
+        "geometric mean": geometric_mean(ratios),
+    }
+
+
+def _measure(shape: Shape, repeats: int, bandwidth: float, flops: float) -> dict:
+    teacher = Teacher(shape)
+    X, y = teacher.draw(shape.n_rows)
+    projector = LELPProjector(
+        shape.n_subclasses, splitter="pca", head=teacher.head, random_state=0
+    ).fit(X[:5000], y[:5000])
+    half = X.astype(np.float16)
+    peers = soft_label_peers(X, projector)
+    runs = {
+        "ours": lambda: projector.transform(X),
+        **peers,
+        "ours, float16": lambda: projector.transform(half),
+    }
+    line = compare(runs, repeats, peers)
+    seconds = line["seconds"]
+    n_outputs = shape.n_classes * (shape.n_subclasses + 1)
+    # At the least the array is read and multiplied once.
+    bound = max(X.nbytes / bandwidth, 2 * X.size * n_outputs / flops)
+    return line | {
+        "share of the roofline": bound / seconds["ours"],
+        "float16 gain": seconds["ours"] / seconds["ours, float16"],
+    }
+
+
+def table(entry: dict) -> str:
+    """One line a shape, milliseconds."""
+    rows = [
+        {"transform, ms": shape}
+        | {name: milliseconds(value) for name, value in line["seconds"].items()}
+        | {
+            "times the fastest peer": times_as_fast(line),
+            "of the roofline": f"{line['share of the roofline']:.0%}",
+            "float16 over float32": f"{line['float16 gain']:.2f}",
+        }
+        for shape, line in entry["shapes"].items()
+    ]
+    read = entry["bytes read a second"] / 1e9
+    flops = entry["multiply-adds a second, counted twice"] / 1e9
+    return (
+        f"{markdown(rows)}\n\nGeometric mean {entry['geometric mean']:.2f}. "
+        f"The roofline: {read:.1f} GB/s read, {flops:.0f} GFLOP/s multiplied."
+    )
