@@ -116,10 +116,10 @@ def class_samples(
     for sketch, (places, weight), rows in zip(sketches, drawn, taken, strict=True):
         rows = np.asarray(rows, dtype=np.result_type(rows.dtype, np.float32))
         weight = weight / weight.sum()
-        mean = weight @ rows
-        centred = rows - mean.astype(rows.dtype)
+        mean = weight.astype(rows.dtype) @ rows
+        rows -= mean
         is_whole = sketch.is_whole and len(places) == len(sketch.places)
-        yield ClassSample(centred, weight, mean, is_whole)
+        yield ClassSample(rows, weight, mean.astype(np.float64), is_whole)
 
 
 def _class_sketches(
