@@ -327,8 +327,9 @@ class LELPProjector(
         head has to be given, as an array or fitted, or to be closed-form; unlabelled
         rows need a given head or logits. Until all classes have rows enough for
         `n_subclasses` there are no directions, and :meth:`transform` says what is
-        missing; k-means starts at the first block that by itself has enough. A first
-        call after :meth:`fit` begins anew.
+        missing; k-means starts at the first block that by itself has enough, and "auto"
+        takes as many subclasses as that block allows. A first call after :meth:`fit`
+        begins anew.
 
         Parameters
         ----------
@@ -375,19 +376,20 @@ class LELPProjector(
             streaming=True,
         )
         width = sample.n_columns
-        if stream is None:
-            moments = ClassMoments.zeros(len(sample.classes), width)
-            stream = _Stream(sample.classes, moments)
-        same_teacher = stream.moments.mean.shape[1] == width
-        validation.check_stream(sample.any_unlabelled, same_teacher)
+        known = width if stream is None else stream.moments.mean.shape[1]
+        validation.check_stream(sample.any_unlabelled, known == width)
+        moments, centroids = sample.moments(), None
+        if stream is not None:
+            # The stream itself stays as it is until all is well.
+            moments.merge(stream.moments)
+            centroids = stream.centroids
+        stream = _Stream(sample.classes, moments, centroids)
         try:
-            stream.moments.merge(sample.moments())
-            sample = sample.with_head(stream.moments)
+            sample = sample.with_head(moments)
             removed = self._removed(sample)
-            covariance = ExplicitCovariance(stream.moments, removed)
+            covariance = ExplicitCovariance(moments, removed)
             draws = _Draws.start(self.random_state)
             self._finish(sample, covariance, removed, draws, stream)
-            stream.missing = None
         except validation.TooFewRowsError as error:
             stream.missing = str(error)
         self._stream = stream
@@ -560,7 +562,7 @@ def _find_centroids(sample, covariance, removed, wanted, random_state, stream):
     if wanted is None and fewest < n_clusters:
         # As many as every class allows.
         centroids = class_centroids(data, covariance, removed, fewest, random_state)
-    if stream is not None:
+    if stream is not None and fewest >= (wanted or 1):
         stream.centroids = RunningCentroids.start(centroids, covariance.mean)
         stream.centroids.add(data, *where)
         return stream.centroids.relative(*where)

@@ -330,6 +330,10 @@ def given_source(sample: Sample, projector: Any, classes: Any) -> TargetSource:
         training_validation.check_subclass_columns(n_columns, n_subclasses)
         classes = np.arange(n_columns // n_subclasses)
     training_validation.check_soft_target_columns(n_columns, np.asarray(classes))
+    if not frozen and not isinstance(projector.n_subclasses, str):
+        training_validation.check_target_subclasses(
+            n_columns, len(classes), projector.n_subclasses
+        )
     return TargetSource(
         projector if frozen else None,
         teacher=None,

@@ -64,6 +64,12 @@ def test_squares_beyond_single_precision(splitter):
     estimator.fit(large.astype(np.float64), CODES)
 
 
+def test_logarithms_of_zero_probabilities():
+    with np.errstate(divide="ignore"):
+        logits = np.log(np.eye(3)[CODES])
+    assert_refused(lambda: projector().fit(X, CODES, teacher_logits=logits), "clipped")
+
+
 def test_row_that_is_not_finite_is_named_in_a_late_block():
     rows = np.tile(X.astype(np.float32), (60, 1))
     rows[7000, 0] = np.nan

@@ -370,3 +370,13 @@ def test_teacher_without_transform():
             return self
 
     refused("The 'teacher' parameter", options={"teacher": Classifier()})
+
+
+def test_soft_targets_of_other_subclasses_than_the_projectors():
+    rng = np.random.RandomState(0)
+    soft_targets = rng.dirichlet(np.ones(6), size=40)
+    student = LELPStudentClassifier(projector=LELPProjector(2), max_epochs=1)
+    with pytest.raises(ValueError, match=r"6 columns.*n_subclasses=2 of projector"):
+        student.fit(
+            rng.normal(size=(40, 3)), np.arange(40) % 2, soft_targets=soft_targets
+        )

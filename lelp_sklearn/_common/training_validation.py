@@ -136,6 +136,17 @@ def check_subclass_columns(n_columns: int, n_subclasses: int) -> None:
         )
 
 
+def check_target_subclasses(n_columns: int, n_classes: int, n_subclasses: int) -> None:
+    """Raise unless soft targets have as many subclasses as the projector says."""
+    if n_columns != n_classes * n_subclasses:
+        raise ValueError(
+            f"soft_targets has {n_columns} columns, but {n_classes} classes of the "
+            f"n_subclasses={n_subclasses} of projector make {n_classes * n_subclasses}: "
+            "set the number that they were made with, or leave it 'auto'; y must have "
+            "every class."
+        )
+
+
 def check_probabilities(soft: NDArray[Any]) -> None:
     """Raise unless each row of soft targets is a distribution."""
     if soft.min() < 0:

@@ -21,7 +21,12 @@ class TooFewRowsError(ValueError):
 # --- arrays ---------------------------------------------------------------------------
 
 
-def check_finite_block(block: NDArray[Any], first_row: int, name: str) -> None:
+def check_finite_block(
+    block: NDArray[Any],
+    first_row: int,
+    name: str,
+    mend: str = "remove or impute such rows",
+) -> None:
     """Raise if a block of rows, which starts at `first_row`, has NaN or infinity."""
     # A finite sum means finite entries and costs no mask of the block's size. float16
     # would overflow in the sum of finite entries.
@@ -34,8 +39,7 @@ def check_finite_block(block: NDArray[Any], first_row: int, name: str) -> None:
     row = int(np.argmin(finite))
     found = "NaN" if np.isnan(block[row]).any() else "infinity (inf)"
     raise ValueError(
-        f"Input {name} contains {found}, first in row {first_row + row}; remove or "
-        "impute such rows."
+        f"Input {name} contains {found}, first in row {first_row + row}; {mend}."
     )
 
 
@@ -308,7 +312,8 @@ def check_logits(teacher_logits: Any, n_samples: int, first_row: int = 0) -> Flo
     if logits.ndim == 1:
         logits = logits[:, None]
     check_length(logits, n_samples, "teacher_logits")
-    check_finite_block(logits, first_row, "teacher_logits")
+    mend = "of probabilities take the logarithm with zeros clipped"
+    check_finite_block(logits, first_row, "teacher_logits", mend)
     return logits
 
 
@@ -510,5 +515,9 @@ def check_out(
     arrays = [array for array in inputs if isinstance(array, np.ndarray)]
     if any(np.shares_memory(out, array) for array in arrays):
         raise ValueError("out overlaps X or the logits; pass an array of its own.")
+    if any(s == 0 and n > 1 for s, n in zip(out.strides, out.shape, strict=True)):
+        raise ValueError(
+            "out has elements that share memory; pass an array of its own."
+        )
     if not out.flags.writeable:
         raise ValueError("out is read-only; pass an array that may be written to.")

@@ -18,15 +18,20 @@ MAX_ITERATIONS = 100
 _MAX_EXCHANGES = 5
 
 
-def cluster(points: FloatArray, weight: FloatArray, n_clusters: int) -> IntArray:
+def cluster(
+    points: FloatArray, weight: FloatArray, n_clusters: int, rounding: float
+) -> IntArray:
     """Labels (n,) of at most `n_clusters` clusters of points (n, m).
+
+    Points whose squared distance is at most `rounding` are one.
 
     Lloyd's iterations find the nearest local optimum; from there the most promising
     exchanges (two clusters become one, another becomes two) are tried, and the first
     that lowers the inertia is the start of a further round. Fewer clusters than asked
     for mean that there are no more distinct points.
     """
-    labels = _lloyd(points, weight, _divide_all(points, weight, n_clusters))
+    labels = _divide_all(points, weight, n_clusters, rounding)
+    labels = _lloyd(points, weight, labels)
     inertia = _inertias(points, weight, labels).sum()
     for _ in range(n_clusters):
         for exchanged in _exchanges(points, weight, labels):
@@ -63,10 +68,14 @@ def cluster_means(
     return means
 
 
-def _inertias(points: FloatArray, weight: FloatArray, labels: IntArray) -> FloatArray:
+def _inertias(
+    points: FloatArray, weight: FloatArray, labels: IntArray, rounding: float = 0.0
+) -> FloatArray:
+    """Inertia of each cluster, without what may be rounding."""
     means = cluster_means(points, weight, labels)
     offsets = points - means[labels]
     squares = np.einsum("nm,nm->n", offsets, offsets)
+    squares[squares <= rounding] = 0
     inertias = np.bincount(labels, weight * squares, len(means)).astype(np.float64)
     return inertias
 
@@ -89,16 +98,15 @@ def _without_empty(labels: IntArray) -> IntArray:
     return labels if used.all() else (np.cumsum(used) - 1)[labels]
 
 
-def _divide_all(points: FloatArray, weight: FloatArray, n_clusters: int) -> IntArray:
+def _divide_all(
+    points: FloatArray, weight: FloatArray, n_clusters: int, rounding: float
+) -> IntArray:
     """Divide the cluster of largest inertia, again and again."""
     labels = np.zeros(len(points), dtype=np.intp)
-    # Inertia that rounding alone can leave in a cluster of equal points.
-    squares = np.einsum("nm,nm->n", points, points)
-    rounding = 10 * np.finfo(np.float64).eps * (weight @ squares)
     for new in range(1, n_clusters):
-        inertia = _inertias(points, weight, labels)
+        inertia = _inertias(points, weight, labels, rounding)
         widest = int(inertia.argmax())
-        if inertia[widest] <= rounding:
+        if not inertia[widest]:
             break
         mine = np.flatnonzero(labels == widest)
         labels[mine[_halves(points[mine], weight[mine]) == 1]] = new

@@ -1,6 +1,7 @@
 """k-means of each class in the head's null space, the rows read in blocks."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import linalg
@@ -56,7 +57,7 @@ def class_centroids(
         step = to_null_space(sample.mean - covariance.mean[code], removed)
         found += step
         if not sample.is_whole and len(found) < n_clusters:
-            found = _add_rare(data, code, covariance, removed, found, n_clusters)
+            found = _add_rare(data, code, covariance.mean, removed, found, n_clusters)
         centroids.append(found)
     return _settle(data, covariance, removed, centroids)
 
@@ -115,9 +116,10 @@ def _sample_centroids(
     points = sample.rows @ basis.astype(sample.rows.dtype)
     axes = _principal_axes(points, sample.weight, basis)
     points = (sample.rows @ axes.astype(sample.rows.dtype)).astype(np.float64)
-    means = cluster_means(
-        points, sample.weight, cluster(points, sample.weight, n_clusters)
-    )
+    farthest = np.einsum("nd,nd->n", sample.rows, sample.rows, dtype=np.float64).max()
+    rounding = farthest * _rounding(sample.rows.shape[1], sample.rows.dtype)
+    labels = cluster(points, sample.weight, n_clusters, rounding)
+    means = cluster_means(points, sample.weight, labels)
     # In the order of the first principal direction: the order in which clusters came
     # about hangs on rounding.
     if axes.size:
@@ -140,19 +142,15 @@ def _principal_axes(
 def _add_rare(
     data: Data,
     code: int,
-    covariance: Covariance,
+    mean: FloatArray,
     removed: FloatArray,
     centroids: FloatArray,
     n_clusters: int,
 ) -> FloatArray:
     """Make rows of a class centroids that are far from all, the farthest first."""
-    # Distances that rounding alone can leave.
-    rounding = 10 * np.finfo(np.float64).eps * covariance.null_variance[code]
     while len(centroids) < n_clusters:
-        apart, farthest = data.fold(
-            _farthest, _farther, code, covariance.mean, removed, centroids
-        )
-        if apart <= rounding:
+        apart, farthest = data.fold(_farthest, _farther, code, mean, removed, centroids)
+        if not apart:
             break
         centroids = np.vstack([centroids, farthest])
     return centroids
@@ -165,17 +163,31 @@ def _farthest(
     removed: FloatArray,
     centroids: FloatArray,
 ) -> tuple[float, FloatArray]:
-    """Squared distance to its centroid of the row farthest from all; the row (d,)."""
+    """Squared distance to its centroid of the row farthest from all; the row (d,).
+
+    0 where no distance is more than rounding.
+    """
+    dtype = np.result_type(data.dtype, np.float32)
+    share = _rounding(data.shape[1], dtype)
     found = 0.0, centroids[0]
     for mine, block, _, _ in class_blocks(data, len(mean)):
         if mine != code:
             continue
-        offsets = to_null_space((block - mean[code]).T, removed).T
+        centred = block - mean[code]
+        offsets = to_null_space(centred.T, removed).T
         apart = offsets - centroids[assign(offsets, centroids)]
         squares = np.einsum("nd,nd->n", apart, apart)
+        # Centroids may come from far rows too.
+        lengths = np.einsum("nd,nd->n", centred, centred)
+        squares[squares <= share * lengths.max()] = 0
         place = squares.argmax()
         found = _farther(found, (float(squares[place]), offsets[place]))
     return found
+
+
+def _rounding(n_features: int, dtype: np.dtype[Any]) -> float:
+    """Squared distance that rounding may leave between equal rows of unit length."""
+    return float(n_features * (10 * np.finfo(dtype).eps) ** 2)
 
 
 def _farther(

@@ -71,7 +71,9 @@ class SoftLabeller:
         """
         # A plain array even where it maps a file.
         target = np.asarray(target)
-        write_block = self._block_writer(rows, logits, target.dtype)
+        # What overflows is found, and computed in double precision.
+        with np.errstate(over="ignore", invalid="ignore"):
+            write_block = self._block_writer(rows, logits, target.dtype)
 
         def write(block: slice) -> tuple[slice, bool]:
             return block, write_block(block, target[block])
@@ -111,7 +113,8 @@ class SoftLabeller:
         )
 
         def write(block: slice, target: FloatArray) -> bool:
-            given = no_logits if logits is None else logits[block].astype(dtype)
+            with np.errstate(over="ignore"):
+                given = no_logits if logits is None else logits[block].astype(dtype)
             return kernels.soft_labels(
                 kernels.readable(rows[block], dtype),
                 centre,

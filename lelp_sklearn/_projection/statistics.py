@@ -184,7 +184,10 @@ class StreamedCovariance:
         self.noise = _rounding(data.shape[1], self._dtype) * trace
 
     def apply(self, bases: list[FloatArray]) -> list[FloatArray]:
-        return self._about_means(self._pass(bases)[0], bases)
+        products = self._pass(bases)[0]
+        for product in products:
+            check_no_overflow(product, self._dtype)
+        return self._about_means(products, bases)
 
     def _pass(
         self, bases: list[FloatArray]

@@ -305,3 +305,17 @@ def spoil(projector, X, y, fault):
     else:
         options["teacher_logits"] = np.zeros((len(X), 2))
     projector.partial_fit(X, y, **options)
+
+
+@pytest.mark.parametrize("splitter", ["kmeans", "pca"])
+def test_a_stream_recovers_from_a_small_first_block(splitter):
+    rng = np.random.RandomState(0)
+    X, codes = rng.normal(size=(400, 8)), np.arange(400) % 2
+    head = rng.normal(size=(2, 8)), np.zeros(2)
+    projector = LELPProjector(4, splitter=splitter, head=head, random_state=0)
+    projector.partial_fit(X[:6], codes[:6], classes=[0, 1])
+    with pytest.raises(NotFittedError, match="n_subclasses=4"):
+        projector.transform(X)
+    projector.partial_fit(X[6:200], codes[6:200]).partial_fit(X[200:], codes[200:])
+    assert projector.transform(X).shape == (400, 8)
+    assert_allclose(projector.mean_, [X[codes == c].mean(axis=0) for c in range(2)])

@@ -84,6 +84,40 @@ def test_only_ratios_of_weights_count(splitter, factor):
     assert_allclose(scaled.transform(X), plain.transform(X), atol=2e-4)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("n_rows", [600, N_ROWS])
+def test_rounding_makes_no_distinct_rows(n_rows, dtype):
+    rng = np.random.RandomState(1)
+    head = rng.normal(size=(2, 40))
+    basis = np.linalg.qr(head.T)[0]
+    places = rng.normal(size=(3, 40))
+    places -= places @ basis @ basis.T
+    if dtype == np.float16:
+        # Equal rows are equal in half precision only where nothing is added to them.
+        X = places[np.arange(n_rows) % 3]
+    else:
+        along_head = rng.normal(size=(n_rows, 2)) @ basis.T
+        X = places[np.arange(n_rows) % 3] + along_head
+    X, codes = X.astype(dtype), np.arange(n_rows) // 3 % 2
+    projector = LELPProjector(head=(head, np.zeros(2)), random_state=0).fit(X, codes)
+    assert projector.n_subclasses_ == 3
+    with pytest.raises(ValueError, match="3"):
+        LELPProjector(4, head=(head, np.zeros(2))).fit(X, codes)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("n_rows", [600, 6000])
+@pytest.mark.parametrize("n_features", [2, 10])
+def test_no_null_space_is_no_subclass(n_features, n_rows, dtype):
+    rng = np.random.RandomState(1)
+    X = (rng.normal(size=(n_rows, n_features)) * 3 + 5).astype(dtype)
+    head = rng.normal(size=(n_features, n_features)), np.zeros(n_features)
+    codes = np.arange(n_rows) % n_features
+    assert LELPProjector(head=head, random_state=0).fit(X, codes).n_subclasses_ == 1
+    with pytest.raises(ValueError, match="n_subclasses=2"):
+        LELPProjector(2, head=head).fit(X, codes)
+
+
 @pytest.mark.parametrize("varying", [False, True])
 def test_every_distinct_row_counts_however_rare(varying):
     rng = np.random.RandomState(0)
