@@ -468,7 +468,7 @@ def test_an_error_on_a_worker_is_what_it_is_in_memory(client):
     with pytest.raises(ValueError, match="X contains NaN, first in row 120;"):
         projector().fit(chunked(bad, 100), chunked(CODES, 100))
     bad = changed(X, 377, np.inf)
-    with pytest.raises(ValueError, match="X contains infinity .* row 377;"):
+    with pytest.raises(ValueError, match=r"X contains infinity .* row 377;"):
         projector().fit(X, CODES).transform(chunked(bad, 60)).compute()
 
 
