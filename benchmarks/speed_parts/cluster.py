@@ -3,7 +3,7 @@
 A cluster of one process for each core, on this machine, holds the rows. The bytes are
 all that the processes send over their connections, the scheduler's and the client's
 together. They are counted at a quarter of the rows too, enough for the largest sample.
-On one machine nothing is gained over the fit in memory: the table shows what the cluster
+On one machine nothing is gained over the fit in memory; the table shows what a cluster
 costs.
 """
 
