@@ -9,6 +9,8 @@ transform, fit, kmeans
     medians, and the median of the ratios, turn by turn, with their quartiles.
 memory
     Memory-mapped embeddings in half precision, written to a scratch folder.
+dask
+    A cluster of processes on this machine: seconds, and bytes on the network.
 start-up
     Imports and first calls.
 
@@ -22,7 +24,7 @@ import argparse
 import json
 from pathlib import Path
 
-from speed_parts import fit, kmeans, memory, start_up, transform
+from speed_parts import cluster, fit, kmeans, memory, start_up, transform
 from speed_parts.problems import Options
 from timing import machine, without_pinned_blas, write
 
@@ -32,6 +34,7 @@ PARTS = {
     "fit": fit,
     "kmeans": kmeans,
     "memory": memory,
+    "dask": cluster,
     "start-up": start_up,
 }
 

@@ -125,7 +125,8 @@ class LELPProjector(
         from the principal subspace of a sample of each class and makes one or a
         few passes over all rows (block Krylov), forming beside the sample nothing
         larger than a few d by (S + `n_oversamples`) arrays a class; "full" is a
-        singular value decomposition of each class's rows, which it copies. "auto" takes
+        singular value decomposition of each class's rows, which it copies (on dask
+        arrays it works as "covariance_eigh"). "auto" takes
         "covariance_eigh" where an estimated head needs the covariance anyway, else
         "randomized". Ignored unless `splitter` is "pca".
     n_oversamples : int, default=10
@@ -274,8 +275,10 @@ class LELPProjector(
 
         Parameters
         ----------
-        X : {array-like, memmap, torch.Tensor} of shape (n_samples, n_features)
-            Teacher embeddings, float16, float32 or float64 (tensors bfloat16 too).
+        X : {array-like, memmap, tensor, dask array} of shape (n_samples, n_features)
+            Teacher embeddings, float16, float32 or float64 (tensors bfloat16 too). A
+            dask array is read chunk by chunk, each on its worker; what comes with it
+            may be dask arrays too.
         y : array-like of shape (n_samples,), default=None
             Class labels. Rows marked `unlabeled`, or all rows where y is None, take the
             class that the teacher finds likeliest.
@@ -296,8 +299,9 @@ class LELPProjector(
         ------
         ValueError
             If X, the logits or the weights hold NaN or infinity, if shapes do not fit,
-            if a class has no rows or too few for `n_subclasses`, or if neither y, a
-            head nor logits say what the classes are.
+            if a class has no rows or too few for `n_subclasses`, if neither y, a
+            head nor logits say what the classes are, or if a dask array does not know
+            its chunks' sizes or comes with a classifier that is to be fitted as head.
         """
         self._validate_params()
         sample = self._read(X, y, teacher_logits, sample_weight)
@@ -333,7 +337,7 @@ class LELPProjector(
 
         Parameters
         ----------
-        X : {array-like, memmap, torch.Tensor} of shape (n_samples, n_features)
+        X : {array-like, memmap, tensor} of shape (n_samples, n_features)
             Teacher embeddings.
         y : array-like of shape (n_samples,), default=None
             As in :meth:`fit`.
@@ -356,6 +360,8 @@ class LELPProjector(
         ValueError
             As in :meth:`fit`, but for too few rows; the projector is then as it was
             before the call.
+        TypeError
+            If an argument is a dask array.
         """
         self._validate_params()
         given = X, y, teacher_logits, sample_weight

@@ -35,7 +35,7 @@ class SoftLabelMixin:
 
         Parameters
         ----------
-        X : {array-like, memmap, torch.Tensor} of shape (n_samples, n_features)
+        X : {array-like, memmap, tensor, dask array} of shape (n_samples, n_features)
             Teacher embeddings. Read in blocks, never copied or up-cast whole.
         teacher_logits : array-like of shape (n_samples, n_classes or 1), default=None
             The teacher's logits, in the order of `classes_`, or the one column of a
@@ -43,21 +43,26 @@ class SoftLabelMixin:
             that gives only probabilities pass their logarithm, zeros clipped.
         out : ndarray or path, default=None
             Where to write the result: an array of its shape and dtype, or a ``.npy``
-            file, which is written beside its place and renamed once complete.
+            file, which is written beside its place and renamed once complete. Not for
+            a dask array, whose soft labels dask itself stores.
 
         Returns
         -------
-        soft_labels : ndarray or tensor of shape (n_samples, n_classes * n_subclasses)
+        soft_labels : array of shape (n_samples, n_classes * n_subclasses)
             In column ``c * n_subclasses_ + s`` the probability of subclass s of class
             c. The floating dtype is that of X, at least float32. A tensor for a tensor,
-            on the same device; with `out` the array, or a read-only memory map of the
-            file, whatever `set_output` says.
+            on the same device; a lazy dask array for a dask array, chunked as X is;
+            with `out` the array, or a read-only memory map of the file. These whatever
+            `set_output` says.
 
         Raises
         ------
         ValueError
-            If X or the logits hold NaN or infinity, if shapes do not fit, or if `out`
-            cannot be written or overlaps what is read.
+            If X or the logits hold NaN or infinity (of a dask array, once it is
+            computed), if shapes do not fit, or if `out` cannot be written or overlaps
+            what is read.
+        TypeError
+            If `out` is neither an array nor a path, or is given for a dask array.
         """
         self._check_fitted()
         rows = self._check_rows(X, reset=False)
@@ -88,7 +93,7 @@ class SoftLabelMixin:
 
         Parameters
         ----------
-        X : {array-like, memmap, torch.Tensor} of shape (n_samples, n_features)
+        X : {array-like, memmap, tensor, dask array} of shape (n_samples, n_features)
             Teacher embeddings.
         y : array-like of shape (n_samples,), default=None
             As in :meth:`fit`.
@@ -100,7 +105,7 @@ class SoftLabelMixin:
 
         Returns
         -------
-        soft_labels : ndarray or tensor of shape (n_samples, n_classes * n_subclasses)
+        soft_labels : array of shape (n_samples, n_classes * n_subclasses)
             As from :meth:`transform`.
         """
         self.fit(X, y, teacher_logits=teacher_logits, sample_weight=sample_weight)
@@ -116,9 +121,9 @@ class SoftLabelMixin:
 
         Returns
         -------
-        probabilities : ndarray of shape (n_samples, n_classes)
+        probabilities : array of shape (n_samples, n_classes)
             For the projector's own soft labels, the teacher's class probabilities at
-            its temperature.
+            its temperature. Of the kind of X.
         """
         self._check_fitted()
         shape = self.offsets_.shape
