@@ -140,8 +140,8 @@ def check_target_subclasses(n_columns: int, n_classes: int, n_subclasses: int) -
     """Raise unless soft targets have as many subclasses as the projector says."""
     if n_columns != n_classes * n_subclasses:
         raise ValueError(
-            f"soft_targets has {n_columns} columns, but {n_classes} classes of the "
-            f"n_subclasses={n_subclasses} of projector make {n_classes * n_subclasses}: "
+            f"soft_targets has {n_columns} columns; {n_classes} classes of the "
+            f"n_subclasses={n_subclasses} of projector are {n_classes * n_subclasses}: "
             "set the number that they were made with, or leave it 'auto'; y must have "
             "every class."
         )
