@@ -98,9 +98,9 @@ def pieces(array: "Array") -> tuple[list[Piece], dict[Key, "Future[Any]"]]:
     found = []
     for key in _keys(array):
         needed, _ = cull(graph, [key])
-        given = tuple(each for each, task in needed.items() if task is None)
+        there = tuple(each for each, task in needed.items() if task is None)
         own = {each: task for each, task in needed.items() if task is not None}
-        found.append(Piece(own, key, given))
+        found.append(Piece(own, key, there))
     return found, futures
 
 
