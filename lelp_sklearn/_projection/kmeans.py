@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from scipy import linalg
+from sklearn.utils.parallel import _get_threadpool_controller
 
 from lelp_sklearn._common.typing import FloatArray
 from lelp_sklearn._common.validation import check_no_overflow
@@ -118,7 +119,9 @@ def _sample_centroids(
     points = (sample.rows @ axes.astype(sample.rows.dtype)).astype(np.float64)
     farthest = np.einsum("nd,nd->n", sample.rows, sample.rows, dtype=np.float64).max()
     rounding = farthest * _rounding(sample.rows.shape[1], sample.rows.dtype)
-    labels = cluster(points, sample.weight, n_clusters, rounding)
+    # Products so small are slower on several threads of BLAS.
+    with _get_threadpool_controller().limit(limits=1, user_api="blas"):
+        labels = cluster(points, sample.weight, n_clusters, rounding)
     means = cluster_means(points, sample.weight, labels)
     # In the order of the first principal direction: the order in which clusters came
     # about hangs on rounding.
