@@ -175,7 +175,6 @@ class LELPProjector(
     Sample weights act as repetitions of a row, and the order of rows changes nothing.
     "kmeans" and the randomized solver start from a sample of the distinct rows of a
     class where these are more than 2048; which rows are drawn hangs on what they hold.
-    k-means may then miss a group that is less than about 0.2 % of its class.
     The statistics of these two are summed in the precision of X within a block of rows
     and in double precision over the blocks, all others in double precision. Memory
     beyond the input is bounded by scikit-learn's ``working_memory``, the d by d

@@ -1,6 +1,6 @@
 """k-means of each class in the head's null space, the rows read in blocks."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -47,20 +47,83 @@ def class_centroids(
     """Centroids (k_c, d) of each class, relative to its mean and in the null space.
 
     Clusters are found among a sample of the class, in its principal coordinates, where
-    an iteration costs little; then they move among all rows in the whole space, a pass
-    over the rows at a time, until that explains little more. k_c is less than
-    `n_clusters` where the class has fewer distinct rows.
+    an iteration costs little, and where the sample is not the whole class again in a
+    sample that prefers rows far from these, lest small groups be missed. Then they move
+    among all rows in the whole space, a pass over the rows at a time, until that
+    explains little more. k_c is less than `n_clusters` where the class has fewer
+    distinct rows.
     """
-    centroids: list[FloatArray] = []
-    samples = class_samples(data, len(covariance.mean), random_state)
-    for code, sample in enumerate(samples):
-        found = _sample_centroids(sample, removed, n_clusters, random_state)
-        step = to_null_space(sample.mean - covariance.mean[code], removed)
-        found += step
-        if not sample.is_whole and len(found) < n_clusters:
-            found = _add_rare(data, code, covariance.mean, removed, found, n_clusters)
-        centroids.append(found)
+    mean = covariance.mean
+    given = removed, n_clusters, random_state
+    samples = class_samples(data, len(mean), random_state)
+    starts = [
+        _Start.of(sample, m, *given) for sample, m in zip(samples, mean, strict=True)
+    ]
+    if not all(start.is_whole for start in starts):
+        preferred = data.map(_prefer_far, mean, removed, starts)
+        samples = class_samples(preferred, len(mean), random_state)
+        starts = [
+            start if start.is_whole else start.again(sample, m, *given)
+            for start, sample, m in zip(starts, samples, mean, strict=True)
+        ]
+    centroids = [start.centroids for start in starts]
+    for code, start in enumerate(starts):
+        if not start.is_whole and len(start.centroids) < n_clusters:
+            centroids[code] = _add_rare(
+                data, code, mean, removed, start.centroids, n_clusters
+            )
     return _settle(data, covariance, removed, centroids)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Centroids (k, d) of a sample of a class, relative to the mean of the class.
+
+    `inertia` is the mean squared distance to them; `is_whole` says whether the sample
+    is the class.
+    """
+
+    centroids: FloatArray
+    inertia: float
+    is_whole: bool
+
+    @classmethod
+    def of(
+        cls,
+        sample: ClassSample,
+        mean: FloatArray,
+        removed: FloatArray,
+        n_clusters: int,
+        random_state: np.random.RandomState,
+    ) -> "_Start":
+        """Cluster a sample."""
+        centroids = _sample_centroids(sample, removed, n_clusters, random_state)
+        shift = sample.mean - mean
+        centroids += to_null_space(shift, removed)
+        squares = _to_nearest(sample.rows, shift, removed, centroids)
+        return cls(centroids, float(sample.weight @ squares) or 1.0, sample.is_whole)
+
+    def again(
+        self,
+        sample: ClassSample,
+        mean: FloatArray,
+        removed: FloatArray,
+        n_clusters: int,
+        random_state: np.random.RandomState,
+    ) -> "_Start":
+        """Cluster a sample that was drawn as `_prefer_far` says."""
+        shift = sample.mean - mean
+        preference = self.preference(sample.rows, shift, removed)
+        sample = sample.reweighted(sample.weight / preference)
+        return _Start.of(sample, mean, removed, n_clusters, random_state)
+
+    def preference(
+        self, rows: FloatArray, shift: FloatArray, removed: FloatArray
+    ) -> FloatArray:
+        """How much more a row (m,) is to be drawn, by its share of the inertia."""
+        squares = _to_nearest(rows, shift, removed, self.centroids)
+        preference: FloatArray = 1 + squares / self.inertia
+        return preference
 
 
 @dataclass
@@ -131,6 +194,49 @@ def _sample_centroids(
     return found
 
 
+def _to_nearest(
+    rows: FloatArray, shift: FloatArray, removed: FloatArray, centroids: FloatArray
+) -> FloatArray:
+    """Squared distance (m,) of rows + shift to the nearest centroid, in null space."""
+    dtype = rows.dtype
+    moved = rows + shift.astype(dtype)
+    lengths = np.einsum("nd,nd->n", moved, moved, dtype=np.float64)
+    inside = moved @ removed.astype(dtype)
+    inside_lengths = np.einsum("nr,nr->n", inside, inside, dtype=np.float64)
+    half_squares = np.einsum("kd,kd->k", centroids, centroids) / 2
+    nearest = (moved @ centroids.T.astype(dtype) - half_squares).max(axis=1)
+    squares: FloatArray = lengths - inside_lengths - 2 * nearest
+    # The difference of large numbers: a small one may be rounding.
+    squares[squares <= 100 * np.finfo(dtype).eps * lengths] = 0
+    return squares
+
+
+def _prefer_far(
+    data: LabelledRows,
+    mean: FloatArray,
+    removed: FloatArray,
+    starts: list[_Start],
+) -> LabelledRows:
+    """Multiply the weight of each row by its preference.
+
+    Drawn in proportion to that, a sample estimates the inertia of any centroids well
+    (Feldman and Langberg, 2011).
+    """
+    dtype = np.result_type(data.dtype, np.float32)
+    weight = data.weight.copy()
+
+    def work(block: slice) -> None:
+        codes = data.codes[block]
+        for c in range(len(mean)):
+            mine = np.flatnonzero(codes == c)
+            rows = np.asarray(data.X[block][mine], dtype=dtype)
+            weight[block][mine] *= starts[c].preference(rows, -mean[c], removed)
+
+    for _ in map_parts(work, row_slices(data.X)):
+        pass
+    return replace(data, weight=weight)
+
+
 def _principal_axes(
     points: FloatArray, weight: FloatArray, basis: FloatArray
 ) -> FloatArray:
@@ -170,8 +276,8 @@ def _farthest(
 
     0 where no distance is more than rounding.
     """
-    dtype = np.result_type(data.dtype, np.float32)
-    share = _rounding(data.shape[1], dtype)
+    # A direction along which a class hardly varies is found to this only.
+    share = 10 * np.finfo(np.result_type(data.dtype, np.float32)).eps
     found = 0.0, centroids[0]
     for mine, block, _, _ in class_blocks(data, len(mean)):
         if mine != code:

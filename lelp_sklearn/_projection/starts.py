@@ -38,6 +38,12 @@ class ClassSample:
     mean: FloatArray
     is_whole: bool
 
+    def reweighted(self, weight: FloatArray) -> "ClassSample":
+        """Give the same rows other weights (m,), and their mean by these."""
+        weight = weight / weight.sum()
+        step = weight.astype(self.rows.dtype) @ self.rows
+        return ClassSample(self.rows - step, weight, self.mean + step, self.is_whole)
+
 
 @dataclass(frozen=True)
 class Sketch:
@@ -231,4 +237,6 @@ def _priorities(contents: Digests, weight: FloatArray) -> FloatArray:
 
 
 def _basis(vectors: FloatArray, removed: FloatArray) -> FloatArray:
-    return orthonormal(to_null_space(vectors, removed))
+    basis = orthonormal(to_null_space(vectors, removed))
+    # Again, since what was nearly dependent has had its rounding errors magnified.
+    return orthonormal(to_null_space(basis, removed))

@@ -4,6 +4,7 @@ import dask.array as da
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.cluster import KMeans
 from sklearn.datasets import make_blobs
 
 from lelp_sklearn import LELPProjector
@@ -82,6 +83,27 @@ def test_only_ratios_of_weights_count(splitter, factor):
     plain = fit(X, codes, head, splitter, sample_weight=weight)
     scaled = fit(X, codes, head, splitter, sample_weight=factor * weight)
     assert_allclose(scaled.transform(X), plain.transform(X), atol=2e-4)
+
+
+def rare_groups(rng):
+    share = np.r_[np.full(14, 0.994 / 14), np.full(6, 0.001)]
+    group = rng.choice(20, size=N_ROWS, p=share)
+    return rng.normal(scale=6, size=(20, 16))[group] + rng.normal(size=(N_ROWS, 16))
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_inertia_is_that_of_scikit_learn_within_two_percent(seed):
+    X, codes = rare_groups(np.random.RandomState(seed)), np.arange(N_ROWS) % 2
+    head = np.zeros((2, 16))
+    head[:, 0] = 1, -1
+    projector = LELPProjector(20, head=(head, np.zeros(2)), random_state=seed)
+    projector.fit(X, codes)
+    for c in range(2):
+        rows = X[codes == c] - projector.mean_[c]
+        rows[:, 0] = 0
+        squares = np.sum((rows[:, None] - projector.components_[c]) ** 2, axis=2)
+        best = KMeans(20, n_init=3, random_state=0).fit(rows).inertia_
+        assert squares.min(axis=1).sum() < 1.02 * best
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
