@@ -78,8 +78,8 @@ class SoftLabelMixin:
             return np.lib.format.open_memmap(out, mode="r")
         if out is not None:
             validation.check_out(out, shape, dtype, [rows, logits])
-            # Nothing may be written into an array of the caller's before all is known
-            # to be well.
+            # An array of the caller's is not begun before the rows are known to be
+            # finite.
             row_digests(rows)
             labeller.write(rows, logits, out)
             return out

@@ -5,11 +5,21 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from timing import ratio, take_turns
+from speed_parts.problems import Options, Shape, shapes
+from timing import geometric_mean, ratio, take_turns
 
 Run = Callable[[], object]
 # A peer that takes so many times as long as the fastest one is out of the race.
 HOPELESS = 5
+
+
+def over_shapes(
+    options: Options, measure: Callable[[Shape, int], dict]
+) -> dict[str, object]:
+    """Measure every shape; give the lines and the geometric mean of their ratios."""
+    lines = {str(shape): measure(shape, options.repeats) for shape in shapes(options)}
+    ratios = [line["ratio"][0] for line in lines.values()]
+    return {"shapes": lines, "geometric mean": geometric_mean(ratios)}
 
 
 def race(

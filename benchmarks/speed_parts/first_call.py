@@ -19,20 +19,19 @@ def step_done(name: str) -> None:
     last = now
 
 
-# The imports are what is measured.
-import sklearn  # noqa: E402, F401
+import sklearn  # noqa: E402, F401 - the import is measured
 
 step_done("import sklearn")
 
-from lelp_sklearn import LELPProjector  # noqa: E402
+from lelp_sklearn import LELPProjector  # noqa: E402 - the import is measured
 
 step_done("import lelp_sklearn beyond it")
 
-from lelp_sklearn._projection import kernels  # noqa: E402, F401
+from lelp_sklearn._projection import kernels  # noqa: E402, F401 - measured
 
 step_done("import Numba and the kernels")
 
-from speed_parts.problems import Shape, Teacher  # noqa: E402
+from speed_parts.problems import Shape, Teacher  # noqa: E402 - after the measured
 
 shape = Shape(500, 64, 2, 5)
 teacher = Teacher(shape)

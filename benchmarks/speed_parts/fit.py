@@ -5,9 +5,14 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 
 from lelp_sklearn import LELPProjector
 from peers import null_space_rows, pca_peers
-from speed_parts.comparison import markdown, milliseconds, race, times_as_fast
-from speed_parts.problems import Array, Options, Shape, Teacher, shapes
-from timing import geometric_mean
+from speed_parts.comparison import (
+    markdown,
+    milliseconds,
+    over_shapes,
+    race,
+    times_as_fast,
+)
+from speed_parts.problems import Array, Options, Shape, Teacher
 
 # Peers that capture less of what can be captured do not count.
 ENOUGH = 0.999
@@ -15,9 +20,7 @@ ENOUGH = 0.999
 
 def measure(options: Options) -> dict:
     """Time the fit beside scikit-learn's and torch's PCA of each class."""
-    lines = {str(shape): _measure(shape, options.repeats) for shape in shapes(options)}
-    ratios = [line["ratio"][0] for line in lines.values()]
-    return {"shapes": lines, "geometric mean": geometric_mean(ratios)}
+    return over_shapes(options, _measure)
 
 
 def _measure(shape: Shape, repeats: int) -> dict:

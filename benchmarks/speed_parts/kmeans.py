@@ -4,9 +4,14 @@ import numpy as np
 
 from lelp_sklearn import LELPProjector
 from peers import kmeans_peers, null_space_rows, outside_head
-from speed_parts.comparison import markdown, milliseconds, race, times_as_fast
-from speed_parts.problems import Array, Options, Shape, Teacher, shapes
-from timing import geometric_mean
+from speed_parts.comparison import (
+    markdown,
+    milliseconds,
+    over_shapes,
+    race,
+    times_as_fast,
+)
+from speed_parts.problems import Array, Options, Shape, Teacher
 
 # Peers of an inertia further above ours do not count.
 CLOSE = 1.02
@@ -14,9 +19,7 @@ CLOSE = 1.02
 
 def measure(options: Options) -> dict:
     """Time the fit beside scikit-learn's two k-means of each class."""
-    lines = {str(shape): _measure(shape, options.repeats) for shape in shapes(options)}
-    ratios = [line["ratio"][0] for line in lines.values()]
-    return {"shapes": lines, "geometric mean": geometric_mean(ratios)}
+    return over_shapes(options, _measure)
 
 
 def _measure(shape: Shape, repeats: int) -> dict:

@@ -4,25 +4,27 @@ import numpy as np
 
 from lelp_sklearn import LELPProjector
 from peers import soft_label_peers
-from speed_parts.comparison import compare, markdown, milliseconds, times_as_fast
-from speed_parts.problems import Options, Shape, Teacher, shapes
-from timing import geometric_mean, peak_flops, read_bandwidth
+from speed_parts.comparison import (
+    compare,
+    markdown,
+    milliseconds,
+    over_shapes,
+    times_as_fast,
+)
+from speed_parts.problems import Options, Shape, Teacher
+from timing import peak_flops, read_bandwidth
 
 
 def measure(options: Options) -> dict:
     """Time single precision beside the peers, and half precision beside single."""
     bandwidth, flops = read_bandwidth(), peak_flops()
-    lines = {
-        str(shape): _measure(shape, options.repeats, bandwidth, flops)
-        for shape in shapes(options)
-    }
-    ratios = [line["ratio"][0] for line in lines.values()]
+    measured = over_shapes(
+        options, lambda shape, repeats: _measure(shape, repeats, bandwidth, flops)
+    )
     return {
         "bytes read a second": bandwidth,
         "multiply-adds a second, counted twice": flops,
-        "shapes": lines,
-        "geometric mean": geometric_mean(ratios),
-    }
+    } | measured
 
 
 def _measure(shape: Shape, repeats: int, bandwidth: float, flops: float) -> dict:

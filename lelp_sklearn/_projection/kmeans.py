@@ -63,7 +63,9 @@ def class_centroids(
         preferred = data.map(_prefer_far, mean, removed, starts)
         samples = class_samples(preferred, len(mean), random_state)
         starts = [
-            start if start.is_whole else start.again(sample, m, *given)
+            start
+            if start.is_whole
+            else _Start.of(start.unbiased(sample, m, removed), m, *given)
             for start, sample, m in zip(starts, samples, mean, strict=True)
         ]
     centroids = [start.centroids for start in starts]
@@ -101,21 +103,15 @@ class _Start:
         shift = sample.mean - mean
         centroids += to_null_space(shift, removed)
         squares = _to_nearest(sample.rows, shift, removed, centroids)
+        # Where nothing is left to explain, any unit does.
         return cls(centroids, float(sample.weight @ squares) or 1.0, sample.is_whole)
 
-    def again(
-        self,
-        sample: ClassSample,
-        mean: FloatArray,
-        removed: FloatArray,
-        n_clusters: int,
-        random_state: np.random.RandomState,
-    ) -> "_Start":
-        """Cluster a sample that was drawn as `_prefer_far` says."""
-        shift = sample.mean - mean
-        preference = self.preference(sample.rows, shift, removed)
-        sample = sample.reweighted(sample.weight / preference)
-        return _Start.of(sample, mean, removed, n_clusters, random_state)
+    def unbiased(
+        self, sample: ClassSample, mean: FloatArray, removed: FloatArray
+    ) -> ClassSample:
+        """Take the preference out of the weights of a sample drawn with it."""
+        preference = self.preference(sample.rows, sample.mean - mean, removed)
+        return sample.reweighted(sample.weight / preference)
 
     def preference(
         self, rows: FloatArray, shift: FloatArray, removed: FloatArray
