@@ -161,11 +161,14 @@ def added(left: list[FloatArray], right: list[FloatArray]) -> list[FloatArray]:
     return left
 
 
-def row_slices(X: Rows) -> Iterator[slice]:
-    """Cut the rows of X into slices that fit scikit-learn's ``working_memory``."""
+def row_slices(X: Rows, most_rows: int = _MAX_BLOCK_ROWS) -> Iterator[slice]:
+    """Cut the rows of X into slices that fit scikit-learn's ``working_memory``.
+
+    With no more rows each than `most_rows`.
+    """
     n_rows, n_features = X.shape
     bytes_per_row = max(1, n_features * 8 * _BLOCK_TEMPORARIES)
-    most = max(1, get_chunk_n_rows(bytes_per_row, max_n_rows=_MAX_BLOCK_ROWS))
+    most = max(1, get_chunk_n_rows(bytes_per_row, max_n_rows=most_rows))
     least = min(most, -(-_LEAST_NUMBERS // max(1, n_features)))
     n_blocks = _BLOCKS * -(-n_rows // (_BLOCKS * most))
     size = max(least, -(-n_rows // max(1, n_blocks)))

@@ -27,6 +27,11 @@ def _has_wide_registers() -> bool:
 
 # Bytes of a vector register. A processor with less splits the vectors by itself.
 REGISTER_BYTES = 64 if _has_wide_registers() else 32
+# Rows and columns whose products are summed in registers at once: where vectors are
+# wide there are 32 registers, else 16.
+ROWS_AT_ONCE, COLUMNS_AT_ONCE = (8, 3) if REGISTER_BYTES == 64 else (4, 3)
+# Rows that are asked for from memory by each call of `add_dot_products`.
+ROWS_AHEAD = 2
 _INDEX = ir.IntType(64)
 _INT = ir.IntType(32)
 _BYTE_POINTER = ir.IntType(8).as_pointer()
@@ -49,82 +54,133 @@ def vector_width(dtype: np.dtype[Any]) -> int:
     return REGISTER_BYTES // dtype.itemsize
 
 
+@intrinsic
+def add_dot_products(
+    typing_context: Any, rows: Any, columns: Any, sums: Any, upcoming: Any
+) -> Any:
+    """Add columns @ rows.T to `sums`; vectors run along both, so nothing is in vain.
+
+    `rows` (ROWS_AT_ONCE, m) and `columns` (COLUMNS_AT_ONCE, m) hold whole vectors. As
+    many numbers as are in ROWS_AHEAD of the rows are asked for from memory on the way:
+    the first of `upcoming`. Rows of every array are contiguous.
+    """
+    return types.void(rows, columns, sums, upcoming), _add_dot_products
+
+
+def _add_dot_products(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    rows, columns, sums, upcoming = _matrices(context, builder, signature, args)
+    places = [(r, k) for r in range(ROWS_AT_ONCE) for k in range(COLUMNS_AT_ONCE)]
+    zeros = ir.Constant(rows.vector, [0.0] * rows.width)
+    registers = {place: _register(builder, zeros) for place in places}
+    with cgutils.for_range_slice(
+        builder, _INDEX(0), rows.shape[1], _INDEX(rows.width), inc=True
+    ) as (start, _):
+        for r in range(ROWS_AHEAD):
+            upcoming.ask_for(_INDEX(r), start)
+        own = [columns.load_vector(_INDEX(k), start) for k in range(COLUMNS_AT_ONCE)]
+        for r in range(ROWS_AT_ONCE):
+            row = rows.load_vector(_INDEX(r), start)
+            for k, column in enumerate(own):
+                _add_product(builder, registers[r, k], row, column)
+    # Columns whose sums over all rows fit into one vector are summed together.
+    together = rows.width // ROWS_AT_ONCE
+    for first in range(0, COLUMNS_AT_ONCE, together):
+        some = range(first, min(first + together, COLUMNS_AT_ONCE))
+        vectors = [
+            builder.load(registers[r, k]) for k in some for r in range(ROWS_AT_ONCE)
+        ]
+        totals = _sums(builder, vectors)
+        for place, k in enumerate(some):
+            sums.add_part(_INDEX(k), totals, place * ROWS_AT_ONCE, ROWS_AT_ONCE)
+    return context.get_dummy_value()
+
+
+def _sums(builder: Any, vectors: list[Any]) -> Any:
+    """Give a vector that begins with the sum of the numbers of each of some vectors.
+
+    There are at most as many vectors as numbers in one, and a power of two of them.
+    """
+    width = vectors[0].type.count
+    half = width // 2
+    while half:
+        # With fewer vectors than that each is folded by itself.
+        seconds = vectors[half:] or vectors
+        # Numbers at places with this bit come from the second of a pair.
+        places = [place + (width if place & half else 0) for place in range(width)]
+        lower = ir.Constant(ir.VectorType(_INT, width), [p & ~half for p in places])
+        upper = ir.Constant(ir.VectorType(_INT, width), [p | half for p in places])
+        vectors = [
+            builder.fadd(
+                builder.shuffle_vector(first, second, lower),
+                builder.shuffle_vector(first, second, upper),
+            )
+            for first, second in zip(vectors[:half], seconds, strict=True)
+        ]
+        half //= 2
+    return vectors[0]
+
+
 @intrinsic(prefer_literal=True)
 def multiply_add(
-    typing_context: Any,
-    rows: Any,
-    columns: Any,
-    sums: Any,
-    upcoming: Any,
-    n_rows: Any,
-    n_vectors: Any,
+    typing_context: Any, rows: Any, columns: Any, sums: Any, n_rows: Any, n_vectors: Any
 ) -> Any:
     """Add rows @ columns to `sums`, which stay in registers meanwhile.
 
     Of `rows` (n_rows, m) each number is spread over a vector, of `columns` (m,
-    n_vectors * width) a row is n_vectors vectors. As many numbers as `rows` has are
-    asked for from memory on the way, beginning with `upcoming`. `n_rows` and
-    `n_vectors` are literals. Rows of every array are contiguous.
+    n_vectors * width) a row is n_vectors vectors. `n_rows` and `n_vectors` are
+    literals. Rows of every array are contiguous.
     """
-    signature = types.void(rows, columns, sums, upcoming, n_rows, n_vectors)
-    shape = n_rows.literal_value, n_vectors.literal_value
-    return signature, _MultiplyAdd(*shape, transposed=False)
-
-
-@intrinsic(prefer_literal=True)
-def multiply_add_transposed(
-    typing_context: Any,
-    rows: Any,
-    columns: Any,
-    sums: Any,
-    n_rows: Any,
-    n_vectors: Any,
-) -> Any:
-    """Add the transpose of `rows` (m, n_rows) times `columns` to `sums`."""
     signature = types.void(rows, columns, sums, n_rows, n_vectors)
     shape = n_rows.literal_value, n_vectors.literal_value
-    return signature, _MultiplyAdd(*shape, transposed=True)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _multiply_add(context, builder, signature, args, *shape)
+
+    return signature, codegen
 
 
-class _MultiplyAdd:
-    """Writes the instructions of `multiply_add`."""
+def _multiply_add(
+    context: Any, builder: Any, signature: Any, args: Any, n_rows: int, n_vectors: int
+) -> Any:
+    rows, columns, sums = _matrices(context, builder, signature, args)
+    starts = [_INDEX(v * sums.width) for v in range(n_vectors)]
+    places = [(r, v) for r in range(n_rows) for v in range(n_vectors)]
+    registers = {
+        (r, v): _register(builder, sums.load_vector(_INDEX(r), starts[v]))
+        for r, v in places
+    }
+    with cgutils.for_range(builder, rows.shape[1]) as loop:
+        own = [columns.load_vector(loop.index, start) for start in starts]
+        for r in range(n_rows):
+            number = rows.load_spread(_INDEX(r), loop.index)
+            for v, column in enumerate(own):
+                _add_product(builder, registers[r, v], number, column)
+    for r, v in places:
+        sums.store_vector(_INDEX(r), starts[v], builder.load(registers[r, v]))
+    return context.get_dummy_value()
 
-    def __init__(self, n_rows: int, n_vectors: int, *, transposed: bool) -> None:
-        self.n_rows, self.n_vectors = n_rows, n_vectors
-        self.transposed = transposed
 
-    def __call__(self, context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kinds = [kind for kind in signature.args if isinstance(kind, types.Array)]
-        if len({kind.dtype for kind in kinds[:3]}) > 1:
-            raise TypeError("multiply_add needs arrays of one dtype")
-        rows, columns, sums, *upcoming = (
-            _Matrix(context, builder, kind, value)
-            for kind, value in zip(kinds, args, strict=False)
-        )
-        places = [(r, v) for r in range(self.n_rows) for v in range(self.n_vectors)]
-        registers = {}
-        for r, v in places:
-            registers[r, v] = cgutils.alloca_once(builder, sums.vector)
-            builder.store(sums.load_vector(_INDEX(r), v), registers[r, v])
-        with cgutils.for_range(
-            builder, rows.shape[0 if self.transposed else 1]
-        ) as loop:
-            for each in upcoming:
-                each.ask_for(builder.mul(loop.index, _INDEX(self.n_rows)))
-            vectors = [
-                columns.load_vector(loop.index, v) for v in range(self.n_vectors)
-            ]
-            for r in range(self.n_rows):
-                place = _INDEX(r), loop.index
-                number = rows.load_spread(*(place[::-1] if self.transposed else place))
-                for v in range(self.n_vectors):
-                    product = builder.fmul(number, vectors[v], flags=["contract"])
-                    held = builder.load(registers[r, v])
-                    total = builder.fadd(held, product, flags=["contract"])
-                    builder.store(total, registers[r, v])
-        for r, v in places:
-            sums.store_vector(_INDEX(r), v, builder.load(registers[r, v]))
-        return context.get_dummy_value()
+def _matrices(context: Any, builder: Any, signature: Any, args: Any) -> "list[_Matrix]":
+    """Give the arrays among the arguments of an intrinsic."""
+    return [
+        _Matrix(context, builder, kind, value)
+        for kind, value in zip(signature.args, args, strict=True)
+        if isinstance(kind, types.Array)
+    ]
+
+
+def _register(builder: Any, vector: Any) -> Any:
+    """Give a variable, which LLVM keeps in a register, with a value."""
+    register = cgutils.alloca_once(builder, vector.type)
+    builder.store(vector, register)
+    return register
+
+
+def _add_product(builder: Any, register: Any, left: Any, right: Any) -> None:
+    """Add a product to a register, as one instruction."""
+    product = builder.fmul(left, right, flags=["contract"])
+    total = builder.fadd(builder.load(register), product, flags=["contract"])
+    builder.store(total, register)
 
 
 class _Matrix:
@@ -138,48 +194,60 @@ class _Matrix:
         self.shape = [builder.extract_value(array.shape, axis) for axis in (0, 1)]
         number = context.get_value_type(kind.dtype)
         self._item_bytes = kind.dtype.bitwidth // 8
-        self._width = REGISTER_BYTES // self._item_bytes
-        self.vector = ir.VectorType(number, self._width)
+        self.width = REGISTER_BYTES // self._item_bytes
+        self.vector = ir.VectorType(number, self.width)
 
-    def load_vector(self, row: Any, v: int) -> Any:
-        loaded = self._builder.load(self._vector_address(row, v))
-        loaded.align = self._item_bytes
-        return loaded
+    def load_vector(self, row: Any, column: Any) -> Any:
+        return self._load(self._address(row, column, self.vector))
 
-    def store_vector(self, row: Any, v: int, vector: Any) -> None:
-        stored = self._builder.store(vector, self._vector_address(row, v))
-        stored.align = self._item_bytes
+    def store_vector(self, row: Any, column: Any, vector: Any) -> None:
+        self._store(vector, self._address(row, column, self.vector))
+
+    def add_part(self, row: Any, vector: Any, first: int, size: int) -> None:
+        """Add `size` numbers of a vector to those that a row begins with."""
+        builder = self._builder
+        places = list(range(first, first + size))
+        chosen = ir.Constant(ir.VectorType(_INT, size), places)
+        part = builder.shuffle_vector(vector, vector, chosen)
+        address = self._address(row, _INDEX(0), part.type)
+        self._store(builder.fadd(self._load(address), part), address)
 
     def load_spread(self, row: Any, column: Any) -> Any:
         """Load one number into all places of a vector."""
         builder = self._builder
-        number = builder.load(self._address(row, column))
+        number = builder.load(self._address(row, column, self.vector.element))
         nothing = ir.Constant(self.vector, ir.Undefined)
         first = builder.insert_element(nothing, number, _INT(0))
-        everywhere = ir.Constant(ir.VectorType(_INT, self._width), [0] * self._width)
+        everywhere = ir.Constant(ir.VectorType(_INT, self.width), [0] * self.width)
         return builder.shuffle_vector(first, nothing, everywhere)
 
-    def ask_for(self, number: Any) -> None:
-        """Prefetch the line that holds a number, counted from the first."""
+    def ask_for(self, row: Any, column: Any) -> None:
+        """Prefetch the line that holds a number."""
         builder = self._builder
         kind = ir.FunctionType(ir.VoidType(), [_BYTE_POINTER, _INT, _INT, _INT])
         function = builder.module.declare_intrinsic(
             "llvm.prefetch", (_BYTE_POINTER,), kind
         )
         for_reading, to_second_level, data = _INT(0), _INT(2), _INT(1)
-        address = builder.bitcast(builder.gep(self._data, [number]), _BYTE_POINTER)
+        address = self._address(row, column, ir.IntType(8))
         builder.call(function, [address, for_reading, to_second_level, data])
 
-    def _address(self, row: Any, column: Any) -> Any:
+    def _load(self, address: Any) -> Any:
+        loaded = self._builder.load(address)
+        loaded.align = self._item_bytes
+        return loaded
+
+    def _store(self, vector: Any, address: Any) -> None:
+        stored = self._builder.store(vector, address)
+        stored.align = self._item_bytes
+
+    def _address(self, row: Any, column: Any, kind: Any) -> Any:
+        """Where a number lies, as a pointer to what is to be found there."""
         builder = self._builder
         start = builder.bitcast(self._data, _BYTE_POINTER)
         row_start = builder.gep(start, [builder.mul(row, self._row_bytes)])
         row_start = builder.bitcast(row_start, self._data.type)
-        return builder.gep(row_start, [column])
-
-    def _vector_address(self, row: Any, v: int) -> Any:
-        start = self._address(row, _INDEX(v * self._width))
-        return self._builder.bitcast(start, self.vector.as_pointer())
+        return builder.bitcast(builder.gep(row_start, [column]), kind.as_pointer())
 
 
 def as_number(value: Any) -> Any:

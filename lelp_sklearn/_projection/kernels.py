@@ -8,41 +8,43 @@ from numpy.typing import NDArray
 from lelp_sklearn._common.typing import BoolArray, FloatArray, IntArray
 from lelp_sklearn._projection.compilation import compiled
 from lelp_sklearn._projection.instructions import (
+    COLUMNS_AT_ONCE,
     REGISTER_BYTES,
+    ROWS_AHEAD,
+    ROWS_AT_ONCE,
+    add_dot_products,
     as_number,
     bits_of,
     exp,
     multiply_add,
-    multiply_add_transposed,
     vector_width,
 )
 
 # Rows whose softmax is taken at once, and columns of X multiplied before the next ones
-# are read: both keep what is worked on within the second-level cache.
+# are read: both keep what is worked on within the first- and second-level caches.
 _TILE_ROWS = 64
-_TILE_COLUMNS = 1024
+_TILE_COLUMNS = 512
 _TILE_BYTES = 2**18
-# A row of the tile is this many numbers longer than needed: rows a power of two apart
-# would fall into the same few lines of the first-level cache.
-_SKEW = 16
-# Products are written for so many rows at once that some may lie past the last.
-_SPARE_ROWS = 8
+# Products are written for so many columns at once that some may lie past the last.
+_SPARE = 8
 _HALF_OF_THE_BITS = np.uint64(32)
 
 
 def pack(columns: FloatArray) -> FloatArray:
-    """Copy columns (d, k), with zeros beside them up to whole vectors."""
-    n_rows, n_columns = columns.shape
+    """Copy columns (k, d), one a row, with zeros up to whole vectors, and whole calls.
+
+    They begin where a vector may begin in memory: what lies across two lines of the
+    cache is read at half the speed.
+    """
+    n_columns, n_features = columns.shape
     width = vector_width(columns.dtype)
-    packed = np.zeros((n_rows, -(-n_columns // width) * width), columns.dtype)
-    packed[:, :n_columns] = columns
+    n_rows = -(-n_columns // COLUMNS_AT_ONCE) * COLUMNS_AT_ONCE
+    n_numbers = -(-n_features // width) * width
+    numbers = np.zeros(n_rows * n_numbers + width, columns.dtype)
+    start = -numbers.ctypes.data % REGISTER_BYTES // columns.itemsize
+    packed = numbers[start : start + n_rows * n_numbers].reshape(n_rows, n_numbers)
+    packed[:n_columns, :n_features] = columns
     return packed
-
-
-def pack_with_ones(basis: FloatArray, dtype: np.dtype[Any]) -> FloatArray:
-    """Pack a basis (d, k) for `add_products`, which wants a column to spare."""
-    spare = np.zeros((len(basis), 1))
-    return readable(pack(np.hstack([basis, spare]).astype(dtype)), dtype)
 
 
 def class_products(
@@ -51,16 +53,17 @@ def class_products(
     weight: FloatArray,
     centre: FloatArray,
     packed: FloatArray,
-) -> tuple[FloatArray, float]:
-    """Give the sums (d, k) and squares of `add_products` over the chosen rows."""
-    n_features, width = packed.shape
-    total = np.zeros((n_features + _SPARE_ROWS, width), packed.dtype)
+    n_vectors: int,
+) -> tuple[FloatArray, FloatArray, float]:
+    """Give the products (n_vectors, d), rows (d,) and squares of `add_products`."""
+    n_features = rows.shape[1]
+    total = np.zeros((n_vectors + 1 + _SPARE, packed.shape[1]), packed.dtype)
     squares = np.zeros(n_features, packed.dtype)
     index = np.flatnonzero(chosen)
     own_weight, unit = _scaled(weight[index], packed.dtype)
-    add_products(rows, index, own_weight, centre, packed, total, squares)
-    sums: FloatArray = total[:n_features].astype(np.float64) * unit
-    return sums, float(squares.sum(dtype=np.float64)) * unit
+    add_products(rows, index, own_weight, centre, packed, n_vectors, total, squares)
+    sums: FloatArray = total[: n_vectors + 1, :n_features].astype(np.float64) * unit
+    return sums[:-1], sums[-1], float(squares.sum(dtype=np.float64)) * unit
 
 
 def cluster_sums(
@@ -73,7 +76,7 @@ def cluster_sums(
 ) -> tuple[FloatArray, FloatArray]:
     """Sums (k, d) and weights (k,) of the chosen rows nearest to each centroid (k, d).
 
-    `packed` holds the centroids, which are relative to `centre`, as columns.
+    `packed` holds the centroids, which are relative to `centre`.
     """
     half_squares = np.einsum("kd,kd->k", centroids, centroids) / 2
     sums = np.zeros(centroids.shape, packed.dtype)
@@ -118,8 +121,8 @@ def soft_labels(
 ) -> bool:
     r"""Write p_{c,s} = p_c q_{c,s} for every row; give whether all scores are finite.
 
-    .. math:: z = (X - \mathrm{centre}) \, \mathrm{packed} - \mathrm{offsets}, \quad
-              p_c = \mathrm{softmax}_c(\ell / \tau), \quad
+    .. math:: z = (X - \mathrm{centre}) \, \mathrm{packed}^\top - \mathrm{offsets},
+              \quad p_c = \mathrm{softmax}_c(\ell / \tau), \quad
               q_{c,s} = \mathrm{softmax}_s(z_{c,\cdot} / \beta)
 
     Every array but X has the dtype of `out`, and so do the temperatures.
@@ -128,8 +131,8 @@ def soft_labels(
     ----------
     X : (n, d) of that dtype, or the bits of float16 as uint16
     centre : (d,)
-    packed : (d, >= C*S) or, with a column for each logit after them, (d, >= C*S + C)
-    offsets : as many as `packed` has columns that are not zeros
+    packed : by `pack` of (C*S, d) or, with the head's columns after them, (C*S + C, d)
+    offsets : one for each column
     logits : (n, C), or (0, C) where `packed` gives them
     per_temperature, per_subclass_temperature : float
         1 / tau and 1 / beta; 0 in place of the second gives the class mass whole to the
@@ -139,20 +142,17 @@ def soft_labels(
     n_classes = logits.shape[1]
     n_outputs = out.shape[1]
     n_subclasses = n_outputs // n_classes
-    tile_width = min(_TILE_COLUMNS, X.shape[1]) + _SKEW
-    # Whole tiles are computed, the last one too: what it lacks is zeros or old rows.
-    tile = np.zeros((_TILE_ROWS + _SPARE_ROWS, tile_width), out.dtype)
-    products = np.empty((_TILE_ROWS + _SPARE_ROWS, packed.shape[1]), out.dtype)
-    scores = np.zeros((n_outputs + n_classes, _TILE_ROWS), out.dtype)
+    tile = _zeros(ROWS_AT_ONCE, min(_TILE_COLUMNS, packed.shape[1]), packed)
+    scores = _zeros(max(n_outputs + n_classes, len(packed)), _TILE_ROWS, packed)
     totals = np.empty((n_classes + 1, _TILE_ROWS), out.dtype)
     top, finite = np.empty(_TILE_ROWS, out.dtype), True
     for start in range(0, len(X), _TILE_ROWS):
         n_rows = min(_TILE_ROWS, len(X) - start)
-        _multiply(X, start, n_rows, centre, packed, tile, products)
+        _multiply(X, start, n_rows, centre, packed, tile, scores)
         for k in range(len(offsets)):
             for r in range(_TILE_ROWS):
-                scores[k, r] = products[r, k] - offsets[k]
-        mass = scores[n_outputs:]
+                scores[k, r] -= offsets[k]
+        mass = scores[n_outputs : n_outputs + n_classes]
         for c in range(n_classes):
             for r in range(min(n_rows, len(logits) - start)):
                 mass[c, r] = logits[start + r, c]
@@ -200,12 +200,13 @@ def add_products(
     weight: FloatArray,
     centre: FloatArray,
     packed: FloatArray,
+    n_vectors: int,
     total: FloatArray,
     squares: FloatArray,
 ) -> None:
-    r"""Add the covariance times vectors, of some rows about a centre, in one reading.
+    r"""Add vectors times the covariance, of some rows about a centre, in one reading.
 
-    .. math:: \mathrm{total} \mathrel{+}= E^\top W [E \, \mathrm{vectors}, 1], \quad
+    .. math:: \mathrm{total} \mathrel{+}= [\mathrm{vectors} \, E^\top; 1] W E, \quad
               \mathrm{squares}_j \mathrel{+}= \textstyle\sum_i w_i E_{ij}^2, \quad
               E = X_{\mathrm{index}} - \mathrm{centre}
 
@@ -214,25 +215,27 @@ def add_products(
     X : (n, d), as for `soft_labels`
     index, weight : (m,) rows of X and their weights
     centre : (d,)
-    packed : (d, k), by `pack`; its last column is not read, since ones take its place
-    total : (d + 8, k); the last eight rows are scratch
+    packed : by `pack` of vectors (n_vectors, d)
+    total : (n_vectors + 1 + 8, width of `packed`); the last eight rows are scratch
     squares : (d,)
     """
     n_features = X.shape[1]
-    tile_rows = _rows_of_tile(n_features * total.itemsize)
-    tile = np.zeros((tile_rows + _SPARE_ROWS, n_features + _SKEW), total.dtype)
-    products = np.empty((_TILE_ROWS + _SPARE_ROWS, packed.shape[1]), total.dtype)
+    tile_rows = _rows_of_tile(packed.shape[1] * total.itemsize)
+    tile = _zeros(tile_rows, packed.shape[1], packed)
+    scores = _zeros(max(len(packed), n_vectors + 1) + _SPARE, _TILE_ROWS, packed)
     for start in range(0, len(index), tile_rows):
         chosen = index[start : start + tile_rows]
-        rows = tile[: len(chosen), :n_features]
-        _multiply_chosen(X, chosen, centre, packed, rows, products)
+        _multiply_chosen(X, chosen, centre, packed, tile, scores)
+        scores[n_vectors] = 1
+        for k in range(n_vectors + 1):
+            for r in range(len(chosen)):
+                scores[k, r] *= weight[start + r]
         for r in range(len(chosen)):
-            mine, row, w = products[r], rows[r], weight[start + r]
-            mine[-1] = 1
-            mine *= w
+            row, w = tile[r], weight[start + r]
             for k in range(n_features):
                 squares[k] += w * row[k] * row[k]
-        _add_transposed_product(rows, products[: len(chosen)], total)
+        rows = tile[: len(chosen), : packed.shape[1]]
+        _add_product(scores[: n_vectors + 1, : len(chosen)], rows, total)
 
 
 @compiled
@@ -251,26 +254,29 @@ def add_to_nearest(
     Parameters
     ----------
     X, index, weight, centre : as for `add_products`
-    packed : (d, >= k) centroids relative to the centre, by `pack`
+    packed : by `pack` of centroids (k, d) relative to the centre
     half_squares : (k,) half of their squared lengths
     sums : (k, d); held : (k,) the weights added
     """
     n_features = X.shape[1]
-    tile_rows = _rows_of_tile(n_features * sums.itemsize)
-    tile = np.zeros((tile_rows + _SPARE_ROWS, n_features + _SKEW), sums.dtype)
-    products = np.empty((_TILE_ROWS + _SPARE_ROWS, packed.shape[1]), sums.dtype)
+    tile_rows = _rows_of_tile(packed.shape[1] * sums.itemsize)
+    tile = _zeros(tile_rows, packed.shape[1], packed)
+    scores = _zeros(len(packed), _TILE_ROWS, packed)
+    nearest = np.empty(_TILE_ROWS, np.int64)
+    best = np.empty(_TILE_ROWS, sums.dtype)
     for start in range(0, len(index), tile_rows):
         chosen = index[start : start + tile_rows]
-        rows = tile[: len(chosen), :n_features]
-        _multiply_chosen(X, chosen, centre, packed, rows, products)
+        _multiply_chosen(X, chosen, centre, packed, tile, scores)
+        nearest[:] = 0
+        best[:] = -np.inf
+        for k in range(len(half_squares)):
+            for r in range(_TILE_ROWS):
+                ahead = scores[k, r] - half_squares[k]
+                nearest[r] = k if ahead > best[r] else nearest[r]
+                best[r] = max(best[r], ahead)
         for r in range(len(chosen)):
-            nearest = 0
-            for k in range(1, len(half_squares)):
-                ahead = products[r, k] - half_squares[k]
-                if ahead > products[r, nearest] - half_squares[nearest]:
-                    nearest = k
-            w, total, row = weight[start + r], sums[nearest], rows[r]
-            held[nearest] += w
+            w, total, row = weight[start + r], sums[nearest[r]], tile[r]
+            held[nearest[r]] += w
             for k in range(n_features):
                 total[k] += w * row[k]
 
@@ -281,22 +287,41 @@ def _multiply_chosen(
     chosen: IntArray,
     centre: FloatArray,
     packed: FloatArray,
-    rows: FloatArray,
-    products: FloatArray,
+    tile: FloatArray,
+    scores: FloatArray,
 ) -> None:
-    """Write X[chosen] - centre to `rows`, and rows @ packed to `products`."""
-    products[:] = 0
+    """Write X[chosen] - centre to `tile`, and packed @ tile.T to `scores`."""
+    scores[:] = 0
     for r in range(len(chosen)):
-        row, out = X[chosen[r]], rows[r]
+        row, out = X[chosen[r]], tile[r]
         for k in range(len(row)):
             out[k] = as_number(row[k]) - centre[k]
-    # The next rows may lie anywhere: nothing is worth asking for ahead.
-    _add_product(rows, packed, products, rows)
+    for r in range(0, len(chosen), ROWS_AT_ONCE):
+        for first in range(0, packed.shape[1], _TILE_COLUMNS):
+            last = min(first + _TILE_COLUMNS, packed.shape[1])
+            rows = tile[r : r + ROWS_AT_ONCE, first:last]
+            for k in range(0, len(packed), COLUMNS_AT_ONCE):
+                # The next rows may lie anywhere: nothing is worth asking for ahead.
+                add_dot_products(rows, packed[k:, first:], scores[k:, r:], rows)
 
 
 @compiled
 def _rows_of_tile(row_bytes: int) -> int:
     return min(_TILE_ROWS, max(8, _TILE_BYTES // row_bytes // 8 * 8))
+
+
+@compiled
+def _zeros(n_rows: int, n_columns: int, like: FloatArray) -> FloatArray:
+    """Zeros of the dtype of `like`, each row beginning where a vector may begin.
+
+    Rows are longer than `n_columns`: a power of two apart they would fall into the same
+    few lines of the first-level cache.
+    """
+    width = REGISTER_BYTES // like.itemsize
+    size = n_rows * (n_columns + width)
+    numbers = np.zeros(size + width, like.dtype)
+    start = -numbers.ctypes.data % REGISTER_BYTES // like.itemsize
+    return numbers[start : start + size].reshape(n_rows, n_columns + width)
 
 
 @compiled
@@ -307,61 +332,44 @@ def _multiply(
     centre: FloatArray,
     packed: FloatArray,
     tile: FloatArray,
-    products: FloatArray,
+    scores: FloatArray,
 ) -> None:
-    """Write (X[start : start + n_rows] - centre) @ packed, a few columns at a time."""
+    """Write packed @ (X[start : start + n_rows] - centre).T to `scores`.
+
+    One function, since calls and the slices that they take cost as much as a product of
+    few features.
+    """
     n_features = X.shape[1]
-    products[:] = 0
-    for first in range(0, n_features, _TILE_COLUMNS):
-        last = min(first + _TILE_COLUMNS, n_features)
-        own_centre = centre[first:last]
-        for r in range(n_rows):
-            # Slices, since an index that is a sum keeps the loop from becoming vector
-            # instructions.
-            row, out = X[start + r][first:last], tile[r]
-            for k in range(len(row)):
-                out[k] = as_number(row[k]) - own_centre[k]
-        # What will be read next: further columns of these rows, or the next rows.
-        upcoming = X[start:, last:] if last < n_features else X[start + n_rows :, :]
-        rows = tile[:n_rows, : last - first]
-        _add_product(rows, packed[first:last], products, upcoming)
+    scores[:] = 0
+    for group in range(0, n_rows, ROWS_AT_ONCE):
+        for first in range(0, n_features, _TILE_COLUMNS):
+            last = min(first + _TILE_COLUMNS, n_features)
+            own_centre = centre[first:last]
+            for r in range(min(ROWS_AT_ONCE, n_rows - group)):
+                # Slices, since an index that is a sum keeps the loop from becoming
+                # vector instructions.
+                row, out = X[start + group + r][first:last], tile[r]
+                for k in range(len(row)):
+                    out[k] = as_number(row[k]) - own_centre[k]
+            rows = tile[:, : min(_TILE_COLUMNS, packed.shape[1] - first)]
+            # Each call asks for a few of the rows of the next group: asked for all at
+            # once, some would be forgotten.
+            upcoming = start + group + ROWS_AT_ONCE
+            for k in range(0, len(packed), COLUMNS_AT_ONCE):
+                ahead = upcoming + k // COLUMNS_AT_ONCE * ROWS_AHEAD % ROWS_AT_ONCE
+                add_dot_products(
+                    rows, packed[k:, first:], scores[k:, group:], X[ahead:, first:]
+                )
 
 
 @compiled
-def _add_product(
-    rows: FloatArray, packed: FloatArray, products: FloatArray, upcoming: NDArray[Any]
-) -> None:
-    """Add rows @ packed to `products`, three vectors of columns at a time.
+def _add_product(rows: FloatArray, columns: FloatArray, total: FloatArray) -> None:
+    """Add rows @ columns to `total`, three vectors of columns at a time.
 
     Two and two are better than three and one. As many rows at once as it takes to fill
     most of the registers with their sums: up to seven rows past the last are read and
     their products written, so arrays have to be longer.
     """
-    width = REGISTER_BYTES // packed.itemsize
-    first = 0
-    while first < packed.shape[1]:
-        n_left = (packed.shape[1] - first) // width
-        n_vectors = 2 if n_left == 4 else min(n_left, 3)
-        panel = slice(first, first + n_vectors * width)
-        columns, sums = packed[:, panel], products[:, panel]
-        if n_vectors == 3:
-            for r in range(0, len(rows), 4):
-                multiply_add(rows[r:], columns, sums[r:], upcoming[r:], 4, 3)
-        elif n_vectors == 2:
-            for r in range(0, len(rows), 6):
-                multiply_add(rows[r:], columns, sums[r:], upcoming[r:], 6, 2)
-        else:
-            for r in range(0, len(rows), 8):
-                multiply_add(rows[r:], columns, sums[r:], upcoming[r:], 8, 1)
-        first = panel.stop
-
-
-@compiled
-def _add_transposed_product(
-    rows: FloatArray, columns: FloatArray, total: FloatArray
-) -> None:
-    """Add rows.T @ columns to `total`; as `_add_product` for the rest."""
-    n_outputs = rows.shape[1]
     width = REGISTER_BYTES // columns.itemsize
     first = 0
     while first < columns.shape[1]:
@@ -370,14 +378,14 @@ def _add_transposed_product(
         panel = slice(first, first + n_vectors * width)
         own, sums = columns[:, panel], total[:, panel]
         if n_vectors == 3:
-            for k in range(0, n_outputs, 4):
-                multiply_add_transposed(rows[:, k:], own, sums[k:], 4, 3)
+            for r in range(0, len(rows), 4):
+                multiply_add(rows[r:], own, sums[r:], 4, 3)
         elif n_vectors == 2:
-            for k in range(0, n_outputs, 6):
-                multiply_add_transposed(rows[:, k:], own, sums[k:], 6, 2)
+            for r in range(0, len(rows), 6):
+                multiply_add(rows[r:], own, sums[r:], 6, 2)
         else:
-            for k in range(0, n_outputs, 8):
-                multiply_add_transposed(rows[:, k:], own, sums[k:], 8, 1)
+            for r in range(0, len(rows), 8):
+                multiply_add(rows[r:], own, sums[r:], 8, 1)
         first = panel.stop
 
 
@@ -411,7 +419,7 @@ def _exponentials(
 def _choose(scores: FloatArray, total: FloatArray) -> bool:
     """Put 1 where the first of the largest scores stands, 0 elsewhere."""
     finite = True
-    for r in range(scores.shape[1]):
+    for r in range(len(total)):
         best = np.argmax(scores[:, r])
         finite &= np.isfinite(scores[best, r])
         scores[:, r] = 0

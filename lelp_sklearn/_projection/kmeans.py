@@ -356,7 +356,7 @@ def _nearest_sums(
 
     dtype = mean.dtype
     known = [
-        (kernels.readable(m, dtype), kernels.pack(each.T.astype(dtype)), each)
+        (kernels.readable(m, dtype), kernels.pack(each.astype(dtype)), each)
         for m, each in zip(mean, centroids, strict=True)
     ]
 

@@ -12,6 +12,10 @@ from lelp_sklearn._common.typing import FloatArray
 from lelp_sklearn._projection.blocks import Rows, row_slices
 from lelp_sklearn._projection.threads import map_parts
 
+# Each row is by itself, so blocks may be longer than where sums are taken: handing out
+# less at a time costs as much as rows of few features do.
+_MAX_BLOCK_ROWS = 2**14
+
 
 @dataclass(frozen=True)
 class SoftLabeller:
@@ -78,7 +82,7 @@ class SoftLabeller:
         def write(block: slice) -> tuple[slice, bool]:
             return block, write_block(block, target[block])
 
-        for block, finite in map_parts(write, row_slices(rows)):
+        for block, finite in map_parts(write, row_slices(rows, _MAX_BLOCK_ROWS)):
             if not finite:
                 start = first_row + block.start
                 validation.check_finite_block(rows[block], start, "X")
@@ -140,7 +144,7 @@ class SoftLabeller:
         if not with_logits:
             columns = np.vstack([columns, self.coef])
             offsets = np.append(offsets, -self.intercept - self.coef @ centre)
-        packed = kernels.pack(columns.T.astype(dtype))
+        packed = kernels.pack(columns.astype(dtype))
         return (
             kernels.readable(centre, dtype),
             kernels.readable(packed, dtype),

@@ -217,27 +217,32 @@ def _products(
     from lelp_sklearn._projection import kernels
 
     dtype = centres.dtype
-    readable = [kernels.readable(each, dtype) for each in centres]
-    packed = [kernels.pack_with_ones(basis, dtype) for basis in bases]
+    known = [
+        (
+            kernels.readable(centre, dtype),
+            kernels.readable(kernels.pack(basis.T.astype(dtype)), dtype),
+            basis.shape[1],
+        )
+        for centre, basis in zip(centres, bases, strict=True)
+    ]
 
-    def work(block: slice) -> list[tuple[FloatArray, float]]:
+    def work(block: slice) -> list[tuple[FloatArray, FloatArray, float]]:
         rows = kernels.readable(data.X[block], dtype)
         codes, weight = data.codes[block], data.weight[block]
         return [
-            kernels.class_products(rows, codes == c, weight, *known)
-            for c, known in enumerate(zip(readable, packed, strict=True))
+            kernels.class_products(rows, codes == c, weight, *own)
+            for c, own in enumerate(known)
         ]
 
-    totals: list[FloatArray] = [np.zeros(each.shape) for each in packed]
+    products: list[FloatArray] = [np.zeros(basis.T.shape) for basis in bases]
+    sums: FloatArray = np.zeros(centres.shape)
     squares: FloatArray = np.zeros(len(bases))
-    for sums in map_parts(work, row_slices(data.X)):
-        for c, (total, square) in enumerate(sums):
-            totals[c] += total
+    for found in map_parts(work, row_slices(data.X)):
+        for c, (product, total, square) in enumerate(found):
+            products[c] += product
+            sums[c] += total
             squares[c] += square
-    products = [
-        total[:, : basis.shape[1]] for total, basis in zip(totals, bases, strict=True)
-    ]
-    return [*products, np.stack([total[:, -1] for total in totals]), squares]
+    return [*(product.T for product in products), sums, squares]
 
 
 def _rounding(n_features: int, dtype: np.dtype[Any]) -> float:

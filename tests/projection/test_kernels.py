@@ -25,7 +25,7 @@ def soft_labels(X, directions, offsets, logits, tau, beta, dtype, head=None):
     finite = kernels.soft_labels(
         kernels.readable(X, out.dtype),
         kernels.readable(centre, out.dtype),
-        kernels.readable(kernels.pack(columns.T.astype(dtype)), out.dtype),
+        kernels.readable(kernels.pack(columns.astype(dtype)), out.dtype),
         kernels.readable(offsets, out.dtype),
         kernels.readable(logits, out.dtype),
         dtype(1 / tau),
