@@ -1,5 +1,6 @@
 """LELPProjector: teacher embeddings in, subclass soft labels out."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from numbers import Integral, Real
@@ -37,8 +38,13 @@ from lelp_sklearn._projection.statistics import (
     StreamedCovariance,
     class_weights,
 )
+from lelp_sklearn._projection.threads import one_blas_thread
 from lelp_sklearn._reading import read_sample
 from lelp_sklearn._soft_labels import SoftLabelMixin
+
+# Features up to which forming the covariances takes less time than two passes over the
+# rows: measured on 32 to 256 features and 5 to 20 subclasses.
+_FEW_FEATURES = 192
 
 
 @dataclass
@@ -127,8 +133,10 @@ class LELPProjector(
         larger than a few d by (S + `n_oversamples`) arrays a class; "full" is a
         singular value decomposition of each class's rows, which it copies (on dask
         arrays it works as "covariance_eigh"). "auto" takes
-        "covariance_eigh" where an estimated head needs the covariance anyway, else
-        "randomized". Ignored unless `splitter` is "pca".
+        "covariance_eigh" where an estimated head needs the covariance anyway, and at up
+        to 192 features, where one pass that sums it in the precision of X takes less
+        time than two passes of "randomized"; else that. Ignored unless `splitter` is
+        "pca".
     n_oversamples : int, default=10
         Further vectors of the randomized solver.
     iterated_power : int or "auto", default="auto"
@@ -175,8 +183,9 @@ class LELPProjector(
     Sample weights act as repetitions of a row, and the order of rows changes nothing.
     "kmeans" and the randomized solver start from a sample of the distinct rows of a
     class where these are more than 2048; which rows are drawn hangs on what they hold.
-    The statistics of these two are summed in the precision of X within a block of rows
-    and in double precision over the blocks, all others in double precision. Memory
+    The statistics of these two, and covariances that "auto" forms without need, are
+    summed in the precision of X over some thousand rows and in double precision over
+    these sums, all others in double precision. Memory
     beyond the input is bounded by scikit-learn's ``working_memory``, the d by d
     covariances where they are formed, a few copies of the sample of one class, and a
     few numbers a row. Soft labels whose scores overflow single precision are computed
@@ -308,15 +317,20 @@ class LELPProjector(
         task = begin_fit(self, X, y, sample_weight=sample_weight)
         self.__dict__.pop("_stream", None)
         draws = _Draws.start(self.random_state)
-        if sample.head is None or self._forms_covariance(sample):
-            moments = sample.moments()
-            sample = sample.with_head(moments)
-            removed = self._removed(sample)
-            covariance = ExplicitCovariance(moments, removed)
-        else:
-            removed = self._removed(sample)
-            covariance = self._stream_covariance(sample, removed, draws.samples)
-        self._finish(sample, covariance, removed, draws)
+        forms_covariance = sample.head is None or self._forms_covariance(sample)
+        with nullcontext() if forms_covariance else one_blas_thread:
+            if forms_covariance:
+                moments = sample.moments()
+                sample = sample.with_head(moments)
+                removed = self._removed(sample)
+                covariance = ExplicitCovariance(moments, removed, np.dtype(np.float64))
+            elif self._has_few_features(sample):
+                removed = self._removed(sample)
+                covariance = sample.scatters(removed)
+            else:
+                removed = self._removed(sample)
+                covariance = self._stream_covariance(sample, removed, draws.samples)
+            self._finish(sample, covariance, removed, draws)
         task.end({})
         return self
 
@@ -393,7 +407,7 @@ class LELPProjector(
         try:
             sample = sample.with_head(moments)
             removed = self._removed(sample)
-            covariance = ExplicitCovariance(moments, removed)
+            covariance = ExplicitCovariance(moments, removed, np.dtype(np.float64))
             draws = _Draws.start(self.random_state)
             self._finish(sample, covariance, removed, draws, stream)
         except validation.TooFewRowsError as error:
@@ -438,6 +452,12 @@ class LELPProjector(
             # Rows that are spread over a cluster are not brought together for it.
             return not isinstance(sample.data, LabelledRows)
         return self.svd_solver == "covariance_eigh"
+
+    def _has_few_features(self, sample):
+        """Whether the covariances take less time than passes of the other solver."""
+        solves = isinstance(self.splitter, str) and self.splitter == "pca"
+        is_open = self.svd_solver == "auto" and self.n_subclasses != 1
+        return solves and is_open and sample.data.shape[1] <= _FEW_FEATURES
 
     def _removed(self, sample):
         """Basis of what is taken out of the embeddings."""

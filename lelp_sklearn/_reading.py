@@ -9,13 +9,16 @@ from sklearn.base import clone
 from sklearn.utils.validation import has_fit_parameter
 
 from lelp_sklearn._common import validation
+from lelp_sklearn._common.typing import FloatArray
 from lelp_sklearn._projection import dask_arrays, heads
 from lelp_sklearn._projection.blocks import Data, LabelledRows
 from lelp_sklearn._projection.reading import CheckedRows
 from lelp_sklearn._projection.statistics import (
     ClassMoments,
+    ExplicitCovariance,
     class_moments,
     moments_of_unlabelled,
+    scatter_moments,
 )
 
 
@@ -53,6 +56,14 @@ class Sample:
         return self.data.fold(
             class_moments, ClassMoments.merge, len(self.classes), with_logits
         )
+
+    def scatters(self, removed: FloatArray) -> ExplicitCovariance:
+        """Class covariances, summed quickly."""
+        n_classes = len(self.classes)
+        moments = self.data.fold(scatter_moments, ClassMoments.merge, n_classes)
+        validation.check_every_class(moments.weight, self.classes)
+        dtype = np.result_type(self.data.dtype, np.float32)
+        return ExplicitCovariance(moments, removed, dtype)
 
     def completed(self) -> "Sample":
         """Give unlabelled rows the teacher's class, where there is a teacher."""

@@ -193,7 +193,9 @@ def test_seeded_fit_leaves_the_global_generators_alone(
 
 
 @pytest.mark.parametrize("splitter", SPLITTERS)
-@pytest.mark.parametrize("svd_solver", ["full", "covariance_eigh", "randomized"])
+@pytest.mark.parametrize(
+    "svd_solver", ["auto", "full", "covariance_eigh", "randomized"]
+)
 def test_one_seed_gives_one_result(problem, splitter, svd_solver):
     results = [
         build(problem, splitter=splitter, svd_solver=svd_solver, random_state=3)

@@ -145,7 +145,9 @@ def test_dtypes(dtype, splitter):
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("svd_solver", ["randomized", "covariance_eigh", "full"])
+@pytest.mark.parametrize(
+    "svd_solver", ["auto", "randomized", "covariance_eigh", "full"]
+)
 def test_every_solver(svd_solver):
     expected = projector(splitter="pca", svd_solver=svd_solver).fit(X, CODES)
     found = projector(splitter="pca", svd_solver=svd_solver)
@@ -279,7 +281,12 @@ def load_or_die(start, stop, folder):
 
 
 @pytest.mark.parametrize(
-    "params", [{"splitter": "kmeans", "head": None}, {"splitter": "pca"}], ids=str
+    "params",
+    [
+        {"splitter": "kmeans", "head": None},
+        {"splitter": "pca", "svd_solver": "randomized"},
+    ],
+    ids=str,
 )
 def test_a_worker_that_dies_in_the_middle_of_a_fit_changes_nothing(
     client, params, tmp_path

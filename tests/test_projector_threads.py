@@ -8,6 +8,7 @@ import sys
 import textwrap
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import joblib
@@ -19,7 +20,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 import lelp_sklearn
 from lelp_sklearn import LELPProjector
-from lelp_sklearn._projection import kernels, threads
+from lelp_sklearn._projection import class_kernels, kernels, threads
 from tests.problems import make_problem
 
 ROOT = Path(__file__).parents[1]
@@ -110,8 +111,10 @@ def test_a_worker_of_joblib_keeps_to_its_share(share):
     assert counts == [share, share]
 
 
-@pytest.mark.parametrize("kernel", ["soft_labels", "cluster_sums"])
-def test_a_kernel_that_raises_leaves_limits_and_no_threads(kernel, monkeypatch):
+@pytest.mark.parametrize(
+    ("module", "kernel"), [(kernels, "soft_labels"), (class_kernels, "cluster_sums")]
+)
+def test_a_kernel_that_raises_leaves_limits_and_no_threads(module, kernel, monkeypatch):
     def fail(*arguments):
         raise MemoryError("no room")
 
@@ -119,7 +122,7 @@ def test_a_kernel_that_raises_leaves_limits_and_no_threads(kernel, monkeypatch):
         expected = fit_transform()
         before, running = limits(), threading.active_count()
         with monkeypatch.context() as patch:
-            patch.setattr(kernels, kernel, fail)
+            patch.setattr(module, kernel, fail)
             with pytest.raises(MemoryError, match="no room"):
                 fit_transform()
         assert limits() == before
@@ -249,3 +252,21 @@ def test_a_read_only_installation_compiles_in_each_process(tmp_path):
     )
     assert Path(printed.strip()).is_relative_to(copy)
     assert not any(tmp_path.rglob("*.nbc"))
+
+
+def blas_threads():
+    return [
+        pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"
+    ]
+
+
+def test_the_limit_on_blas_is_undone_by_the_last_to_leave_it():
+    with threadpool_limits(2, user_api="blas"):
+        before = blas_threads()
+        first, second = ExitStack(), ExitStack()
+        first.enter_context(threads.one_blas_thread)
+        second.enter_context(threads.one_blas_thread)
+        first.close()
+        assert set(blas_threads()) == {1}
+        second.close()
+        assert blas_threads() == before

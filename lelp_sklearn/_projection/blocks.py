@@ -11,8 +11,10 @@ from sklearn.utils._chunking import get_chunk_n_rows
 
 from lelp_sklearn._common.typing import FloatArray, IntArray
 
-# The sums of a small block are exact enough in single precision.
-_MAX_BLOCK_ROWS = 4096
+# A block has at most so many rows or so many numbers: enough for what is done once a
+# block to weigh little.
+_MANY_ROWS = 4096
+_MANY_NUMBERS = 2**20
 # Blocks are as many as this or a multiple, so that threads end together; fewer where
 # they would be smaller than is worth handing to a thread.
 _BLOCKS = 8
@@ -161,14 +163,12 @@ def added(left: list[FloatArray], right: list[FloatArray]) -> list[FloatArray]:
     return left
 
 
-def row_slices(X: Rows, most_rows: int = _MAX_BLOCK_ROWS) -> Iterator[slice]:
-    """Cut the rows of X into slices that fit scikit-learn's ``working_memory``.
-
-    With no more rows each than `most_rows`.
-    """
+def row_slices(X: Rows) -> Iterator[slice]:
+    """Cut the rows of X into slices that fit scikit-learn's ``working_memory``."""
     n_rows, n_features = X.shape
     bytes_per_row = max(1, n_features * 8 * _BLOCK_TEMPORARIES)
-    most = max(1, get_chunk_n_rows(bytes_per_row, max_n_rows=most_rows))
+    most = max(_MANY_ROWS, _MANY_NUMBERS // max(1, n_features))
+    most = max(1, get_chunk_n_rows(bytes_per_row, max_n_rows=most))
     least = min(most, -(-_LEAST_NUMBERS // max(1, n_features)))
     n_blocks = _BLOCKS * -(-n_rows // (_BLOCKS * most))
     size = max(least, -(-n_rows // max(1, n_blocks)))

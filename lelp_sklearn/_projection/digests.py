@@ -27,7 +27,7 @@ def row_digests(X: Rows, first_row: int = 0) -> Digests:
         If X holds NaN or infinity; rows are counted from `first_row`.
     """
     # Imported at the first call: numba would slow the import of the package.
-    from lelp_sklearn._projection import kernels
+    from lelp_sklearn._projection import kernels, tiles
 
     n_rows, n_features = X.shape
     dtype = np.result_type(X.dtype, np.float32)
@@ -37,7 +37,7 @@ def row_digests(X: Rows, first_row: int = 0) -> Digests:
     infinity, sign = np.array([np.inf, -0.0], dtype).view(unsigned).astype(np.uint64)
 
     def work(block: slice) -> tuple[slice, bool]:
-        rows = kernels.readable(X[block], dtype)
+        rows = tiles.readable(X[block], dtype)
         return block, kernels.digest_rows(rows, factors, infinity, sign, digests[block])
 
     for block, finite in map_parts(work, row_slices(X)):

@@ -128,7 +128,7 @@ def multiply_add(
 
     Of `rows` (n_rows, m) each number is spread over a vector, of `columns` (m,
     n_vectors * width) a row is n_vectors vectors. `n_rows` and `n_vectors` are
-    literals. Rows of every array are contiguous.
+    literals. Rows of `columns` and `sums` are contiguous.
     """
     signature = types.void(rows, columns, sums, n_rows, n_vectors)
     shape = n_rows.literal_value, n_vectors.literal_value
@@ -184,13 +184,13 @@ def _add_product(builder: Any, register: Any, left: Any, right: Any) -> None:
 
 
 class _Matrix:
-    """A two-dimensional array with contiguous rows, inside an intrinsic."""
+    """A two-dimensional array inside an intrinsic; vectors lie along its rows."""
 
     def __init__(self, context: Any, builder: Any, kind: Any, value: Any) -> None:
         array = context.make_array(kind)(context, builder, value)
         self._builder = builder
         self._data = array.data
-        self._row_bytes = builder.extract_value(array.strides, 0)
+        self._strides = [builder.extract_value(array.strides, axis) for axis in (0, 1)]
         self.shape = [builder.extract_value(array.shape, axis) for axis in (0, 1)]
         number = context.get_value_type(kind.dtype)
         self._item_bytes = kind.dtype.bitwidth // 8
@@ -245,9 +245,9 @@ class _Matrix:
         """Where a number lies, as a pointer to what is to be found there."""
         builder = self._builder
         start = builder.bitcast(self._data, _BYTE_POINTER)
-        row_start = builder.gep(start, [builder.mul(row, self._row_bytes)])
-        row_start = builder.bitcast(row_start, self._data.type)
-        return builder.bitcast(builder.gep(row_start, [column]), kind.as_pointer())
+        places = zip((row, column), self._strides, strict=True)
+        bytes_before = builder.add(*(builder.mul(*place) for place in places))
+        return builder.bitcast(builder.gep(start, [bytes_before]), kind.as_pointer())
 
 
 def as_number(value: Any) -> Any:

@@ -352,26 +352,28 @@ def _nearest_sums(
 ) -> list[FloatArray]:
     """Sums (k_c, d) and then weights (k_c,) of the rows nearest to each centroid."""
     # Imported at the first call: numba would slow the import of the package.
-    from lelp_sklearn._projection import kernels
+    from lelp_sklearn._projection import class_kernels, tiles
 
     dtype = mean.dtype
-    known = [
-        (kernels.readable(m, dtype), kernels.pack(each.astype(dtype)), each)
-        for m, each in zip(mean, centroids, strict=True)
-    ]
+    packed = tiles.pack(centroids, dtype)
+    centres = tiles.readable(mean, dtype)
+    sizes = [len(each) for each in centroids]
+    half_squares = np.full((len(sizes), max(sizes)), np.inf, dtype)
+    for own, each in zip(half_squares, centroids, strict=True):
+        own[: len(each)] = np.einsum("kd,kd->k", each, each) / 2
 
-    def work(block: slice) -> list[tuple[FloatArray, FloatArray]]:
-        rows = kernels.readable(data.X[block], dtype)
+    def work(block: slice) -> tuple[FloatArray, FloatArray]:
+        rows = tiles.readable(data.X[block], dtype)
         codes, weight = data.codes[block], data.weight[block]
-        return [
-            kernels.cluster_sums(rows, codes == c, weight, *own)
-            for c, own in enumerate(known)
-        ]
+        return class_kernels.cluster_sums(
+            rows, codes, weight, centres, packed, half_squares
+        )
 
-    sums = [np.zeros_like(each) for each in centroids]
-    weights = [np.zeros(len(each)) for each in centroids]
-    for found in map_parts(work, row_slices(data.X)):
-        for c, (total, held) in enumerate(found):
-            sums[c] += total
-            weights[c] += held
-    return [*sums, *weights]
+    sums = np.zeros((*half_squares.shape, mean.shape[1]))
+    held = np.zeros(half_squares.shape)
+    for found, found_held in map_parts(work, row_slices(data.X)):
+        sums += found
+        held += found_held
+    return [
+        own[:k] for each in (sums, held) for own, k in zip(each, sizes, strict=True)
+    ]

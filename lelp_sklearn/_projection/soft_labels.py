@@ -12,10 +12,6 @@ from lelp_sklearn._common.typing import FloatArray
 from lelp_sklearn._projection.blocks import Rows, row_slices
 from lelp_sklearn._projection.threads import map_parts
 
-# Each row is by itself, so blocks may be longer than where sums are taken: handing out
-# less at a time costs as much as rows of few features do.
-_MAX_BLOCK_ROWS = 2**14
-
 
 @dataclass(frozen=True)
 class SoftLabeller:
@@ -82,7 +78,7 @@ class SoftLabeller:
         def write(block: slice) -> tuple[slice, bool]:
             return block, write_block(block, target[block])
 
-        for block, finite in map_parts(write, row_slices(rows, _MAX_BLOCK_ROWS)):
+        for block, finite in map_parts(write, row_slices(rows)):
             if not finite:
                 start = first_row + block.start
                 validation.check_finite_block(rows[block], start, "X")
@@ -106,7 +102,7 @@ class SoftLabeller:
         It says whether all scores are finite.
         """
         # Imported at the first call: numba would slow the import of the package.
-        from lelp_sklearn._projection import kernels
+        from lelp_sklearn._projection import kernels, tiles
 
         centre, packed, offsets = self._projections(dtype, logits is not None)
         no_logits = np.empty((0, len(self.coef)), dtype)
@@ -120,11 +116,11 @@ class SoftLabeller:
             with np.errstate(over="ignore"):
                 given = no_logits if logits is None else logits[block].astype(dtype)
             return kernels.soft_labels(
-                kernels.readable(rows[block], dtype),
+                tiles.readable(rows[block], dtype),
                 centre,
                 packed,
                 offsets,
-                kernels.readable(given, dtype),
+                tiles.readable(given, dtype),
                 per_temperature,
                 per_subclass_temperature,
                 target,
@@ -136,7 +132,7 @@ class SoftLabeller:
         self, dtype: np.dtype[Any], with_logits: bool
     ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         """Centre, packed columns and offsets of the projections and of the logits."""
-        from lelp_sklearn._projection import kernels
+        from lelp_sklearn._projection import tiles
 
         centre = self.centre.astype(dtype)
         columns = self.components.reshape(self.offsets.size, -1)
@@ -144,11 +140,11 @@ class SoftLabeller:
         if not with_logits:
             columns = np.vstack([columns, self.coef])
             offsets = np.append(offsets, -self.intercept - self.coef @ centre)
-        packed = kernels.pack(columns.astype(dtype))
+        packed = tiles.pack([columns], dtype)[0]
         return (
-            kernels.readable(centre, dtype),
-            kernels.readable(packed, dtype),
-            kernels.readable(offsets, dtype),
+            tiles.readable(centre, dtype),
+            packed,
+            tiles.readable(offsets, dtype),
         )
 
 

@@ -8,9 +8,10 @@ import numpy as np
 from scipy import linalg
 
 from lelp_sklearn._common.typing import FloatArray, IntArray
-from lelp_sklearn._projection.blocks import Data, LabelledRows
+from lelp_sklearn._projection.blocks import Data, LabelledRows, row_slices
 from lelp_sklearn._projection.digests import Digests, scramble
 from lelp_sklearn._projection.directions import orthonormal, to_null_space
+from lelp_sklearn._projection.threads import map_parts
 
 # Distinct rows of a class that are drawn: this share of them, within bounds on the rows
 # and on the numbers in them. A class within the lower bound is taken whole.
@@ -177,10 +178,18 @@ def sampled_subspace(
         return _basis(np.hstack([vectors, start])[:, : start.shape[1]], removed)
     found = start
     factor = (weight / largest)[:, None]
+
+    def work(block: slice) -> FloatArray:
+        own = rows[block]
+        moved: FloatArray = own.T @ (factor[block] * (own @ scaled))
+        return moved
+
     for _ in range(_SAMPLE_POWERS):
-        coordinates = rows @ (found / largest).astype(rows.dtype)
-        moved = rows.T @ (factor * coordinates)
-        found = _basis(moved.astype(np.float64), removed)
+        scaled = (found / largest).astype(rows.dtype)
+        moved = np.zeros(found.shape)
+        for part in map_parts(work, row_slices(rows)):
+            moved += part
+        found = _basis(moved, removed)
     return _basis(np.hstack([found, start])[:, : start.shape[1]], removed)
 
 

@@ -98,6 +98,32 @@ def class_moments(
     return moments
 
 
+def scatter_moments(rows: LabelledRows, n_classes: int) -> ClassMoments:
+    """Moments as `class_moments` gives them, in one quick reading.
+
+    A block is summed in the precision of X, at least single, about a centre amid the
+    first of its rows.
+    """
+    # Imported at the first call: numba would slow the import of the package.
+    from lelp_sklearn._projection import class_kernels, tiles
+
+    dtype = np.result_type(rows.dtype, np.float32)
+
+    def work(block: slice) -> ClassMoments:
+        X = tiles.readable(rows.X[block], dtype)
+        codes, weight = rows.codes[block], rows.weight[block]
+        moments = ClassMoments(
+            *class_kernels.class_scatters(X, codes, weight, n_classes, dtype)
+        )
+        check_no_overflow(moments.scatter, dtype)
+        return moments
+
+    moments = ClassMoments.zeros(n_classes, rows.shape[1])
+    for found in map_parts(work, row_slices(rows.X)):
+        moments.merge(found)
+    return moments
+
+
 def moments_of_unlabelled(
     rows: LabelledRows, n_classes: int, head: Callable[[FloatArray], FloatArray]
 ) -> ClassMoments:
@@ -128,9 +154,11 @@ class Covariance(Protocol):
 
 
 class ExplicitCovariance:
-    """Class covariances (C, d, d) held in memory."""
+    """Class covariances (C, d, d) held in memory, from moments summed in `dtype`."""
 
-    def __init__(self, moments: ClassMoments, removed: FloatArray) -> None:
+    def __init__(
+        self, moments: ClassMoments, removed: FloatArray, dtype: np.dtype[Any]
+    ) -> None:
         n_features = len(removed)
         self.weight = moments.weight
         self.mean = moments.mean[:, :n_features]
@@ -139,7 +167,7 @@ class ExplicitCovariance:
         trace = np.trace(self.matrices, axis1=1, axis2=2)
         inside = [_variance(removed, S @ removed) for S in self.matrices]
         self.null_variance = np.maximum(trace - inside, 0)
-        self.noise = _rounding(n_features, np.dtype(np.float64)) * trace
+        self.noise = _rounding(n_features, dtype) * trace
 
     def apply(self, bases: list[FloatArray]) -> list[FloatArray]:
         return [S @ basis for S, basis in zip(self.matrices, bases, strict=True)]
@@ -214,35 +242,26 @@ def _products(
 ) -> list[FloatArray]:
     """Products (d, k_c) of each class, sums of rows (C, d) and squares (C,)."""
     # Imported at the first call: numba would slow the import of the package.
-    from lelp_sklearn._projection import kernels
+    from lelp_sklearn._projection import class_kernels, tiles
 
-    dtype = centres.dtype
-    known = [
-        (
-            kernels.readable(centre, dtype),
-            kernels.readable(kernels.pack(basis.T.astype(dtype)), dtype),
-            basis.shape[1],
-        )
-        for centre, basis in zip(centres, bases, strict=True)
-    ]
+    n_vectors = np.array([basis.shape[1] for basis in bases])
+    packed = tiles.pack([basis.T for basis in bases], centres.dtype)
+    centres = tiles.readable(centres, centres.dtype)
 
-    def work(block: slice) -> list[tuple[FloatArray, FloatArray, float]]:
-        rows = kernels.readable(data.X[block], dtype)
+    def work(block: slice) -> tuple[FloatArray, FloatArray]:
+        rows = tiles.readable(data.X[block], centres.dtype)
         codes, weight = data.codes[block], data.weight[block]
-        return [
-            kernels.class_products(rows, codes == c, weight, *own)
-            for c, own in enumerate(known)
-        ]
+        return class_kernels.class_products(
+            rows, codes, weight, centres, packed, n_vectors
+        )
 
-    products: list[FloatArray] = [np.zeros(basis.T.shape) for basis in bases]
-    sums: FloatArray = np.zeros(centres.shape)
+    total: FloatArray = np.zeros((len(bases), n_vectors.max() + 1, centres.shape[1]))
     squares: FloatArray = np.zeros(len(bases))
-    for found in map_parts(work, row_slices(data.X)):
-        for c, (product, total, square) in enumerate(found):
-            products[c] += product
-            sums[c] += total
-            squares[c] += square
-    return [*(product.T for product in products), sums, squares]
+    for found, found_squares in map_parts(work, row_slices(data.X)):
+        total += found
+        squares += found_squares
+    products = [own[:k].T for own, k in zip(total, n_vectors, strict=True)]
+    return [*products, total[np.arange(len(bases)), n_vectors], squares]
 
 
 def _rounding(n_features: int, dtype: np.dtype[Any]) -> float:

@@ -3,9 +3,11 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from threading import Lock
+from typing import Any, TypeVar
 
 from sklearn.utils._openmp_helpers import _openmp_effective_n_threads
+from sklearn.utils.parallel import _get_threadpool_controller
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
@@ -53,3 +55,34 @@ def map_parts(
             # After an error nothing more is begun.
             for future in waiting:
                 future.cancel()
+
+
+class _OneBlasThread:
+    """Keeps BLAS to the thread that calls it, while anyone is in the context.
+
+    After a product its other threads go on spinning for a while, at the cost of those
+    that `map_parts` starts next; and small products are slower on several. The limit is
+    that of the process: the first to enter sets it and the last to leave restores it,
+    where each by itself might restore the limit of another.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._holders = 0
+        self._limits: Any = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._holders:
+                controller = _get_threadpool_controller()
+                self._limits = controller.limit(limits=1, user_api="blas")
+            self._holders += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._holders -= 1
+            if not self._holders:
+                self._limits.restore_original_limits()
+
+
+one_blas_thread = _OneBlasThread()

@@ -10,7 +10,7 @@ from lelp_sklearn import LELPProjector
 from tests import reference
 from tests.problems import Problem, integer_weights, make_problem
 
-SOLVERS = ["full", "covariance_eigh", "randomized"]
+SOLVERS = ["auto", "full", "covariance_eigh", "randomized"]
 
 
 def largest_angle(rows, others):
@@ -237,3 +237,45 @@ def test_two_rows_and_a_sigmoid_row_differ_in_the_rank_they_remove():
     softmax = fit(problem, n_subclasses=3, rotation=None)
     assert largest_angle(sigmoid.components_[0], softmax.components_[0]) > 1e-3
     assert_array_equal(sigmoid.coef_, reference.two_rows(row, bias)[0])
+
+
+def drifting_groups(rng, n_features):
+    """Rows in several blocks that come in groups and drift; class, group and time."""
+    n_rows = 12_000
+    group = rng.randint(8, size=n_rows)
+    time = np.linspace(-1, 1, n_rows)
+    spread = 0.9 ** np.arange(n_features)
+    X = rng.normal(size=(n_rows, n_features)) * spread
+    X += 3 * rng.normal(size=(8, n_features))[group] * spread
+    X += 2 * time[:, None] * rng.normal(size=n_features) * spread
+    return X, {"class": group % 2, "cluster": group, "time": time}
+
+
+@pytest.mark.parametrize("svd_solver", SOLVERS)
+@pytest.mark.parametrize("key", ["class", "cluster", "time"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_sorted_rows_capture_as_much(svd_solver, key, dtype):
+    X, keys = drifting_groups(np.random.RandomState(0), 40)
+    order = keys[key].argsort(kind="stable")
+    X, codes = X[order].astype(dtype), keys["class"][order]
+    head = np.random.RandomState(1).normal(size=(2, 40)), np.zeros(2)
+    problem = Problem(X, codes, *head)
+    projector = fit(problem, n_subclasses=5, svd_solver=svd_solver)
+    variances, _ = reference.principal_directions(X, codes, head[0], 5)
+    captured = reference.direction_variances(X, codes, projector.components_)
+    assert_allclose(captured.sum(axis=1), variances.sum(axis=1), rtol=1e-4)
+
+
+@pytest.mark.parametrize("svd_solver", SOLVERS)
+def test_single_precision_does_not_lose_a_mean_far_away(svd_solver):
+    X, keys = drifting_groups(np.random.RandomState(0), 40)
+    X = (X + 1e4).astype(np.float32)
+    head = np.random.RandomState(1).normal(size=(2, 40)), np.zeros(2)
+    problem = Problem(X, keys["class"], *head)
+    projector = fit(problem, n_subclasses=5, svd_solver=svd_solver)
+    _, means = reference.class_weights_and_means(X, keys["class"], 2)
+    assert_allclose(projector.mean_, means, rtol=0, atol=1e-4)
+    variances, _ = reference.principal_directions(X, keys["class"], head[0], 5)
+    captured = reference.direction_variances(X, keys["class"], projector.components_)
+    assert_allclose(captured.sum(axis=1), variances.sum(axis=1), rtol=1e-4)
+    assert_allclose(projector.spectrum_, variances, rtol=1e-3)

@@ -5,7 +5,7 @@ import pytest
 from numba import njit
 from numpy.testing import assert_allclose
 
-from lelp_sklearn._projection import instructions, kernels
+from lelp_sklearn._projection import instructions, kernels, tiles
 from tests import reference
 
 DTYPES = [(np.float32, 2e-6), (np.float64, 1e-13)]
@@ -23,11 +23,11 @@ def soft_labels(X, directions, offsets, logits, tau, beta, dtype, head=None):
     offsets = offsets - columns @ centre
     out = np.full((len(X), n_classes * n_subclasses), np.nan, dtype)
     finite = kernels.soft_labels(
-        kernels.readable(X, out.dtype),
-        kernels.readable(centre, out.dtype),
-        kernels.readable(kernels.pack(columns.astype(dtype)), out.dtype),
-        kernels.readable(offsets, out.dtype),
-        kernels.readable(logits, out.dtype),
+        tiles.readable(X, out.dtype),
+        tiles.readable(centre, out.dtype),
+        tiles.pack([columns], out.dtype)[0],
+        tiles.readable(offsets, out.dtype),
+        tiles.readable(logits, out.dtype),
         dtype(1 / tau),
         dtype(1 / beta if beta else 0),
         out,

@@ -34,7 +34,9 @@ def test_rotation_is_orthonormal(rotation, n_subclasses):
 
 @pytest.mark.parametrize("n_subclasses", [2, 3, 8])
 @pytest.mark.parametrize("decay", [0.3, 0.9])
-@pytest.mark.parametrize("svd_solver", ["full", "covariance_eigh", "randomized"])
+@pytest.mark.parametrize(
+    "svd_solver", ["auto", "full", "covariance_eigh", "randomized"]
+)
 def test_equal_rotation_gives_every_subclass_the_same_variance(
     n_subclasses, decay, svd_solver
 ):

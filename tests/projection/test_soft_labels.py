@@ -88,7 +88,9 @@ def test_soft_labels_of_every_splitter(
 
 
 @pytest.mark.parametrize("rotation", ["equal", "random", None])
-@pytest.mark.parametrize("svd_solver", ["full", "covariance_eigh", "randomized"])
+@pytest.mark.parametrize(
+    "svd_solver", ["auto", "full", "covariance_eigh", "randomized"]
+)
 def test_soft_labels_of_every_rotation_and_solver(rotation, svd_solver):
     problem = make_problem()
     projector = LELPProjector(

@@ -62,7 +62,9 @@ def test_weighted_fit_equals_repeated_and_absent_rows(
     assert_same_fit(left, right, problem.X)
 
 
-@pytest.mark.parametrize("svd_solver", ["full", "covariance_eigh", "randomized"])
+@pytest.mark.parametrize(
+    "svd_solver", ["auto", "full", "covariance_eigh", "randomized"]
+)
 @pytest.mark.parametrize("splitter", SPLITTERS)
 def test_rows_of_zero_weight_are_absent(splitter, svd_solver):
     problem = make_problem(n_classes=3)
