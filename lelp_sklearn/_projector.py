@@ -1,7 +1,7 @@
 """LELPProjector: teacher embeddings in, subclass soft labels out."""
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Integral, Real
 from typing import ClassVar
@@ -19,9 +19,9 @@ from lelp_sklearn._common.callbacks import (
     with_callbacks,
 )
 from lelp_sklearn._projection import dask_arrays, splitters
-from lelp_sklearn._projection.blocks import LabelledRows
 from lelp_sklearn._projection.directions import Solver
 from lelp_sklearn._projection.kmeans import RunningCentroids, class_centroids
+from lelp_sklearn._projection.progress import ReportedData
 from lelp_sklearn._projection.solvers import (
     eigh_directions,
     full_directions,
@@ -314,10 +314,11 @@ class LELPProjector(
         """
         self._validate_params()
         sample = self._read(X, y, teacher_logits, sample_weight)
-        task = begin_fit(self, X, y, sample_weight=sample_weight)
+        task = begin_fit(self, X, y, sample_weight=sample_weight, max_subtasks=None)
         self.__dict__.pop("_stream", None)
         draws = _Draws.start(self.random_state)
         forms_covariance = sample.head is None or self._forms_covariance(sample)
+        sample = replace(sample, data=ReportedData(sample.data, task))
         with nullcontext() if forms_covariance else one_blas_thread:
             if forms_covariance:
                 moments = sample.moments()
@@ -450,7 +451,7 @@ class LELPProjector(
         """Whether the solver asks for the d by d covariances."""
         if self.svd_solver == "full":
             # Rows that are spread over a cluster are not brought together for it.
-            return not isinstance(sample.data, LabelledRows)
+            return not sample.data.is_in_memory
         return self.svd_solver == "covariance_eigh"
 
     def _has_few_features(self, sample):

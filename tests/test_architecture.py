@@ -34,6 +34,7 @@ LEVELS = {
     "_projection.statistics": 2,
     "_projection.digests": 2,
     "_projection.heads": 2,
+    "_projection.progress": 2,
     "_projection.soft_labels": 2,
     "_projection.tiles": 0,
     "_projection.compilation": -1,

@@ -118,7 +118,7 @@ def begin_fit(
     y: Any = None,
     *,
     sample_weight: Any = None,
-    max_subtasks: int = 0,
+    max_subtasks: int | None = 0,
 ) -> FitTask:
     """Set the callbacks of `estimator` up and begin its fit.
 
@@ -129,8 +129,8 @@ def begin_fit(
         `with_callbacks`.
     X, y, sample_weight : array-like
         The arguments of `fit`, in the form that `predict` and `score` take.
-    max_subtasks : int, default=0
-        The largest number of steps.
+    max_subtasks : int or None, default=0
+        The largest number of steps; None where it is not known.
 
     Returns
     -------

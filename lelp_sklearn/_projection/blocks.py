@@ -51,6 +51,11 @@ class Data(Protocol):
     @property
     def dtype(self) -> np.dtype[Any]: ...
 
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether the rows are one chunk, in this process."""
+        ...
+
     def fold(
         self,
         function: Callable[..., Result],
@@ -74,6 +79,8 @@ class Data(Protocol):
 
 class InMemory:
     """Rows that are one chunk, in this process."""
+
+    is_in_memory = True
 
     def fold(
         self,

@@ -60,6 +60,7 @@ class DaskRows:
     futures: list[list["Future[Any]"]]
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    is_in_memory = False
 
     @classmethod
     def check(

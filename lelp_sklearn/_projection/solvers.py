@@ -4,7 +4,7 @@ import numpy as np
 from scipy import linalg
 
 from lelp_sklearn._common.typing import FloatArray
-from lelp_sklearn._projection.blocks import LabelledRows, class_blocks
+from lelp_sklearn._projection.blocks import Data, LabelledRows, class_blocks
 from lelp_sklearn._projection.directions import Directions, tidy, to_null_space
 from lelp_sklearn._projection.statistics import Covariance, ExplicitCovariance
 
@@ -31,25 +31,33 @@ def eigh_directions(
 
 
 def full_directions(
-    data: LabelledRows,
+    data: Data,
     covariance: Covariance,
     rows: FloatArray,
     n_directions: int,
 ) -> list[Directions]:
     """Exact directions from a full SVD of each class's rows, which are copied."""
-    n_classes = covariance.weight.size
-    scaled: list[list[FloatArray]] = [[] for _ in range(n_classes)]
-    for code, block, weight, _ in class_blocks(data, n_classes):
-        centred = block - covariance.mean[code]
-        scaled[code].append(np.sqrt(weight)[:, None] * centred)
     found = []
-    for code, parts in enumerate(scaled):
-        matrix = to_null_space(np.vstack(parts).T, rows).T
+    scaled = data.fold(_scaled_rows, _joined, covariance.mean)
+    for code, own in enumerate(scaled):
+        matrix = to_null_space(own.T, rows).T
         _, singular, vectors = linalg.svd(matrix, full_matrices=False)
         values = singular[:n_directions] ** 2 / covariance.weight[code]
         noise = covariance.noise[code]
         found.append(tidy(vectors[:n_directions].T, values, rows, noise))
     return found
+
+
+def _scaled_rows(data: LabelledRows, mean: FloatArray) -> list[FloatArray]:
+    """Rows of each class about its mean, times the roots of their weights."""
+    scaled: list[list[FloatArray]] = [[np.empty((0, mean.shape[1]))] for _ in mean]
+    for code, block, weight, _ in class_blocks(data, len(mean)):
+        scaled[code].append(np.sqrt(weight)[:, None] * (block - mean[code]))
+    return [np.vstack(parts) for parts in scaled]
+
+
+def _joined(left: list[FloatArray], right: list[FloatArray]) -> list[FloatArray]:
+    return [np.vstack(parts) for parts in zip(left, right, strict=True)]
 
 
 def randomized_directions(
