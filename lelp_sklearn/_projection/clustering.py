@@ -44,8 +44,10 @@ def cluster(
     found = _start(cloud, None if start is None else start / unit, n_clusters)
     for _ in range(n_clusters):
         inertia = found.inertias.sum()
-        exchanges = _exchanges(cloud, found, 0.0 if start is not None else np.inf)
-        for changed in chain(exchanges, _divisions_anew(cloud, found)):
+        changes = [_exchanges(cloud, found, np.inf if start is None else 0.0)]
+        if start is None:
+            changes.append(_divisions_anew(cloud, found))
+        for changed in chain(*changes):
             other = _settle(cloud, changed, inertia * (1 - TOLERANCE))
             gain = inertia - other.inertias.sum()
             if len(other.sizes) == len(found.sizes) and gain > TOLERANCE * inertia:

@@ -24,6 +24,9 @@ from lelp_sklearn._projection.threads import map_parts
 _MOST_POINTS = 2**16
 # Clusters are found in a few dimensions more than there are clusters.
 _EXTRA_DIRECTIONS = 10
+# Multiplications by the covariance of the sample that find them: clusters move among
+# all coordinates afterwards.
+_POWERS = 2
 
 # The coordinates and preferences of rows of each class, block by block.
 Found = list[list[tuple[FloatArray, FloatArray]]]
@@ -154,7 +157,7 @@ def _axes(
 ) -> FloatArray:
     """Principal axes (d, k) of about the principal subspace of a sample."""
     n_vectors = n_clusters + _EXTRA_DIRECTIONS
-    basis = sampled_subspace(sample, removed, n_vectors, random_state)
+    basis = sampled_subspace(sample, removed, n_vectors, random_state, _POWERS)
     if not basis.size:
         return basis
     points = (sample.rows @ basis.astype(sample.rows.dtype)).astype(np.float64)
@@ -198,6 +201,7 @@ def _joined(left: Found, right: Found) -> Found:
 
 def _rounding(rows: FloatArray) -> float:
     """Squared distance that rounding may leave between rows (m, d) that are equal."""
-    squares = np.einsum("nd,nd->n", rows, rows, dtype=np.float64)
+    with np.errstate(over="ignore"):
+        farthest = rows[np.einsum("nd,nd->n", rows, rows).argmax()].astype(np.float64)
     share = rows.shape[1] * (10 * np.finfo(rows.dtype).eps) ** 2
-    return float(share * squares.max())
+    return float(share * (farthest @ farthest))

@@ -170,6 +170,7 @@ def sampled_subspace(
     removed: FloatArray,
     n_vectors: int,
     random_state: np.random.RandomState,
+    n_powers: int = _SAMPLE_POWERS,
 ) -> FloatArray:
     """Orthonormal basis (d, <= n_vectors) of about the principal subspace of a sample.
 
@@ -194,7 +195,7 @@ def sampled_subspace(
         return _basis(np.hstack([vectors, start])[:, : start.shape[1]], removed)
     found = start
     factor = (weight / largest)[:, None]
-    for _ in range(_SAMPLE_POWERS):
+    for _ in range(n_powers):
         coordinates = rows @ (found / largest).astype(rows.dtype)
         moved = rows.T @ (factor * coordinates)
         found = _basis(moved.astype(np.float64), removed)
