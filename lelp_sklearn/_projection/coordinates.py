@@ -67,49 +67,73 @@ def class_points(
     mean, n_classes = covariance.mean, len(covariance.mean)
     seed = draw_seed(random_state)
     sketches = class_sketches(data, n_classes, seed)
-    is_whole = np.array([_fits(each, _MOST_POINTS) for each in sketches])
-    # Rows of a class are alike where nothing varies, and where no sample is drawn.
-    is_small = [
-        _fits(each, sample_size(len(each.places), data.shape[1])) for each in sketches
-    ]
+    is_small = np.array(
+        [_fits(each, sample_size(len(each.places), data.shape[1])) for each in sketches]
+    )
+    # Rows are preferred alike where nothing varies, and where no sample is drawn.
     alike = is_small | (covariance.null_variance <= covariance.noise)
     spread = np.where(alike, np.inf, covariance.null_variance)
     preferring = sketches
-    if not all(is_small):
+    if not is_small.all():
         data = data.map(_prefer_far, mean, removed, spread)
         preferring = class_sketches(data, n_classes, seed)
-    samples, axes, roundings = [], [], []
-    for c, sample in enumerate(samples_of(data, preferring, seed)):
-        if not alike[c]:
-            shift = sample.mean - mean[c]
-            preference = _preference(sample.rows, -shift, removed, spread[c])
-            sample = sample.reweighted(sample.weight / preference)
-        samples.append(sample.weight)
-        axes.append(_axes(sample, removed, n_clusters, random_state))
-        roundings.append(_rounding(sample.rows))
-    drawn = [
-        (plain if whole else preferred).draw(seed, _MOST_POINTS)
-        for plain, preferred, whole in zip(sketches, preferring, is_whole, strict=True)
+    samples = [
+        _of_sample(sample, mean[c], removed, spread[c], n_clusters, random_state)
+        for c, sample in enumerate(samples_of(data, preferring, seed))
     ]
-    places = [index for index, _ in drawn]
+    if is_small.all():
+        return samples
+    is_whole = [_fits(each, _MOST_POINTS) for each in sketches]
     spread[is_whole] = np.inf
+    drawn = [
+        (plain if whole else preferred).draw(seed, 0 if small else _MOST_POINTS)
+        for plain, preferred, whole, small in zip(
+            sketches, preferring, is_whole, is_small, strict=True
+        )
+    ]
+    places, axes = [index for index, _ in drawn], [each.axes for each in samples]
     found = data.fold(_at_places, _joined, places, mean, removed, axes, spread)
     result = []
     for c, (index, weight) in enumerate(drawn):
-        blocks, preferences = zip(*found[c], strict=True)
-        size = len(samples[c])
-        result.append(
-            ClassPoints(
-                points=np.concatenate(blocks),
-                weight=weight / np.concatenate(preferences),
-                axes=axes[c],
-                rounding=roundings[c],
-                is_whole=bool(is_whole[c]),
-                sample=np.searchsorted(index, preferring[c].draw(seed, size)[0]),
-                sample_weight=samples[c],
+        known = samples[c]
+        if not is_small[c]:
+            points, preference = map(np.concatenate, zip(*found[c], strict=True))
+            sampled, _ = preferring[c].draw(seed, len(known.points))
+            known = replace(
+                known,
+                points=points,
+                weight=weight / preference,
+                is_whole=is_whole[c],
+                sample=np.searchsorted(index, sampled),
             )
-        )
+        result.append(known)
     return result
+
+
+def _of_sample(
+    sample: ClassSample,
+    mean: FloatArray,
+    removed: FloatArray,
+    spread: float,
+    n_clusters: int,
+    random_state: np.random.RandomState,
+) -> ClassPoints:
+    """Points of a sample of a class that has this mean, the preference taken out."""
+    if np.isfinite(spread):
+        shift = sample.mean - mean
+        preference = _preference(sample.rows, -shift, removed, spread)
+        sample = sample.reweighted(sample.weight / preference)
+    axes = _axes(sample, removed, n_clusters, random_state)
+    points = sample.rows @ axes.astype(sample.rows.dtype) + (sample.mean - mean) @ axes
+    return ClassPoints(
+        points=points,
+        weight=sample.weight,
+        axes=axes,
+        rounding=_rounding(sample.rows),
+        is_whole=sample.is_whole,
+        sample=np.arange(len(points)),
+        sample_weight=sample.weight,
+    )
 
 
 def _fits(sketch: Sketch, size: int) -> bool:
