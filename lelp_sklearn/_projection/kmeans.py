@@ -1,11 +1,8 @@
 """k-means of each class in the head's null space, the rows read in blocks."""
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
-from scipy import linalg
-from sklearn.utils.parallel import _get_threadpool_controller
 
 from lelp_sklearn._common.typing import FloatArray
 from lelp_sklearn._common.validation import check_no_overflow
@@ -21,20 +18,12 @@ from lelp_sklearn._projection.clustering import (
     TOLERANCE,
     assign,
     cluster,
-    cluster_means,
     membership,
 )
-from lelp_sklearn._projection.directions import tidy, to_null_space
-from lelp_sklearn._projection.starts import (
-    ClassSample,
-    class_samples,
-    sampled_subspace,
-)
+from lelp_sklearn._projection.coordinates import ClassPoints, class_points
+from lelp_sklearn._projection.directions import to_null_space
 from lelp_sklearn._projection.statistics import Covariance
-from lelp_sklearn._projection.threads import map_parts
-
-# Clusters are found in a few dimensions more than there are clusters.
-_EXTRA_DIRECTIONS = 10
+from lelp_sklearn._projection.threads import map_parts, one_blas_thread
 
 
 def class_centroids(
@@ -46,80 +35,21 @@ def class_centroids(
 ) -> list[FloatArray]:
     """Centroids (k_c, d) of each class, relative to its mean and in the null space.
 
-    Clusters are found among a sample of the class, in its principal coordinates, where
-    an iteration costs little, and where the sample is not the whole class again in a
-    sample that prefers rows far from these, lest small groups be missed. Then they move
-    among all rows in the whole space, a pass over the rows at a time, until that
-    explains little more. k_c is less than `n_clusters` where the class has fewer
-    distinct rows.
+    Clusters are found among few coordinates of many rows, in memory, where an iteration
+    costs little. Then they move among all rows in the whole space, a pass over the rows
+    at a time, until that explains little more. k_c is less than `n_clusters` where the
+    class has fewer distinct rows.
     """
     mean = covariance.mean
-    given = removed, n_clusters, random_state
-    samples = class_samples(data, len(mean), random_state)
-    starts = [
-        _Start.of(sample, m, *given) for sample, m in zip(samples, mean, strict=True)
-    ]
-    if not all(start.is_whole for start in starts):
-        preferred = data.map(_prefer_far, mean, removed, starts)
-        samples = class_samples(preferred, len(mean), random_state)
-        starts = [
-            start
-            if start.is_whole
-            else _Start.of(start.unbiased(sample, m, removed), m, *given)
-            for start, sample, m in zip(starts, samples, mean, strict=True)
-        ]
-    centroids = [start.centroids for start in starts]
-    for code, start in enumerate(starts):
-        if not start.is_whole and len(start.centroids) < n_clusters:
-            centroids[code] = _add_rare(
-                data, code, mean, removed, start.centroids, n_clusters
-            )
-    return _settle(data, covariance, removed, centroids)
-
-
-@dataclass(frozen=True)
-class _Start:
-    """Centroids (k, d) of a sample of a class, relative to the mean of the class.
-
-    `inertia` is the mean squared distance to them; `is_whole` says whether the sample
-    is the class.
-    """
-
-    centroids: FloatArray
-    inertia: float
-    is_whole: bool
-
-    @classmethod
-    def of(
-        cls,
-        sample: ClassSample,
-        mean: FloatArray,
-        removed: FloatArray,
-        n_clusters: int,
-        random_state: np.random.RandomState,
-    ) -> "_Start":
-        """Cluster a sample."""
-        centroids = _sample_centroids(sample, removed, n_clusters, random_state)
-        shift = sample.mean - mean
-        centroids += to_null_space(shift, removed)
-        squares = _to_nearest(sample.rows, shift, removed, centroids)
-        # Where nothing is left to explain, any unit does.
-        return cls(centroids, float(sample.weight @ squares) or 1.0, sample.is_whole)
-
-    def unbiased(
-        self, sample: ClassSample, mean: FloatArray, removed: FloatArray
-    ) -> ClassSample:
-        """Take the preference out of the weights of a sample drawn with it."""
-        preference = self.preference(sample.rows, sample.mean - mean, removed)
-        return sample.reweighted(sample.weight / preference)
-
-    def preference(
-        self, rows: FloatArray, shift: FloatArray, removed: FloatArray
-    ) -> FloatArray:
-        """How much more a row (m,) is to be drawn, by its share of the inertia."""
-        squares = _to_nearest(rows, shift, removed, self.centroids)
-        preference: FloatArray = 1 + squares / self.inertia
-        return preference
+    given = covariance, removed, n_clusters, random_state
+    centroids = []
+    with one_blas_thread:
+        for code, known in enumerate(class_points(data, *given)):
+            found = _cluster(known, n_clusters)
+            if not known.is_whole and len(found) < n_clusters:
+                found = _add_rare(data, code, mean, removed, found, n_clusters)
+            centroids.append(found)
+        return _settle(data, covariance, removed, centroids)
 
 
 @dataclass
@@ -164,84 +94,18 @@ class RunningCentroids:
             points += (members @ block - gained[:, None] * points) / held
 
 
-def _sample_centroids(
-    sample: ClassSample,
-    removed: FloatArray,
-    n_clusters: int,
-    random_state: np.random.RandomState,
-) -> FloatArray:
-    """Centroids (k, d) of a sample, relative to its mean."""
-    n_vectors = n_clusters + _EXTRA_DIRECTIONS
-    basis = sampled_subspace(sample, removed, n_vectors, random_state)
-    points = sample.rows @ basis.astype(sample.rows.dtype)
-    axes = _principal_axes(points, sample.weight, basis)
-    points = (sample.rows @ axes.astype(sample.rows.dtype)).astype(np.float64)
-    farthest = np.einsum("nd,nd->n", sample.rows, sample.rows, dtype=np.float64).max()
-    rounding = farthest * _rounding(sample.rows.shape[1], sample.rows.dtype)
-    # Products so small are slower on several threads of BLAS.
-    with _get_threadpool_controller().limit(limits=1, user_api="blas"):
-        labels = cluster(points, sample.weight, n_clusters, rounding)
-    means = cluster_means(points, sample.weight, labels)
+def _cluster(known: ClassPoints, n_clusters: int) -> FloatArray:
+    """Centroids (k, d) of points, in the whole space."""
+    chosen, rounding = known.sample, known.rounding
+    means = cluster(known.points[chosen], known.sample_weight, n_clusters, rounding)
+    if len(chosen) < len(known.points):
+        means = cluster(known.points, known.weight, n_clusters, rounding, means)
     # In the order of the first principal direction: the order in which clusters came
     # about hangs on rounding.
-    if axes.size:
+    if means.size:
         means = means[means[:, 0].argsort()]
-    found: FloatArray = means @ axes.T
+    found: FloatArray = means @ known.axes.T
     return found
-
-
-def _to_nearest(
-    rows: FloatArray, shift: FloatArray, removed: FloatArray, centroids: FloatArray
-) -> FloatArray:
-    """Squared distance (m,) of rows + shift to the nearest centroid, in null space."""
-    dtype = rows.dtype
-    moved = rows + shift.astype(dtype)
-    lengths = np.einsum("nd,nd->n", moved, moved, dtype=np.float64)
-    inside = moved @ removed.astype(dtype)
-    inside_lengths = np.einsum("nr,nr->n", inside, inside, dtype=np.float64)
-    half_squares = np.einsum("kd,kd->k", centroids, centroids) / 2
-    nearest = (moved @ centroids.T.astype(dtype) - half_squares).max(axis=1)
-    squares: FloatArray = lengths - inside_lengths - 2 * nearest
-    # The difference of large numbers: a small one may be rounding.
-    squares[squares <= 100 * np.finfo(dtype).eps * lengths] = 0
-    return squares
-
-
-def _prefer_far(
-    data: LabelledRows,
-    mean: FloatArray,
-    removed: FloatArray,
-    starts: list[_Start],
-) -> LabelledRows:
-    """Multiply the weight of each row by its preference.
-
-    Drawn in proportion to that, a sample estimates the inertia of any centroids well
-    (Feldman and Langberg, 2011).
-    """
-    dtype = np.result_type(data.dtype, np.float32)
-    weight = data.weight.copy()
-
-    def work(block: slice) -> None:
-        codes = data.codes[block]
-        for c in range(len(mean)):
-            mine = np.flatnonzero(codes == c)
-            rows = np.asarray(data.X[block][mine], dtype=dtype)
-            weight[block][mine] *= starts[c].preference(rows, -mean[c], removed)
-
-    for _ in map_parts(work, row_slices(data.X)):
-        pass
-    return replace(data, weight=weight)
-
-
-def _principal_axes(
-    points: FloatArray, weight: FloatArray, basis: FloatArray
-) -> FloatArray:
-    """Turn a basis (d, k) into the principal axes of its coordinates (n, k)."""
-    if not basis.size:
-        return basis
-    points = points.astype(np.float64)
-    values, turn = linalg.eigh(points.T @ (weight[:, None] * points))
-    return tidy(basis @ turn[:, ::-1], values[::-1], basis[:, :0], -1.0).vectors
 
 
 def _add_rare(
@@ -288,11 +152,6 @@ def _farthest(
         place = squares.argmax()
         found = _farther(found, (float(squares[place]), offsets[place]))
     return found
-
-
-def _rounding(n_features: int, dtype: np.dtype[Any]) -> float:
-    """Squared distance that rounding may leave between equal rows of unit length."""
-    return float(n_features * (10 * np.finfo(dtype).eps) ** 2)
 
 
 def _farther(

@@ -98,9 +98,12 @@ class Sketch:
             is_whole=self.is_whole and other.is_whole,
         )
 
-    def draw(self, seed: np.uint64, n_features: int) -> tuple[IntArray, FloatArray]:
-        """Places of a sample, in the order of the rows, and their weights."""
-        size = _sample_size(len(self.digests), n_features)
+    def draw(self, seed: np.uint64, size: int) -> tuple[IntArray, FloatArray]:
+        """Places of at most `size` rows, in the order of the rows, and their weights.
+
+        A smaller draw is part of a larger one.
+        """
+        size = min(size, len(self.digests))
         drawn, weight = _draw(self.digests ^ seed, self.weight, size)
         order = self.places[drawn].argsort()
         return self.places[drawn[order]], weight[order]
@@ -114,11 +117,28 @@ def class_samples(
     Copies of a row count as one row of their joint weight, and what is drawn hangs on
     the content of the rows, not on their order.
     """
-    seed = np.uint64(random_state.randint(2**31 - 1))
-    sketches = data.fold(
-        _class_sketches, partial(_merge_sketches, seed=seed), n_classes, seed
-    )
-    drawn = [sketch.draw(seed, data.shape[1]) for sketch in sketches]
+    seed = draw_seed(random_state)
+    return samples_of(data, class_sketches(data, n_classes, seed), seed)
+
+
+def draw_seed(random_state: np.random.RandomState) -> np.uint64:
+    """Draw what distinguishes one sample from another."""
+    return np.uint64(random_state.randint(2**31 - 1))
+
+
+def class_sketches(data: Data, n_classes: int, seed: np.uint64) -> list[Sketch]:
+    """Sketch of each class."""
+    return data.fold(_sketch_each, partial(_merge_each, seed=seed), n_classes, seed)
+
+
+def samples_of(
+    data: Data, sketches: list[Sketch], seed: np.uint64
+) -> Iterator[ClassSample]:
+    """Take the rows of a sample of each class, one class after the other."""
+    drawn = [
+        sketch.draw(seed, sample_size(len(sketch.places), data.shape[1]))
+        for sketch in sketches
+    ]
     taken = data.take([places for places, _ in drawn])
     for sketch, (places, weight), rows in zip(sketches, drawn, taken, strict=True):
         rows = np.asarray(rows, dtype=np.result_type(rows.dtype, np.float32))
@@ -129,10 +149,7 @@ def class_samples(
         yield ClassSample(rows, weight, mean.astype(np.float64), is_whole)
 
 
-def _class_sketches(
-    rows: LabelledRows, n_classes: int, seed: np.uint64
-) -> list[Sketch]:
-    """Sketch of each class."""
+def _sketch_each(rows: LabelledRows, n_classes: int, seed: np.uint64) -> list[Sketch]:
     sketches = []
     for code in range(n_classes):
         index = np.flatnonzero(rows.codes == code)
@@ -142,7 +159,7 @@ def _class_sketches(
     return sketches
 
 
-def _merge_sketches(
+def _merge_each(
     left: list[Sketch], right: list[Sketch], *, seed: np.uint64
 ) -> list[Sketch]:
     pairs = zip(left, right, strict=True)
@@ -154,6 +171,7 @@ def sampled_subspace(
     removed: FloatArray,
     n_vectors: int,
     random_state: np.random.RandomState,
+    n_powers: int = _SAMPLE_POWERS,
 ) -> FloatArray:
     """Orthonormal basis (d, <= n_vectors) of about the principal subspace of a sample.
 
@@ -184,7 +202,7 @@ def sampled_subspace(
         moved: FloatArray = own.T @ (factor[block] * (own @ scaled))
         return moved
 
-    for _ in range(_SAMPLE_POWERS):
+    for _ in range(n_powers):
         scaled = (found / largest).astype(rows.dtype)
         moved = np.zeros(found.shape)
         for part in map_parts(work, row_slices(rows)):
@@ -219,7 +237,8 @@ def _distinct(digests: Digests, weight: FloatArray) -> tuple[IntArray, FloatArra
     return index[first], np.add.reduceat(weight[index], first)
 
 
-def _sample_size(n_rows: int, n_features: int) -> int:
+def sample_size(n_rows: int, n_features: int) -> int:
+    """Give how many of the distinct rows of a class a sample has."""
     least, most = _SAMPLE_ROWS
     most = max(1, min(most, _SAMPLE_NUMBERS // n_features))
     return int(min(n_rows, most, max(least, _SAMPLE_SHARE * n_rows)))
