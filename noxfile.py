@@ -19,8 +19,13 @@ nox.options.sessions = ["lint", "types", "tests"]
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 CONSTRAINTS = Path("constraints.txt").resolve()
 
-# BLAS and OpenMP keep to one thread where several processes share the cores.
-TEST_ENVIRONMENT = {"SCIPY_ARRAY_API": "1", "OMP_NUM_THREADS": "1"}
+# BLAS and OpenMP keep to one thread where several processes share the cores. Models of
+# text come from packages: nothing is asked of a hub.
+TEST_ENVIRONMENT = {
+    "SCIPY_ARRAY_API": "1",
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+}
 
 # Tests that share a cluster of processes stay together.
 IN_PARALLEL = "-n", "2", "--dist", "loadgroup"

@@ -3,23 +3,32 @@
 from typing import TYPE_CHECKING, Any
 
 from lelp_sklearn._common.exceptions import NoTeacherWarning
+from lelp_sklearn._display import SubclassDisplay, subclass_table
 from lelp_sklearn._projector import LELPProjector
 
 if TYPE_CHECKING:
+    from lelp_sklearn._extractor import EmbeddingExtractor
     from lelp_sklearn._student import LELPStudentClassifier
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "EmbeddingExtractor",
     "LELPProjector",
     "LELPStudentClassifier",
     "NoTeacherWarning",
+    "SubclassDisplay",
     "__version__",
+    "subclass_table",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    # The student needs torch, whose import takes seconds; the projector does not.
+    # These need torch, whose import takes seconds; the projector does not.
+    if name == "EmbeddingExtractor":
+        from lelp_sklearn._extractor import EmbeddingExtractor
+
+        return EmbeddingExtractor
     if name == "LELPStudentClassifier":
         from lelp_sklearn._student import LELPStudentClassifier
 

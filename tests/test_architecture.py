@@ -18,6 +18,8 @@ LONGEST_FILE = 400
 LEVELS = {
     "__init__": 8,
     "_student": 7,
+    "_extractor": 6,
+    "_display": 6,
     "_projector": 6,
     "_reading": 5,
     "_class_predictions": 4,
@@ -44,6 +46,8 @@ LEVELS = {
     "_training.loop": 3,
     "_training.batches": 2,
     "_training.modules": 3,
+    "_training.teachers": 3,
+    "_common.resumable": 1,
     "_common.typing": -1,
 }
 LEAVES = {"_common": 0, "_projection": 1, "_training": 1}

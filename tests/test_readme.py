@@ -8,10 +8,22 @@ import sklearn
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from torch import nn
 
 from tests.student_problems import MyNet, make_groups
 
 README = Path(__file__).parents[1] / "README.md"
+
+
+class Resnet(nn.Module):
+    """Stands for a teacher whose last layer is `fc`."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.fc = nn.Linear(6, 30), nn.Linear(30, 2)
+
+    def forward(self, x):
+        return self.fc(self.body(x).relu())
 
 
 def test_snippets_run_as_written():
@@ -22,6 +34,7 @@ def test_snippets_run_as_written():
         "make_pipeline": make_pipeline,
         "StandardScaler": StandardScaler,
         "MyNet": MyNet,
+        "resnet": Resnet(),
         **{"X": X, "y": y, "E": E, "W": W, "b": b},
     }
     for statement in re.split(r"\n(?=\S)", snippet):

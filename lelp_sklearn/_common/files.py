@@ -28,7 +28,7 @@ def new_npy(
         written, or the disk has less room than the array needs.
     """
     target = Path(path)
-    _check_writable(target, int(np.prod(shape)) * dtype.itemsize)
+    check_writable(target, int(np.prod(shape)) * dtype.itemsize, "out")
     partial = target.with_name(f".{target.name}.{uuid4().hex}.part")
     try:
         array = np.lib.format.open_memmap(partial, mode="w+", dtype=dtype, shape=shape)
@@ -40,21 +40,25 @@ def new_npy(
         raise
 
 
-def _check_writable(target: Path, n_bytes: int) -> None:
+def check_writable(target: Path, n_bytes: int, argument: str) -> None:
+    """Raise unless a file of so many bytes can be written."""
     if target.suffix != ".npy":
-        raise ValueError(f"out={str(target)!r} must name a file that ends in '.npy'.")
+        raise ValueError(
+            f"{argument}={str(target)!r} must name a file that ends in '.npy'."
+        )
     folder = target.parent
     if not folder.is_dir():
         raise ValueError(
-            f"out={str(target)!r}: there is no folder {str(folder)!r}; make it first."
+            f"{argument}={str(target)!r}: there is no folder {str(folder)!r}; make it "
+            "first."
         )
     if not os.access(folder, os.W_OK):
         raise ValueError(
-            f"out={str(target)!r}: the folder {str(folder)!r} is not writable."
+            f"{argument}={str(target)!r}: the folder {str(folder)!r} is not writable."
         )
     free = shutil.disk_usage(folder).free
     if n_bytes > free:
         raise ValueError(
-            f"out={str(target)!r} needs {n_bytes:,} bytes and the disk has {free:,} "
-            "left; free some space or choose another folder."
+            f"{argument}={str(target)!r} needs {n_bytes:,} bytes and the disk has "
+            f"{free:,} left; free some space or choose another folder."
         )

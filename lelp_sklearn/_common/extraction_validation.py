@@ -1,0 +1,120 @@
+"""Checks of what a user passes to the extractor, and their messages."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def check_is_model(is_module: bool, model: object) -> None:
+    """Raise unless the teacher is a torch module."""
+    if not is_module:
+        raise TypeError(
+            f"model is of type {type(model).__name__}; it must be a torch.nn.Module, "
+            "such as a model of Hugging Face or of sentence-transformers."
+        )
+
+
+def unknown_layer(layer: str, names: Sequence[str]) -> ValueError:
+    """There is no such layer."""
+    return ValueError(
+        f"layer={layer!r} is not a layer of the model; it has {', '.join(names)}."
+    )
+
+
+def no_linear(model: object) -> ValueError:
+    """There is no layer whose input could be the embedding."""
+    return ValueError(
+        f"model ({type(model).__name__}) has no torch.nn.Linear whose input could be "
+        "the embeddings: name a layer, layer='...'."
+    )
+
+
+def check_ran_once(n_runs: int, layer: str) -> None:
+    """Raise unless the layer has one input a batch."""
+    if n_runs == 1:
+        return
+    ran = "did not run" if not n_runs else f"ran {n_runs} times"
+    raise ValueError(
+        f"layer={layer!r} {ran} when the model was called once, so its input is not "
+        "one embedding a row: name another layer."
+    )
+
+
+def check_embedding_shape(found: object, n_rows: int, layer: str) -> None:
+    """Raise unless the layer's input is a vector for each row."""
+    if not (isinstance(found, tuple) and len(found) == 2 and found[0] == n_rows):
+        raise ValueError(
+            f"layer={layer!r} takes an input of shape {found} for {n_rows} rows; "
+            "embeddings are (n_rows, n_features): name a layer after the pooling."
+        )
+
+
+def failing_model(shapes: object, reason: object) -> ValueError:
+    """The model does not take the rows."""
+    return ValueError(f"model fails on a batch of X, {shapes}: {reason}")
+
+
+def check_tokenizer(has_tokenizer: bool) -> None:
+    """Raise where texts come to a model that takes numbers."""
+    if not has_tokenizer:
+        raise ValueError(
+            "X holds texts and there is no tokenizer: pass tokenizer=, the one that "
+            "the model was trained with."
+        )
+
+
+def check_texts(texts: Sequence[Any]) -> None:
+    """Raise unless there are texts, and nothing else."""
+    if not len(texts):
+        raise ValueError("X is empty: at least one text is required.")
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(
+                f"X holds texts and, in row {row}, a {type(text).__name__} ({text!r}): "
+                "pass strings only; an empty one is a text too."
+            )
+
+
+def check_embeddings(block: NDArray[Any], rows: NDArray[Any]) -> None:
+    """Raise where an embedding is not finite; `rows` are its places in X."""
+    finite = np.isfinite(block).all(axis=1)
+    if not finite.all():
+        row = int(rows[np.flatnonzero(~finite)].min())
+        mend = ""
+        if block.dtype == np.float16:
+            mend = "; half precision ends at 65504, dtype='float32' goes further"
+        raise ValueError(
+            f"The model's embedding of row {row} holds NaN or infinity{mend}."
+        )
+
+
+def check_dtype(dtype: object) -> None:
+    """Raise unless a file may have this dtype."""
+    if dtype not in ("float16", "float32"):
+        raise ValueError(f"dtype={dtype!r} must be 'float16' or 'float32'.")
+
+
+def other_file(path: object, key: str, found: object, wanted: object) -> ValueError:
+    """A file holds other embeddings than those that are asked for."""
+    return ValueError(
+        f"path={str(path)!r} holds embeddings with another {key} ({found}, now "
+        f"{wanted}): delete it and its '.journal', or choose another path."
+    )
+
+
+def foreign_file(path: object) -> ValueError:
+    """A file was there already, and nothing is known of it."""
+    return ValueError(
+        f"path={str(path)!r} exists and has no '.journal' that says how it was made: "
+        "delete it or choose another path."
+    )
+
+
+def damaged_file(path: object, reason: object) -> ValueError:
+    """A file is not what its journal says."""
+    return ValueError(
+        f"path={str(path)!r} is not as it was written ({reason}): delete it and its "
+        "'.journal', and extract again."
+    )

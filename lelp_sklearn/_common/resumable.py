@@ -1,0 +1,138 @@
+"""A memory map that is filled piece by piece, over several calls if need be."""
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lelp_sklearn._common import extraction_validation as validation
+from lelp_sklearn._common.files import check_writable
+
+# Seconds between two notes of how far the work has come.
+_BETWEEN_MARKS = 2.0
+
+
+@dataclass
+class ResumableNpy:
+    """An array (n, d) in a ``.npy`` file, with a journal of how far it is filled.
+
+    It is written as ``<path>.part`` and renamed when it is complete; ``<path>.journal``
+    says what it holds and how many pieces of work are done and on the disk. What was
+    not noted is done again, and gives the same.
+
+    Parameters
+    ----------
+    path : Path
+        Ends in ``.npy``.
+    shape : (n, d)
+    dtype : numpy dtype
+    identity : dict of str
+        What the content hangs on: with another one the file is refused.
+    n_done : int
+        Pieces that are in the file.
+    """
+
+    path: Path
+    shape: tuple[int, int]
+    dtype: np.dtype[Any]
+    identity: Mapping[str, str]
+    n_done: int = field(default=0, init=False)
+    _marked: float = field(default_factory=time.monotonic, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        n_bytes = int(np.prod(self.shape)) * self.dtype.itemsize
+        begun = self._part.exists() or self.path.exists()
+        check_writable(self.path, 0 if begun else n_bytes, "path")
+        if self._journal.exists():
+            self.n_done = self._read_journal()
+        elif self.path.exists():
+            raise validation.foreign_file(self.path)
+
+    def is_finished(self, n_pieces: int) -> bool:
+        """Whether the file is complete; checks that it is what was written."""
+        if self.n_done < n_pieces:
+            if self.path.exists():
+                raise validation.damaged_file(self.path, "its journal is not complete")
+            return False
+        if self._part.exists():
+            # The end came between the last note and the renaming.
+            os.replace(self._part, self.path)
+        self.open()
+        return True
+
+    def open(self) -> NDArray[Any]:
+        """Give the complete array as a read-only memory map."""
+        return self._checked(self.path, "r")
+
+    @contextmanager
+    def filling(self) -> Iterator[NDArray[Any]]:
+        """Give the array to fill; what is done is noted also when an error ends it."""
+        if self.n_done and self._part.exists():
+            array = self._checked(self._part, "r+")
+        else:
+            self.n_done = 0
+            array = np.lib.format.open_memmap(
+                self._part, mode="w+", dtype=self.dtype, shape=self.shape
+            )
+        try:
+            yield array
+        finally:
+            self._mark(array)
+
+    def done(self, array: NDArray[Any], n_done: int) -> None:
+        """Say that so many pieces are in the array; noted every few seconds."""
+        self.n_done = n_done
+        if time.monotonic() - self._marked > _BETWEEN_MARKS:
+            self._mark(array)
+
+    def finish(self) -> None:
+        """Rename the complete array to its path."""
+        os.replace(self._part, self.path)
+
+    @property
+    def _part(self) -> Path:
+        return self.path.with_name(self.path.name + ".part")
+
+    @property
+    def _journal(self) -> Path:
+        return self.path.with_name(self.path.name + ".journal")
+
+    def _mark(self, array: Any) -> None:
+        array.flush()
+        entry = {"done": self.n_done, "identity": dict(self.identity)}
+        # Renamed into place, so that a journal is whole whenever the end comes.
+        fresh = self._journal.with_name(self._journal.name + ".new")
+        with fresh.open("w") as file:
+            json.dump(entry, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(fresh, self._journal)
+        self._marked = time.monotonic()
+
+    def _read_journal(self) -> int:
+        try:
+            entry = json.loads(self._journal.read_text())
+            found, n_done = entry["identity"], int(entry["done"])
+        except (ValueError, KeyError, TypeError) as reason:
+            raise validation.damaged_file(self.path, "unreadable journal") from reason
+        for key, wanted in self.identity.items():
+            if found.get(key) != wanted:
+                raise validation.other_file(self.path, key, found.get(key), wanted)
+        return n_done
+
+    def _checked(self, path: Path, mode: Any) -> NDArray[Any]:
+        try:
+            array = np.lib.format.open_memmap(path, mode=mode)
+        except (ValueError, OSError) as reason:
+            raise validation.damaged_file(self.path, reason) from reason
+        if array.shape != self.shape or array.dtype != self.dtype:
+            found = f"{array.dtype} of shape {array.shape}"
+            raise validation.damaged_file(self.path, found)
+        return array

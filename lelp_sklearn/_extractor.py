@@ -1,0 +1,380 @@
+"""EmbeddingExtractor: rows in, embeddings of a torch teacher out."""
+
+import hashlib
+import time
+from numbers import Integral
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from sklearn.base import (
+    BaseEstimator,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+)
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import (
+    _check_feature_names,
+    _check_n_features,
+    check_is_fitted,
+    validate_data,
+)
+
+from lelp_sklearn._common import extraction_validation, training_validation, validation
+from lelp_sklearn._common.files import check_writable
+from lelp_sklearn._common.resumable import ResumableNpy
+from lelp_sklearn._training import devices, teachers
+
+# Seconds between two lines of progress.
+_BETWEEN_LINES = 5.0
+# Rows of numbers that stand for all in the digest of the data.
+_ROWS_IN_DIGEST = 64
+
+
+class EmbeddingExtractor(
+    ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
+):
+    """Embeddings of a trained torch model, and its last linear layer as the head.
+
+    The embedding of a row is what goes into the model's last ``torch.nn.Linear``. The
+    model is neither trained nor changed: its mode, its hooks, where it lies and which
+    parameters require gradients are afterwards as before, also after an error.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The teacher: called with a batch of rows; a sequence classifier of Hugging Face,
+        called with what `tokenizer` makes of a list of texts; or a model of
+        sentence-transformers, whose output is the embedding. Clones share it.
+    layer : str or None, default=None
+        The layer whose input is the embedding, by its name in
+        ``model.named_modules()``. None: the last ``torch.nn.Linear`` in that order.
+    tokenizer : callable or None, default=None
+        That of a Hugging Face model. Texts are cut to `max_length` tokens.
+    max_length : int or None, default=None
+        None: as many tokens as the tokenizer takes.
+    batch_size : int, default=64
+        Rows that the model sees at once. A batch for which memory does not suffice is
+        halved, with a warning.
+    device : str or torch.device, default="auto"
+        Where the model runs; it is moved there and back. "auto": where it lies.
+    precision : {"float32", "bfloat16", "float16"}, default="float32"
+        Other than "float32": automatic mixed precision.
+    verbose : bool, default=False
+        Whether to print how many rows are done, at what rate, and the time that
+        remains, every five seconds.
+
+    Attributes
+    ----------
+    head_ : tuple of ndarray (n_outputs, n_embedding), (n_outputs,) or None
+        Weights and intercepts of the layer, a `head` for :class:`LELPProjector`. None
+        where the layer is not linear.
+    layer_ : str
+        The name of the layer; "sentence_embedding" for a sentence encoder.
+    n_features_in_ : int
+        Only where X is numbers.
+
+    See Also
+    --------
+    LELPProjector : Turns the embeddings into soft labels.
+
+    Notes
+    -----
+    In a search each fit of a clone extracts again. Extract once and search on
+    ``teacher_embeddings`` instead.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from torch import nn
+    >>> from lelp_sklearn import EmbeddingExtractor, LELPProjector
+    >>> teacher = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
+    >>> X = np.random.default_rng(0).normal(size=(100, 4))
+    >>> extractor = EmbeddingExtractor(teacher)
+    >>> embeddings = extractor.fit_transform(X)
+    >>> embeddings.shape
+    (100, 16)
+    >>> projector = LELPProjector(n_subclasses=2, head=extractor.head_)
+    >>> projector.fit_transform(embeddings).shape
+    (100, 4)
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "model": [object],
+        "layer": [str, None],
+        "tokenizer": [callable, None],
+        "max_length": [Interval(Integral, 1, None, closed="left"), None],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "device": [str, torch.device],
+        "precision": [StrOptions({"float32", "bfloat16", "float16"})],
+        "verbose": ["boolean"],
+    }
+
+    def __init__(
+        self,
+        model,
+        *,
+        layer=None,
+        tokenizer=None,
+        max_length=None,
+        batch_size=64,
+        device="auto",
+        precision="float32",
+        verbose=False,
+    ):
+        self.model = model
+        self.layer = layer
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.batch_size = batch_size
+        self.device = device
+        self.precision = precision
+        self.verbose = verbose
+
+    def __sklearn_clone__(self):
+        # A copy of the model would cost as much as the model, and nothing changes it.
+        return type(self)(**self.get_params(deep=False))
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.string = True
+        tags.input_tags.three_d_array = True
+        tags.transformer_tags.preserves_dtype = ["float32"]
+        return tags
+
+    def fit(self, X, y=None):
+        """Find the layer, and what its input looks like for the first rows.
+
+        Parameters
+        ----------
+        X : list of str or array-like, torch.Tensor of shape (n_samples, ...)
+            Texts, or rows of numbers as the model takes them.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        self : EmbeddingExtractor
+            The fitted extractor.
+
+        Raises
+        ------
+        TypeError
+            If the model is no torch module, or X holds texts and something else.
+        ValueError
+            If there is no such layer or no linear one, if it does not run exactly once
+            or its input is not a vector a row, if texts come without a tokenizer, or if
+            the model fails on the rows.
+        """
+        self._validate_params()
+        is_module = isinstance(self.model, torch.nn.Module)
+        extraction_validation.check_is_model(is_module, self.model)
+        rows = self._check_rows(X, reset=True)
+        self.layer_ = teachers.find_layer(self.model, self.layer)
+        first_rows = teachers.take(rows, np.arange(min(2, len(rows))))
+        # Integers are codes, such as those of tokens, or to a model that does not take
+        # them numbers.
+        self._takes_codes = True
+        try:
+            first = self._first_embeddings(first_rows)
+        except ValueError:
+            if teachers.is_texts(rows) or not devices.is_integer(rows):
+                raise
+            self._takes_codes = False
+            first = self._first_embeddings(first_rows)
+        self.head_ = self._teacher().head()
+        self._n_features_out = first.shape[1]
+        return self
+
+    def transform(self, X):
+        """Compute the embeddings of rows.
+
+        Parameters
+        ----------
+        X : list of str or array-like, torch.Tensor of shape (n_samples, ...)
+            As in :meth:`fit`.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_embedding), float32
+            The embeddings, in the order of the rows.
+        """
+        check_is_fitted(self)
+        rows = self._check_rows(X, reset=False)
+        embeddings = np.empty((len(rows), self._n_features_out), np.float32)
+        batches = teachers.batches_of(rows, self.batch_size)
+        for places, found in self._embedded(rows, batches):
+            embeddings[places] = found
+        return embeddings
+
+    def extract(self, X, path, *, dtype="float16"):
+        """Write the embeddings of rows to a ``.npy`` file; go on where a call ended.
+
+        However a call ends, by an error or by the death of the process, the next one
+        with the same arguments goes on from what is in ``<path>.part``, by the notes in
+        ``<path>.journal``, and the file is as if there had been one call. `path` itself
+        appears when it is complete; if it is there already nothing is computed again.
+        Fits first.
+
+        Parameters
+        ----------
+        X : list of str or array-like, torch.Tensor of shape (n_samples, ...)
+            As in :meth:`fit`.
+        path : str or path-like
+            Ends in ``.npy``.
+        dtype : {"float16", "float32"}, default="float16"
+            Half precision takes half the space, and keeps three digits.
+
+        Returns
+        -------
+        memmap of shape (n_samples, n_embedding)
+            The file, read-only.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`fit` does; if the file or what there is of it is of another model,
+            other rows or another dtype, or is cut short; if the disk has too little
+            room; or if an embedding is not finite (as half precision may be).
+        """
+        extraction_validation.check_dtype(dtype)
+        check_writable(Path(path), 0, "path")
+        self.fit(X)
+        rows = self._check_rows(X, reset=False)
+        dtype = np.dtype(dtype)
+        batches = teachers.batches_of(rows, self.batch_size)
+        shape = len(rows), self._n_features_out
+        file = ResumableNpy(Path(path), shape, dtype, self._identity(rows, dtype))
+        if not file.is_finished(len(rows)):
+            with file.filling() as array:
+                n_done = file.n_done
+                order = np.concatenate(batches)[n_done:]
+                left = [
+                    order[i : i + self.batch_size]
+                    for i in range(0, len(order), self.batch_size)
+                ]
+                for places, found in self._embedded(rows, left):
+                    array[places] = _cast(found, dtype, places)
+                    n_done += len(places)
+                    file.done(array, n_done)
+            file.finish()
+        return file.open()
+
+    def _first_embeddings(self, rows):
+        with self._teacher().ready() as embed:
+            return embed(rows)
+
+    def _embedded(self, rows, batches):
+        """Yield the places of each batch and their embeddings."""
+        with self._teacher().ready() as embed:
+            progress = _Progress(sum(map(len, batches)), self.verbose)
+            for places in batches:
+                found = embed(teachers.take(rows, places))
+                extraction_validation.check_embeddings(found, places)
+                yield places, found
+                progress.add(len(places))
+
+    def _teacher(self):
+        if self.device == "auto":
+            device = teachers.lies_on(self.model)
+        else:
+            device = devices.resolve_device(self.device, None)
+        return teachers.Teacher(
+            self.model,
+            self.layer_,
+            self.tokenizer,
+            self.max_length,
+            device,
+            getattr(torch, self.precision),
+            self._takes_codes,
+        )
+
+    def _check_rows(self, X, *, reset):
+        """Give texts as a list, numbers as an array or a tensor."""
+        if isinstance(X, torch.Tensor):
+            training_validation.check_tensor_rows(X)
+            _check_feature_names(self, X, reset=reset)
+            _check_n_features(self, X, reset=reset)
+            return X
+        texts = _as_texts(X)
+        if texts is not None:
+            extraction_validation.check_texts(texts)
+            readable = self.tokenizer is not None
+            readable |= teachers.is_sentence_encoder(self.model)
+            extraction_validation.check_tokenizer(readable)
+            return texts
+        X = validate_data(self, X, reset=reset, allow_nd=True, ensure_all_finite=False)
+        if X.dtype.kind == "f":
+            validation.check_finite_block(X, 0, "X")
+        return X
+
+    def _identity(self, rows, dtype):
+        """What the content of a file hangs on, as far as can be told cheaply."""
+        return {
+            "model": teachers.digest_of(self.model),
+            "layer": self.layer_,
+            "max_length": str(self.max_length),
+            "precision": self.precision,
+            "dtype": str(dtype),
+            "number of rows": str(len(rows)),
+            "X": _digest_of_rows(rows),
+        }
+
+
+class _Progress:
+    """Prints how far the work is, now and then."""
+
+    def __init__(self, n_rows, verbose):
+        self._n_rows, self._verbose = n_rows, verbose
+        self._n_done = 0
+        self._begun = self._printed = time.monotonic()
+
+    def add(self, n_rows):
+        self._n_done += n_rows
+        now = time.monotonic()
+        is_last = self._n_done == self._n_rows
+        if not self._verbose or not (is_last or now - self._printed > _BETWEEN_LINES):
+            return
+        self._printed = now
+        rate = self._n_done / max(now - self._begun, 1e-9)
+        left = (self._n_rows - self._n_done) / rate
+        print(
+            f"{self._n_done:,} of {self._n_rows:,} rows, {rate:,.0f} a second, "
+            f"{left:,.0f} s left"
+        )
+
+
+def _as_texts(X):
+    """Give rows that are texts as a list, None for others."""
+    is_column = hasattr(X, "__iter__") and getattr(X, "ndim", 1) == 1
+    if isinstance(X, str) or not is_column:
+        return None
+    texts = list(X)
+    return texts if texts and isinstance(texts[0], str) else None
+
+
+def _cast(found, dtype, places):
+    """Give embeddings in the dtype of the file, which may hold less."""
+    with np.errstate(over="ignore"):
+        cast = found.astype(dtype)
+    extraction_validation.check_embeddings(cast, places)
+    return cast
+
+
+def _digest_of_rows(rows):
+    """Digest of all texts, or of some rows of numbers from the first to the last."""
+    digest = hashlib.sha256()
+    if teachers.is_texts(rows):
+        for text in rows:
+            digest.update(f"{len(text)}:{text}".encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()
+    for place in np.linspace(0, len(rows) - 1, _ROWS_IN_DIGEST).astype(int):
+        row = rows[int(place)]
+        row = (
+            row.detach().double().cpu().numpy()
+            if isinstance(row, torch.Tensor)
+            else row
+        )
+        digest.update(np.ascontiguousarray(row).tobytes())
+    return digest.hexdigest()

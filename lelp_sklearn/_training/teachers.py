@@ -1,0 +1,263 @@
+"""Embeddings of a torch teacher: what goes into one of its layers."""
+
+import hashlib
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lelp_sklearn._common import extraction_validation as validation
+from lelp_sklearn._training.batches import as_tensor
+
+# The output of a sentence encoder, which has no head to look for.
+SENTENCE_OUTPUT = "sentence_embedding"
+
+Embed = Callable[[Any], NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A model and how it is called.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    layer : str
+        Its input is the embedding; `SENTENCE_OUTPUT` stands for the output of a
+        sentence encoder.
+    tokenizer : callable or None
+        Gives what the model takes of a list of texts.
+    max_length : int or None
+        Tokens of a text that are read; None for as many as the tokenizer takes.
+    device : torch.device
+    precision : torch.dtype
+        That of products; float32 for the model's own.
+    takes_codes : bool
+        Whether integers stand for something, or are numbers.
+    """
+
+    model: nn.Module
+    layer: str
+    tokenizer: Callable[..., Any] | None
+    max_length: int | None
+    device: torch.device
+    precision: torch.dtype
+    takes_codes: bool
+
+    def head(self) -> tuple[NDArray[Any], NDArray[Any]] | None:
+        """Weights (C, d) and intercepts (C,) of the layer; None if it is not linear."""
+        if self.layer == SENTENCE_OUTPUT:
+            return None
+        linear = self.model.get_submodule(self.layer)
+        if not isinstance(linear, nn.Linear):
+            return None
+        coef = linear.weight.detach().double().cpu().numpy().copy()
+        if linear.bias is None:
+            return coef, np.zeros(len(coef))
+        return coef, linear.bias.detach().double().cpu().numpy().copy()
+
+    @contextmanager
+    def ready(self) -> Iterator[Embed]:
+        """Give a function from a batch to its embeddings (b, d), float32.
+
+        Afterwards the model is as it was: its mode, its hooks and where it lies.
+        """
+        seen: list[Any] = []
+        with ExitStack() as stack:
+            stack.enter_context(_evaluating(self.model))
+            stack.enter_context(_lying_on(self.model, self.device))
+            stack.enter_context(torch.no_grad())
+            if self.precision != torch.float32:
+                kind = self.device.type
+                stack.enter_context(torch.autocast(kind, dtype=self.precision))
+            if self.layer != SENTENCE_OUTPUT:
+                layer = self.model.get_submodule(self.layer)
+                hook = layer.register_forward_pre_hook(
+                    lambda _, args, kwargs: seen.append(_first(args, kwargs)),
+                    with_kwargs=True,
+                )
+                stack.callback(hook.remove)
+            yield _Halving(lambda batch: self._embed(batch, seen))
+
+    def _embed(self, batch: Any, seen: list[Any]) -> NDArray[Any]:
+        seen.clear()
+        inputs = self._inputs(batch)
+        try:
+            out = (
+                self.model(inputs) if isinstance(inputs, Tensor) else self._call(inputs)
+            )
+        except _OUT_OF_MEMORY:
+            raise
+        # A user's model may fail in any way; the error says on what.
+        except Exception as reason:
+            raise validation.failing_model(_shapes(inputs), reason) from reason
+        if self.layer == SENTENCE_OUTPUT:
+            found = out[SENTENCE_OUTPUT]
+        else:
+            validation.check_ran_once(len(seen), self.layer)
+            found = seen[0]
+        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found)
+        validation.check_embedding_shape(shape, len(batch), self.layer)
+        embeddings: NDArray[Any] = found.float().cpu().numpy()
+        return embeddings
+
+    def _call(self, inputs: dict[str, Any]) -> Any:
+        if is_sentence_encoder(self.model):
+            return self.model(inputs)
+        return self.model(**inputs)
+
+    def _inputs(self, batch: Any) -> Any:
+        if not is_texts(batch):
+            numbers = as_tensor(batch, self.device)
+            if self.takes_codes and not numbers.is_floating_point():
+                return numbers.to(torch.int64, copy=True)
+            parameter = next(self.model.parameters(), numbers)
+            # A model may work in place; the batch may be the caller's own memory.
+            return numbers.to(dtype=parameter.dtype, copy=True)
+        if self.tokenizer is None:
+            encoded = self.model.tokenize(list(batch))  # type: ignore[operator]
+        else:
+            encoded = self.tokenizer(
+                list(batch),
+                padding=True,
+                truncation=True,
+                max_length=self.max_length,
+                return_tensors="pt",
+            )
+        return {
+            name: value.to(self.device) if isinstance(value, Tensor) else value
+            for name, value in encoded.items()
+        }
+
+
+_OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
+
+
+class _Halving:
+    """Embeds a batch in halves, and these again, where memory does not suffice."""
+
+    def __init__(self, embed: Embed) -> None:
+        self._embed = embed
+        self._said = False
+
+    def __call__(self, batch: Any) -> NDArray[Any]:
+        try:
+            return self._embed(batch)
+        except _OUT_OF_MEMORY:
+            if len(batch) < 2:
+                raise
+        if not self._said:
+            self._said = True
+            warnings.warn(
+                f"A batch of {len(batch)} rows is too large for the memory: such "
+                "batches are halved. A smaller batch_size saves the attempts.",
+                stacklevel=4,
+            )
+        half = len(batch) // 2
+        return np.concatenate([self(batch[:half]), self(batch[half:])])
+
+
+def is_texts(rows: Any) -> bool:
+    """Whether rows are a list of texts rather than numbers."""
+    return isinstance(rows, list)
+
+
+def is_sentence_encoder(model: nn.Module) -> bool:
+    """Whether a model is one of sentence-transformers."""
+    return all(callable(getattr(model, name, None)) for name in ("encode", "tokenize"))
+
+
+def find_layer(model: nn.Module, layer: str | None) -> str:
+    """Name the layer whose input is taken: the last linear one if None."""
+    names: list[str] = [name for name, _ in model.named_modules() if name]
+    if layer is not None:
+        if layer not in names:
+            raise validation.unknown_layer(layer, names)
+        return layer
+    if is_sentence_encoder(model):
+        return SENTENCE_OUTPUT
+    modules = dict(model.named_modules())
+    linear = [name for name in names if isinstance(modules[name], nn.Linear)]
+    if not linear:
+        raise validation.no_linear(model)
+    return linear[-1]
+
+
+def lies_on(model: nn.Module) -> torch.device:
+    """Give the device of a model."""
+    first = next(model.parameters(), None)
+    return torch.device("cpu") if first is None else first.device
+
+
+def digest_of(model: nn.Module) -> str:
+    """Give a digest of the weights and buffers of a model, and of its kind."""
+    digest = hashlib.sha256(type(model).__qualname__.encode())
+    for name, tensor in model.state_dict().items():
+        if isinstance(tensor, Tensor):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            content = tensor.detach().cpu().contiguous().reshape(-1)
+            digest.update(content.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def batches_of(rows: Any, batch_size: int) -> list[NDArray[np.intp]]:
+    """Places of the rows of each batch: texts by length, the longest first."""
+    order = np.arange(len(rows))
+    if is_texts(rows):
+        order = np.argsort([-len(text) for text in rows], kind="stable")
+    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+
+
+def take(rows: Any, places: NDArray[np.intp]) -> Any:
+    """Give some of the rows."""
+    if is_texts(rows):
+        return [rows[place] for place in places]
+    # Numbers are in order: a slice of them copies nothing.
+    return rows[int(places[0]) : int(places[-1]) + 1]
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode, and each module back into its own."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def _lying_on(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Move a model to a device, and back."""
+    before = lies_on(model)
+    if before == device:
+        yield
+        return
+    try:
+        model.to(device)
+        yield
+    finally:
+        model.to(before)
+
+
+def _first(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Give the input of a layer, which may be passed by name."""
+    return [*args, *kwargs.values(), None][0]
+
+
+def _shapes(inputs: Any) -> str:
+    if isinstance(inputs, Tensor):
+        return f"a tensor of shape {tuple(inputs.shape)} and dtype {inputs.dtype}"
+    return "tokens " + ", ".join(
+        f"{name} {tuple(value.shape)}"
+        for name, value in inputs.items()
+        if isinstance(value, Tensor)
+    )

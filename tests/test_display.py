@@ -1,0 +1,184 @@
+"""Pictures and a table of the subclasses: the data behind them."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+
+from lelp_sklearn import LELPProjector, SubclassDisplay, subclass_table
+from tests import reference
+
+matplotlib = pytest.importorskip("matplotlib")
+
+
+@pytest.fixture(autouse=True)
+def no_windows():
+    from matplotlib import pyplot
+
+    pyplot.switch_backend("agg")
+    yield
+    pyplot.close("all")
+
+
+def grouped(n_rows=240, d=8, seed=0):
+    """Two classes of three far groups each, a head, and what the groups are."""
+    rng = np.random.RandomState(seed)
+    group = np.arange(n_rows) % 6
+    X = 8 * rng.normal(size=(6, d))[group] + rng.normal(size=(n_rows, d))
+    return X, group % 2, group, (rng.normal(size=(2, d)), np.zeros(2))
+
+
+def fitted(splitter="kmeans", **options):
+    X, y, group, head = grouped()
+    projector = LELPProjector(
+        3, splitter=splitter, head=head, random_state=0, **options
+    ).fit(X, y)
+    return projector, X, y, group
+
+
+@pytest.mark.parametrize("splitter", ["pca", "kmeans"])
+def test_the_spectrum_is_the_share_of_the_variance(splitter):
+    projector, X, y, _ = fitted(splitter)
+    display = SubclassDisplay.from_estimator(projector, X, y)
+    assert list(display.panels) == ["class 0", "class 1"]
+    for c in range(2):
+        panel = display.panels[f"class {c}"]
+        rows = reference.null_space_rows(X, y, projector.coef_)[y == c]
+        values = np.linalg.eigvalsh(np.cov(rows.T, bias=True))[::-1]
+        if splitter == "pca":
+            assert_allclose(panel["y"], values[:3] / values.sum())
+        else:
+            assert np.all(np.diff(panel["y"]) <= 0)
+        drawn = display.axes_[c].lines[0].get_xydata()
+        assert_allclose(drawn, np.column_stack([panel["x"], panel["y"]]))
+
+
+def test_the_mass_is_that_of_the_soft_labels():
+    projector, X, y, _ = fitted(subclass_temperature=0)
+    display = SubclassDisplay.from_estimator(projector, X, y, kind="mass")
+    (title, panel), _ = display.panels.items()
+    # Three groups of one size.
+    assert_allclose(panel["y"], [1 / 3] * 3)
+    assert "as 3.0 even ones" in title
+    heights = [bar.get_height() for bar in display.axes_[0].patches]
+    assert_allclose(heights, panel["y"])
+
+
+def test_the_embedding_shows_subclasses_and_beside_them_the_fine_labels():
+    projector, X, y, group = fitted()
+    display = SubclassDisplay.from_estimator(
+        projector, X, y, kind="embedding", fine_labels=group
+    )
+    assert len(display.axes_) == 4
+    for c in range(2):
+        found = display.panels[f"class {c}: subclasses"]
+        fine = display.panels[f"class {c}: fine labels"]
+        assert_array_equal(fine["colour"], group[y == c])
+        # Each subclass is one of the groups.
+        pairs = set(zip(found["colour"], fine["colour"], strict=True))
+        assert len(pairs) == 3
+        rows = reference.null_space_rows(X, y, projector.coef_)[y == c]
+        values = np.linalg.eigvalsh(np.cov(rows.T, bias=True))[::-1]
+        assert_allclose(found["x"].var(), values[0])
+        assert_allclose(found["y"].var(), values[1])
+        assert_allclose(
+            display.axes_[c].collections[0].get_offsets(),
+            np.column_stack([found["x"], found["y"]]),
+        )
+
+
+def test_axes_may_be_given():
+    from matplotlib import pyplot
+
+    projector, X, y, _ = fitted()
+    figure, axes = pyplot.subplots(1, 2)
+    display = SubclassDisplay.from_estimator(projector, X, y, axes=axes)
+    assert display.figure_ is figure
+    with pytest.raises(ValueError, match=r"axes holds 1 .* 2 panels"):
+        SubclassDisplay.from_estimator(projector, X, y, axes=axes[0])
+
+
+def test_a_search_is_drawn_with_vanilla_distillation_as_the_line_to_beat():
+    X, y, _, head = grouped()
+    pipe = make_pipeline(LELPProjector(head=head, random_state=0), LogisticRegression())
+    grid = {
+        "lelpprojector__n_subclasses": [1, 2, 3],
+        "logisticregression__C": [0.001, 1.0],
+    }
+    search = GridSearchCV(pipe, grid, cv=3).fit(X, y)
+    panel = SubclassDisplay.from_search(search).panels[""]
+    assert_array_equal(panel["x"], [1, 2, 3])
+    scores = search.cv_results_["mean_test_score"]
+    spread = search.cv_results_["std_test_score"]
+    sizes = search.cv_results_["param_lelpprojector__n_subclasses"].astype(int)
+    for x, score, error in zip(panel["x"], panel["y"], panel["error"], strict=True):
+        assert score == scores[sizes == x].max()
+        assert error in spread[sizes == x] / np.sqrt(3)
+    assert panel["baseline"] == panel["y"][0]
+
+
+def test_a_search_without_subclasses_is_refused():
+    X, y, _, _ = grouped()
+    search = GridSearchCV(LogisticRegression(), {"C": [1.0]}, cv=2).fit(X, y)
+    with pytest.raises(ValueError, match="n_subclasses"):
+        SubclassDisplay.from_search(search)
+
+
+def test_unknown_kinds_and_labels_are_refused():
+    projector, X, y, _ = fitted()
+    with pytest.raises(ValueError, match="kind='pie'"):
+        SubclassDisplay.from_estimator(projector, X, y, kind="pie")
+    with pytest.raises(ValueError, match="7"):
+        SubclassDisplay.from_estimator(projector, X, np.where(y == 1, 7, y))
+
+
+def test_the_table_tells_of_each_subclass():
+    pytest.importorskip("pandas")
+    projector, X, y, group = fitted()
+    names = [f"row {i}" for i in range(len(X))]
+    table = subclass_table(projector, X, y, names, n_samples=2, fine_labels=group)
+    assert table.index.names == ["class", "subclass"]
+    assert table.index.tolist() == [(c, s) for c in range(2) for s in range(3)]
+    soft = projector.transform(X).reshape(-1, 2, 3)
+    margin = X @ (projector.coef_[0] - projector.coef_[1])
+    for (c, s), line in table.iterrows():
+        q = soft[y == c, c] / soft[y == c, c].sum(axis=1, keepdims=True)
+        mine = q.argmax(axis=1) == s
+        assert_allclose(line["mass"], q[:, s].mean())
+        entropy = -np.sum(q * np.log(np.maximum(q, 1e-300)), axis=1)
+        assert_allclose(line["entropy"], entropy[mine].mean(), atol=1e-12)
+        rows = reference.null_space_rows(X, y, projector.coef_)[y == c]
+        rows = rows - rows.mean(axis=0)
+        units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        likeness = units @ units.T
+        within = likeness[np.ix_(mine, mine)]
+        within = within[~np.eye(len(within), dtype=bool)].mean()
+        between = likeness[np.ix_(mine, ~mine)].mean()
+        assert_allclose(line["cohesion"], within - between)
+        z = X[y == c] @ projector.components_[c, s]
+        own_margin = margin[y == c] * (1 if c == 0 else -1)
+        correlation = np.corrcoef(z, own_margin)[0, 1]
+        assert_allclose(line["margin_correlation"], correlation)
+        assert line["fine_share"] == 1
+        places = [int(name.split()[1]) for name in line["samples"]]
+        assert len(places) == 2
+        assert {group[place] for place in places} == {line["fine_label"]}
+
+
+def test_the_table_wants_a_sample_a_row():
+    projector, X, y, _ = fitted()
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        subclass_table(projector, X, y, ["one"])
+
+
+def test_matplotlib_waits_until_it_is_needed():
+    code = (
+        "import sys, lelp_sklearn; lelp_sklearn.SubclassDisplay; "
+        "assert not {'matplotlib', 'torch'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=100)

