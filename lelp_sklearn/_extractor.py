@@ -96,7 +96,7 @@ class EmbeddingExtractor(
     >>> embeddings.shape
     (100, 16)
     >>> projector = LELPProjector(n_subclasses=2, head=extractor.head_)
-    >>> projector.fit_transform(embeddings).shape
+    >>> projector.fit_transform(embeddings, X[:, 0] > 0).shape
     (100, 4)
     """
 

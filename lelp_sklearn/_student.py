@@ -420,7 +420,7 @@ class LELPStudentClassifier(
         n_steps = self.max_epochs + fits_projector
         task = begin_fit(self, **data, max_subtasks=n_steps)
         if previous is None:
-            source = self._make_source(sample, used, seeds.projector, task)
+            source, sample = self._make_source(sample, used, seeds.projector, task)
         else:
             source = previous.source
         fit, trainer = self._prepare(
@@ -495,8 +495,8 @@ class LELPStudentClassifier(
         used = self._usable(sample)
         seeds = self._draw_seeds()
         if previous is None:
-            seed = seeds.projector
-            source = self._make_source(sample, used, seed, NO_TASK, np.unique(classes))
+            given = sample, used, seeds.projector, NO_TASK, np.unique(classes)
+            source, sample = self._make_source(*given)
         else:
             source = previous.source
         fit, trainer = self._prepare(
@@ -558,11 +558,11 @@ class LELPStudentClassifier(
         return (sample.weight > 0) & sample.labelled
 
     def _make_source(self, sample, used, seed, task, classes=None):
-        """Fit what makes the targets."""
+        """Fit what makes the targets; also give the rows with their embeddings."""
         given = LELPProjector() if self.projector is None else self.projector
         projector = make_projector(given, seed, self.unlabeled)
         if sample.soft_targets is not None:
-            return given_source(sample, projector, classes)
+            return given_source(sample, projector, classes), sample
         labels_only = not self._has_teacher(sample)
         if labels_only:
             # scikit-learn's decorator of fit, where it has one, is a frame more.

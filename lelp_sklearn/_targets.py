@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -353,8 +353,10 @@ def fitted_source(
     *,
     labels_only: bool,
     classes: np.ndarray | None = None,
-) -> TargetSource:
+) -> tuple[TargetSource, Sample]:
     """Fit the teacher, and the projector on its embeddings, with the rows `used`.
+
+    Also gives the rows with the embeddings, which the teacher makes once.
 
     Parameters
     ----------
@@ -385,10 +387,12 @@ def fitted_source(
             training_validation.check_block_classes(found, classes)
     if teacher is not None:
         teacher = _fit_teacher(teacher, sample, used)
+    embeddings = None
+    if teacher is not None or not frozen:
+        embeddings = _embed(sample, teacher)
     if not frozen:
         if projector.head is None and hasattr(teacher, "head_"):
             projector.set_params(head=_head_arrays(teacher.head_))
-        embeddings = _embed(sample, teacher)
         options: dict[str, Any] = {"sample_weight": sample.weight * used}
         if sample.teacher_logits is not None:
             options["teacher_logits"] = sample.teacher_logits
@@ -400,7 +404,7 @@ def fitted_source(
     # Of too few rows it has none; its transform says what is missing.
     of_projector: Any = getattr(projector, "classes_", classes)
     training_validation.check_projector_classes(of_projector, classes)
-    return TargetSource(
+    source = TargetSource(
         projector,
         teacher,
         reads_inputs=sample.teacher_embeddings is None and teacher is None,
@@ -408,6 +412,9 @@ def fitted_source(
         classes=of_projector,
         temperature=projector.temperature,
     )
+    if teacher is not None:
+        sample = replace(sample, teacher_embeddings=embeddings)
+    return source, sample
 
 
 def _fit_teacher(teacher: Any, sample: Sample, used: np.ndarray) -> Any:

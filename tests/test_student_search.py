@@ -5,16 +5,20 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn import config_context
 from sklearn.base import clone
+from sklearn.experimental import enable_halving_search_cv  # noqa: F401 - enables
 from sklearn.model_selection import (
     GridSearchCV,
+    HalvingGridSearchCV,
     KFold,
+    RandomizedSearchCV,
     StratifiedKFold,
     cross_validate,
 )
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from torch import nn
 
-from lelp_sklearn import LELPProjector, LELPStudentClassifier
+from lelp_sklearn import EmbeddingExtractor, LELPProjector, LELPStudentClassifier
 from tests.student_problems import MyNet, make_groups
 
 routing = pytest.mark.parametrize("enable_metadata_routing", [False, True])
@@ -162,3 +166,75 @@ def test_validation_rows_are_transformed_by_the_pipeline(problem):
     validation["X_val"] = scaler.transform(X_val)
     student.fit(scaler.transform(X), y, teacher_embeddings=E, **validation)
     assert pipe[-1].validation_scores_ == student.validation_scores_
+
+
+SEARCHED = {
+    "projector__n_subclasses": [1, 3],
+    "projector__splitter": ["kmeans", "pca"],
+    "projector__subclass_temperature": [0.0, 0.1],
+    "projector__temperature": [1.0, 4.0],
+    "label_weight": [0.0, 0.5],
+    "subclass_weight": [0.0, 1.0],
+    "module_params": [{"hidden_layer_sizes": (4,)}, {"hidden_layer_sizes": (8, 8)}],
+}
+
+
+@pytest.mark.parametrize(
+    ("search", "options"),
+    [
+        (GridSearchCV, {"param_grid": {n: SEARCHED[n] for n in list(SEARCHED)[:2]}}),
+        (
+            RandomizedSearchCV,
+            {"param_distributions": SEARCHED, "n_iter": 6, "random_state": 0},
+        ),
+        (
+            HalvingGridSearchCV,
+            {
+                "param_grid": {n: v for n, v in SEARCHED.items() if "_weight" in n},
+                "random_state": 0,
+                "min_resources": 60,
+            },
+        ),
+    ],
+)
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_every_search_over_every_parameter(search, options, n_jobs, problem):
+    X, y, E, head = problem
+    student = LELPStudentClassifier(
+        projector=LELPProjector(head=head, random_state=0), max_epochs=2, random_state=0
+    )
+    found = search(student, cv=2, n_jobs=n_jobs, error_score="raise", **options)
+    found.fit(X, y, teacher_embeddings=E)
+    assert np.isfinite(found.cv_results_["mean_test_score"]).all()
+    assert found.best_estimator_.predict(X).shape == y.shape
+
+
+class CountingTeacher(nn.Module):
+    """Counts the rows that it sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head, self.n_rows = nn.Linear(6, 12), nn.Linear(12, 2), 0
+
+    def forward(self, x):
+        self.n_rows += len(x)
+        return self.head(self.body(x).relu())
+
+
+def test_what_a_search_costs_the_teacher(problem):
+    X, y, _, _ = problem
+    model = CountingTeacher()
+    extractor = EmbeddingExtractor(model)
+    student = LELPStudentClassifier(
+        projector=LELPProjector(head=model.head), max_epochs=1, random_state=0
+    )
+    grid = {"projector__n_subclasses": [1, 2, 3]}
+    n, beforehand = len(X), min(2, len(X))
+    embeddings = extractor.fit_transform(X)
+    GridSearchCV(student, grid, cv=3).fit(X, y, teacher_embeddings=embeddings)
+    assert model.n_rows == beforehand + n
+    # With the model inside each fit runs it: 3 candidates on 3 folds, and the best.
+    model.n_rows = 0
+    student.set_params(teacher=extractor)
+    GridSearchCV(student, grid, cv=3).fit(X, y)
+    assert model.n_rows == 3 * 2 * n + n + 10 * beforehand
