@@ -134,9 +134,9 @@ def accuracies(method: Method, lesson: Lesson, settings: list[Setting]) -> list[
             layers = [nn.Linear(*sizes[:2]), nn.Linear(*sizes[1:])]
             if method.is_fitnet:
                 layers.append(nn.Linear(lesson.n_units, lesson.embeddings.shape[1]))
-            X = torch.from_numpy(lesson.X)
+            X = torch.tensor(lesson.X)
             trained = stack.train(X, layers, max_epochs, TRAINING["batch_size"])
-        logits = stack.class_logits(torch.from_numpy(lesson.X_score), trained)
+        logits = stack.class_logits(torch.tensor(lesson.X_score), trained)
         right = (logits.argmax(2).numpy() == lesson.y_score).mean(axis=1).tolist()
         found.update(zip(places, right, strict=True))
     return [found[i] for i in range(len(settings))]

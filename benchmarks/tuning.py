@@ -37,6 +37,7 @@ def tune(
     trials: list[Trial],
     *,
     grid: dict[str, list[float]] = FIRST_GRID,
+    bounds: dict[str, tuple[float, float]] = BOUNDS,
     n_jobs: int = 1,
     after_batch: Callable[[], None] = lambda: None,
 ) -> Setting:
@@ -44,7 +45,7 @@ def tune(
 
     Settings found in `trials` are not run again, so a search that was stopped goes on.
     """
-    while wanted := untried(trials, grid):
+    while wanted := untried(trials, grid, bounds):
         scores = score(method, lessons, wanted, n_jobs)
         for setting, row in zip(wanted, scores, strict=True):
             trials.append({**setting, "accuracies": row})
@@ -52,12 +53,16 @@ def tune(
     return best(trials)
 
 
-def untried(trials: list[Trial], grid: dict[str, list[float]]) -> list[Setting]:
+def untried(
+    trials: list[Trial],
+    grid: dict[str, list[float]],
+    bounds: dict[str, tuple[float, float]] = BOUNDS,
+) -> list[Setting]:
     """Return what is left of the grid, and after it the neighbours of the best."""
     first = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
     done = tried(trials)
     missing = [setting for setting in first if setting not in done]
-    return missing or [s for s in neighbours(best(trials)) if s not in done]
+    return missing or [s for s in neighbours(best(trials), bounds) if s not in done]
 
 
 def tried(trials: list[Trial]) -> list[Setting]:
@@ -73,11 +78,13 @@ def best(trials: list[Trial]) -> Setting:
     return tried([max(trials, key=lambda trial: np.mean(trial["accuracies"]))])[0]
 
 
-def neighbours(setting: Setting) -> list[Setting]:
+def neighbours(
+    setting: Setting, bounds: dict[str, tuple[float, float]] = BOUNDS
+) -> list[Setting]:
     """Return the setting with one value halved or doubled, within the bounds."""
     found = []
     for name, value in setting.items():
-        lowest, highest = BOUNDS.get(name, (0, np.inf))
+        lowest, highest = bounds.get(name, (0, np.inf))
         for other in (value / 2, value * 2):
             if lowest <= other <= highest:
                 found.append({**setting, name: type(value)(other)})
