@@ -110,15 +110,26 @@ def measure(
 ) -> None:
     """Add weights and inertias of the clusters to zeros (k,); write who is farthest.
 
-    A squared distance of at most `rounding` counts as none.
+    A squared distance of at most `rounding` counts as none. First the centroids are
+    moved by the mean of what points are off them: that is what rounding left in the
+    long sums of which they came.
     """
+    shifts = np.zeros(centroids.shape)
+    for i in range(len(points)):
+        k = labels[i]
+        sizes[k] += weight[i]
+        for j in range(points.shape[1]):
+            shifts[k, j] += weight[i] * (points[i, j] - centroids[k, j])
+    for k in range(len(centroids)):
+        if sizes[k] > 0:
+            for j in range(points.shape[1]):
+                centroids[k, j] += shifts[k, j] / sizes[k]
     most = np.full(len(centroids), -1.0)
     for i in range(len(points)):
         k, square = labels[i], 0.0
         for j in range(points.shape[1]):
             apart = points[i, j] - centroids[k, j]
             square += apart * apart
-        sizes[k] += weight[i]
         if square > rounding:
             inertias[k] += weight[i] * square
         if square > most[k]:

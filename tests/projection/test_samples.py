@@ -150,7 +150,8 @@ def test_no_null_space_is_no_subclass(n_features, n_rows, dtype):
 
 
 @pytest.mark.parametrize("varying", [False, True])
-def test_every_distinct_row_counts_however_rare(varying):
+@pytest.mark.parametrize("seed", [0, 59])
+def test_every_distinct_row_counts_however_rare(seed, varying):
     rng = np.random.RandomState(0)
     places = rng.normal(size=(6, 7))
     places[:, 0] = 0
@@ -164,16 +165,15 @@ def test_every_distinct_row_counts_however_rare(varying):
     head = np.zeros((2, 7))
     head[:, 0] = 1, -1
     codes = np.arange(len(X)) % 2
-    projector = LELPProjector(6, head=(head, np.zeros(2)), subclass_temperature=0)
-    projector.fit(X, codes)
+    options = {"head": (head, np.zeros(2)), "random_state": seed}
+    projector = LELPProjector(6, subclass_temperature=0, **options).fit(X, codes)
     subclasses = projector.transform(X).reshape(-1, 2, 6)[np.arange(len(X)), codes]
     for c in range(2):
         pairs = {*zip(place[codes == c], subclasses[codes == c].argmax(1), strict=True)}
         assert len(pairs) == 6
-    auto = LELPProjector("auto", head=(head, np.zeros(2))).fit(X, codes)
-    assert auto.n_subclasses_ == 6
+    assert LELPProjector("auto", **options).fit(X, codes).n_subclasses_ == 6
     with pytest.raises(ValueError, match="6"):
-        LELPProjector(7, head=(head, np.zeros(2))).fit(X, codes)
+        LELPProjector(7, **options).fit(X, codes)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
