@@ -1,4 +1,8 @@
-"""Sums over the rows of each class, compiled. No validation: callers are trusted."""
+"""Sums over the rows of each class, compiled. No validation: callers are trusted.
+
+Three sums repeat one loop, over tiles that fill up with rows of a class: compiled code
+that takes a function is not kept on disk.
+"""
 
 from typing import Any
 
