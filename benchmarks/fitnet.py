@@ -1,7 +1,7 @@
-"""Feature distillation (FitNet, arXiv:1412.6550) for a student of one hidden layer.
+"""Feature distillation (FitNet, arXiv:1412.6550) for a student of a body and a head.
 
 The library has no such method; this helper lets the benchmarks compare with it. Beside
-vanilla distillation, a linear map from the student's hidden layer regresses the
+vanilla distillation, a linear map from the output of the student's body regresses the
 teacher's embedding; the weight of that regression falls linearly to zero over the first
 half of the training, as the library's own subclass weight does.
 """
@@ -22,13 +22,30 @@ def scaled_embeddings(embeddings):
     return torch.as_tensor(centred / np.sqrt(np.mean(centred**2)))
 
 
+class OneHiddenLayer(nn.Module):
+    """A multilayer perceptron of one hidden layer."""
+
+    def __init__(self, n_features, n_outputs, n_units=32):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(n_features, n_units), nn.ReLU())
+        self.head = nn.Linear(n_units, n_outputs)
+
+    def forward(self, X):
+        return self.head(self.body(X))
+
+
 class FitNetClassifier(ClassifierMixin, BaseEstimator):
-    """A student with `n_units` hidden units, taught class logits and embeddings."""
+    """A student taught class logits and embeddings.
+
+    `module`, called with the numbers of features and outputs and with `module_params`,
+    has a `body` and upon it a linear `head`.
+    """
 
     def __init__(
         self,
+        module=OneHiddenLayer,
         *,
-        n_units=32,
+        module_params=None,
         regression_weight=10.0,
         temperature=4.0,
         learning_rate=0.03,
@@ -37,7 +54,8 @@ class FitNetClassifier(ClassifierMixin, BaseEstimator):
         batch_size=100,
         random_state=0,
     ):
-        self.n_units = n_units
+        self.module = module
+        self.module_params = module_params
         self.regression_weight = regression_weight
         self.temperature = temperature
         self.learning_rate = learning_rate
@@ -57,15 +75,18 @@ class FitNetClassifier(ClassifierMixin, BaseEstimator):
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.random_state)
-            self.hidden_ = nn.Linear(X.shape[1], self.n_units)
-            self.output_ = nn.Linear(self.n_units, len(self.classes_))
-            regressor = nn.Linear(self.n_units, teacher_embeddings.shape[1])
-            self._train(data, [self.hidden_, self.output_, regressor])
+            self.module_ = self.module(
+                X.shape[1], len(self.classes_), **(self.module_params or {})
+            )
+            n_units = self.module_.head.in_features
+            regressor = nn.Linear(n_units, teacher_embeddings.shape[1])
+            self._train(data, regressor)
+        self.module_.eval()
         return self
 
-    def _train(self, data, layers):
+    def _train(self, data, regressor):
         optimizer = torch.optim.AdamW(
-            [p for layer in layers for p in layer.parameters()],
+            [*self.module_.parameters(), *regressor.parameters()],
             lr=self.learning_rate,
             weight_decay=self.weight_decay,
             fused=True,
@@ -80,13 +101,13 @@ class FitNetClassifier(ClassifierMixin, BaseEstimator):
                 )
                 weight = self.regression_weight * max(0.0, 1 - 2 * progress)
                 optimizer.zero_grad()
-                self._loss([part[rows] for part in data], layers[-1], weight).backward()
+                self._loss([part[rows] for part in data], regressor, weight).backward()
                 optimizer.step()
 
     def _loss(self, batch, regressor, weight):
         X, targets, embeddings = batch
-        hidden = torch.relu(self.hidden_(X))
-        logits = self.output_(hidden) / self.temperature
+        hidden = self.module_.body(X)
+        logits = self.module_.head(hidden) / self.temperature
         loss = self.temperature**2 * cross_entropy(logits, targets)
         return loss + weight * mse_loss(regressor(hidden), embeddings)
 
@@ -94,5 +115,4 @@ class FitNetClassifier(ClassifierMixin, BaseEstimator):
     def predict(self, X):
         """Return the class of each row."""
         check_is_fitted(self)
-        logits = self.output_(torch.relu(self.hidden_(torch.as_tensor(X))))
-        return self.classes_[logits.argmax(1).numpy()]
+        return self.classes_[self.module_(torch.as_tensor(X)).argmax(1).numpy()]

@@ -11,7 +11,7 @@ import numpy as np
 from sklearn.base import ClassifierMixin
 from torch import nn
 
-from fitnet import FitNetClassifier
+from fitnet import FitNetClassifier, OneHiddenLayer
 from lelp_sklearn import LELPProjector, LELPStudentClassifier
 from tasks import Array, Task
 from teacher import accuracy, embed, train_teacher
@@ -28,11 +28,15 @@ TRAINING = {
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a student is given, the hidden groups (for the oracle) and rows to score."""
+    """What a student is given, the hidden groups (for the oracle) and rows to score.
+
+    A student has one hidden layer of `n_units` unless a `module` is given, to be called
+    with `module_params` too. `training` holds arguments of every student.
+    """
 
     X: Array
     y: Array
-    groups: Array
+    groups: Array | None
     embeddings: Array
     head: nn.Linear
     n_units: int
@@ -40,6 +44,9 @@ class Lesson:
     y_score: Array
     teacher_accuracy: float
     seed: int
+    module: Callable[..., nn.Module] | None = None
+    module_params: dict = field(default_factory=dict)
+    training: dict = field(default_factory=lambda: TRAINING)
 
     @property
     def logits(self) -> Array:
@@ -86,22 +93,16 @@ def fit(method: Method, lesson: Lesson, setting: Setting) -> ClassifierMixin:
     setting = dict(setting)
     temperature = setting.pop("temperature", 1.0)
     if method.is_fitnet:
-        return FitNetClassifier(
-            n_units=lesson.n_units,
-            temperature=temperature,
-            random_state=lesson.seed,
-            **setting,
-        ).fit(
-            lesson.X,
-            lesson.y,
-            teacher_embeddings=lesson.embeddings,
-            teacher_logits=lesson.logits,
-        )
+        return fit_fitnet(lesson, temperature, setting)
+    module_params = lesson.module_params
+    if lesson.module is None:
+        module_params = {"hidden_layer_sizes": (lesson.n_units,)}
     student = LELPStudentClassifier(
-        module_params={"hidden_layer_sizes": (lesson.n_units,)},
+        lesson.module,
+        module_params=module_params,
         projector=projector(lesson, temperature=temperature, **method.splitting),
         random_state=lesson.seed,
-        **TRAINING,
+        **lesson.training,
         **setting,
         **method.training,
     )
@@ -115,6 +116,26 @@ def fit(method: Method, lesson: Lesson, setting: Setting) -> ClassifierMixin:
     soft_targets = mass[:, :, np.newaxis] * method.within(lesson)
     return student.fit(
         lesson.X, lesson.y, soft_targets=soft_targets.reshape(len(mass), -1)
+    )
+
+
+def fit_fitnet(
+    lesson: Lesson, temperature: float, setting: Setting
+) -> FitNetClassifier:
+    """Train a student by FitNet, whose schedule of learning rates is its own."""
+    return FitNetClassifier(
+        lesson.module or OneHiddenLayer,
+        module_params=lesson.module_params or {"n_units": lesson.n_units},
+        temperature=temperature,
+        random_state=lesson.seed,
+        batch_size=lesson.training["batch_size"],
+        weight_decay=lesson.training["weight_decay"],
+        **setting,
+    ).fit(
+        lesson.X,
+        lesson.y,
+        teacher_embeddings=lesson.embeddings,
+        teacher_logits=lesson.logits,
     )
 
 

@@ -16,7 +16,7 @@ import torch
 from joblib import Parallel, delayed, parallel_config
 
 import lelp_sklearn
-from methods import Lesson, Method, Setting
+from methods import Lesson, Method, Setting, fit
 from stacked import accuracies
 
 # A trial is a setting with the key "accuracies", one for each lesson.
@@ -94,12 +94,27 @@ def neighbours(
 def score(
     method: Method, lessons: list[Lesson], settings: list[Setting], n_jobs: int
 ) -> list[list[float]]:
-    """Return the accuracy of each setting on each lesson."""
+    """Return the accuracy of each setting on each lesson.
+
+    Students of one hidden layer are trained side by side, others one by one.
+    """
     with parallel_config("loky", n_jobs=n_jobs, inner_max_num_threads=1):
-        by_lesson = Parallel()(
-            delayed(accuracies)(method, lesson, settings) for lesson in lessons
+        if lessons[0].module is None:
+            by_lesson = Parallel()(
+                delayed(accuracies)(method, lesson, settings) for lesson in lessons
+            )
+            return np.transpose(by_lesson).tolist()
+        one_by_one = Parallel()(
+            delayed(accuracy)(method, lesson, setting)
+            for setting in settings
+            for lesson in lessons
         )
-    return np.transpose(by_lesson).tolist()
+    return np.reshape(one_by_one, (len(settings), len(lessons))).tolist()
+
+
+def accuracy(method: Method, lesson: Lesson, setting: Setting) -> float:
+    """Train a student by the public API and return its accuracy."""
+    return fit(method, lesson, setting).score(lesson.X_score, lesson.y_score)
 
 
 def read_results(path: Path, made_with: dict) -> dict:

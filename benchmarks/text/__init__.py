@@ -1,0 +1,1 @@
+"""The parts of ``distil_text.py``."""

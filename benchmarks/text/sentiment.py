@@ -1,0 +1,122 @@
+"""Reviews of films, good or bad (SST-2; Socher et al., 2013), as in the paper.
+
+The teacher is the all-MiniLM-L6-v2 sentence encoder, all of it fine-tuned on the two
+classes. Teacher and students learn from the same phrases; validation is on 1 000 whole
+sentences, of which no part is trained on. Seeds differ in the student's initial weights
+and order of rows, not in the teacher, which takes a quarter of an hour.
+"""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from lelp_sklearn import EmbeddingExtractor
+from methods import TRAINING, Lesson
+from tasks import Array
+from text import encoder
+from text.comparison import TextTask
+from text.data import Texts, read_sentiment, split_sentiment
+from text.students import READERS
+
+METHODS = [
+    "hard labels",
+    "vanilla KD",
+    "LELP as published",
+    "LELP, library defaults",
+    "PCA, annealed",
+    "hard k-means, annealed",
+    "FitNet",
+    "same outputs, λ = 0",
+    "shuffled subclasses",
+]
+MAX_WORDS = 40
+TEST_SETS = {"GLUE dev": "test", "SST test": "sst_test_labelled"}
+
+
+def tasks(folder: Path, cache: Path) -> list[TextTask]:
+    """Fine-tune the teacher, or load it, and return the one task."""
+    train, validation = split_sentiment(folder)
+    tests = {name: read_sentiment(folder, part) for name, part in TEST_SETS.items()}
+    test = Texts(
+        np.concatenate([part.texts for part in tests.values()]),
+        np.concatenate([part.labels for part in tests.values()]),
+    )
+    model = encoder.fine_tuned(train.texts, train.labels, cache / "sst2_teacher.pt")
+    extractor = EmbeddingExtractor(
+        model,
+        tokenizer=encoder.tokenizer(),
+        max_length=encoder.MAX_TOKENS,
+        verbose=True,
+    ).fit(train.texts)
+    taught = extractor.extract(train.texts, cache / "sst2_train.npy", dtype="float32")
+    head = as_linear(*extractor.head_)
+    correct = {
+        part: right(extractor, head, texts)
+        for part, texts in (("validation", validation), ("test", test))
+    }
+    lesson = partial(
+        make_lesson, train, np.array(taught), head, validation, test, correct
+    )
+    return [
+        TextTask(
+            title="sentiment",
+            make_lesson=lesson,
+            methods=METHODS,
+            learning_rates=[0.001, 0.002, 0.004],
+            epochs=4,
+            epoch_bounds=(1, 32),
+            search_seeds=[100],
+            seeds=range(5),
+            scored_on={name: len(part) for name, part in tests.items()},
+        )
+    ]
+
+
+def as_linear(coef: Array, intercept: Array) -> nn.Linear:
+    """Return a linear layer of given weights."""
+    layer = nn.Linear(coef.shape[1], len(coef))
+    with torch.no_grad():
+        layer.weight.copy_(torch.as_tensor(coef))
+        layer.bias.copy_(torch.as_tensor(intercept))
+    return layer
+
+
+def right(extractor: EmbeddingExtractor, head: nn.Linear, texts: Texts) -> float:
+    """Return the accuracy of the teacher."""
+    with torch.no_grad():
+        logits = head(torch.as_tensor(extractor.transform(texts.texts)))
+    return float(np.mean(logits.argmax(1).numpy() == texts.labels))
+
+
+def make_lesson(
+    train: Texts,
+    embeddings: Array,
+    head: nn.Linear,
+    validation: Texts,
+    test: Texts,
+    teacher_accuracy: dict[str, float],
+    reader: str,
+    seed: int,
+    is_final: bool,
+) -> Lesson:
+    """Give a student the phrases, and the sentences to score it on."""
+    score = test if is_final else validation
+    read = READERS[reader](MAX_WORDS).fit(train.texts)
+    return Lesson(
+        X=read.transform(train.texts),
+        y=train.labels,
+        groups=None,
+        embeddings=embeddings,
+        head=head,
+        n_units=64,
+        X_score=read.transform(score.texts),
+        y_score=score.labels,
+        teacher_accuracy=teacher_accuracy["test" if is_final else "validation"],
+        seed=seed,
+        module=read.student,
+        module_params=read.module_params,
+        training={**TRAINING, "batch_size": 256},
+    )
