@@ -35,6 +35,8 @@ class StudentFit:
         That of `partial_fit`, or its state as arrays.
     loss_curve, validation_scores : list of float
         By epoch; scores are None without early stopping.
+    stop_reason : str or None
+        What ended it.
     """
 
     source: Any
@@ -44,6 +46,7 @@ class StudentFit:
     optimizer: Any = None
     loss_curve: list[float] = field(default_factory=list)
     validation_scores: list[float] | None = None
+    stop_reason: str | None = None
 
     @property
     def expected_rows(self) -> tuple[tuple[int, ...], bool]:
@@ -77,6 +80,7 @@ class StudentFit:
             "n_epochs_": len(self.loss_curve),
             "loss_curve_": self.loss_curve,
             "validation_scores_": self.validation_scores,
+            "stop_reason_": self.stop_reason,
             "_fit": self,
         }
 

@@ -1,63 +1,30 @@
 """LELPStudentClassifier: a torch module trained on subclass soft labels."""
 
 import copy
-import warnings
-from dataclasses import replace
+import os
 from numbers import Integral, Real
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
-import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.frozen import FrozenEstimator
-from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
-from torch import nn
 
-from lelp_sklearn._class_predictions import ClassPredictionMixin, StudentFit
-from lelp_sklearn._common import training_validation
-from lelp_sklearn._common.callbacks import (
-    NO_TASK,
-    CallbackSupportMixin,
-    begin_fit,
-    with_callbacks,
-)
-from lelp_sklearn._common.exceptions import NoTeacherWarning
+from lelp_sklearn._class_predictions import ClassPredictionMixin
+from lelp_sklearn._common.callbacks import CallbackSupportMixin, with_callbacks
+from lelp_sklearn._fitting import StudentFittingMixin
 from lelp_sklearn._projector import LELPProjector
-from lelp_sklearn._targets import (
-    OmittedTeacher,
-    check_several_labels,
-    encode,
-    fitted_source,
-    given_source,
-    hold_out,
-    is_hard,
-    loss_weight,
-    make_projector,
-    noted,
-    one_hot,
-    read_sample,
-    scorable,
-)
-from lelp_sklearn._training import devices, modules, schedules
-from lelp_sklearn._training.batches import as_tensor, make_rows
-from lelp_sklearn._training.loop import (
-    EarlyStopping,
-    Objective,
-    Trainer,
-    Validation,
-    make_optimizer,
-)
-
-
-class _Seeds(NamedTuple):
-    projector: int
-    split: int
-    training: int
+from lelp_sklearn._targets import OmittedTeacher
+from lelp_sklearn._training import modules
+from lelp_sklearn._training.ranks import joined
 
 
 class LELPStudentClassifier(
-    CallbackSupportMixin, ClassPredictionMixin, ClassifierMixin, BaseEstimator
+    CallbackSupportMixin,
+    StudentFittingMixin,
+    ClassPredictionMixin,
+    ClassifierMixin,
+    BaseEstimator,
 ):
     r"""A torch module trained on the subclass soft labels of a teacher (LELP).
 
@@ -119,10 +86,13 @@ class LELPStudentClassifier(
         ``torch.optim.SGD``.
     learning_rate : float, default=0.01
         The learning rate, where the schedule has not changed it.
-    learning_rate_schedule : {"cosine", "constant"} or callable, default="cosine"
-        "cosine" falls to 0 at the end of training; a stream has no known end, so that
-        it is constant in `partial_fit`. A callable gives the factor of `learning_rate`
-        at a progress from 0 to 1.
+    learning_rate_schedule : {"cosine", "one_cycle", "constant"} or callable, \
+            default="cosine"
+        "cosine" falls to 0 at the end of training; "one_cycle" rises from a 25th over
+        the first three tenths and then falls, as in
+        :class:`torch.optim.lr_scheduler.OneCycleLR`. A stream has no known end, so that
+        both are constant in `partial_fit`. A callable gives the factor of
+        `learning_rate` at a progress from 0 to 1.
     weight_decay : float, default=0.01
         Decoupled weight decay of AdamW, or what `optimizer` makes of it.
     max_grad_norm : float, default=None
@@ -130,7 +100,12 @@ class LELPStudentClassifier(
     max_epochs : int, default=100
         Number of epochs, and what progress counts in.
     batch_size : int, default=128
-        Rows a step. A last batch of one row joins the one before.
+        Rows a step, of all processes together. A last batch of one row joins the one
+        before.
+    augment : callable, default=None
+        Takes the inputs of a training batch, a tensor on the training device, and
+        returns others for the same rows, whose targets stay. What it draws from torch's
+        generators hangs on `random_state`.
     early_stopping : bool, default=False
         Whether to stop when the score on validation rows has not risen for
         `n_iter_no_change` epochs, and to keep the weights of the best epoch. The score
@@ -146,9 +121,21 @@ class LELPStudentClassifier(
         since the outputs stand for its subclasses, and the curves are continued.
     verbose : int, default=0
         1 prints a line an epoch.
+    checkpoint : path-like, default=None
+        Where to keep what an interrupted `fit` goes on from: called again with the same
+        data and parameters it ends with the same weights. A file that ends in
+        ``.ckpt`` is for this fit; any other path is a folder, in which each fit, of a
+        search for instance, has a file of its own. A complete fit is not repeated, but
+        read from its file. Wants an integer `random_state`.
+    checkpoint_interval : int, default=1
+        Epochs between two writings.
     device : str or torch.device, default="auto"
         Where to train. "auto" is the accelerator that holds X, else the first that is
         available, else the CPU.
+    precision : {"auto", "float32", "bfloat16", "float16"}, default="auto"
+        "auto" is float64 where X is float64 and the device the CPU, and else float32.
+        The last two are automatic mixed precision: products are of half precision,
+        weights float32, and with "float16" the loss is scaled.
     random_state : int, RandomState instance or None, default=None
         Fixes the initial weights, the order of rows, what modules draw from torch and
         what is held out, and leaves every global generator alone. None draws seeds from
@@ -164,6 +151,10 @@ class LELPStudentClassifier(
         The classes.
     n_epochs_ : int
         Number of complete epochs.
+    stop_reason_ : str or None
+        What ended `fit`: "max_epochs", "early_stopping", "callback", "interrupted" (by
+        KeyboardInterrupt, which was raised again) or "not_finite" (with the weights of
+        the last good epoch, and FloatingPointError raised). None after `partial_fit`.
     loss_curve_ : list of float
         Mean loss of each epoch.
     validation_scores_ : list of float or None
@@ -247,16 +238,23 @@ class LELPStudentClassifier(
         "unlabeled": "no_validation",
         "optimizer": [StrOptions({"adamw"}), callable],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
-        "learning_rate_schedule": [StrOptions({"constant", "cosine"}), callable],
+        "learning_rate_schedule": [
+            StrOptions({"constant", "cosine", "one_cycle"}),
+            callable,
+        ],
         "weight_decay": [Interval(Real, 0, None, closed="left")],
         "max_grad_norm": [Interval(Real, 0, None, closed="neither"), None],
         "max_epochs": [Interval(Integral, 1, None, closed="left")],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "augment": [callable, None],
         "early_stopping": ["boolean"],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
         "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
         "warm_start": ["boolean"],
         "verbose": ["verbose"],
+        "checkpoint": [str, os.PathLike, None],
+        "checkpoint_interval": [Interval(Integral, 1, None, closed="left")],
+        "precision": [StrOptions({"auto", "float32", "bfloat16", "float16"})],
         "device": [str, torch.device],
         "random_state": ["random_state"],
     }
@@ -280,12 +278,16 @@ class LELPStudentClassifier(
         max_grad_norm=None,
         max_epochs=100,
         batch_size=128,
+        augment=None,
         early_stopping=False,
         validation_fraction=0.1,
         n_iter_no_change=10,
         warm_start=False,
         verbose=0,
+        checkpoint=None,
+        checkpoint_interval=1,
         device="auto",
+        precision="auto",
         random_state=None,
     ):
         self.module = module
@@ -304,12 +306,16 @@ class LELPStudentClassifier(
         self.max_grad_norm = max_grad_norm
         self.max_epochs = max_epochs
         self.batch_size = batch_size
+        self.augment = augment
         self.early_stopping = early_stopping
         self.validation_fraction = validation_fraction
         self.n_iter_no_change = n_iter_no_change
         self.warm_start = warm_start
         self.verbose = verbose
+        self.checkpoint = checkpoint
+        self.checkpoint_interval = checkpoint_interval
         self.device = device
+        self.precision = precision
         self.random_state = random_state
 
     def __getstate__(self):
@@ -395,40 +401,10 @@ class LELPStudentClassifier(
         FloatingPointError
             If the loss of a step or a weight was not finite, at the end of the epoch.
         """
-        self._check_parameters()
-        training_validation.check_validation_data(
-            self.early_stopping, X_val, y_val, teacher_embeddings_val
-        )
-        previous = None
-        if self.warm_start and hasattr(self, "_fit"):
-            previous = replace(self._fit, optimizer=None)
-        inputs = self._check_inputs(X, previous and previous.expected_rows)
         given = teacher_embeddings, teacher_logits, soft_targets
-        sample = read_sample(X, inputs, y, self._marker(), sample_weight, *given)
-        if previous is None and not self._has_head():
-            check_several_labels(sample)
-        judged = self._read_validation(sample, X_val, y_val, teacher_embeddings_val)
-        device = devices.resolve_device(self.device, sample.inputs)
-        seeds = self._draw_seeds()
-        used, held_out = self._usable(sample), None
-        if self.early_stopping and judged is None:
-            fraction = self.validation_fraction
-            held_out = hold_out(sample, used, fraction, seeds.split)
-            used[held_out] = False
-        data = scorable(sample, y, sample_weight)
-        fits_projector = previous is None and soft_targets is None
-        n_steps = self.max_epochs + fits_projector
-        task = begin_fit(self, **data, max_subtasks=n_steps)
-        if previous is None:
-            source, sample = self._make_source(sample, used, seeds.projector, task)
-        else:
-            source = previous.source
-        fit, trainer = self._prepare(
-            sample, used, source, device, seeds.training, previous
-        )
-        validation = self._validation(fit, trainer, judged, held_out)
-        self._train(fit, trainer, task, validation)
-        task.end({})
+        validation = X_val, y_val, teacher_embeddings_val
+        with joined() as ranks:
+            self._fit_rows(ranks, X, y, given, sample_weight, validation)
         return self
 
     def partial_fit(
@@ -483,209 +459,6 @@ class LELPStudentClassifier(
             As in :meth:`fit`; if `classes` are missing at the first call, or
             `early_stopping` or balanced class weights are asked for.
         """
-        self._check_parameters()
-        previous = getattr(self, "_fit", None)
-        training_validation.check_partial_fit(
-            self.early_stopping, self.class_weight, classes, previous is None
-        )
-        inputs = self._check_inputs(X, previous and previous.expected_rows)
         given = teacher_embeddings, teacher_logits, soft_targets
-        sample = read_sample(X, inputs, y, self._marker(), sample_weight, *given)
-        device = devices.resolve_device(self.device, sample.inputs)
-        used = self._usable(sample)
-        seeds = self._draw_seeds()
-        if previous is None:
-            given = sample, used, seeds.projector, NO_TASK, np.unique(classes)
-            source, sample = self._make_source(*given)
-        else:
-            source = previous.source
-        fit, trainer = self._prepare(
-            sample, used, source, device, seeds.training, previous, endless=True
-        )
-        done = len(fit.loss_curve)
-        fit.loss_curve.append(trainer.run_epoch(done, done))
-        self._keep(replace(fit, optimizer=trainer.optimizer))
+        self._fit_block(X, y, classes, given, sample_weight)
         return self
-
-    def _check_parameters(self):
-        self._validate_params()
-        training_validation.check_frozen(self.projector, LELPProjector)
-        training_validation.check_class_weight(self.class_weight)
-        is_template = isinstance(self.module, nn.Module)
-        built = modules.MultilayerPerceptron if self.module is None else self.module
-        training_validation.check_module_arguments(
-            built, self.module_params, is_template=is_template
-        )
-        for name in ("subclass_weight", "learning_rate_schedule"):
-            if callable(value := getattr(self, name)):
-                schedules.check_schedule(value, name, self.max_epochs)
-
-    def _draw_seeds(self):
-        drawn = check_random_state(self.random_state).randint(2**31 - 1, size=3)
-        return _Seeds(*map(int, drawn))
-
-    def _read_validation(self, sample, X_val, y_val, embeddings):
-        if X_val is None:
-            return None
-        rows = tuple(sample.inputs.shape[1:]), self._may_take_codes(sample.inputs)
-        with noted("(In X_val, y_val and teacher_embeddings_val.)"):
-            inputs = self._check_inputs(X_val, rows)
-            return read_sample(X_val, inputs, y_val, self._marker(), None, embeddings)
-
-    def _marker(self):
-        own = self.unlabeled
-        return getattr(self.projector, "unlabeled", None) if own is None else own
-
-    def _may_take_codes(self, X):
-        return self.module is not None and devices.is_integer(X)
-
-    def _has_head(self):
-        return (
-            isinstance(self.projector, FrozenEstimator)
-            or getattr(self.projector, "head", None) is not None
-        )
-
-    def _has_teacher(self, sample):
-        return sample.says_targets or self.teacher is not None or self._has_head()
-
-    def _usable(self, sample):
-        """Tell which rows have a target and weigh anything."""
-        if self.label_weight:
-            training_validation.check_labels_for("label_weight > 0", sample.labelled)
-        if self._has_teacher(sample):
-            return sample.weight > 0
-        training_validation.check_labels_for("there is no teacher", sample.labelled)
-        return (sample.weight > 0) & sample.labelled
-
-    def _make_source(self, sample, used, seed, task, classes=None):
-        """Fit what makes the targets; also give the rows with their embeddings."""
-        given = LELPProjector() if self.projector is None else self.projector
-        projector = make_projector(given, seed, self.unlabeled)
-        if sample.soft_targets is not None:
-            return given_source(sample, projector, classes), sample
-        labels_only = not self._has_teacher(sample)
-        if labels_only:
-            # scikit-learn's decorator of fit, where it has one, is a frame more.
-            level = 3 if task.context is None else 4
-            warnings.warn(NoTeacherWarning(), stacklevel=level)
-        return fitted_source(
-            sample,
-            projector,
-            self.teacher,
-            used,
-            task,
-            labels_only=labels_only,
-            classes=classes,
-        )
-
-    def _prepare(self, sample, used, source, device, seed, previous, *, endless=False):
-        """Make the targets, the module unless it is there, and what trains it."""
-        codes = encode(sample, source.classes)
-        soft = source.soft_targets(sample, codes)
-        fit = previous or self._new_fit(sample, source, soft, seed, device)
-        student = fit.student
-        training_validation.check_same_columns(soft.shape[1], student.n_outputs)
-        student.net.to(device)
-        labels = one_hot(codes, len(source.classes)) if self.label_weight else None
-        used, weight = loss_weight(
-            sample, codes, soft, used, source.classes, self.class_weight
-        )
-        learning_rate = schedules.learning_rate_schedule(
-            self.learning_rate_schedule, endless=endless
-        )
-        trainer = Trainer(
-            student.net,
-            self._make_optimizer(fit),
-            replace(fit.objective, label_weight=self.label_weight),
-            make_rows(sample.inputs, soft, labels, weight, device, student.dtype),
-            as_tensor(np.flatnonzero(used), device),
-            schedules.subclass_weight_schedule(self.subclass_weight),
-            learning_rate,
-            self.max_epochs,
-            self.batch_size,
-            self.max_grad_norm,
-            fit.seed,
-        )
-        return fit, trainer
-
-    def _new_fit(self, sample, source, soft, seed, device):
-        n_classes, n_outputs = len(source.classes), soft.shape[1]
-        recipe = self.module, self.module_params, tuple(sample.inputs.shape[1:])
-        codes = self._may_take_codes(sample.inputs)
-        student = modules.build_student(
-            (*recipe, n_outputs), sample.inputs, device, seed, may_take_codes=codes
-        )
-        tau, within = source.temperature, self.within_class_temperature
-        if within == "auto":
-            within = 1.0 if is_hard(soft, n_classes) else tau
-        objective = Objective(n_classes, tau, within, self.label_weight)
-        return StudentFit(source, student, objective, seed)
-
-    def _make_optimizer(self, fit):
-        """Go on with the optimizer of `partial_fit`, or make one."""
-        if isinstance(fit.optimizer, torch.optim.Optimizer):
-            return fit.optimizer
-        optimizer = make_optimizer(
-            self.optimizer, fit.student.net, self.learning_rate, self.weight_decay
-        )
-        if fit.optimizer is not None:
-            optimizer.load_state_dict(modules.to_tensors(fit.optimizer))
-        return optimizer
-
-    def _validation(self, fit, trainer, given, held_out):
-        """Give the rows of early stopping, None without it."""
-        source, device = fit.source, trainer.used.device
-        temperature = 1.0 if source.labels_only else source.temperature
-        if held_out is not None:
-            rows = trainer.rows.select(as_tensor(held_out, device))
-            return Validation(rows, temperature)
-        if given is None:
-            return None
-        codes = encode(given, source.classes)
-        weight = None
-        if source.knows_classes_of(given):
-            soft = source.soft_targets(given, codes)
-        else:
-            training_validation.check_validation_labels(
-                given.labelled, given.teacher_embeddings is not None
-            )
-            soft, weight = one_hot(codes, len(source.classes)), given.labelled
-            temperature = 1.0
-        dtype = fit.student.dtype
-        rows = make_rows(given.inputs, soft, None, weight, device, dtype)
-        return Validation(rows, temperature)
-
-    def _train(self, fit, trainer, task, held_out):
-        """Run the epochs, and keep what they come to."""
-        schedule = trainer.subclass_weight
-        patient_from = schedules.first_final_epoch(schedule, self.max_epochs)
-        stopping = EarlyStopping(self.n_iter_no_change, patient_from)
-        if held_out is not None and fit.validation_scores is None:
-            fit.validation_scores = []
-        before = len(fit.loss_curve)
-        try:
-            for done in range(self.max_epochs):
-                step = task.begin("epoch")
-                fit.loss_curve.append(trainer.run_epoch(before + done, done))
-                stop = False
-                if held_out is not None:
-                    fit.validation_scores.append(trainer.score(held_out))
-                    score = fit.validation_scores[-1]
-                    stop = stopping.update(done, score, trainer.module)
-                if self.verbose:
-                    print(fit.describe_epoch(before + self.max_epochs))
-                if step.end(lambda: fit.snapshot().attributes()) or stop:
-                    break
-        except KeyboardInterrupt:
-            self._finish(fit, stopping)
-            raise
-        self._finish(fit, stopping)
-
-    def _finish(self, fit, stopping):
-        stopping.restore(fit.student.net)
-        self._keep(fit)
-
-    def _keep(self, fit):
-        fit.student.net.zero_grad()
-        fit.student.net.eval()
-        vars(self).update(fit.attributes())

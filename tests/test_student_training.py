@@ -392,6 +392,7 @@ def test_interrupted_student_is_fitted_and_the_interrupt_goes_on(problem):
     with pytest.raises(KeyboardInterrupt):
         student.fit(X, y, soft_targets=targets)
     assert student.n_epochs_ == len(student.loss_curve_) == 2
+    assert student.stop_reason_ == "interrupted"
     assert student.predict(X).shape == y.shape
     assert not student.module_.training
 
@@ -409,6 +410,154 @@ def test_loss_that_is_not_finite_stops_after_its_epoch(label_weight, problem):
     with pytest.raises(FloatingPointError, match=message):
         student.fit(X, y, soft_targets=targets)
     assert not hasattr(student, "module_")
+
+
+def test_weights_of_the_last_good_epoch_are_kept(problem):
+    """Two epochs are good, in the third the learning rate is far too high."""
+    X, y, targets = problem
+    options = {"optimizer": torch.optim.SGD, "subclass_weight": 1.0}
+    good = quick(**options, learning_rate_schedule="constant", max_epochs=2)
+    good.fit(X, y, soft_targets=targets)
+    student = quick(
+        **options,
+        learning_rate_schedule=lambda progress: 1.0 + 1e300 * (progress > 0.5),
+    )
+    with pytest.raises(FloatingPointError, match="of epoch 3, at learning rate 1e"):
+        student.fit(X, y, soft_targets=targets)
+    assert student.stop_reason_ == "not_finite"
+    assert student.n_epochs_ == 2
+    assert_array_equal(weights_of(student), weights_of(good))
+    assert_array_equal(student.predict_proba(X), good.predict_proba(X))
+
+
+def test_augmented_rows_are_trained_on_and_the_caller_s_stay(problem):
+    X, y, targets = problem
+    seen = []
+
+    def flip(rows):
+        seen.append(rows.shape)
+        return rows.neg_()
+
+    before = X.copy()
+    augmented = quick(augment=flip).fit(X, y, soft_targets=targets)
+    negated = quick().fit(-X, y, soft_targets=targets)
+    assert_array_equal(X, before)
+    assert_array_equal(weights_of(augmented), weights_of(negated))
+    assert (64, X.shape[1]) in seen
+    # Not at prediction.
+    n_seen = len(seen)
+    assert_array_equal(augmented.predict(-X), negated.predict(-X))
+    assert len(seen) == n_seen
+
+
+def test_what_augmentation_draws_hangs_on_the_random_state(problem):
+    X, y, targets = problem
+
+    def jitter(rows):
+        return rows + 0.1 * torch.randn_like(rows)
+
+    before = torch.get_rng_state()
+    first, second = (
+        quick(augment=jitter, random_state=1).fit(X, y, soft_targets=targets)
+        for _ in range(2)
+    )
+    assert_array_equal(weights_of(first), weights_of(second))
+    assert_array_equal(torch.get_rng_state(), before)
+    plain = quick(random_state=1).fit(X, y, soft_targets=targets)
+    assert not np.array_equal(weights_of(first), weights_of(plain))
+
+
+@pytest.mark.parametrize(
+    ("augment", "message"),
+    [
+        (lambda rows: rows[:1], r"augment makes a tensor of shape \(1, 6\) of 2 rows"),
+        (lambda rows: rows.tolist(), "augment makes list of 2 rows"),
+        (lambda rows: rows[:, :2], "module fails"),
+    ],
+)
+def test_augmentation_that_cannot_be_is_refused_before_training(
+    augment, message, problem
+):
+    X, y, targets = problem
+    student = quick(augment=augment)
+    with pytest.raises(ValueError, match=message):
+        student.fit(X, y, soft_targets=targets)
+    assert not hasattr(student, "module_")
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_mixed_precision_learns_the_same_with_weights_in_single(precision, problem):
+    X, y, targets = problem
+    options = {"max_epochs": 30, "max_grad_norm": 1.0}
+    single = quick(**options, precision="float32").fit(X, y, soft_targets=targets)
+    mixed = quick(**options, precision=precision).fit(X, y, soft_targets=targets)
+    assert {p.dtype for p in mixed.module_.parameters()} == {torch.float32}
+    assert not np.array_equal(weights_of(mixed), weights_of(single))
+    assert_allclose(mixed.predict_proba(X), single.predict_proba(X), atol=0.05)
+    assert_allclose(mixed.loss_curve_, single.loss_curve_, rtol=0.05)
+
+
+def test_half_precision_scales_gradients_that_would_vanish(problem):
+    """That of the hidden layer is far below the least number of half precision."""
+    X, y, targets = problem
+    options = {"max_epochs": 1, "batch_size": 1000, "optimizer": torch.optim.SGD}
+    options |= {"weight_decay": 0.0, "learning_rate": 1e-3}
+
+    class Faint(MyNet):
+        def forward(self, X):
+            return self.top(1e-8 * torch.tanh(self.body(X)))
+
+    moved = []
+    for precision in ("float32", "float16"):
+        start, student = (
+            quick(module=Faint, precision=precision, **{**options, "learning_rate": r})
+            for r in (1e-300, 1e3)
+        )
+        for each in (start, student):
+            each.fit(X, y, soft_targets=targets)
+        moved.append(
+            (student.module_.body[0].weight - start.module_.body[0].weight).detach()
+        )
+    largest = float(moved[0].abs().max())
+    assert largest > 0
+    torch.testing.assert_close(moved[1], moved[0], rtol=0, atol=0.05 * largest)
+
+
+def test_single_precision_may_be_asked_for_where_rows_are_double(problem):
+    X, y, targets = problem
+    assert X.dtype == np.float64
+    student = quick(precision="float32").fit(X, y, soft_targets=targets)
+    assert student.module_[0].weight.dtype == torch.float32
+    assert student.predict_proba(X).dtype == np.float32
+
+
+def test_one_cycle_is_that_of_torch(problem):
+    X, y, targets = problem
+    rates = []
+
+    class Recording(torch.optim.SGD):
+        def step(self):
+            rates.append(self.param_groups[0]["lr"])
+            return super().step()
+
+    student = quick(
+        optimizer=Recording,
+        learning_rate=0.2,
+        learning_rate_schedule="one_cycle",
+        max_epochs=500,
+    )
+    student.fit(X, y, soft_targets=targets)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)])
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 0.2, total_steps=2000, cycle_momentum=False
+    )
+    expected = []
+    for _ in range(2000):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    # Torch counts to the step before the last of each phase.
+    assert_allclose(rates, expected, atol=0.2 * 0.004)
 
 
 def test_weights_that_are_not_finite_after_the_last_step_are_seen(problem):

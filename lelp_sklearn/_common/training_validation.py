@@ -370,6 +370,27 @@ def unusable_device(device: object, reason: object) -> ValueError:
     )
 
 
+def unusable_precision(name: str, device: object, reason: object) -> ValueError:
+    """A device has no products of that precision."""
+    first_line = str(reason).splitlines()[0]
+    return ValueError(
+        f"precision={name!r} cannot be used on {str(device)!r} ({first_line}): use "
+        "'float32', or another device."
+    )
+
+
+def check_augmented_rows(
+    shape: tuple[int, ...] | None, kind: type, n_rows: int
+) -> None:
+    """Raise unless augmented rows are a tensor of as many."""
+    if shape is None or len(shape) < 2 or shape[0] != n_rows:
+        found = kind.__name__ if shape is None else f"a tensor of shape {shape}"
+        raise ValueError(
+            f"augment makes {found} of {n_rows} rows; it must return a tensor of as "
+            "many rows."
+        )
+
+
 def check_module_arguments(
     module: Any, module_params: Any, *, is_template: bool
 ) -> None:

@@ -19,16 +19,23 @@ _ACCELERATORS = ("cuda", "xpu", "mps")
 _borrowing_generators = RLock()
 
 
-def resolve_device(requested: str | torch.device, X: Any) -> torch.device:
+def resolve_device(
+    requested: str | torch.device, X: Any, index: int | None = None
+) -> torch.device:
     """Give the device to train on.
 
     "auto" is the accelerator that holds X, else the first one available, else the CPU.
+    `index` is the number of this process among several that share a machine's.
     """
     if requested == "auto":
         if isinstance(X, torch.Tensor) and X.device.type != "cpu":
             return X.device
         available = (n for n in _ACCELERATORS if getattr(torch, n).is_available())
         requested = next(available, "cpu")
+    if index is not None and requested in ("cuda", "xpu"):
+        requested = (
+            f"{requested}:{index % getattr(torch, str(requested)).device_count()}"
+        )
     try:
         # A device may be well named and still not be there.
         return torch.empty(0, device=requested).device
@@ -37,18 +44,21 @@ def resolve_device(requested: str | torch.device, X: Any) -> torch.device:
         raise validation.unusable_device(requested, reason) from reason
 
 
-def input_dtype(X: Any, device: torch.device, *, integers_are_codes: bool) -> Dtype:
+def input_dtype(
+    X: Any, device: torch.device, *, integers_are_codes: bool, precision: str = "auto"
+) -> Dtype:
     """Give the dtype in which a module takes the rows of an array or a tensor.
 
-    On the CPU float64 stays, so that training is as precise as the data; any other
-    floating dtype is float32. Integers are codes, such as those of tokens, or numbers.
+    On the CPU float64 stays where the precision is "auto", so that training is as
+    precise as the data; any other floating dtype is float32. Integers are codes, such
+    as those of tokens, or numbers.
     """
     if integers_are_codes and is_integer(X):
         return torch.int64
-    narrow = ("float32", "float16", "bfloat16")
-    return (
-        torch.float32 if device.type != "cpu" or _name(X) in narrow else torch.float64
-    )
+    narrow = _name(X) in ("float32", "float16", "bfloat16")
+    if narrow or precision != "auto" or device.type != "cpu":
+        return torch.float32
+    return torch.float64
 
 
 def is_integer(X: Any) -> bool:

@@ -1,8 +1,9 @@
 """Epochs and steps of training on subclass targets."""
 
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,8 @@ from lelp_sklearn._common import training_validation as validation
 from lelp_sklearn._training.batches import Rows, outputs, shuffled_batches
 from lelp_sklearn._training.devices import derive_seed, seeded
 from lelp_sklearn._training.objective import loss_and_gradient
+from lelp_sklearn._training.precision import Precision
+from lelp_sklearn._training.ranks import Ranks
 from lelp_sklearn._training.schedules import Schedule
 from lelp_sklearn.losses import class_logits
 
@@ -92,6 +95,12 @@ class Trainer:
         Number of epochs over which progress goes from 0 to 1; rows a step.
     max_grad_norm : float or None
         Norm to which gradients are clipped.
+    augment : callable or None
+        Changes the inputs of a batch.
+    precision : Precision
+        How a step multiplies.
+    ranks : Ranks
+        The processes that share each batch; all have the same rows.
     seed : int
         Fixes the order of rows and what the module draws, epoch by epoch.
     """
@@ -106,6 +115,9 @@ class Trainer:
     max_epochs: int
     batch_size: int
     max_grad_norm: float | None
+    augment: Callable[[Tensor], Tensor] | None
+    precision: Precision
+    ranks: Ranks
     seed: int
 
     def run_epoch(self, number: int, done: int) -> float:
@@ -126,8 +138,13 @@ class Trainer:
         device = self.rows.X.device
         self.module.train()
         losses, masses, rates = [], [], []
-        with seeded(derive_seed(self.seed, number), device):
+        with ExitStack() as random_state:
+            random_state.enter_context(seeded(derive_seed(self.seed, number), device))
             batches = shuffled_batches(self.used, self.batch_size)
+            if self.ranks.size > 1:
+                # All shuffle alike, and each draws its own for its part of a batch.
+                own = derive_seed(self.seed, number, self.ranks.rank)
+                random_state.enter_context(seeded(own, device))
             for step, index in enumerate(batches):
                 progress = min((done + step / len(batches)) / self.max_epochs, 1.0)
                 rates.append(self._set_learning_rate(progress))
@@ -135,9 +152,9 @@ class Trainer:
                 losses.append(loss)
                 masses.append(mass)
         # The one time in an epoch at which the host waits for the device.
-        *by_step, weights_finite = torch.stack(
-            [*losses, self._weights_finite().to(losses[0].dtype)]
-        ).tolist()
+        total = self.ranks.sum(torch.stack(losses))
+        finite = self._weights_finite().to(total.dtype).view(1)
+        *by_step, weights_finite = torch.cat([total, finite]).tolist()
         validation.check_losses(by_step, rates, number)
         validation.check_weights(bool(weights_finite), rates[-1], number)
         return _weighted_mean(by_step, masses)
@@ -160,30 +177,49 @@ class Trainer:
         return float(torch.dot(scores, rows.weight) / rows.weight.sum())
 
     def _step(self, index: Tensor, subclass_weight: float) -> tuple[Tensor, Any]:
-        rows = self.rows.select(index)
-        logits = self.module(rows.X)
+        """Move the weights; give this process's part of the loss, and the mass."""
+        mass: Any = len(index)
+        if self.rows.weight is not None:
+            mass = self.rows.weight.index_select(0, index).sum()
+        self.optimizer.zero_grad()
+        own = self.ranks.share(index)
+        if len(own):
+            loss = self._backward(self.rows.select(own), mass, subclass_weight)
+        else:
+            loss = self.rows.soft_targets.new_zeros(())
+        self.ranks.sum_gradients(self._trained())
+        self.precision.step(
+            self.optimizer, self.module.parameters(), self.max_grad_norm
+        )
+        return loss, mass
+
+    def _backward(self, rows: Rows, mass: Any, subclass_weight: float) -> Tensor:
+        """Find the gradients of the summed loss over the mass, and give that loss."""
+        X = rows.X if self.augment is None else self.augment(rows.X)
+        logits = self.precision.outputs(self.module, X)
         losses, gradient = self.objective.loss_and_gradient(
             logits, rows, subclass_weight
         )
-        mass: Any = len(index)
+        loss: Tensor
         if rows.weight is None:
-            loss = losses.mean()
+            loss = losses.sum() / mass
             gradient.mul_(1 / mass)
         else:
-            mass = rows.weight.sum()
             share = rows.weight / mass
             loss = torch.dot(losses, share)
             gradient.mul_(share.unsqueeze(1))
-        self.optimizer.zero_grad()
-        logits.backward(gradient)
-        if self.max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(self.module.parameters(), self.max_grad_norm)
-        self.optimizer.step()
-        return loss, mass
+        self.precision.backward(logits, gradient)
+        return loss
+
+    def has_finite_weights(self) -> bool:
+        """Whether no weight has become NaN or infinite."""
+        return bool(self._weights_finite())
 
     def _weights_finite(self) -> Tensor:
-        trained = (p for group in self.optimizer.param_groups for p in group["params"])
-        return torch.stack([p.detach().isfinite().all() for p in trained]).all()
+        return torch.stack([p.detach().isfinite().all() for p in self._trained()]).all()
+
+    def _trained(self) -> list[nn.Parameter]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def _set_learning_rate(self, progress: float) -> float:
         groups = self.optimizer.param_groups
@@ -218,12 +254,13 @@ class EarlyStopping:
     best_score: float = field(default=-torch.inf, init=False)
     best_weights: dict[str, Any] | None = field(default=None, init=False)
     n_idle: int = field(default=0, init=False)
+    _seen: ClassVar = "best_score", "best_weights", "n_idle"
 
     def update(self, epoch: int, score: float, module: nn.Module) -> bool:
         """Take the score of an epoch in, and tell whether to stop."""
         if score > self.best_score:
             self.best_score, self.n_idle = score, 0
-            self.best_weights = _copy_tensors(module.state_dict().items())
+            self.best_weights = copy_tensors(module.state_dict().items())
         elif epoch >= self.first_epoch:
             self.n_idle += 1
         return self.n_idle >= self.patience
@@ -233,6 +270,16 @@ class EarlyStopping:
         if self.best_weights is not None:
             module.load_state_dict(self.best_weights)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Give what it has seen."""
+        return {name: getattr(self, name) for name in self._seen}
 
-def _copy_tensors(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what another has seen."""
+        for name in self._seen:
+            setattr(self, name, state[name])
+
+
+def copy_tensors(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Copy what a state dict refers to."""
     return {k: v.clone() if isinstance(v, Tensor) else v for k, v in items}

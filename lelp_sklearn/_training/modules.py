@@ -148,6 +148,21 @@ class Student:
         shape = tuple(made.shape) if isinstance(made, Tensor) else type(made)
         validation.check_module_outputs(shape, len(first_rows), self.n_outputs)
 
+    def check_augmented(
+        self,
+        augment: Callable[[Tensor], Any],
+        inputs: Any,
+        device: torch.device,
+        seed: int,
+    ) -> None:
+        """Raise unless a function changes rows into such as the module takes."""
+        first_rows = as_tensor(inputs[:2], device, self.dtype).clone()
+        with seeded(seed, device):
+            found = augment(first_rows)
+            shape = tuple(found.shape) if isinstance(found, Tensor) else None
+            validation.check_augmented_rows(shape, type(found), len(first_rows))
+            self.check_outputs(found)
+
     def snapshot(self) -> "Student":
         """Give a copy whose weights stay as they are now."""
         twin = Student.__new__(Student)
@@ -179,6 +194,7 @@ def build_student(
     seed: int,
     *,
     may_take_codes: bool,
+    precision: str,
 ) -> Student:
     """Build a student on a device, and try it on the first rows.
 
@@ -195,10 +211,14 @@ def build_student(
     may_take_codes : bool
         Whether integers may be codes; to a module that does not take them they are
         numbers.
+    precision : str
+        As in `input_dtype`.
     """
 
     def build(*, integers_are_codes: bool) -> Student:
-        dtype = input_dtype(inputs, device, integers_are_codes=integers_are_codes)
+        dtype = input_dtype(
+            inputs, device, integers_are_codes=integers_are_codes, precision=precision
+        )
         with seeded(seed, device):
             student = Student(*recipe, dtype)
             student.net.to(device)

@@ -26,11 +26,29 @@ def learning_rate_schedule(
 ) -> Schedule | None:
     """Give the factor of the learning rate; None where it is constant.
 
-    Where training is `endless` "cosine" is constant: there is no end to fall to.
+    Where training is `endless` the named ones are constant: there is no end to fall to.
     """
-    if name == "cosine" and not endless:
-        return lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress))
-    return name if callable(name) else None
+    if callable(name):
+        return name
+    return None if endless else _NAMED[name]
+
+
+def _cosine(progress: float) -> float:
+    return 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def _one_cycle(progress: float) -> float:
+    """Rise from a 25th over the first three tenths, then fall to nearly nothing."""
+    if progress < _SUMMIT:
+        return 1.0 - (1.0 - _FIRST) * _cosine(progress / _SUMMIT)
+    return _LAST + (1.0 - _LAST) * _cosine((progress - _SUMMIT) / (1.0 - _SUMMIT))
+
+
+# As in torch.optim.lr_scheduler.OneCycleLR (Smith and Topin, 2018).
+_SUMMIT, _FIRST = 0.3, 1 / 25
+_LAST = _FIRST / 1e4
+
+_NAMED = {"constant": None, "cosine": _cosine, "one_cycle": _one_cycle}
 
 
 def check_schedule(schedule: Schedule | None, name: str, max_epochs: int) -> None:

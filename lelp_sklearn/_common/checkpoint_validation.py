@@ -1,0 +1,61 @@
+"""Checks of checkpoints, and their messages."""
+
+import numbers
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def check_resumable(checkpoint: Any, random_state: Any) -> None:
+    """Raise where a fit with a checkpoint would draw anew when it goes on."""
+    if checkpoint is not None and not isinstance(random_state, numbers.Integral):
+        raise ValueError(
+            f"checkpoint={str(checkpoint)!r} needs an integer random_state, found "
+            f"{random_state!r}: a fit can only go on if it draws the same again."
+        )
+
+
+def check_folder(target: Path, folder: Path, *, may_be_made: bool = False) -> None:
+    """Raise unless a checkpoint can be written into a folder."""
+    while may_be_made and not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise ValueError(
+            f"checkpoint={str(target)!r}: {str(folder)!r} is no folder; name a file "
+            "that ends in '.ckpt' in an existing folder, or a folder."
+        )
+    if not os.access(folder, os.W_OK):
+        raise ValueError(
+            f"checkpoint={str(target)!r}: the folder {str(folder)!r} is not writable."
+        )
+
+
+def check_unused(target: Path, is_ours: bool) -> None:
+    """Raise where another fit that is running writes to the file."""
+    if not is_ours:
+        raise ValueError(
+            f"checkpoint={str(target)!r} is in use by another fit: give each a file of "
+            "its own, or name a folder, in which each fit has one."
+        )
+
+
+def damaged_checkpoint(path: Path) -> ValueError:
+    """A checkpoint that is not what was written."""
+    return ValueError(
+        f"checkpoint={str(path)!r} is damaged or no checkpoint: delete it to begin "
+        "anew."
+    )
+
+
+def check_same_run(
+    path: Path, found: Mapping[str, str], wanted: Mapping[str, str]
+) -> None:
+    """Raise where a checkpoint is of other data or parameters."""
+    changed = [name for name in wanted if found.get(name) != wanted[name]]
+    if changed:
+        raise ValueError(
+            f"checkpoint={str(path)!r} is of a fit with another "
+            f"{', '.join(changed)}: set these as they were, delete the file to begin "
+            "anew, or name a folder, in which each fit has a file of its own."
+        )

@@ -1,0 +1,185 @@
+"""A digest of what a value holds: the same for equal values, whoever made them."""
+
+import hashlib
+import struct
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_N_BYTES = 16
+_BLOCK_BYTES = 1 << 20
+
+# scikit-learn writes its version into the state of each of its estimators.
+_VERSION_KEYS = ("_sklearn_version",)
+
+
+def digest_of(value: Any) -> str:
+    """Digest a value by its content, in 32 hexadecimal digits.
+
+    Numbers, strings, arrays, tensors and containers count by type and content, however
+    they lie in memory and on whichever device. Functions and classes count by module
+    and qualified name. Any other object counts by its type and by what it would be
+    pickled as, its `__getstate__` or `__dict__`. The order of a dict or a set does not
+    matter, that of a list does.
+
+    Raises
+    ------
+    TypeError
+        If a value is of a kind that cannot be pickled, such as an open file.
+    """
+    return _Digester().digest(value).hex()
+
+
+class _Digester:
+    """One pass over a value: the digest of a container is made of those of its parts.
+
+    What has been met is looked up, so that weights shared by several objects are read
+    once, and what lies inside itself ends.
+    """
+
+    def __init__(self) -> None:
+        # The values are kept, since a number that `id` gives is used again.
+        self._known: dict[int, tuple[Any, bytes]] = {}
+
+    def digest(self, value: Any) -> bytes:
+        if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
+            plain = _plain(value)
+            if plain is not None:
+                return plain
+        if id(value) not in self._known:
+            self._known[id(value)] = value, _join("inside itself", [])
+            self._known[id(value)] = value, self._of_content(value)
+        return self._known[id(value)][1]
+
+    def _of_content(self, value: Any) -> bytes:
+        if isinstance(value, (np.ndarray, np.generic)):
+            return self._of_array(np.asarray(value))
+        if _is_torch(value, "Tensor"):
+            return _of_tensor(value)
+        if isinstance(value, type) or hasattr(value, "__qualname__"):
+            return self._of_name(value)
+        kind = type(value)
+        if kind in (list, tuple):
+            return self._join(kind.__name__, value)
+        if kind in (set, frozenset):
+            return _join(kind.__name__, sorted(map(self.digest, value)))
+        if kind is dict:
+            return self._of_items(value)
+        if kind in (np.random.RandomState, np.random.Generator):
+            return self._join("generator", [kind, _generator_state(value)])
+        return self._of_object(value)
+
+    def _of_array(self, array: NDArray[Any]) -> bytes:
+        dtype = array.dtype
+        if dtype.hasobject:
+            about = [dtype.name, repr(dtype.descr), array.shape]
+            return self._join("array", [*about, array.ravel().tolist()])
+        # A pickled array may come back in the byte order of the machine.
+        dtype = dtype.newbyteorder("<")
+        about = [dtype.name, repr(dtype.descr), array.shape]
+        return self._join("array", [*about, _of_buffer(array, dtype)])
+
+    def _of_name(self, value: Any) -> bytes:
+        owner = getattr(value, "__self__", None)
+        method_of = None if owner is None or isinstance(owner, _MODULE) else owner
+        name = [getattr(value, "__module__", None), value.__qualname__, method_of]
+        return self._join("name", name)
+
+    def _of_items(self, items: dict[Any, Any]) -> bytes:
+        pairs = [self._join("item", pair) for pair in items.items()]
+        return _join("dict", sorted(pairs))
+
+    def _of_object(self, value: Any) -> bytes:
+        reduced = value.__reduce_ex__(4)
+        if isinstance(reduced, str):
+            return self._join("global", [type(value), reduced])
+        function, arguments, state, items, pairs = (*reduced, None, None, None)[:5]
+        if isinstance(state, dict):
+            state = {k: v for k, v in state.items() if k not in _VERSION_KEYS}
+            if _is_torch(value, "Module"):
+                state = _without_empty_hooks(state)
+        # A subclass of dict or list, such as OrderedDict, gives its content here.
+        held = [list(items or ()), dict(pairs or ())]
+        return self._join("object", [type(value), function, arguments, state, *held])
+
+    def _join(self, kind: str, parts: Iterable[Any]) -> bytes:
+        return _join(kind, map(self.digest, parts))
+
+
+_MODULE = type(np)
+
+
+def _join(kind: str, digests: Iterable[bytes]) -> bytes:
+    joined = hashlib.blake2b(kind.encode() + b":", digest_size=_N_BYTES)
+    for part in digests:
+        joined.update(part)
+    return joined.digest()
+
+
+def _plain(value: Any) -> bytes | None:
+    """Digest what holds no other value; None where it is of a kind of its own."""
+    kind = type(value)
+    if kind is str:
+        # Whatever a string can hold, half a surrogate pair too.
+        content = value.encode("utf-8", "surrogatepass")
+    elif kind is bytes:
+        content = value
+    elif kind is float:
+        content = b"nan" if value != value else struct.pack("<d", value)
+    elif value is None or kind in (bool, int, complex):
+        content = repr(value).encode()
+    else:
+        return None
+    return _join(kind.__name__, [content])
+
+
+def _of_buffer(array: NDArray[Any], dtype: np.dtype[Any]) -> bytes:
+    """Digest the values of an array as C-ordered `dtype`, without a copy of it all."""
+    content = hashlib.blake2b(digest_size=_N_BYTES)
+    if array.size and array.itemsize:
+        rows = array.reshape(1) if array.ndim == 0 else array
+        step = max(1, _BLOCK_BYTES * len(rows) // rows.nbytes)
+        for start in range(0, len(rows), step):
+            block = np.ascontiguousarray(rows[start : start + step], dtype)
+            content.update(block.reshape(-1).view(np.uint8).data)
+    return content.digest()
+
+
+def _is_torch(value: Any, name: str) -> bool:
+    """Whether a value is a Tensor or Module of torch, which is not imported for it."""
+    return any(
+        base.__name__ == name and base.__module__.partition(".")[0] == "torch"
+        for base in type(value).__mro__
+    )
+
+
+def _of_tensor(tensor: Any) -> bytes:
+    # There is a tensor, so torch has been imported.
+    from torch import strided, uint8
+
+    dense = tensor.detach()
+    dense = dense if dense.layout == strided else dense.to_dense()
+    flat = dense.resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
+    # NumPy has no bfloat16, and needs no other name for bytes.
+    content = _of_buffer(flat.view(uint8).numpy(), np.dtype(np.uint8))
+    about = str(tensor.dtype), repr(tuple(tensor.shape))
+    return _join("tensor", [*map(str.encode, about), content])
+
+
+def _generator_state(generator: Any) -> Any:
+    if isinstance(generator, np.random.RandomState):
+        return generator.get_state(legacy=False)
+    return generator.bit_generator.state
+
+
+def _without_empty_hooks(state: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what says nothing, since versions of torch differ in it."""
+
+    def says_nothing(name: str, value: Any) -> bool:
+        if not name.startswith("_"):
+            return False
+        return value is None or (isinstance(value, (bool, dict, set)) and not value)
+
+    return {k: v for k, v in state.items() if not says_nothing(k, v)}

@@ -1,0 +1,379 @@
+"""What a student does to be fitted: from checked rows to a trained module."""
+
+import warnings
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from sklearn.frozen import FrozenEstimator
+from sklearn.utils import check_random_state
+from torch import nn
+
+from lelp_sklearn._class_predictions import StudentFit
+from lelp_sklearn._common import checkpoint_validation, training_validation
+from lelp_sklearn._common.callbacks import NO_TASK, begin_fit
+from lelp_sklearn._common.exceptions import NoTeacherWarning
+from lelp_sklearn._common.identity import digest_of
+from lelp_sklearn._projector import LELPProjector
+from lelp_sklearn._targets import (
+    check_several_labels,
+    encode,
+    fitted_source,
+    given_source,
+    hold_out,
+    is_hard,
+    loss_weight,
+    make_projector,
+    noted,
+    one_hot,
+    read_sample,
+    scorable,
+)
+from lelp_sklearn._training import devices, modules, schedules
+from lelp_sklearn._training.batches import as_tensor, make_rows
+from lelp_sklearn._training.checkpoints import open_checkpoint
+from lelp_sklearn._training.loop import (
+    EarlyStopping,
+    Objective,
+    Trainer,
+    Validation,
+    make_optimizer,
+)
+from lelp_sklearn._training.precision import Precision
+from lelp_sklearn._training.ranks import ALONE
+from lelp_sklearn._training.run import Run
+
+# Parameters that the result of a fit does not hang on.
+_FREE_TO_CHANGE = "checkpoint", "checkpoint_interval", "device", "verbose"
+
+
+class _Seeds(NamedTuple):
+    projector: int
+    split: int
+    training: int
+
+
+class StudentFittingMixin:
+    """The work behind `fit` and `partial_fit` of `LELPStudentClassifier`."""
+
+    def _fit_rows(self, ranks, X, y, given, sample_weight, validation):
+        """Do what `fit` does, as one of several processes if need be."""
+        self._check_parameters()
+        training_validation.check_validation_data(self.early_stopping, *validation)
+        previous = None
+        if self.warm_start and hasattr(self, "_fit"):
+            previous = replace(self._fit, optimizer=None)
+        sample = self._read(X, y, given, sample_weight, previous)
+        if previous is None and not self._has_head():
+            check_several_labels(sample)
+        judged = self._read_validation(sample, *validation)
+        device = devices.resolve_device(self.device, sample.inputs, ranks.device_index)
+        how = {"precision": Precision(self.precision, device), "ranks": ranks}
+        seeds = ranks.from_first(self._draw_seeds)
+        used, held_out = self._split(sample, judged, seeds.split)
+        task = self._begin(sample, y, sample_weight, previous, ranks)
+        if previous is None and not self._has_teacher(sample):
+            # scikit-learn's decorator of fit, where it has one, is a frame more.
+            level = 3 if task.context is None else 4
+            warnings.warn(NoTeacherWarning(), stacklevel=level)
+        targets = ranks.from_first(
+            lambda: self._make_targets(sample, used, previous, seeds.projector, task)
+        )
+        rows = sample, used, targets, device
+        fit, trainer = self._prepare(*rows, seeds.training, previous, **how)
+        held_out = self._validation(fit, trainer, judged, held_out)
+        with self._kept(sample, judged, fit, ranks) as checkpoint:
+            self._train(fit, trainer, task, held_out, checkpoint)
+        task.end({})
+
+    def _fit_block(self, X, y, classes, given, sample_weight):
+        """Do what `partial_fit` does."""
+        self._check_parameters()
+        previous = getattr(self, "_fit", None)
+        training_validation.check_partial_fit(
+            self.early_stopping, self.class_weight, classes, previous is None
+        )
+        sample = self._read(X, y, given, sample_weight, previous)
+        device = devices.resolve_device(self.device, sample.inputs)
+        precision = Precision(self.precision, device)
+        used = self._usable(sample)
+        seeds = self._draw_seeds()
+        if previous is None and not self._has_teacher(sample):
+            warnings.warn(NoTeacherWarning(), stacklevel=3)
+        targets = self._make_targets(
+            sample, used, previous, seeds.projector, NO_TASK, classes
+        )
+        rows = sample, used, targets, device
+        fit, trainer = self._prepare(
+            *rows, seeds.training, previous, precision=precision, endless=True
+        )
+        done = len(fit.loss_curve)
+        fit.loss_curve.append(trainer.run_epoch(done, done))
+        self._keep(replace(fit, optimizer=trainer.optimizer, stop_reason=None))
+
+    def _check_parameters(self):
+        self._validate_params()
+        training_validation.check_frozen(self.projector, LELPProjector)
+        training_validation.check_class_weight(self.class_weight)
+        checkpoint_validation.check_resumable(self.checkpoint, self.random_state)
+        is_template = isinstance(self.module, nn.Module)
+        built = modules.MultilayerPerceptron if self.module is None else self.module
+        training_validation.check_module_arguments(
+            built, self.module_params, is_template=is_template
+        )
+        for name in ("subclass_weight", "learning_rate_schedule"):
+            if callable(value := getattr(self, name)):
+                schedules.check_schedule(value, name, self.max_epochs)
+
+    def _read(self, X, y, given, sample_weight, previous):
+        inputs = self._check_inputs(X, previous and previous.expected_rows)
+        return read_sample(X, inputs, y, self._marker(), sample_weight, *given)
+
+    def _split(self, sample, judged, seed):
+        """Tell which rows to learn from, and which to stop by, None if others."""
+        used = self._usable(sample)
+        if not self.early_stopping or judged is not None:
+            return used, None
+        held_out = hold_out(sample, used, self.validation_fraction, seed)
+        used[held_out] = False
+        return used, held_out
+
+    def _draw_seeds(self):
+        drawn = check_random_state(self.random_state).randint(2**31 - 1, size=3)
+        return _Seeds(*map(int, drawn))
+
+    def _read_validation(self, sample, X_val, y_val, embeddings):
+        if X_val is None:
+            return None
+        rows = tuple(sample.inputs.shape[1:]), self._may_take_codes(sample.inputs)
+        with noted("(In X_val, y_val and teacher_embeddings_val.)"):
+            inputs = self._check_inputs(X_val, rows)
+            return read_sample(X_val, inputs, y_val, self._marker(), None, embeddings)
+
+    def _marker(self):
+        own = self.unlabeled
+        return getattr(self.projector, "unlabeled", None) if own is None else own
+
+    def _may_take_codes(self, X):
+        return self.module is not None and devices.is_integer(X)
+
+    def _has_head(self):
+        return (
+            isinstance(self.projector, FrozenEstimator)
+            or getattr(self.projector, "head", None) is not None
+        )
+
+    def _has_teacher(self, sample):
+        return sample.says_targets or self.teacher is not None or self._has_head()
+
+    def _usable(self, sample):
+        """Tell which rows have a target and weigh anything."""
+        if self.label_weight:
+            training_validation.check_labels_for("label_weight > 0", sample.labelled)
+        if self._has_teacher(sample):
+            return sample.weight > 0
+        training_validation.check_labels_for("there is no teacher", sample.labelled)
+        return (sample.weight > 0) & sample.labelled
+
+    def _begin(self, sample, y, sample_weight, previous, ranks):
+        """Set the callbacks up, in one process."""
+        if not ranks.is_first:
+            return NO_TASK
+        fits_projector = previous is None and sample.soft_targets is None
+        n_steps = self.max_epochs + fits_projector
+        data = scorable(sample, y, sample_weight)
+        return begin_fit(self, **data, max_subtasks=n_steps)
+
+    def _make_targets(self, sample, used, previous, seed, task, classes=None):
+        """Give what makes the targets, fitted if it is not yet, and the targets."""
+        if previous is not None:
+            source = previous.source
+        else:
+            if classes is not None:
+                classes = np.unique(classes)
+            source, sample = self._make_source(sample, used, seed, task, classes)
+        return source, source.soft_targets(sample, encode(sample, source.classes))
+
+    def _make_source(self, sample, used, seed, task, classes):
+        """Fit what makes the targets; also give the rows with their embeddings."""
+        given = LELPProjector() if self.projector is None else self.projector
+        projector = make_projector(given, seed, self.unlabeled)
+        if sample.soft_targets is not None:
+            return given_source(sample, projector, classes), sample
+        return fitted_source(
+            sample,
+            projector,
+            self.teacher,
+            used,
+            task,
+            labels_only=not self._has_teacher(sample),
+            classes=classes,
+        )
+
+    def _prepare(
+        self,
+        sample,
+        used,
+        targets,
+        device,
+        seed,
+        previous,
+        *,
+        precision,
+        ranks=ALONE,
+        endless=False,
+    ):
+        """Make the module, unless it is there, and what trains it on the targets."""
+        source, soft = targets
+        codes = encode(sample, source.classes)
+        fit = previous or self._new_fit(sample, source, soft, seed, device)
+        student = fit.student
+        training_validation.check_same_columns(soft.shape[1], student.n_outputs)
+        student.net.to(device)
+        ranks.copy_first(student.net)
+        if self.augment is not None:
+            student.check_augmented(self.augment, sample.inputs, device, fit.seed)
+        labels = one_hot(codes, len(source.classes)) if self.label_weight else None
+        used, weight = loss_weight(
+            sample, codes, soft, used, source.classes, self.class_weight
+        )
+        trainer = Trainer(
+            module=student.net,
+            optimizer=self._make_optimizer(fit),
+            objective=replace(fit.objective, label_weight=self.label_weight),
+            rows=make_rows(sample.inputs, soft, labels, weight, device, student.dtype),
+            used=as_tensor(np.flatnonzero(used), device),
+            subclass_weight=schedules.subclass_weight_schedule(self.subclass_weight),
+            learning_rate=schedules.learning_rate_schedule(
+                self.learning_rate_schedule, endless=endless
+            ),
+            max_epochs=self.max_epochs,
+            batch_size=self.batch_size,
+            max_grad_norm=self.max_grad_norm,
+            augment=self.augment,
+            precision=precision,
+            ranks=ranks,
+            seed=fit.seed,
+        )
+        return fit, trainer
+
+    def _new_fit(self, sample, source, soft, seed, device):
+        n_classes, n_outputs = len(source.classes), soft.shape[1]
+        recipe = self.module, self.module_params, tuple(sample.inputs.shape[1:])
+        codes = self._may_take_codes(sample.inputs)
+        student = modules.build_student(
+            (*recipe, n_outputs),
+            sample.inputs,
+            device,
+            seed,
+            may_take_codes=codes,
+            precision=self.precision,
+        )
+        tau, within = source.temperature, self.within_class_temperature
+        if within == "auto":
+            within = 1.0 if is_hard(soft, n_classes) else tau
+        objective = Objective(n_classes, tau, within, self.label_weight)
+        return StudentFit(source, student, objective, seed)
+
+    def _make_optimizer(self, fit):
+        """Go on with the optimizer of `partial_fit`, or make one."""
+        if isinstance(fit.optimizer, torch.optim.Optimizer):
+            return fit.optimizer
+        optimizer = make_optimizer(
+            self.optimizer, fit.student.net, self.learning_rate, self.weight_decay
+        )
+        if fit.optimizer is not None:
+            optimizer.load_state_dict(modules.to_tensors(fit.optimizer))
+        return optimizer
+
+    def _validation(self, fit, trainer, given, held_out):
+        """Give the rows of early stopping, None without it."""
+        source, device = fit.source, trainer.used.device
+        temperature = 1.0 if source.labels_only else source.temperature
+        if held_out is not None:
+            rows = trainer.rows.select(as_tensor(held_out, device))
+            return Validation(rows, temperature)
+        if given is None:
+            return None
+        codes = encode(given, source.classes)
+        weight = None
+        if source.knows_classes_of(given):
+            soft = source.soft_targets(given, codes)
+        else:
+            training_validation.check_validation_labels(
+                given.labelled, given.teacher_embeddings is not None
+            )
+            soft, weight = one_hot(codes, len(source.classes)), given.labelled
+            temperature = 1.0
+        dtype = fit.student.dtype
+        rows = make_rows(given.inputs, soft, None, weight, device, dtype)
+        return Validation(rows, temperature)
+
+    @contextmanager
+    def _kept(self, sample, judged, fit, ranks):
+        """Give the checkpoint of this fit, None where none is asked for."""
+        if self.checkpoint is None:
+            yield None
+            return
+        identity = self._identity(sample, judged, fit)
+        arguments = self.checkpoint, identity, self.checkpoint_interval
+        with ExitStack() as stack:
+            yield ranks.from_first(
+                lambda: stack.enter_context(open_checkpoint(*arguments))
+            )
+
+    def _identity(self, sample, judged, fit):
+        """Digest all that the trained student hangs on, by name."""
+        params = self.get_params(deep=False)
+        for name in _FREE_TO_CHANGE:
+            del params[name]
+        # What is built counts, not what builds it.
+        params["module"] = fit.student.net.state_dict()
+        progress = np.arange(self.max_epochs + 1) / self.max_epochs
+        for name in ("subclass_weight", "learning_rate_schedule"):
+            if callable(schedule := params[name]):
+                params[name] = [float(schedule(part)) for part in progress.tolist()]
+        rows = {"rows": vars(sample), "validation rows": judged and vars(judged)}
+        return {name: digest_of(value) for name, value in (params | rows).items()}
+
+    def _train(self, fit, trainer, task, held_out, checkpoint):
+        """Run the epochs, and keep what they come to."""
+        patient_from = schedules.first_final_epoch(
+            trainer.subclass_weight, self.max_epochs
+        )
+        if held_out is not None and fit.validation_scores is None:
+            fit.validation_scores = []
+        last = len(fit.loss_curve) + self.max_epochs
+
+        def begin_epoch():
+            step = task.begin("epoch")
+
+            def end():
+                if self.verbose:
+                    print(fit.describe_epoch(last))
+                return step.end(lambda: fit.snapshot().attributes())
+
+            return end
+
+        run = Run(
+            trainer,
+            fit.loss_curve,
+            fit.validation_scores,
+            EarlyStopping(self.n_iter_no_change, patient_from),
+            held_out,
+            checkpoint,
+            begin_epoch,
+        )
+        try:
+            run.train()
+        finally:
+            fit.stop_reason = run.stop_reason
+            if fit.loss_curve or run.stop_reason == "interrupted":
+                self._keep(fit)
+
+    def _keep(self, fit):
+        fit.student.net.zero_grad()
+        fit.student.net.eval()
+        vars(self).update(fit.attributes())

@@ -1,0 +1,70 @@
+"""Mixed precision: products in half precision, weights and sums in single."""
+
+import warnings
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from lelp_sklearn._common import training_validation as validation
+
+_MIXED = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Precision:
+    """How a step multiplies; half precision needs its gradients scaled.
+
+    Parameters
+    ----------
+    name : {"auto", "float32", "bfloat16", "float16"}
+        The first two multiply in the dtype of the weights.
+    device : torch.device
+        Where the module is.
+    """
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        self.dtype = _MIXED.get(name)
+        self.device_type = device.type
+        self.scaler: torch.amp.GradScaler | None = None
+        if self.dtype is None:
+            return
+        # Where it has no such products torch warns, and goes on without.
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            try:
+                torch.autocast(self.device_type, dtype=self.dtype)
+                if self.dtype == torch.float16:
+                    self.scaler = torch.amp.GradScaler(self.device_type)
+            except (RuntimeError, UserWarning) as reason:
+                raise validation.unusable_precision(name, device, reason) from reason
+
+    def outputs(self, module: nn.Module, X: Tensor) -> Tensor:
+        """Give what a module makes of a batch, in single precision at least."""
+        if self.dtype is None:
+            made: Tensor = module(X)
+            return made
+        with torch.autocast(self.device_type, dtype=self.dtype):
+            return module(X).float()  # type: ignore[no-any-return]
+
+    def backward(self, logits: Tensor, gradient: Tensor) -> None:
+        """Find the gradients of the weights from that of the logits."""
+        if self.scaler is not None:
+            gradient = self.scaler.scale(gradient)
+        logits.backward(gradient)
+
+    def step(
+        self,
+        optimizer: torch.optim.Optimizer,
+        parameters: Iterable[nn.Parameter],
+        max_grad_norm: float | None,
+    ) -> None:
+        """Move the weights; longer gradients are first shortened to the norm."""
+        if max_grad_norm is not None:
+            if self.scaler is not None:
+                self.scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+        if self.scaler is None:
+            optimizer.step()
+        else:
+            self.scaler.step(optimizer)
+            self.scaler.update()

@@ -1,0 +1,124 @@
+"""The processes that train one student together, as torchrun starts them."""
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+T = TypeVar("T")
+
+# All ranks count alike, so that a second group does not read the keys of the first.
+_group_numbers = count()
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among `size` that call the same functions in the same order."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process decides, prints and writes for all."""
+        return self.rank == 0
+
+    @property
+    def device_index(self) -> int | None:
+        """Number of this process on its machine; None where it is alone."""
+        return int(os.environ["LOCAL_RANK"]) if self.size > 1 else None
+
+    def share(self, index: Tensor) -> Tensor:
+        """Give this process's part, perhaps none, of the indices of a batch."""
+        return index if self.size == 1 else index[self.rank :: self.size]
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """Let the first process make a value, or fail, for all of them."""
+        if self.size == 1:
+            return make()
+        sent: list[Any] = [None, None]
+        if self.is_first:
+            try:
+                sent[0] = make()
+            # Whatever it is, the others must not wait for a value that never comes.
+            except Exception as error:
+                sent[1] = error
+        made, failure = sent
+        dist.broadcast_object_list(sent, device=torch.device("cpu"))
+        if sent[1] is not None:
+            raise failure or sent[1]
+        value: T = made if self.is_first else sent[0]
+        return value
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Add the gradients of all processes up; none counts as zero."""
+        if self.size == 1:
+            return
+        for dtype in {p.dtype for p in parameters}:
+            alike = [p for p in parameters if p.dtype == dtype]
+            flat = torch.cat(
+                [
+                    p.grad.reshape(-1) if p.grad is not None else p.new_zeros(p.numel())
+                    for p in alike
+                ]
+            )
+            dist.all_reduce(flat)
+            for p, total in zip(
+                alike, flat.split([p.numel() for p in alike]), strict=True
+            ):
+                p.grad = total.view_as(p)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Add a tensor of all processes up, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def copy_first(self, module: nn.Module) -> None:
+        """Give the modules of all processes the weights and buffers of the first."""
+        if self.size > 1:
+            for tensor in module.state_dict().values():
+                if isinstance(tensor, Tensor):
+                    dist.broadcast(tensor, src=0)
+
+
+ALONE = Ranks()
+
+
+@contextmanager
+def joined() -> Iterator[Ranks]:
+    """Join the other processes of a torchrun job; a process by itself is alone.
+
+    Workers of joblib, which inherit the environment of their rank, are alone too, and
+    so is any thread but the main one. A group that the caller made is used and left.
+    """
+    if not _is_rank():
+        yield ALONE
+    elif dist.is_initialized():
+        yield Ranks(dist.get_rank(), dist.get_world_size())
+    else:
+        store, rank, size = next(iter(dist.rendezvous("env://")))
+        prefixed = dist.PrefixStore(f"lelp_sklearn/{next(_group_numbers)}", store)
+        dist.init_process_group(store=prefixed, rank=rank, world_size=size)
+        try:
+            yield Ranks(rank, size)
+        finally:
+            dist.destroy_process_group()
+
+
+def _is_rank() -> bool:
+    return (
+        dist.is_available()
+        and dist.is_torchelastic_launched()
+        and multiprocessing.current_process().name == "MainProcess"
+        and threading.current_thread() is threading.main_thread()
+        and int(os.environ["WORLD_SIZE"]) > 1
+    )
