@@ -33,6 +33,8 @@ class StudentFit:
         Fixes the order of rows and what the module draws, epoch by epoch.
     optimizer : torch.optim.Optimizer, dict or None
         That of `partial_fit`, or its state as arrays.
+    learning_rate : float or None
+        That of the optimizer.
     loss_curve, validation_scores : list of float
         By epoch; scores are None without early stopping.
     stop_reason : str or None
@@ -44,6 +46,7 @@ class StudentFit:
     objective: Objective
     seed: int
     optimizer: Any = None
+    learning_rate: float | None = None
     loss_curve: list[float] = field(default_factory=list)
     validation_scores: list[float] | None = None
     stop_reason: str | None = None

@@ -40,6 +40,8 @@ from lelp_sklearn._training.loop import (
     Trainer,
     Validation,
     make_optimizer,
+    scale_learning_rates,
+    undone_by_error,
 )
 from lelp_sklearn._training.precision import Precision
 from lelp_sklearn._training.ranks import ALONE
@@ -64,7 +66,7 @@ class StudentFittingMixin:
         training_validation.check_validation_data(self.early_stopping, *validation)
         previous = None
         if self.warm_start and hasattr(self, "_fit"):
-            previous = replace(self._fit, optimizer=None)
+            previous = replace(self._fit, optimizer=None, learning_rate=None)
         sample = self._read(X, y, given, sample_weight, previous)
         if previous is None and not self._has_head():
             check_several_labels(sample)
@@ -110,8 +112,16 @@ class StudentFittingMixin:
             *rows, seeds.training, previous, precision=precision, endless=True
         )
         done = len(fit.loss_curve)
-        fit.loss_curve.append(trainer.run_epoch(done, done))
-        self._keep(replace(fit, optimizer=trainer.optimizer, stop_reason=None))
+        with undone_by_error(trainer.module, trainer.optimizer):
+            if fit.learning_rate is not None:
+                factor = self.learning_rate / fit.learning_rate
+                scale_learning_rates(trainer.optimizer, factor)
+            fit.loss_curve.append(trainer.run_epoch(done, done))
+        optimizer = {
+            "optimizer": trainer.optimizer,
+            "learning_rate": self.learning_rate,
+        }
+        self._keep(replace(fit, **optimizer, stop_reason=None))
 
     def _check_parameters(self):
         self._validate_params()
@@ -228,7 +238,10 @@ class StudentFittingMixin:
         """Make the module, unless it is there, and what trains it on the targets."""
         source, soft = targets
         codes = encode(sample, source.classes)
-        fit = previous or self._new_fit(sample, source, soft, seed, device)
+        if previous is None:
+            fit = self._new_fit(sample, source, soft, seed, device)
+        else:
+            fit = replace(previous, objective=self._objective(source, soft))
         student = fit.student
         training_validation.check_same_columns(soft.shape[1], student.n_outputs)
         student.net.to(device)
@@ -242,7 +255,7 @@ class StudentFittingMixin:
         trainer = Trainer(
             module=student.net,
             optimizer=self._make_optimizer(fit),
-            objective=replace(fit.objective, label_weight=self.label_weight),
+            objective=fit.objective,
             rows=make_rows(sample.inputs, soft, labels, weight, device, student.dtype),
             used=as_tensor(np.flatnonzero(used), device),
             subclass_weight=schedules.subclass_weight_schedule(self.subclass_weight),
@@ -260,32 +273,34 @@ class StudentFittingMixin:
         return fit, trainer
 
     def _new_fit(self, sample, source, soft, seed, device):
-        n_classes, n_outputs = len(source.classes), soft.shape[1]
         recipe = self.module, self.module_params, tuple(sample.inputs.shape[1:])
         codes = self._may_take_codes(sample.inputs)
         student = modules.build_student(
-            (*recipe, n_outputs),
+            (*recipe, soft.shape[1]),
             sample.inputs,
             device,
             seed,
             may_take_codes=codes,
             precision=self.precision,
         )
-        tau, within = source.temperature, self.within_class_temperature
+        return StudentFit(source, student, self._objective(source, soft), seed)
+
+    def _objective(self, source, soft):
+        n_classes, within = len(source.classes), self.within_class_temperature
         if within == "auto":
-            within = 1.0 if is_hard(soft, n_classes) else tau
-        objective = Objective(n_classes, tau, within, self.label_weight)
-        return StudentFit(source, student, objective, seed)
+            within = 1.0 if is_hard(soft, n_classes) else source.temperature
+        return Objective(n_classes, source.temperature, within, self.label_weight)
 
     def _make_optimizer(self, fit):
         """Go on with the optimizer of `partial_fit`, or make one."""
         if isinstance(fit.optimizer, torch.optim.Optimizer):
-            return fit.optimizer
-        optimizer = make_optimizer(
-            self.optimizer, fit.student.net, self.learning_rate, self.weight_decay
-        )
-        if fit.optimizer is not None:
-            optimizer.load_state_dict(modules.to_tensors(fit.optimizer))
+            optimizer = fit.optimizer
+        else:
+            optimizer = make_optimizer(
+                self.optimizer, fit.student.net, self.learning_rate, self.weight_decay
+            )
+            if fit.optimizer is not None:
+                optimizer.load_state_dict(modules.to_tensors(fit.optimizer))
         return optimizer
 
     def _validation(self, fit, trainer, given, held_out):

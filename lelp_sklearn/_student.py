@@ -86,9 +86,8 @@ class LELPStudentClassifier(
         ``torch.optim.SGD``.
     learning_rate : float, default=0.01
         The learning rate, where the schedule has not changed it.
-    learning_rate_schedule : {"cosine", "one_cycle", "constant"} or callable, \
-            default="cosine"
-        "cosine" falls to 0 at the end of training; "one_cycle" rises from a 25th over
+    learning_rate_schedule : str or callable, default="cosine"
+        "constant"; "cosine" falls to 0 at the end of training; "one_cycle" rises from a 25th over
         the first three tenths and then falls, as in
         :class:`torch.optim.lr_scheduler.OneCycleLR`. A stream has no known end, so that
         both are constant in `partial_fit`. A callable gives the factor of
@@ -133,7 +132,7 @@ class LELPStudentClassifier(
         Where to train. "auto" is the accelerator that holds X, else the first that is
         available, else the CPU.
     precision : {"auto", "float32", "bfloat16", "float16"}, default="auto"
-        "auto" is float64 where X is float64 and the device the CPU, and else float32.
+        "auto" is float64 where X is, on the CPU, and else float32.
         The last two are automatic mixed precision: products are of half precision,
         weights float32, and with "float16" the loss is scaled.
     random_state : int, RandomState instance or None, default=None
@@ -152,9 +151,10 @@ class LELPStudentClassifier(
     n_epochs_ : int
         Number of complete epochs.
     stop_reason_ : str or None
-        What ended `fit`: "max_epochs", "early_stopping", "callback", "interrupted" (by
-        KeyboardInterrupt, which was raised again) or "not_finite" (with the weights of
-        the last good epoch, and FloatingPointError raised). None after `partial_fit`.
+        What ended `fit`: "max_epochs", "early_stopping", "callback", or an exception
+        that was raised: "interrupted" (KeyboardInterrupt), "not_finite"
+        (FloatingPointError) or "error", the last two with the weights of the last
+        complete epoch. None after `partial_fit`.
     loss_curve_ : list of float
         Mean loss of each epoch.
     validation_scores_ : list of float or None
@@ -178,8 +178,7 @@ class LELPStudentClassifier(
     `teacher_embeddings_val` are not requested; a Pipeline transforms `X_val` where it
     is named in its `transform_input`.
 
-    On the CPU training runs in float64 where X is float64 and else in float32, on
-    accelerators in float32. Integers stay integers where a `module` of the caller's
+    Integers stay integers where a `module` of the caller's
     takes them, such as the ids of tokens; else they are numbers. On the CPU and with an
     equal number of threads a fit with the same `random_state` gives equal bits.
 

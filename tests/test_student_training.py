@@ -1,5 +1,8 @@
 """Schedules, early stopping, streams, warm starts and interrupted training."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -255,6 +258,82 @@ def test_as_many_calls_of_partial_fit_as_epochs_are_a_fit(schedule):
     assert_array_equal(weights_of(stream), weights_of(whole))
     assert stream.loss_curve_ == whole.loss_curve_
     assert stream.n_epochs_ == 5
+
+
+@pytest.mark.parametrize("reload", [False, True])
+def test_partial_fit_takes_a_new_learning_rate(reload, problem):
+    X, y, targets = problem
+    student = quick(learning_rate=0.05)
+    student.partial_fit(X, y, classes=[0, 1], soft_targets=targets)
+    if reload:
+        student = pickle.loads(pickle.dumps(student))
+    before = weights_of(student)
+    student.set_params(learning_rate=1e-300)
+    student.partial_fit(X, y, soft_targets=targets)
+    assert_array_equal(weights_of(student), before)
+    student.set_params(learning_rate=0.05)
+    student.partial_fit(X, y, soft_targets=targets)
+    assert np.abs(weights_of(student) - before).max() > 0.01
+
+
+@pytest.mark.parametrize("how", ["partial_fit", "warm_start"])
+def test_failure_leaves_a_fitted_student_as_it_was(how, problem):
+    X, y, targets = problem
+    fails = []
+
+    def augment(rows):
+        if fails:
+            raise RuntimeError("no more")
+        return rows
+
+    student = quick(augment=augment, warm_start=True)
+    student.partial_fit(X, y, classes=[0, 1], soft_targets=targets)
+    twin = copy.deepcopy(student).set_params(augment=None)
+    # Once when it is tried on the first rows, then in training.
+    diverging = quick(warm_start=True).partial_fit(
+        X, y, classes=[0, 1], soft_targets=targets
+    )
+    expected, curve = diverging.predict_proba(X), list(diverging.loss_curve_)
+    diverging.set_params(learning_rate=1e300, learning_rate_schedule="constant")
+    train = diverging.fit if how == "warm_start" else diverging.partial_fit
+    with pytest.raises(FloatingPointError):
+        train(X, y, soft_targets=targets)
+    assert_array_equal(diverging.predict_proba(X), expected)
+    assert diverging.loss_curve_ == curve
+    assert diverging.n_epochs_ == len(curve)
+    fails.append(True)
+    with pytest.raises(RuntimeError, match="no more"):
+        (student.fit if how == "warm_start" else student.partial_fit)(
+            X, y, soft_targets=targets
+        )
+    assert_array_equal(student.predict_proba(X), twin.predict_proba(X))
+    diverging.set_params(learning_rate=0.01)
+    twin.partial_fit(X, y, soft_targets=targets)
+    if how == "partial_fit":
+        diverging.partial_fit(X, y, soft_targets=targets)
+        assert np.isfinite(weights_of(diverging)).all()
+
+
+def test_warm_start_takes_a_new_temperature_within_classes(problem):
+    X, y, targets = problem
+    student = quick(warm_start=True, subclass_weight=1.0)
+    student.fit(X, y, soft_targets=targets)
+    before = student.predict_subclass_proba(X)
+    student.set_params(within_class_temperature=4.0, learning_rate=1e-300)
+    student.fit(X, y, soft_targets=targets)
+    found = student.predict_subclass_proba(X)
+    logits = np.log(before).reshape(len(X), 2, -1)
+    within = np.exp(logits / 4)
+    within /= within.sum(axis=2, keepdims=True)
+    expected = before.reshape(len(X), 2, -1).sum(axis=2, keepdims=True) * within
+    assert_allclose(found, expected.reshape(found.shape), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, bool])
+def test_integers_that_are_numbers_are_single_precision(dtype, problem):
+    X, y, targets = problem
+    student = quick().fit((np.abs(X) * 9).astype(dtype), y, soft_targets=targets)
+    assert student.module_[0].weight.dtype == torch.float32
 
 
 def test_partial_fit_keeps_the_projector_of_the_first_block():

@@ -33,6 +33,9 @@ def tokenizer():
 def fine_tuned(texts, y, checkpoint: Path, *, n_epochs=2, learning_rate=1e-4):
     """Train all weights of the encoder on two classes; a checkpoint is used again."""
     torch.manual_seed(0)
+    # The averages of AdamW for words that no longer come sink below the least normal
+    # number, with which processors are slow.
+    torch.set_flush_denormal(True)
     model = AutoModelForSequenceClassification.from_pretrained(folder(), num_labels=2)
     if checkpoint.exists():
         model.load_state_dict(torch.load(checkpoint, weights_only=True))

@@ -61,6 +61,13 @@ def desks(names: list[str]) -> dict[str, Array]:
     }
 
 
+def split(train: Messages, seed: int) -> tuple[Array, Array]:
+    """Return validation messages and all others, these in an order of the seed."""
+    order = np.random.default_rng(0).permutation(len(train.embeddings))
+    validation, rest = order[:N_VALIDATION], order[N_VALIDATION:]
+    return validation, np.random.default_rng(seed).permutation(rest)
+
+
 def make_lesson(
     train: Messages,
     test: Messages,
@@ -73,9 +80,8 @@ def make_lesson(
 
     Validation messages are the same for all seeds and never trained on.
     """
-    order = np.random.default_rng(0).permutation(len(train.embeddings))
-    validation, rest = order[:N_VALIDATION], order[N_VALIDATION:]
-    taught = train[np.random.default_rng(seed).permutation(rest)]
+    validation, rest = split(train, seed)
+    taught = train[rest]
     score = test if is_final else train[validation]
     scale = taught.embeddings.std()
     task = Task(

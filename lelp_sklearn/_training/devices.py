@@ -50,15 +50,13 @@ def input_dtype(
     """Give the dtype in which a module takes the rows of an array or a tensor.
 
     On the CPU float64 stays where the precision is "auto", so that training is as
-    precise as the data; any other floating dtype is float32. Integers are codes, such
-    as those of tokens, or numbers.
+    precise as the data; all else is float32. Integers are codes, such as those of
+    tokens, or numbers.
     """
     if integers_are_codes and is_integer(X):
         return torch.int64
-    narrow = _name(X) in ("float32", "float16", "bfloat16")
-    if narrow or precision != "auto" or device.type != "cpu":
-        return torch.float32
-    return torch.float64
+    stays = _name(X) == "float64" and precision == "auto" and device.type == "cpu"
+    return torch.float64 if stays else torch.float32
 
 
 def is_integer(X: Any) -> bool:

@@ -1,7 +1,8 @@
 """Epochs and steps of training on subclass targets."""
 
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -67,6 +68,27 @@ def make_optimizer(
         weight_decay=weight_decay,
         fused=all(p.is_floating_point() for p in parameters),
     )
+
+
+def scale_learning_rates(optimizer: Optimizer, factor: float) -> None:
+    """Multiply the learning rates of all groups of parameters."""
+    for group in optimizer.param_groups:
+        for name in ("lr", "initial_lr"):
+            if name in group:
+                group[name] *= factor
+
+
+@contextmanager
+def undone_by_error(module: nn.Module, optimizer: Optimizer) -> Iterator[None]:
+    """Give a module and its optimizer their state back if the block fails."""
+    weights = copy_tensors(module.state_dict().items())
+    state = copy.deepcopy(optimizer.state_dict())
+    try:
+        yield
+    except BaseException:
+        module.load_state_dict(weights)
+        optimizer.load_state_dict(state)
+        raise
 
 
 @dataclass(frozen=True)

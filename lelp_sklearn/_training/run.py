@@ -35,8 +35,8 @@ class Run:
         Called before each epoch; gives what is to be called after it, where true ends
         the training.
     stop_reason : str
-        What ended it: "max_epochs", "early_stopping", "callback", "interrupted" or
-        "not_finite"; empty before the end.
+        What ended it: "max_epochs", "early_stopping", "callback", "interrupted",
+        "not_finite" or "error"; empty before the end.
     """
 
     trainer: Trainer
@@ -69,14 +69,15 @@ class Run:
                 good = self._weights()
                 self.loss_curve.append(loss)
                 self._end_epoch(done, end)
-        except FloatingPointError:
-            self.stop_reason = "not_finite"
-            self.trainer.module.load_state_dict(good)
-            raise
         except KeyboardInterrupt:
             self.stop_reason = "interrupted"
             if not self.trainer.has_finite_weights():
                 self.trainer.module.load_state_dict(good)
+            raise
+        except Exception as error:
+            diverged = isinstance(error, FloatingPointError)
+            self.stop_reason = "not_finite" if diverged else "error"
+            self.trainer.module.load_state_dict(good)
             raise
         finally:
             self.stopping.restore(self.trainer.module)
