@@ -92,6 +92,19 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def examples(session: nox.Session) -> None:
+    """Train students with other trainers, and compare them with ours."""
+    install(session, "-e", ".", *group("examples"))
+    # With several GPUs each trainer would share out the batches in its own way.
+    environment = {**TEST_ENVIRONMENT, "CUDA_VISIBLE_DEVICES": ""}
+    folder = Path("docs/examples")
+    for script in sorted(folder.glob("*_student.py")):
+        session.run("python", str(script), env=environment)
+    agreement = str(folder / "agreement.py")
+    session.run("python", agreement, *session.posargs, env=environment)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Take a quick look at the speed; `-- defaults.py` runs another benchmark."""
     install(session, "-e", ".[all]")

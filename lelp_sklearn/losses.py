@@ -147,7 +147,8 @@ class SubclassCrossEntropyLoss(nn.Module):
         The temperature τ with which the class targets were made.
     subclass_weight : float, default=1.0
         The weight λ of the subclasses within their class. It may be changed between
-        the steps of training.
+        the steps of training: ``max(0.0, 1 - 2 * progress)``, with the progress of
+        training from 0 to 1, is the default of `LELPStudentClassifier`.
     within_class_temperature : float, default=None
         The temperature within the classes; None is `temperature`.
     reduction : {"mean", "sum", "none"}, default="mean"

@@ -160,6 +160,17 @@ def test_module_reduces_the_rows(reduction):
     torch.testing.assert_close(criterion(logits, targets), expected)
 
 
+def test_weight_of_the_module_may_change_between_steps():
+    logits, targets = make_batch()
+    criterion = SubclassCrossEntropyLoss(N_CLASSES)
+    for weight in [1.0, 0.3, 0.0]:
+        criterion.subclass_weight = weight
+        expected = subclass_cross_entropy(
+            logits, targets, N_CLASSES, subclass_weight=weight
+        )
+        torch.testing.assert_close(criterion(logits, targets), expected.mean())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
