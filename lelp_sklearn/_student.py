@@ -87,8 +87,8 @@ class LELPStudentClassifier(
     learning_rate : float, default=0.01
         The learning rate, where the schedule has not changed it.
     learning_rate_schedule : str or callable, default="cosine"
-        "constant"; "cosine" falls to 0 at the end of training; "one_cycle" rises from a 25th over
-        the first three tenths and then falls, as in
+        "constant"; "cosine" falls to 0 at the end of training; "one_cycle" rises from a
+        25th over the first three tenths and then falls, as in
         :class:`torch.optim.lr_scheduler.OneCycleLR`. A stream has no known end, so that
         both are constant in `partial_fit`. A callable gives the factor of
         `learning_rate` at a progress from 0 to 1.
