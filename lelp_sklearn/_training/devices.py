@@ -1,5 +1,6 @@
 """Where training runs, in which precision, and from which random state."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -87,6 +88,22 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
             # torch.manual_seed would seed the other accelerators too.
             set_state(torch.Generator(place).manual_seed(seed).get_state())
         yield
+
+
+@contextmanager
+def denormals_are_zero() -> Iterator[None]:
+    """Let this thread take numbers below the least normal one for zero.
+
+    Processors are slow with them, and the running averages of an optimizer for what
+    long has had no gradient, such as a rare word, decay to them.
+    """
+    smallest = sys.float_info.min
+    before = smallest / 2 == 0
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
 
 
 def _random_state_access(

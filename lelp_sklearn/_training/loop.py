@@ -12,7 +12,7 @@ from torch.nn.functional import log_softmax
 
 from lelp_sklearn._common import training_validation as validation
 from lelp_sklearn._training.batches import Rows, outputs, shuffled_batches
-from lelp_sklearn._training.devices import derive_seed, seeded
+from lelp_sklearn._training.devices import denormals_are_zero, derive_seed, seeded
 from lelp_sklearn._training.objective import loss_and_gradient
 from lelp_sklearn._training.precision import Precision
 from lelp_sklearn._training.ranks import Ranks
@@ -160,7 +160,7 @@ class Trainer:
         device = self.rows.X.device
         self.module.train()
         losses, masses, rates = [], [], []
-        with ExitStack() as random_state:
+        with denormals_are_zero(), ExitStack() as random_state:
             random_state.enter_context(seeded(derive_seed(self.seed, number), device))
             batches = shuffled_batches(self.used, self.batch_size)
             if self.ranks.size > 1:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lelp_sklearn._training.devices import (
+    denormals_are_zero,
     derive_seed,
     input_dtype,
     resolve_device,
@@ -75,3 +76,15 @@ def test_accelerators_take_single_precision(device):
     tokens = np.zeros((2, 2), dtype=np.int32)
     dtype = input_dtype(tokens, torch.device(device), integers_are_codes=True)
     assert dtype == torch.int64
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_denormals_are_zero_in_the_block_alone(before):
+    tiny = torch.tensor(1e-310, dtype=torch.float64)
+    torch.set_flush_denormal(before)
+    try:
+        with denormals_are_zero():
+            assert tiny * 0.5 == 0
+        assert (tiny * 0.5 == 0) == before
+    finally:
+        torch.set_flush_denormal(False)
