@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 from joblib import Parallel, delayed, parallel_config
+from torch import nn
 
 from demo import BASELINE, SPLITTERS, mean_interval, purity
 from methods import METHODS, Lesson, Setting, fit
@@ -23,7 +24,9 @@ class TextTask:
 
     `make_lesson` takes the name of a reader, a seed and whether test texts, rather than
     validation texts, are to be scored. `scored_on` has the numbers of the test texts,
-    in their order.
+    in their order. The rest is for the costs: `teacher` is the module whose size counts
+    and `ask_teacher` its answer to one of some `texts`; `fit_reader` gives the reader
+    of a name.
     """
 
     title: str
@@ -35,6 +38,10 @@ class TextTask:
     search_seeds: list[int]
     seeds: Iterable[int]
     scored_on: dict[str, int]
+    teacher: nn.Module
+    ask_teacher: Callable[[str], object]
+    fit_reader: Callable[[str], object]
+    texts: list[str]
 
     def first_grid(self, method: str) -> dict[str, list]:
         """Return the first grid: the same for all methods, in what they have."""

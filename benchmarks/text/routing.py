@@ -12,11 +12,13 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import nn
 
 from lelp_sklearn import EmbeddingExtractor
 from methods import METHODS, TRAINING, Lesson
 from tasks import Array, Task
-from teacher import accuracy, embed, train_teacher
+from teacher import Teacher, accuracy, embed, train_teacher
 from text import encoder
 from text.comparison import TextTask
 from text.data import Texts, read_messages
@@ -113,9 +115,17 @@ def make_lesson(
     )
 
 
-def tasks(folder: Path, cache: Path) -> list[TextTask]:
-    """Return both labelings of the messages."""
+def tasks(folder: Path, cache: Path, quick: bool = False) -> list[TextTask]:
+    """Return both labelings of the messages, in a quick look the first."""
     train, test, names = read(folder, cache)
+    encode = encoder.sentence_encoder()
+    # As large as any that is trained here, and as fast.
+    top = Teacher(train.embeddings.shape[1], 2).eval()
+    student_texts = train.texts.texts[split(train, 0)[1][:N_STUDENT]]
+
+    def ask(text: str) -> torch.Tensor:
+        return top(encode.encode([text], convert_to_tensor=True))
+
     return [
         TextTask(
             title=title,
@@ -127,6 +137,10 @@ def tasks(folder: Path, cache: Path) -> list[TextTask]:
             search_seeds=[100, 101],
             seeds=range(5),
             scored_on={"test": len(test.embeddings)},
+            teacher=nn.ModuleList([encode, top]),
+            ask_teacher=ask,
+            fit_reader=lambda reader: READERS[reader](MAX_WORDS).fit(student_texts),
+            texts=test.texts.texts.tolist(),
         )
-        for title, class_of in desks(names).items()
+        for title, class_of in list(desks(names).items())[: 1 if quick else None]
     ]

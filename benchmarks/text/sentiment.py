@@ -36,22 +36,33 @@ MAX_WORDS = 40
 TEST_SETS = {"GLUE dev": "test", "SST test": "sst_test_labelled"}
 
 
-def tasks(folder: Path, cache: Path) -> list[TextTask]:
-    """Fine-tune the teacher, or load it, and return the one task."""
+def tasks(folder: Path, cache: Path, quick: bool = False) -> list[TextTask]:
+    """Fine-tune the teacher, or load it, and return the one task.
+
+    A quick look takes a tenth of the phrases, and a teacher that has seen these once.
+    """
     train, validation = split_sentiment(folder)
+    name, n_epochs = "sst2", 2
+    if quick:
+        train, name, n_epochs = train[::10], "sst2_quick", 1
     tests = {name: read_sentiment(folder, part) for name, part in TEST_SETS.items()}
     test = Texts(
         np.concatenate([part.texts for part in tests.values()]),
         np.concatenate([part.labels for part in tests.values()]),
     )
-    model = encoder.fine_tuned(train.texts, train.labels, cache / "sst2_teacher.pt")
+    model = encoder.fine_tuned(
+        train.texts, train.labels, cache / f"{name}_teacher.pt", n_epochs=n_epochs
+    )
+    tokens = encoder.tokenizer()
     extractor = EmbeddingExtractor(
         model,
-        tokenizer=encoder.tokenizer(),
+        tokenizer=tokens,
         max_length=encoder.MAX_TOKENS,
         verbose=True,
     ).fit(train.texts)
-    taught = extractor.extract(train.texts, cache / "sst2_train.npy", dtype="float32")
+    taught = extractor.extract(
+        train.texts, cache / f"{name}_train.npy", dtype="float32"
+    )
     head = as_linear(*extractor.head_)
     correct = {
         part: right(extractor, head, texts)
@@ -71,6 +82,12 @@ def tasks(folder: Path, cache: Path) -> list[TextTask]:
             search_seeds=[100],
             seeds=range(5),
             scored_on={name: len(part) for name, part in tests.items()},
+            teacher=model,
+            ask_teacher=lambda text: (
+                model(**tokens([text], return_tensors="pt")).logits
+            ),
+            fit_reader=lambda reader: READERS[reader](MAX_WORDS).fit(train.texts),
+            texts=test.texts.tolist(),
         )
     ]
 
