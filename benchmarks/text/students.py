@@ -17,7 +17,9 @@ from sklearn.feature_extraction.text import (
 from sklearn.utils import murmurhash3_32
 from torch import Tensor, nn
 
-N_FEATURES, N_BUCKETS, MIN_COUNT = 2**11, 2**14, 2
+N_FEATURES, N_BUCKETS, MIN_COUNT = 2**11, 2**16, 2
+# Small, so that what was never trained on says little.
+INITIAL_SCALE = 0.1
 PADDING, UNKNOWN = 0, 1
 
 
@@ -26,8 +28,10 @@ class BagOfNgrams(nn.Module):
 
     def __init__(self, n_features, n_outputs, *, n_ids, n_units=64, dropout=0.3):
         super().__init__()
+        bag = nn.EmbeddingBag(n_ids, n_units // 2, padding_idx=PADDING)
+        nn.init.normal_(bag.weight, std=INITIAL_SCALE)
         self.body = nn.Sequential(
-            nn.EmbeddingBag(n_ids, n_units // 2, padding_idx=PADDING),
+            bag,
             nn.Linear(n_units // 2, n_units),
             nn.ReLU(),
             nn.Dropout(dropout),
@@ -44,6 +48,7 @@ class ConvolutionOverWords(nn.Module):
     def __init__(self, n_features, n_outputs, *, n_ids, n_units=64, dropout=0.3):
         super().__init__()
         self.embedding = nn.Embedding(n_ids, n_units // 2, padding_idx=PADDING)
+        nn.init.normal_(self.embedding.weight, std=INITIAL_SCALE)
         self.filters = nn.Conv1d(n_units // 2, n_units, kernel_size=3, padding=1)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(n_units, n_outputs)
