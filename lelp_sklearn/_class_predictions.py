@@ -11,8 +11,8 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from lelp_sklearn._common import training_validation, validation
-from lelp_sklearn._training import devices, modules
+from lelp_sklearn._common import export_validation, training_validation, validation
+from lelp_sklearn._training import devices, export, modules
 from lelp_sklearn._training.batches import as_tensor, outputs
 from lelp_sklearn._training.loop import Objective
 
@@ -169,6 +169,88 @@ class ClassPredictionMixin:
         """
         A = self._class_logits(X).cpu().numpy()
         return A[:, 1] - A[:, 0] if A.shape[1] == 2 else A
+
+    def to_module(self):
+        r"""Give a torch module of class probabilities, independent of the student.
+
+        The module makes :math:`\mathrm{softmax}(A)` of the class logits
+        :math:`A_c = \tau \log \sum_s \exp(a_{c,s} / \tau)`, what `predict_proba`
+        gives, of a tensor of rows. It is a copy: neither training nor moving the one
+        changes the other. It pickles, so that ``torch.save`` and
+        ``torch.load(weights_only=False)`` keep it where the class of its student can
+        be imported.
+
+        Returns
+        -------
+        torch.nn.Module
+            On the CPU, in evaluation mode and in the precision of the student, float64
+            where X was float64; no parameter requires a gradient. Takes a tensor of
+            shape (n, n_features, ...), of any number of rows and in its own precision,
+            or int64 where X were ids, and gives one of shape (n, n_classes) in the
+            order of `classes_`.
+
+        Raises
+        ------
+        NotFittedError
+            If the student is not fitted.
+
+        Examples
+        --------
+        >>> import numpy as np, torch
+        >>> from lelp_sklearn import LELPStudentClassifier
+        >>> X = np.random.RandomState(0).normal(size=(60, 4)).astype(np.float32)
+        >>> soft = np.tile([0.5, 0.0, 0.25, 0.25], (60, 1))
+        >>> student = LELPStudentClassifier(max_epochs=2, random_state=0)
+        >>> student.fit(X, np.arange(60) % 2, soft_targets=soft)
+        LELPStudentClassifier(...)
+        >>> probabilities = student.to_module()(torch.from_numpy(X))
+        >>> np.allclose(probabilities, student.predict_proba(X), atol=1e-6)
+        True
+        """
+        check_is_fitted(self)
+        return export.class_probabilities(*self._folded_net())
+
+    def to_onnx(self, path):
+        """Write class probabilities as an ONNX file.
+
+        Its input ``X`` is a tensor of rows, float32 also where the student computes in
+        float64, or int64 where X were ids; its first output ``probabilities``, of shape
+        (n, n_classes), is what `predict_proba` gives, in the order of `classes_`. The
+        number of rows is free. It is one file of the weights in single precision, and
+        says nothing of the code or the folders from which it was made.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+            A name that ends in ``.onnx``. The file is written beside it and renamed
+            when it is complete; a file that is there is replaced.
+
+        Raises
+        ------
+        NotFittedError
+            If the student is not fitted.
+        ImportError
+            If onnx or onnxscript, which the extra ``onnx`` installs, are missing.
+        TypeError
+            If `path` does not name a file.
+        ValueError
+            If `path` does not end in ``.onnx`` or cannot be written, if the weights
+            have more than 2 GiB, or if torch cannot export the module for any number
+            of rows.
+        """
+        check_is_fitted(self)
+        path = export_validation.as_path(path)
+        student = self._fit.student
+        # The exporter takes a dimension of one row for a constant.
+        rows = torch.zeros((2, *student.row_shape), dtype=student.dtype)
+        export.export_onnx(*self._folded_net(), rows, path)
+
+    def _folded_net(self):
+        """Give the module, its C and S, and the temperature of their sum."""
+        student, objective = self._fit.student, self._fit.objective
+        n_classes = objective.n_classes
+        n_subclasses = student.n_outputs // n_classes
+        return student.net, n_classes, n_subclasses, float(objective.temperature)
 
     def _logits(self, X):
         check_is_fitted(self)

@@ -45,10 +45,12 @@ LEVELS = {
     "_projection.compilation": -1,
     "_projection.instructions": -1,
     "_training.run": 4,
+    "_training.export": 3,
     "_training.loop": 3,
     "_training.batches": 2,
     "_training.modules": 3,
     "_training.teachers": 3,
+    "_common.export_validation": 1,
     "_common.resumable": 1,
     "_common.typing": -1,
 }

@@ -29,23 +29,37 @@ def new_npy(
     """
     target = Path(path)
     check_writable(target, int(np.prod(shape)) * dtype.itemsize, "out")
-    partial = target.with_name(f".{target.name}.{uuid4().hex}.part")
-    try:
+    with renamed_into_place(target) as partial:
         array = np.lib.format.open_memmap(partial, mode="w+", dtype=dtype, shape=shape)
         yield array
         array.flush()
+
+
+@contextmanager
+def renamed_into_place(target: Path) -> Iterator[Path]:
+    """Give a name beside `target`, renamed to it when the block ends well.
+
+    An error removes the file, so that `target` stays as it was.
+    """
+    partial = target.with_name(f".{target.name}.{uuid4().hex}.part")
+    try:
+        yield partial
         os.replace(partial, target)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
 
 
-def check_writable(target: Path, n_bytes: int, argument: str) -> None:
+def check_writable(
+    target: Path, n_bytes: int, argument: str, suffix: str = ".npy"
+) -> None:
     """Raise unless a file of so many bytes can be written."""
-    if target.suffix != ".npy":
+    if target.suffix != suffix:
         raise ValueError(
-            f"{argument}={str(target)!r} must name a file that ends in '.npy'."
+            f"{argument}={str(target)!r} must name a file that ends in {suffix!r}."
         )
+    if target.is_dir():
+        raise ValueError(f"{argument}={str(target)!r} is a folder; name a file.")
     folder = target.parent
     if not folder.is_dir():
         raise ValueError(
