@@ -122,6 +122,8 @@ def _values():
         "function": twice,
         "built-in": len,
         "torch function": torch.relu,
+        "ufunc": np.add,
+        "method of a class": str.upper,
         "method": Pair(1).__eq__,
         "method of another": Pair(2).__eq__,
         "class": Pair,
@@ -222,6 +224,20 @@ def test_version_of_scikit_learn_does_not_count():
     state = {**estimator.__getstate__(), "_sklearn_version": "0.1"}
     estimator.__dict__["_sklearn_version"] = state["_sklearn_version"]
     assert digest_of(estimator) == expected
+
+
+def test_lazy_layers_of_torch_have_digests():
+    """Their hooks are numbered by the process; their weights are not there yet."""
+    layer = nn.LazyLinear(3)
+    assert (
+        digest_of(layer) == digest_of(nn.LazyLinear(3)) != digest_of(nn.LazyLinear(4))
+    )
+    assert digest_of(pickle.loads(pickle.dumps(layer))) == digest_of(layer)
+    assert digest_of(copy.deepcopy(layer)) == digest_of(layer)
+
+
+def test_python_modules_count_by_name():
+    assert digest_of(copy) == digest_of(copy) != digest_of(pickle)
 
 
 def test_what_cannot_be_pickled_is_refused():

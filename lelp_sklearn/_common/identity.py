@@ -3,6 +3,16 @@
 import hashlib
 import struct
 from collections.abc import Iterable
+from copyreg import dispatch_table
+from types import (
+    BuiltinFunctionType,
+    FunctionType,
+    MethodDescriptorType,
+    MethodType,
+    MethodWrapperType,
+    ModuleType,
+    WrapperDescriptorType,
+)
 from typing import Any
 
 import numpy as np
@@ -13,6 +23,16 @@ _BLOCK_BYTES = 1 << 20
 
 # scikit-learn writes its version into the state of each of its estimators.
 _VERSION_KEYS = ("_sklearn_version",)
+
+_NAMED = (
+    type,
+    BuiltinFunctionType,
+    FunctionType,
+    MethodDescriptorType,
+    MethodType,
+    MethodWrapperType,
+    WrapperDescriptorType,
+)
 
 
 def digest_of(value: Any) -> str:
@@ -56,9 +76,13 @@ class _Digester:
     def _of_content(self, value: Any) -> bytes:
         if isinstance(value, (np.ndarray, np.generic)):
             return self._of_array(np.asarray(value))
-        if _is_torch(value, "Tensor"):
+        if _is_torch(value, "Tensor") and not _is_torch(
+            value, "UninitializedTensorMixin"
+        ):
             return _of_tensor(value)
-        if isinstance(value, type) or hasattr(value, "__qualname__"):
+        if isinstance(value, ModuleType):
+            return self._join("module", [value.__name__])
+        if isinstance(value, _NAMED):
             return self._of_name(value)
         kind = type(value)
         if kind in (list, tuple):
@@ -83,7 +107,7 @@ class _Digester:
 
     def _of_name(self, value: Any) -> bytes:
         owner = getattr(value, "__self__", None)
-        method_of = None if owner is None or isinstance(owner, _MODULE) else owner
+        method_of = None if owner is None or isinstance(owner, ModuleType) else owner
         name = [getattr(value, "__module__", None), value.__qualname__, method_of]
         return self._join("name", name)
 
@@ -92,23 +116,21 @@ class _Digester:
         return _join("dict", sorted(pairs))
 
     def _of_object(self, value: Any) -> bytes:
-        reduced = value.__reduce_ex__(4)
+        reducer = dispatch_table.get(type(value))
+        reduced = reducer(value) if reducer else value.__reduce_ex__(4)
         if isinstance(reduced, str):
             return self._join("global", [type(value), reduced])
         function, arguments, state, items, pairs = (*reduced, None, None, None)[:5]
         if isinstance(state, dict):
             state = {k: v for k, v in state.items() if k not in _VERSION_KEYS}
             if _is_torch(value, "Module"):
-                state = _without_empty_hooks(state)
+                state = _module_state(state)
         # A subclass of dict or list, such as OrderedDict, gives its content here.
         held = [list(items or ()), dict(pairs or ())]
         return self._join("object", [type(value), function, arguments, state, *held])
 
     def _join(self, kind: str, parts: Iterable[Any]) -> bytes:
         return _join(kind, map(self.digest, parts))
-
-
-_MODULE = type(np)
 
 
 def _join(kind: str, digests: Iterable[bytes]) -> bytes:
@@ -174,12 +196,20 @@ def _generator_state(generator: Any) -> Any:
     return generator.bit_generator.state
 
 
-def _without_empty_hooks(state: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what says nothing, since versions of torch differ in it."""
+def _module_state(state: dict[str, Any]) -> dict[str, Any]:
+    """What a module of torch holds, however versions and processes keep account of it.
 
-    def says_nothing(name: str, value: Any) -> bool:
-        if not name.startswith("_"):
-            return False
-        return value is None or (isinstance(value, (bool, dict, set)) and not value)
-
-    return {k: v for k, v in state.items() if not says_nothing(k, v)}
+    Versions differ in the tables that may be empty; hooks are numbered in the order in
+    which a process made them, which their handles repeat.
+    """
+    kept = {}
+    for name, value in state.items():
+        if _is_torch(value, "RemovableHandle"):
+            continue
+        if name.startswith("_") and isinstance(value, (bool, dict, set, type(None))):
+            if not value:
+                continue
+            if isinstance(value, dict) and all(isinstance(key, int) for key in value):
+                value = list(value.values())
+        kept[name] = value
+    return kept
