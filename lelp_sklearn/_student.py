@@ -1,6 +1,5 @@
 """LELPStudentClassifier: a torch module trained on subclass soft labels."""
 
-import copy
 import os
 from numbers import Integral, Real
 from typing import ClassVar
@@ -14,8 +13,8 @@ from lelp_sklearn._class_predictions import ClassPredictionMixin
 from lelp_sklearn._common.callbacks import CallbackSupportMixin, with_callbacks
 from lelp_sklearn._fitting import StudentFittingMixin
 from lelp_sklearn._projector import LELPProjector
+from lelp_sklearn._saving import SavedStudentMixin
 from lelp_sklearn._targets import OmittedTeacher
-from lelp_sklearn._training import modules
 from lelp_sklearn._training.ranks import joined
 
 
@@ -23,6 +22,7 @@ class LELPStudentClassifier(
     CallbackSupportMixin,
     StudentFittingMixin,
     ClassPredictionMixin,
+    SavedStudentMixin,
     ClassifierMixin,
     BaseEstimator,
 ):
@@ -316,25 +316,6 @@ class LELPStudentClassifier(
         self.device = device
         self.precision = precision
         self.random_state = random_state
-
-    def __getstate__(self):
-        state = {**super().__getstate__(), "module": modules.on_cpu(self.module)}
-        # Made again of the arrays in the fit.
-        if state.pop("module_", None) is not None and self.teacher is not None:
-            state["teacher"] = OmittedTeacher(type(self.teacher).__name__)
-        return state
-
-    def __deepcopy__(self, memo):
-        # Unlike a pickle, a copy keeps the teacher.
-        twin = memo[id(self)] = type(self).__new__(type(self))
-        state = {name: v for name, v in vars(self).items() if name != "module_"}
-        twin.__setstate__(copy.deepcopy(state, memo))
-        return twin
-
-    def __setstate__(self, state):
-        super().__setstate__(state)
-        if hasattr(self, "_fit"):
-            self.module_ = self._fit.student.net
 
     @with_callbacks
     def fit(

@@ -23,6 +23,13 @@ class OmittedTeacher:
 
     name: str
 
+    @classmethod
+    def of(cls, teacher: Any) -> Any:
+        """Stand for a teacher; where there is none or one stands already, for none."""
+        if teacher is None or isinstance(teacher, cls):
+            return teacher
+        return cls(type(teacher).__name__)
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -104,10 +111,7 @@ class TargetSource:
         return TargetSource(**copy.deepcopy(vars(self), memo))
 
     def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        if self.teacher is not None:
-            state["teacher"] = OmittedTeacher(type(self.teacher).__name__)
-        return state
+        return {**self.__dict__, "teacher": OmittedTeacher.of(self.teacher)}
 
     def soft_targets(self, sample: Sample, codes: np.ndarray) -> np.ndarray:
         """Give the targets (n, C*S); `codes` are -1 for rows without a label."""

@@ -23,6 +23,7 @@ LEVELS = {
     "_display": 6,
     "_projector": 6,
     "_reading": 5,
+    "_saving": 5,
     "_class_predictions": 4,
     "_targets": 4,
     "_soft_labels": 4,
@@ -52,6 +53,7 @@ LEVELS = {
     "_training.teachers": 3,
     "_common.export_validation": 1,
     "_common.resumable": 1,
+    "_common.sealing": 1,
     "_common.typing": -1,
 }
 LEAVES = {"_common": 0, "_projection": 1, "_training": 1}

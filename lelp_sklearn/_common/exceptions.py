@@ -1,5 +1,9 @@
 """Warnings that a user may want to filter by name."""
 
+from collections.abc import Mapping
+
+from sklearn.exceptions import InconsistentVersionWarning
+
 
 class NoTeacherWarning(UserWarning):
     """Nothing of a teacher was given to the student.
@@ -13,4 +17,36 @@ class NoTeacherWarning(UserWarning):
             "There is no teacher: neither teacher_embeddings, teacher_logits, "
             "soft_targets, a teacher nor a head of the projector is given. X takes the "
             "place of the embeddings and the labels that of class probabilities."
+        )
+
+
+class OtherVersionsWarning(InconsistentVersionWarning):  # type: ignore[misc]
+    """A fitted student was saved with other versions than it is loaded with.
+
+    Parameters
+    ----------
+    estimator_name : str
+        Its class.
+    saved, current : dict of str
+        The version of each library, then and now.
+    """
+
+    def __init__(
+        self, estimator_name: str, saved: Mapping[str, str], current: Mapping[str, str]
+    ) -> None:
+        super().__init__(
+            estimator_name=estimator_name,
+            current_sklearn_version=current.get("scikit-learn"),
+            original_sklearn_version=saved.get("scikit-learn"),
+        )
+        self.saved, self.current = saved, current
+
+    def __str__(self) -> str:
+        def listed(versions: Mapping[str, str]) -> str:
+            other = [n for n, v in self.saved.items() if self.current.get(n) != v]
+            return ", ".join(f"{name} {versions.get(name)}" for name in other)
+
+        return (
+            f"{self.estimator_name} was saved with {listed(self.saved)} and is loaded "
+            f"with {listed(self.current)}. Compare its predictions with earlier ones."
         )

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -132,6 +133,18 @@ class Student:
         """Whether the inputs are integers that stand for something."""
         return not self.dtype.is_floating_point
 
+    @cached_property
+    def net(self) -> nn.Module:
+        """The module, made again where the student was pickled.
+
+        At its first use, since a state that was damaged may ask for one of any size.
+        """
+        with seeded(0, torch.device("cpu")):
+            net = self._build()
+        net.load_state_dict(to_tensors(self._weights))
+        del self._weights
+        return net.eval()
+
     def _build(self) -> nn.Module:
         net = build_module(*self.recipe)
         return net if self.takes_codes else net.to(self.dtype)
@@ -172,19 +185,17 @@ class Student:
 
     def __getstate__(self) -> dict[str, Any]:
         module, *rest = self.recipe
+        is_built = "net" in vars(self)
         return {
             "recipe": (on_cpu(module), *rest),
             "dtype": str(self.dtype).removeprefix("torch."),
-            "weights": to_arrays(self.net.state_dict()),
+            "weights": to_arrays(self.net.state_dict()) if is_built else self._weights,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.recipe = tuple(state["recipe"])
         self.dtype = getattr(torch, state["dtype"])
-        with seeded(0, torch.device("cpu")):
-            self.net = self._build()
-        self.net.load_state_dict(to_tensors(state["weights"]))
-        self.net.eval()
+        self._weights = state["weights"]
 
 
 def build_student(
