@@ -137,6 +137,8 @@ def tests_min(session: nox.Session) -> None:
     extras = chain.from_iterable(project["optional-dependencies"].values())
     declared = [*project["dependencies"], *extras, *group("test")]
     lowest = [entry.replace(">=", "==") for entry in declared if ">=" in entry]
+    # The lowest onnxscript hands it truth values where later ones want integers.
+    lowest.append("protobuf<6")
     floors.write_text("\n".join(lowest))
     session.install("-c", str(floors), "-e", ".[all]", *group("test"))
     session.run("pytest", *IN_PARALLEL, *session.posargs, env=TEST_ENVIRONMENT)

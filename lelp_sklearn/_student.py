@@ -185,8 +185,10 @@ class LELPStudentClassifier(
     The loss is read once an epoch, so that the host never waits for the device.
 
     A fitted student pickles as NumPy arrays and is loaded on the CPU; ``module_.to``
-    moves it. skops loads it again where `module` is None or can be imported, the
-    projector's `head` is None or arrays and there is no teacher.
+    moves it. A pickle that is damaged raises an error, one of other versions warns.
+    skops loads it again where `module` is None or can be imported, the projector's
+    `head` is None or arrays and there is no teacher. `to_module` and `to_onnx` take
+    what predicts away.
 
     References
     ----------

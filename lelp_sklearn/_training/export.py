@@ -168,14 +168,19 @@ def _detached(
 
 
 def _onnx_bytes(module: nn.Module, rows: Tensor) -> bytes:
+    # Captured here, because older exporters go on to trace a module that depends on
+    # values, and write what it did for one batch.
+    any_number = ({0: torch.export.Dim("n_samples")},)
     try:
+        captured = torch.export.export(
+            module, (rows,), dynamic_shapes=any_number, strict=False
+        )
         program = torch.onnx.export(
-            module,
+            captured,
             (rows,),
             dynamo=True,
             input_names=["X"],
             output_names=["probabilities"],
-            dynamic_shapes=({0: torch.export.Dim("n_samples")},),
             verbose=False,
         )
     # A user's module may fail in any way, and the exporter with it.
