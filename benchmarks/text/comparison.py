@@ -54,8 +54,13 @@ class TextTask:
 
 
 def search(task: TextTask, reader: str, found: dict, n_jobs: int, keep) -> None:
-    """Find the best setting of each method; `found` grows, and is kept on the way."""
+    """Find the best setting of each method; `found` grows, and is kept on the way.
+
+    Students that cannot be trained side by side are searched for on one seed.
+    """
     lessons = [task.make_lesson(reader, seed, False) for seed in task.search_seeds]
+    if lessons[0].module is not None:
+        lessons = lessons[:1]
     for method in task.methods:
         of_method = found.setdefault(method, {"trials": []})
         start = time.perf_counter()
