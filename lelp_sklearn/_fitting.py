@@ -85,7 +85,9 @@ class StudentFittingMixin:
         )
         rows = sample, used, targets, device
         fit, trainer = self._prepare(*rows, seeds.training, previous, **how)
-        held_out = self._validation(fit, trainer, judged, held_out)
+        held_out = ranks.on_first(
+            lambda: self._validation(fit, trainer, judged, held_out)
+        )
         with self._kept(sample, judged, fit, ranks) as checkpoint:
             self._train(fit, trainer, task, held_out, checkpoint)
         task.end({})
@@ -335,7 +337,7 @@ class StudentFittingMixin:
         identity = self._identity(sample, judged, fit)
         arguments = self.checkpoint, identity, self.checkpoint_interval
         with ExitStack() as stack:
-            yield ranks.from_first(
+            yield ranks.on_first(
                 lambda: stack.enter_context(open_checkpoint(*arguments))
             )
 
@@ -358,7 +360,7 @@ class StudentFittingMixin:
         patient_from = schedules.first_final_epoch(
             trainer.subclass_weight, self.max_epochs
         )
-        if held_out is not None and fit.validation_scores is None:
+        if self.early_stopping and fit.validation_scores is None:
             fit.validation_scores = []
         last = len(fit.loss_curve) + self.max_epochs
 

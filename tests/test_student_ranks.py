@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.model_selection import GridSearchCV
 
 from lelp_sklearn import LELPStudentClassifier
-from tests.student_problems import make_soft_targets
+from tests.student_problems import MatrixTeacher, make_soft_targets
 from tests.test_student_checkpoint import fit_arguments, make_student
 
 ROOT = Path(__file__).parents[1]
@@ -50,6 +50,8 @@ if student.n_epochs_:
     torch.save(student.module_.state_dict(), f"{folder}/{os.environ['RANK']}.pt")
 """
 
+MATRIX = np.random.RandomState(3).normal(size=(6, 9))
+
 # Batches of 7 and 1 rows leave parts of unequal size, and one process without any.
 STUDENTS = {
     "weights, early stopping": {},
@@ -61,11 +63,14 @@ STUDENTS = {
         "label_weight": 0.4,
         "class_weight": "balanced",
     },
+    "teacher, validation rows": {"teacher": MatrixTeacher(MATRIX), "max_epochs": 3},
 }
 
 
 def fit_student(name):
     X, y, metadata = fit_arguments()
+    if "teacher" in STUDENTS[name]:
+        metadata = {"X_val": X[::3], "y_val": y[::3]}
     student = make_student(**STUDENTS[name]).fit(X, y, **metadata)
     return student.predict_proba(X), student.loss_curve_, student.validation_scores_
 

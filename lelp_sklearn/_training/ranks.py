@@ -58,6 +58,12 @@ class Ranks:
         value: T = made if self.is_first else sent[0]
         return value
 
+    def on_first(self, make: Callable[[], T]) -> T | None:
+        """Let the first process make a value for itself, or fail for all of them."""
+        made: list[T] = []
+        self.from_first(lambda: made.append(make()))
+        return made[0] if made else None
+
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Add the gradients of all processes up; none counts as zero."""
         if self.size == 1:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from lelp_sklearn._training.checkpoints import Checkpoint
 from lelp_sklearn._training.loop import (
@@ -24,13 +24,13 @@ class Run:
     loss_curve : list of float
         Grows by a loss each epoch; what is in it belongs to earlier fits.
     validation_scores : list of float or None
-        Grows by a score each epoch; None without `held_out`.
+        Grows by a score each epoch; None without early stopping.
     stopping : EarlyStopping
         Judges the scores.
     held_out : Validation or None
-        The rows to score.
+        The rows to score, in the first process.
     checkpoint : Checkpoint or None
-        Keeps what an interrupted training goes on from.
+        Keeps what an interrupted training goes on from, in the first process.
     begin_epoch : callable
         Called before each epoch; gives what is to be called after it, where true ends
         the training.
@@ -86,8 +86,9 @@ class Run:
     def _end_epoch(self, done: int, end: Callable[[], bool]) -> None:
         """Judge and report an epoch, note what ends the training, and save."""
         ranks, stops = self.trainer.ranks, False
-        if self.held_out is not None and self.validation_scores is not None:
-            held_out = self.held_out
+        if self.validation_scores is not None:
+            # There to score where the score is found.
+            held_out = cast(Validation, self.held_out)
             score = ranks.from_first(lambda: self.trainer.score(held_out))
             self.validation_scores.append(score)
             stops = self.stopping.update(done - 1, score, self.trainer.module)
@@ -97,9 +98,9 @@ class Run:
             self.stop_reason = "early_stopping"
         elif done >= self.trainer.max_epochs:
             self.stop_reason = "max_epochs"
-        if self.checkpoint is None or not ranks.is_first:
-            return
-        if self.stop_reason or done % self.checkpoint.interval == 0:
+        if self.checkpoint is not None and (
+            self.stop_reason or done % self.checkpoint.interval == 0
+        ):
             self.checkpoint.save(self._state(done))
 
     def _weights(self) -> dict[str, Any]:
@@ -109,11 +110,9 @@ class Run:
         """Go on from the checkpoint; give the number of epochs that are done."""
         trainer = self.trainer
         device = trainer.rows.X.device
-
-        def load() -> dict[str, Any] | None:
-            return None if self.checkpoint is None else self.checkpoint.load(device)
-
-        state = trainer.ranks.from_first(load)
+        state = trainer.ranks.from_first(
+            lambda: None if self.checkpoint is None else self.checkpoint.load(device)
+        )
         if state is None:
             return 0
         trainer.module.load_state_dict(state["module"])
