@@ -5,9 +5,10 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numba
 import numpy as np
@@ -24,6 +25,8 @@ PINS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 # would take the cores from whoever comes next.
 PAUSE = 0.05
 
+Name = TypeVar("Name", bound=Hashable)
+
 
 def without_pinned_blas() -> None:
     """Start this program again without the variables that pin a BLAS kernel."""
@@ -33,20 +36,24 @@ def without_pinned_blas() -> None:
 
 
 def take_turns(
-    contestants: dict[str, Callable[[], object]], repeats: int, *, warm: bool = False
-) -> dict[str, np.ndarray]:
+    contestants: dict[Name, Callable[[], object]],
+    repeats: int,
+    *,
+    warm: bool = False,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[Name, np.ndarray]:
     """Return the seconds of each contestant in each round, after one to warm up.
 
     That one is left out where the contestants are `warm` already.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    seconds: dict[Name, list[float]] = {name: [] for name in contestants}
     for turn in range(repeats + (not warm)):
         for name, run in contestants.items():
             time.sleep(PAUSE)
-            start = time.perf_counter()
+            start = clock()
             run()
             if turn or warm:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return {name: np.array(values) for name, values in seconds.items()}
 
 

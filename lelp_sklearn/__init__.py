@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from lelp_sklearn._common.exceptions import NoTeacherWarning
 from lelp_sklearn._display import SubclassDisplay, subclass_table
 from lelp_sklearn._projector import LELPProjector
+from lelp_sklearn._scoring import labeled_scorer
 
 if TYPE_CHECKING:
     from lelp_sklearn._extractor import EmbeddingExtractor
@@ -19,6 +20,7 @@ __all__ = [
     "NoTeacherWarning",
     "SubclassDisplay",
     "__version__",
+    "labeled_scorer",
     "subclass_table",
 ]
 

@@ -22,6 +22,7 @@ LEVELS = {
     "_extractor": 6,
     "_display": 6,
     "_projector": 6,
+    "_scoring": 5,
     "_reading": 5,
     "_saving": 5,
     "_class_predictions": 4,
