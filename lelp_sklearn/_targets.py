@@ -40,9 +40,12 @@ class Sample:
     X, inputs
         The rows as they were passed, and as an array or a tensor.
     labels, labelled : ndarray of shape (n,)
-        y as a column, and which rows have a label.
+        y as a column, and which rows have a label; the others hold anything.
     weight : ndarray of shape (n,)
         Row weights.
+    y : ndarray of shape (n,) or None
+        The labels as they were passed, with what marks rows without one, for the
+        projector and the teacher; None where there are none.
     teacher_embeddings, teacher_logits, soft_targets
         The teacher's, None where not given.
     """
@@ -52,6 +55,7 @@ class Sample:
     labels: np.ndarray
     labelled: np.ndarray
     weight: np.ndarray
+    y: np.ndarray | None = None
     teacher_embeddings: Any = None
     teacher_logits: Any = None
     soft_targets: Any = None
@@ -64,11 +68,6 @@ class Sample:
         """Whether anything of the teacher is given with the rows."""
         given = self.teacher_embeddings, self.teacher_logits, self.soft_targets
         return any(each is not None for each in given)
-
-    @property
-    def y(self) -> np.ndarray | None:
-        """The labels as a projector takes them: None where there are none."""
-        return self.labels if self.labelled.any() else None
 
 
 @dataclass
@@ -146,7 +145,8 @@ def read_sample(
 ) -> Sample:
     """Check, before work starts, what is given with checked inputs."""
     n_samples = len(inputs)
-    y = None if y is None else as_array(y)
+    if y is not None:
+        y = as_array(y) if hasattr(y, "detach") else validation.label_array(y)
     labels, labelled = validation.check_labels(y, n_samples, unlabeled)
     weight = validation.check_sample_weight(sample_weight, n_samples)
     validation.check_some_weight(bool(np.any(weight > 0)))
@@ -162,7 +162,8 @@ def read_sample(
     for name, array in given.items():
         if array is not None:
             validation.check_length(array, n_samples, name)
-    return Sample(X, inputs, labels, labelled, weight, **given)
+    marked = np.ravel(y) if labelled.any() else None
+    return Sample(X, inputs, labels, labelled, weight, marked, **given)
 
 
 def check_several_labels(sample: Sample) -> None:
@@ -428,7 +429,7 @@ def _fit_teacher(teacher: Any, sample: Sample, used: np.ndarray) -> Any:
     if isinstance(teacher, FrozenEstimator):
         return teacher
     rows = np.flatnonzero(used)
-    y = None if sample.y is None else sample.labels[rows]
+    y = None if sample.y is None else sample.y[rows]
     return clone(teacher).fit(_safe_indexing(sample.X, rows), y)
 
 

@@ -1,6 +1,7 @@
 """Kinds of input: dtypes, memory maps, tensors, read-only and far-off arrays."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
@@ -250,3 +251,16 @@ def test_logits_as_tensors_of_a_model(dtype):
     soft = projector.fit_transform(X, problem.codes, teacher_logits=logits)
     expected = reference.class_probabilities(logits.detach().double().numpy())
     assert_allclose(projector.inverse_transform(soft), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize("dtype", ["Int64", "boolean"])
+def test_nullable_labels_of_pandas_keep_their_type(dtype, missing):
+    problem = make_problem()
+    y = pd.Series(problem.codes, dtype=dtype)
+    if missing:
+        y[::2] = pd.NA
+    projector = build(problem, unlabeled=pd.NA if missing else None)
+    classes = projector.fit(problem.X, y).classes_
+    assert classes.dtype == (int if dtype == "Int64" else bool)
+    assert_array_equal(classes, [0, 1])

@@ -182,7 +182,7 @@ def check_labels(
     """
     if y is None:
         return np.zeros(n_samples), np.zeros(n_samples, dtype=bool)
-    labels = column_or_1d(y, warn=True)
+    labels = column_or_1d(label_array(y), warn=True)
     check_length(labels, n_samples, "y")
     labelled = ~_equals(labels, unlabeled)
     unusable = labelled & _missing(labels)
@@ -200,6 +200,16 @@ def check_labels(
     if labelled.any():
         check_classification_targets(labels[labelled])
     return labels, labelled
+
+
+def label_array(y: Any) -> NDArray[Any]:
+    """Give labels as an array; nullable integers and booleans of pandas stay such.
+
+    NumPy and scikit-learn make floats of them.
+    """
+    missing = getattr(getattr(y, "dtype", None), "na_value", None)
+    is_nullable = _is_missing_of_pandas(missing)
+    return np.asarray(y, dtype=object if is_nullable else None)
 
 
 def _of_natural_dtype(labels: NDArray[Any], labelled: BoolArray) -> NDArray[Any]:
@@ -238,11 +248,15 @@ def _missing(labels: NDArray[Any]) -> BoolArray:
 
 
 def _is_missing(value: object) -> bool:
-    # Where there is a value of pandas, pandas has been imported.
-    pandas = sys.modules.get("pandas")
-    if value is None or (pandas is not None and value is pandas.NA):
+    if value is None or _is_missing_of_pandas(value):
         return True
     return isinstance(value, numbers.Real) and math.isnan(value)
+
+
+def _is_missing_of_pandas(value: object) -> bool:
+    # Where there is a value of pandas, pandas has been imported.
+    pandas = sys.modules.get("pandas")
+    return pandas is not None and value is pandas.NA
 
 
 def check_classes(
