@@ -19,7 +19,7 @@ from lelp_sklearn._common.callbacks import (
     with_callbacks,
 )
 from lelp_sklearn._projection import dask_arrays, splitters
-from lelp_sklearn._projection.directions import Solver
+from lelp_sklearn._projection.directions import Solver, Start
 from lelp_sklearn._projection.kmeans import RunningCentroids, class_centroids
 from lelp_sklearn._projection.progress import ReportedData
 from lelp_sklearn._projection.solvers import (
@@ -28,9 +28,10 @@ from lelp_sklearn._projection.solvers import (
     randomized_directions,
 )
 from lelp_sklearn._projection.starts import (
+    N_PROBES,
     class_samples,
     random_start,
-    sampled_subspace,
+    sampled_start,
 )
 from lelp_sklearn._projection.statistics import (
     ClassMoments,
@@ -138,11 +139,12 @@ class LELPProjector(
         time than two passes of "randomized"; else that. Ignored unless `splitter` is
         "pca".
     n_oversamples : int, default=10
-        Further vectors of the randomized solver.
+        Further vectors of the randomized solver. Where it starts from a sample the last
+        two, never fewer, are random: they show directions that the sample lacks.
     iterated_power : int or "auto", default="auto"
         Passes of the randomized solver after the first. "auto" goes on until a pass has
-        added less than 1e-4 of the variance captured or the residuals of the directions
-        say that the next one will.
+        added less than 1e-4 of the variance captured or the next one is expected to, by
+        the residuals of the directions and by what the sample lacked.
     random_state : int, RandomState instance or None, default=None
         Draws the rotation, the random directions and the rows from which the randomized
         solver and k-means start. None uses NumPy's global generator.
@@ -472,11 +474,11 @@ class LELPProjector(
         solves = isinstance(self.splitter, str) and self.splitter == "pca"
         n_vectors = 0
         if solves and self.svd_solver != "full" and self.n_subclasses != 1:
-            n_vectors = self._n_directions() + self.n_oversamples
+            n_vectors = self._n_directions() + max(self.n_oversamples, N_PROBES)
         centres, starts = [], []
         for drawn in class_samples(data, n_classes, random_state):
             centres.append(drawn.mean)
-            starts.append(sampled_subspace(drawn, removed, n_vectors, random_state))
+            starts.append(sampled_start(drawn, removed, n_vectors, random_state))
         return StreamedCovariance(
             data, weight, centres=np.stack(centres), removed=removed, starts=starts
         )
@@ -562,10 +564,11 @@ class LELPProjector(
             started = covariance.started
         elif self.svd_solver == "randomized":
             n_vectors = self._n_directions() + self.n_oversamples
-            starts = [
+            bases = [
                 random_start(removed, n_vectors, random_state) for _ in sample.classes
             ]
-            started = list(zip(starts, covariance.apply(starts), strict=True))
+            starts = [Start(basis, basis[:, :0]) for basis in bases]
+            started = list(zip(starts, covariance.apply(bases), strict=True))
         else:
             return partial(eigh_directions, covariance, removed)
         return partial(

@@ -10,7 +10,7 @@ from scipy import linalg
 from lelp_sklearn._common.typing import FloatArray, IntArray
 from lelp_sklearn._projection.blocks import Data, LabelledRows, row_slices
 from lelp_sklearn._projection.digests import Digests, scramble
-from lelp_sklearn._projection.directions import orthonormal, to_null_space
+from lelp_sklearn._projection.directions import Start, orthonormal, to_null_space
 from lelp_sklearn._projection.threads import map_parts
 
 # Distinct rows of a class that are drawn: this share of them, within bounds on the rows
@@ -25,6 +25,8 @@ _SKETCH_ROWS = round(_SAMPLE_ROWS[1] / _SAMPLE_SHARE)
 _MAX_EXACT = 128
 # Multiplications by the covariance of the sample otherwise.
 _SAMPLE_POWERS = 3
+# Random vectors beside the subspace of a sample that is not the whole class.
+N_PROBES = 2
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,40 @@ def _merge_each(
     return [mine.merge(other, seed) for mine, other in pairs]
 
 
+def sampled_start(
+    sample: ClassSample,
+    removed: FloatArray,
+    n_vectors: int,
+    random_state: np.random.RandomState,
+) -> Start:
+    """Begin at the principal subspace of a sample, with random vectors beside it.
+
+    A direction along which no row of the sample varies is perpendicular to all that the
+    sample gives, but not to them.
+    """
+    n_features, rank = removed.shape
+    is_room = 0 < n_vectors < n_features - rank
+    if sample.is_whole or not is_room:
+        basis = sampled_subspace(sample, removed, n_vectors, random_state)
+        return Start(basis, basis[:, :0])
+    found = sampled_subspace(sample, removed, n_vectors - N_PROBES, random_state)
+    probes = random_state.standard_normal((n_features, N_PROBES))
+    # Again, since what was nearly dependent has had its rounding errors magnified.
+    for _ in range(2):
+        probes = orthonormal(
+            to_null_space(probes - found @ (found.T @ probes), removed)
+        )
+    # Without units, since squares may be more than single precision holds.
+    rows, largest = sample.rows, _largest(sample.rows)
+    scores = rows @ (probes / largest).astype(rows.dtype)
+    weighted = sample.weight.astype(rows.dtype)[:, None] * scores
+    expected = to_null_space((rows.T @ weighted).astype(np.float64), removed) * largest
+    lengths = np.einsum("nd,nd->n", rows / largest, rows / largest)
+    shares = sample.weight * np.linalg.norm(scores, axis=1)
+    noise = float(largest**4 * (lengths @ shares**2))
+    return Start(np.hstack([found, probes]), expected, noise)
+
+
 def sampled_subspace(
     sample: ClassSample,
     removed: FloatArray,
@@ -182,7 +218,7 @@ def sampled_subspace(
         return start
     # Without units, since squares may be more than single precision holds.
     rows, weight = sample.rows, sample.weight.astype(sample.rows.dtype)
-    largest = max(rows.max(), -rows.min()) or 1
+    largest = _largest(rows)
     if rows.shape[1] <= _MAX_EXACT:
         scaled = np.sqrt(weight)[:, None] / largest * rows
         half = to_null_space((scaled.T @ scaled).astype(np.float64), removed)
@@ -220,6 +256,11 @@ def random_start(
     if not size:
         return np.empty((n_features, 0))
     return _basis(random_state.standard_normal((n_features, size)), removed)
+
+
+def _largest(rows: FloatArray) -> float:
+    """Give the largest absolute number, 1 where all are 0."""
+    return float(max(rows.max(), -rows.min())) or 1.0
 
 
 def _distinct(digests: Digests, weight: FloatArray) -> tuple[IntArray, FloatArray]:

@@ -15,6 +15,7 @@ from lelp_sklearn._projection.blocks import (
     class_blocks,
     row_slices,
 )
+from lelp_sklearn._projection.directions import Start
 from lelp_sklearn._projection.threads import map_parts
 
 
@@ -177,7 +178,7 @@ class StreamedCovariance:
     """Class covariances that are never formed: each product is a pass over the rows.
 
     Holds no centred copy and no copy of a class, only blocks. The first pass, which
-    multiplies the bases `starts`, measures means and traces on the way. A block is
+    multiplies the bases of `starts`, measures means and traces on the way. A block is
     summed in the precision of X, at least single, about a centre near the class mean;
     the blocks are summed in double precision.
     """
@@ -189,13 +190,13 @@ class StreamedCovariance:
         *,
         centres: FloatArray,
         removed: FloatArray,
-        starts: list[FloatArray],
+        starts: list[Start],
     ) -> None:
         self._data = data
         self._dtype = np.result_type(data.dtype, np.float32)
         self._centres = centres.astype(self._dtype)
         self.weight = weight
-        bases = [np.hstack([removed, start]) for start in starts]
+        bases = [np.hstack([removed, start.basis]) for start in starts]
         products, sums, squares = self._pass(bases)
         check_no_overflow(squares, self._dtype)
         self._step = sums / self.weight[:, None]
