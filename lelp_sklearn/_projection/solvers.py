@@ -90,10 +90,8 @@ def randomized_directions(
     ]
     products = [product for _, product in started]
     unseen = [
-        _unseen(start, to_null_space(product, rows), rows.shape[1], variance)
-        for (start, product), variance in zip(
-            started, covariance.null_variance, strict=True
-        )
+        _unseen(start, to_null_space(product, rows), rows.shape[1])
+        for start, product in started
     ]
     adaptive = iterated_power is None
     n_passes = _MAX_PASSES if iterated_power is None else iterated_power + 1
@@ -109,9 +107,7 @@ def randomized_directions(
     return [tidy(space.vectors, space.values, rows, space.noise) for space in spaces]
 
 
-def _unseen(
-    start: Start, product: FloatArray, rank: int, null_variance: float
-) -> float:
+def _unseen(start: Start, product: FloatArray, rank: int) -> float:
     r"""Give about the largest variance along a direction that the sample lacks.
 
     With S the covariance of all rows outside the start, T that of the sample and r a
@@ -124,9 +120,7 @@ def _unseen(
     difference = product[:, -n_probes:] - start.expected
     difference -= start.basis @ (start.basis.T @ difference)
     n_outside = len(product) - rank - start.basis.shape[1] + n_probes
-    seen = np.vdot(start.basis, product) / null_variance if null_variance > 0 else 1.0
-    chance = start.noise * max(0.0, 1 - seen)
-    excess = np.vdot(difference, difference) - _CHANCE * chance
+    excess = np.vdot(difference, difference) - _CHANCE * start.noise
     return float(np.sqrt(max(0.0, excess) * n_outside / n_probes))
 
 

@@ -185,21 +185,32 @@ def sampled_start(
         basis = sampled_subspace(sample, removed, n_vectors, random_state)
         return Start(basis, basis[:, :0])
     found = sampled_subspace(sample, removed, n_vectors - N_PROBES, random_state)
-    probes = random_state.standard_normal((n_features, N_PROBES))
+    probes: FloatArray = random_state.standard_normal((n_features, N_PROBES))
     # Again, since what was nearly dependent has had its rounding errors magnified.
     for _ in range(2):
         probes = orthonormal(
             to_null_space(probes - found @ (found.T @ probes), removed)
         )
-    # Without units, since squares may be more than single precision holds.
-    rows, largest = sample.rows, _largest(sample.rows)
-    scores = rows @ (probes / largest).astype(rows.dtype)
-    weighted = sample.weight.astype(rows.dtype)[:, None] * scores
-    expected = to_null_space((rows.T @ weighted).astype(np.float64), removed) * largest
-    lengths = np.einsum("nd,nd->n", rows / largest, rows / largest)
-    shares = sample.weight * np.linalg.norm(scores, axis=1)
-    noise = float(largest**4 * (lengths @ shares**2))
-    return Start(np.hstack([found, probes]), expected, noise)
+    rows = sample.rows
+    factors = np.ascontiguousarray(probes.T, dtype=rows.dtype)
+
+    def work(block: slice) -> tuple[FloatArray, float]:
+        # One by one: so few columns at once would take longer.
+        own, weight = rows[block], sample.weight[block].astype(rows.dtype)
+        scores = [own @ factor for factor in factors]
+        moved = np.stack([(weight * each) @ own for each in scores], axis=1)
+        squares = sample.weight[block] * np.square(scores, dtype=np.float64).sum(axis=0)
+        return moved, squares @ squares
+
+    moved, squares = np.zeros(probes.shape), 0.0
+    for part, own_squares in map_parts(work, row_slices(rows)):
+        moved += part
+        squares += own_squares
+    # Chance adds for each row the squares of its score and of its length outside, which
+    # scores estimate; the square of q squares is on average q (q + 2) times one's.
+    n_outside = n_features - rank - found.shape[1]
+    noise = squares * n_outside / (N_PROBES + 2)
+    return Start(np.hstack([found, probes]), to_null_space(moved, removed), noise)
 
 
 def sampled_subspace(
@@ -218,7 +229,7 @@ def sampled_subspace(
         return start
     # Without units, since squares may be more than single precision holds.
     rows, weight = sample.rows, sample.weight.astype(sample.rows.dtype)
-    largest = _largest(rows)
+    largest = max(rows.max(), -rows.min()) or 1
     if rows.shape[1] <= _MAX_EXACT:
         scaled = np.sqrt(weight)[:, None] / largest * rows
         half = to_null_space((scaled.T @ scaled).astype(np.float64), removed)
@@ -256,11 +267,6 @@ def random_start(
     if not size:
         return np.empty((n_features, 0))
     return _basis(random_state.standard_normal((n_features, size)), removed)
-
-
-def _largest(rows: FloatArray) -> float:
-    """Give the largest absolute number, 1 where all are 0."""
-    return float(max(rows.max(), -rows.min())) or 1.0
 
 
 def _distinct(digests: Digests, weight: FloatArray) -> tuple[IntArray, FloatArray]:
