@@ -2,7 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
-from lelp_sklearn._common.exceptions import NoTeacherWarning
+from lelp_sklearn._common.exceptions import (
+    ClassOrderWarning,
+    NoTeacherWarning,
+    ProbabilitiesAsLogitsWarning,
+)
 from lelp_sklearn._display import SubclassDisplay, subclass_table
 from lelp_sklearn._projector import LELPProjector
 
@@ -13,10 +17,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ClassOrderWarning",
     "EmbeddingExtractor",
     "LELPProjector",
     "LELPStudentClassifier",
     "NoTeacherWarning",
+    "ProbabilitiesAsLogitsWarning",
     "SubclassDisplay",
     "__version__",
     "subclass_table",

@@ -1,5 +1,6 @@
 """LELPProjector: teacher embeddings in, subclass soft labels out."""
 
+import copy
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -106,8 +107,11 @@ class LELPProjector(
         the null space of the head.
     head : None, (coef, intercept), linear classifier or torch.nn.Linear, default=None
         The linear map from embeddings to the teacher's logits, ``coef`` (C, d). The one
-        row of a sigmoid head, w, stands for the two rows -w/2 and w/2. A classifier
-        not yet fitted is cloned and fitted on the labelled rows. None: the weighted
+        row of a sigmoid head, w, stands for the two rows -w/2 and w/2. Rows are in the
+        order of the sorted labels, unless a classifier says its own. A fitted
+        classifier stays so in clones; one not yet fitted is cloned and fitted on the
+        labelled rows, which are copied where others lack a label or weight. It must
+        have a row of `coef_` for each class, and be no Pipeline. None: the weighted
         least-squares map to `teacher_logits` where these are given, else the linear
         discriminant of the labels with pooled, shrunk covariance.
     null_space : bool, default=True
@@ -193,7 +197,9 @@ class LELPProjector(
     few numbers a row. Soft labels whose scores overflow single precision are computed
     in double precision. Single precision soft
     labels agree with double precision to 1e-5 where logits and z / beta stay within 30
-    and the class means lie within 100 standard deviations of one another. The equal
+    and the class means lie within 100 standard deviations of one another. Embeddings
+    whose squares, with "kmeans" their fourth powers, overflow or vanish are refused:
+    squares in the precision of X, at least single, others in double. The equal
     rotation and the k-means start are not in the paper.
 
     References
@@ -274,6 +280,13 @@ class LELPProjector(
         self.iterated_power = iterated_power
         self.random_state = random_state
 
+    def __sklearn_clone__(self):
+        # A fitted classifier as head is what the teacher knows: it stays fitted.
+        twin = super().__sklearn_clone__()
+        if hasattr(self.head, "coef_"):
+            twin.head = copy.deepcopy(self.head)
+        return twin
+
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
@@ -313,6 +326,14 @@ class LELPProjector(
             if a class has no rows or too few for `n_subclasses`, if neither y, a
             head nor logits say what the classes are, or if a dask array does not know
             its chunks' sizes or comes with a classifier that is to be fitted as head.
+
+        Warns
+        -----
+        ClassOrderWarning
+            If the teacher's classes in another order would agree far better with some
+            of the labels.
+        ProbabilitiesAsLogitsWarning
+            If `teacher_logits` are probabilities.
         """
         self._validate_params()
         sample = self._read(X, y, teacher_logits, sample_weight)

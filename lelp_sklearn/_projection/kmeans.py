@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lelp_sklearn._common.typing import FloatArray
-from lelp_sklearn._common.validation import check_no_overflow
+from lelp_sklearn._common.validation import check_no_overflow, check_no_underflow
 from lelp_sklearn._projection.blocks import (
     Data,
     LabelledRows,
@@ -188,10 +188,10 @@ def _lloyd_pass(
 ) -> tuple[list[FloatArray], float]:
     """Move each centroid to the mean of its rows; the variation that these explain."""
     dtype = np.result_type(data.dtype, np.float32)
+    squares = [np.vdot(each, each) for each in centroids]
     with np.errstate(over="ignore"):
-        check_no_overflow(
-            [np.vdot(each, each).astype(dtype) for each in centroids], dtype
-        )
+        check_no_overflow([each.astype(dtype) for each in squares], dtype)
+    check_no_underflow(np.zeros(0), np.array(squares), dtype)
     totals = data.fold(_nearest_sums, added, mean.astype(dtype), centroids)
     sums, weights = totals[: len(centroids)], totals[len(centroids) :]
     moved = []

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from lelp_sklearn._common.typing import FloatArray
-from lelp_sklearn._common.validation import check_no_overflow
+from lelp_sklearn._common.validation import check_no_overflow, check_no_underflow
 from lelp_sklearn._projection.blocks import (
     Data,
     LabelledRows,
@@ -166,6 +166,7 @@ class ExplicitCovariance:
         scatter = moments.scatter[:, :n_features, :n_features]
         self.matrices = scatter / self.weight[:, None, None]
         trace = np.trace(self.matrices, axis1=1, axis2=2)
+        check_no_underflow(self.mean, trace, dtype)
         inside = [_variance(removed, S @ removed) for S in self.matrices]
         self.null_variance = np.maximum(trace - inside, 0)
         self.noise = _rounding(n_features, dtype) * trace
@@ -202,6 +203,7 @@ class StreamedCovariance:
         self._step = sums / self.weight[:, None]
         self.mean = self._centres + self._step
         trace = squares / self.weight - np.sum(self._step**2, axis=1)
+        check_no_underflow(self.mean, trace, self._dtype)
         products = self._about_means(products, bases)
         rank = removed.shape[1]
         self.started = [

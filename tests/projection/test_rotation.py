@@ -6,6 +6,7 @@ from numpy.testing import assert_allclose
 from scipy.stats import kstest
 
 from lelp_sklearn import LELPProjector
+from lelp_sklearn._projection.splitters import draw_rotation
 from tests import reference
 from tests.problems import Problem, make_problem
 
@@ -91,3 +92,13 @@ def test_rotation_is_ignored_by_the_other_splitters(splitter):
     rotated = fit(problem, rotation="equal", **options)
     plain = fit(problem, rotation=None, **options)
     assert_allclose(rotated.components_, plain.components_)
+
+
+def test_rounding_of_many_variances_does_not_matter():
+    n = 300
+    for seed in range(200):
+        spectrum = np.sort(np.random.RandomState(seed).rand(n) ** 3)[::-1]
+        if abs(np.sum(spectrum * (n / spectrum.sum())) - n) > 1.5e-13:
+            break
+    turn = draw_rotation("equal", spectrum, np.random.RandomState(0))
+    assert_allclose(turn**2 @ spectrum, spectrum.mean(), rtol=1e-9)
