@@ -327,3 +327,12 @@ def test_the_teacher_sees_which_rows_have_no_label():
     student = quick(teacher=teacher, projector=LELPProjector(2), unlabeled=np.nan)
     student.fit(X, marked)
     assert student._fit.source.teacher.n_labels_ == len(y) // 2
+
+
+def test_longer_numbers_than_torch_has(problem):
+    X, y, targets = problem
+    fitted = quick().fit(X.astype(np.longdouble), y, soft_targets=targets)
+    expected = quick().fit(X, y, soft_targets=targets)
+    assert_array_equal(
+        fitted.predict_proba(X.astype(np.longdouble)), expected.predict_proba(X)
+    )
