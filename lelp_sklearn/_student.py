@@ -14,7 +14,6 @@ from lelp_sklearn._common.callbacks import CallbackSupportMixin, with_callbacks
 from lelp_sklearn._fitting import StudentFittingMixin
 from lelp_sklearn._projector import LELPProjector
 from lelp_sklearn._saving import SavedStudentMixin
-from lelp_sklearn._targets import OmittedTeacher
 from lelp_sklearn._training.ranks import joined
 
 
