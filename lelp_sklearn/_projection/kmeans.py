@@ -167,6 +167,9 @@ def _settle(
     centroids: list[FloatArray],
 ) -> list[FloatArray]:
     """Lloyd's iterations over all rows in the whole space, all classes in one pass."""
+    # Not by the centroids, which are as small where nothing varies in the null space.
+    dtype = np.result_type(data.dtype, np.float32)
+    check_no_underflow(covariance.mean, covariance.variance, dtype)
     variation = float(covariance.weight @ covariance.null_variance)
     explained = 0.0
     for _ in range(MAX_ITERATIONS):
@@ -188,10 +191,10 @@ def _lloyd_pass(
 ) -> tuple[list[FloatArray], float]:
     """Move each centroid to the mean of its rows; the variation that these explain."""
     dtype = np.result_type(data.dtype, np.float32)
-    squares = [np.vdot(each, each) for each in centroids]
     with np.errstate(over="ignore"):
-        check_no_overflow([each.astype(dtype) for each in squares], dtype)
-    check_no_underflow(np.zeros(0), np.array(squares), dtype)
+        check_no_overflow(
+            [np.vdot(each, each).astype(dtype) for each in centroids], dtype
+        )
     totals = data.fold(_nearest_sums, added, mean.astype(dtype), centroids)
     sums, weights = totals[: len(centroids)], totals[len(centroids) :]
     moved = []

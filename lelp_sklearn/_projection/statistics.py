@@ -140,12 +140,14 @@ def class_weights(data: Data, n_classes: int) -> FloatArray:
 class Covariance(Protocol):
     """The covariance S_c of each class, known by what it does to a few vectors.
 
-    `null_variance` (C,) is the trace without the part in the row space that was taken
-    out of the embeddings; what is below `noise` (C,) may be rounding error.
+    `variance` (C,) is the trace, `null_variance` (C,) that without the part in the row
+    space that was taken out of the embeddings; what is below `noise` (C,) may be
+    rounding error.
     """
 
     mean: FloatArray
     weight: FloatArray
+    variance: FloatArray
     null_variance: FloatArray
     noise: FloatArray
 
@@ -167,6 +169,7 @@ class ExplicitCovariance:
         self.matrices = scatter / self.weight[:, None, None]
         trace = np.trace(self.matrices, axis1=1, axis2=2)
         check_no_underflow(self.mean, trace, dtype)
+        self.variance = trace
         inside = [_variance(removed, S @ removed) for S in self.matrices]
         self.null_variance = np.maximum(trace - inside, 0)
         self.noise = _rounding(n_features, dtype) * trace
@@ -204,6 +207,7 @@ class StreamedCovariance:
         self.mean = self._centres + self._step
         trace = squares / self.weight - np.sum(self._step**2, axis=1)
         check_no_underflow(self.mean, trace, self._dtype)
+        self.variance = trace
         products = self._about_means(products, bases)
         rank = removed.shape[1]
         self.started = [
