@@ -2,7 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
-from lelp_sklearn._common.exceptions import NoTeacherWarning
+from lelp_sklearn._common.exceptions import (
+    ClassOrderWarning,
+    NoTeacherWarning,
+    ProbabilitiesAsLogitsWarning,
+)
 from lelp_sklearn._display import SubclassDisplay, subclass_table
 from lelp_sklearn._projector import LELPProjector
 from lelp_sklearn._scoring import labeled_scorer
@@ -14,10 +18,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ClassOrderWarning",
     "EmbeddingExtractor",
     "LELPProjector",
     "LELPStudentClassifier",
     "NoTeacherWarning",
+    "ProbabilitiesAsLogitsWarning",
     "SubclassDisplay",
     "__version__",
     "labeled_scorer",

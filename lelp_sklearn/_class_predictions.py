@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from sklearn.utils.validation import (
     _check_feature_names,
@@ -276,6 +277,8 @@ class ClassPredictionMixin:
                 self, X, reset=reset, allow_nd=True, ensure_all_finite=False
             )
             if X.dtype.kind == "f":
+                # torch has no wider numbers than double precision.
+                X = X.astype(np.float64) if X.dtype.itemsize > 8 else X
                 validation.check_finite_block(X, 0, "X")
         if not reset:
             row_shape, takes_codes = expected

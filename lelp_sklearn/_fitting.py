@@ -12,12 +12,17 @@ from sklearn.utils import check_random_state
 from torch import nn
 
 from lelp_sklearn._class_predictions import StudentFit
-from lelp_sklearn._common import checkpoint_validation, training_validation
+from lelp_sklearn._common import (
+    checkpoint_validation,
+    teacher_validation,
+    training_validation,
+)
 from lelp_sklearn._common.callbacks import NO_TASK, begin_fit
 from lelp_sklearn._common.exceptions import NoTeacherWarning
 from lelp_sklearn._common.identity import digest_of
 from lelp_sklearn._projector import LELPProjector
 from lelp_sklearn._targets import (
+    OmittedTeacher,
     check_several_labels,
     encode,
     fitted_source,
@@ -30,6 +35,7 @@ from lelp_sklearn._targets import (
     one_hot,
     read_sample,
     scorable,
+    warn_of_class_order,
 )
 from lelp_sklearn._training import devices, modules, schedules
 from lelp_sklearn._training.batches import as_tensor, make_rows
@@ -128,6 +134,8 @@ class StudentFittingMixin:
     def _check_parameters(self):
         self._validate_params()
         training_validation.check_frozen(self.projector, LELPProjector)
+        if not isinstance(self.teacher, OmittedTeacher | None):
+            teacher_validation.check_teacher(self.teacher)
         training_validation.check_class_weight(self.class_weight)
         checkpoint_validation.check_resumable(self.checkpoint, self.random_state)
         is_template = isinstance(self.module, nn.Module)
@@ -162,7 +170,9 @@ class StudentFittingMixin:
         rows = tuple(sample.inputs.shape[1:]), self._may_take_codes(sample.inputs)
         with noted("(In X_val, y_val and teacher_embeddings_val.)"):
             inputs = self._check_inputs(X_val, rows)
-            return read_sample(X_val, inputs, y_val, self._marker(), None, embeddings)
+            return read_sample(
+                X_val, inputs, y_val, self._marker(), None, embeddings, suffix="_val"
+            )
 
     def _marker(self):
         own = self.unlabeled
@@ -206,7 +216,11 @@ class StudentFittingMixin:
             if classes is not None:
                 classes = np.unique(classes)
             source, sample = self._make_source(sample, used, seed, task, classes)
-        return source, source.soft_targets(sample, encode(sample, source.classes))
+        codes = encode(sample, source.classes)
+        soft = source.soft_targets(sample, codes)
+        if previous is None and not source.labels_only:
+            warn_of_class_order(soft, codes, source)
+        return source, soft
 
     def _make_source(self, sample, used, seed, task, classes):
         """Fit what makes the targets; also give the rows with their embeddings."""

@@ -1,5 +1,6 @@
 """LELPProjector: teacher embeddings in, subclass soft labels out."""
 
+import copy
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,7 +20,7 @@ from lelp_sklearn._common.callbacks import (
     with_callbacks,
 )
 from lelp_sklearn._projection import dask_arrays, splitters
-from lelp_sklearn._projection.directions import Solver
+from lelp_sklearn._projection.directions import Solver, Start
 from lelp_sklearn._projection.kmeans import RunningCentroids, class_centroids
 from lelp_sklearn._projection.progress import ReportedData
 from lelp_sklearn._projection.solvers import (
@@ -28,9 +29,10 @@ from lelp_sklearn._projection.solvers import (
     randomized_directions,
 )
 from lelp_sklearn._projection.starts import (
+    N_PROBES,
     class_samples,
     random_start,
-    sampled_subspace,
+    sampled_start,
 )
 from lelp_sklearn._projection.statistics import (
     ClassMoments,
@@ -105,8 +107,11 @@ class LELPProjector(
         the null space of the head.
     head : None, (coef, intercept), linear classifier or torch.nn.Linear, default=None
         The linear map from embeddings to the teacher's logits, ``coef`` (C, d). The one
-        row of a sigmoid head, w, stands for the two rows -w/2 and w/2. A classifier
-        not yet fitted is cloned and fitted on the labelled rows. None: the weighted
+        row of a sigmoid head, w, stands for the two rows -w/2 and w/2. Rows are in the
+        order of the sorted labels, unless a classifier says its own. A fitted
+        classifier stays so in clones; one not yet fitted is cloned and fitted on the
+        labelled rows, which are copied where others lack a label or weight. It must
+        have a row of `coef_` for each class, and be no Pipeline. None: the weighted
         least-squares map to `teacher_logits` where these are given, else the linear
         discriminant of the labels with pooled, shrunk covariance.
     null_space : bool, default=True
@@ -138,11 +143,12 @@ class LELPProjector(
         time than two passes of "randomized"; else that. Ignored unless `splitter` is
         "pca".
     n_oversamples : int, default=10
-        Further vectors of the randomized solver.
+        Further vectors of the randomized solver. Where it starts from a sample the last
+        two, never fewer, are random: they show directions that the sample lacks.
     iterated_power : int or "auto", default="auto"
         Passes of the randomized solver after the first. "auto" goes on until a pass has
-        added less than 1e-4 of the variance captured or the residuals of the directions
-        say that the next one will.
+        added less than 1e-4 of the variance captured or the next one is expected to, by
+        the residuals of the directions and by what the sample lacked.
     random_state : int, RandomState instance or None, default=None
         Draws the rotation, the random directions and the rows from which the randomized
         solver and k-means start. None uses NumPy's global generator.
@@ -191,7 +197,9 @@ class LELPProjector(
     few numbers a row. Soft labels whose scores overflow single precision are computed
     in double precision. Single precision soft
     labels agree with double precision to 1e-5 where logits and z / beta stay within 30
-    and the class means lie within 100 standard deviations of one another. The equal
+    and the class means lie within 100 standard deviations of one another. Embeddings
+    whose squares, with "kmeans" their fourth powers, overflow or vanish are refused:
+    squares in the precision of X, at least single, others in double. The equal
     rotation and the k-means start are not in the paper.
 
     References
@@ -272,6 +280,13 @@ class LELPProjector(
         self.iterated_power = iterated_power
         self.random_state = random_state
 
+    def __sklearn_clone__(self):
+        # A fitted classifier as head is what the teacher knows: it stays fitted.
+        twin = super().__sklearn_clone__()
+        if hasattr(self.head, "coef_"):
+            twin.head = copy.deepcopy(self.head)
+        return twin
+
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
@@ -311,6 +326,14 @@ class LELPProjector(
             if a class has no rows or too few for `n_subclasses`, if neither y, a
             head nor logits say what the classes are, or if a dask array does not know
             its chunks' sizes or comes with a classifier that is to be fitted as head.
+
+        Warns
+        -----
+        ClassOrderWarning
+            If the teacher's classes in another order would agree far better with some
+            of the labels.
+        ProbabilitiesAsLogitsWarning
+            If `teacher_logits` are probabilities.
         """
         self._validate_params()
         sample = self._read(X, y, teacher_logits, sample_weight)
@@ -472,11 +495,11 @@ class LELPProjector(
         solves = isinstance(self.splitter, str) and self.splitter == "pca"
         n_vectors = 0
         if solves and self.svd_solver != "full" and self.n_subclasses != 1:
-            n_vectors = self._n_directions() + self.n_oversamples
+            n_vectors = self._n_directions() + max(self.n_oversamples, N_PROBES)
         centres, starts = [], []
         for drawn in class_samples(data, n_classes, random_state):
             centres.append(drawn.mean)
-            starts.append(sampled_subspace(drawn, removed, n_vectors, random_state))
+            starts.append(sampled_start(drawn, removed, n_vectors, random_state))
         return StreamedCovariance(
             data, weight, centres=np.stack(centres), removed=removed, starts=starts
         )
@@ -562,10 +585,11 @@ class LELPProjector(
             started = covariance.started
         elif self.svd_solver == "randomized":
             n_vectors = self._n_directions() + self.n_oversamples
-            starts = [
+            bases = [
                 random_start(removed, n_vectors, random_state) for _ in sample.classes
             ]
-            started = list(zip(starts, covariance.apply(starts), strict=True))
+            starts = [Start(basis, basis[:, :0]) for basis in bases]
+            started = list(zip(starts, covariance.apply(bases), strict=True))
         else:
             return partial(eigh_directions, covariance, removed)
         return partial(

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from sklearn.base import clone
 from sklearn.utils.validation import has_fit_parameter
 
-from lelp_sklearn._common import validation
+from lelp_sklearn._common import teacher_validation, validation
 from lelp_sklearn._common.typing import FloatArray
 from lelp_sklearn._projection import dask_arrays, heads
 from lelp_sklearn._projection.blocks import Data, LabelledRows
@@ -53,9 +53,12 @@ class Sample:
     def moments(self) -> ClassMoments:
         """Moments of the rows that have a class."""
         with_logits = self.n_columns > self.data.shape[1]
-        return self.data.fold(
-            class_moments, ClassMoments.merge, len(self.classes), with_logits
-        )
+        with np.errstate(over="ignore", invalid="ignore"):
+            moments = self.data.fold(
+                class_moments, ClassMoments.merge, len(self.classes), with_logits
+            )
+        validation.check_no_overflow(moments.scatter, moments.scatter.dtype)
+        return moments
 
     def scatters(self, removed: FloatArray) -> ExplicitCovariance:
         """Class covariances, summed quickly."""
@@ -81,6 +84,9 @@ class Sample:
         if self.head is not None:
             return self
         mean, within, total = moments.pooled()
+        of_embeddings = slice(self.data.shape[1])
+        variance = np.diag(within)[of_embeddings] / moments.weight.sum()
+        validation.check_no_underflow(mean[of_embeddings], variance, within.dtype)
         if self.has_logits:
             head = heads.least_squares_head(mean, total, self.data.shape[1])
             return replace(self, head=head)
@@ -114,7 +120,7 @@ def read_sample(
     is_dask = dask_arrays.is_dask_array(rows)
     known_head, head_classes = heads.resolve_head(head, rows.shape[1])
     can_fit_head = not (streaming or is_dask)
-    validation.check_fitted_head(known_head is not None, head, can_fit_head)
+    teacher_validation.check_fitted_head(known_head is not None, head, can_fit_head)
     if known_head is None and teacher_logits is None and y is None:
         raise validation.head_is_missing()
     checked: Any = CheckedRows
@@ -134,27 +140,52 @@ def read_sample(
     if known_head is None and head is not None:
         known_head = _fit_head(head, checked, classes)
     if known_head is not None:
-        validation.check_head_rows(len(known_head.coef), classes)
+        teacher_validation.check_head_rows(len(known_head.coef), classes)
     if found.n_logits is not None:
         validation.check_logit_columns(found.n_logits, len(classes))
     data = checked.map(CheckedRows.encode, classes)
     has_logits = found.n_logits is not None
     sample = Sample(data, classes, known_head, has_logits, found.any_unlabelled)
+    if isinstance(data, LabelledRows):
+        _compare_with_labels(data, known_head, classes)
     return sample.completed()
+
+
+def _compare_with_labels(
+    rows: LabelledRows, head: heads.Head | None, classes: NDArray[Any]
+) -> None:
+    """Warn where the teacher seems to have the classes in another order.
+
+    Looks at a few of the labelled rows.
+    """
+    labelled = np.flatnonzero(rows.codes >= 0)
+    step = max(1, -(-labelled.size // teacher_validation.CLASS_ORDER_ROWS))
+    index = labelled[::step]
+    if rows.logits is not None:
+        logits = rows.logits[index]
+    elif head is not None:
+        logits = head(np.asarray(rows.X[index], dtype=np.float64))
+    else:
+        return
+    likeliest = logits.argmax(axis=1)
+    teacher_validation.warn_of_class_order(likeliest, rows.codes[index], classes)
 
 
 def _fit_head(head: Any, checked: CheckedRows, classes: NDArray[Any]) -> heads.Head:
     """Fit a clone of the linear classifier on the labelled rows."""
     used = np.flatnonzero(checked.labelled & (checked.weight > 0))
     if not used.size:
-        raise validation.unfitted_head(head)
+        raise teacher_validation.unfitted_head(head)
     validation.check_several_classes(classes)
+    teacher_validation.check_one_vs_rest(head, classes)
     classifier = clone(head)
     options = {}
     if has_fit_parameter(classifier, "sample_weight"):
         options["sample_weight"] = checked.weight[used]
-    classifier.fit(np.asarray(checked.X[used]), checked.labels[used], **options)
+    # A slice is no copy, unlike an index of all rows.
+    rows = slice(None) if used.size == len(checked.labels) else used
+    classifier.fit(np.asarray(checked.X[rows]), checked.labels[rows], **options)
     fitted, _ = heads.resolve_head(classifier, checked.X.shape[1])
     if fitted is None:
-        raise validation.unknown_head(head)
+        raise teacher_validation.unknown_head(head)
     return fitted

@@ -12,7 +12,7 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from lelp_sklearn._common import validation
+from lelp_sklearn._common import teacher_validation, validation
 from lelp_sklearn._common.files import new_npy
 from lelp_sklearn._projection import dask_arrays, tensors
 from lelp_sklearn._projection.digests import row_digests
@@ -195,6 +195,7 @@ class SoftLabelMixin:
             return None
         logits = tensors.to_array(teacher_logits)
         logits = validation.check_logits(logits, n_samples)
+        teacher_validation.warn_of_probabilities(logits)
         validation.check_logit_columns(logits.shape[1], len(self.classes_))
         return validation.logits_of_classes(logits)
 

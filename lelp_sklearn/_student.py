@@ -7,14 +7,13 @@ from typing import ClassVar
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.frozen import FrozenEstimator
-from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils._param_validation import Interval, StrOptions
 
 from lelp_sklearn._class_predictions import ClassPredictionMixin
 from lelp_sklearn._common.callbacks import CallbackSupportMixin, with_callbacks
 from lelp_sklearn._fitting import StudentFittingMixin
 from lelp_sklearn._projector import LELPProjector
 from lelp_sklearn._saving import SavedStudentMixin
-from lelp_sklearn._targets import OmittedTeacher
 from lelp_sklearn._training.ranks import joined
 
 
@@ -60,9 +59,10 @@ class LELPStudentClassifier(
         :class:`~sklearn.frozen.FrozenEstimator` of a fitted one is used as it is.
     teacher : transformer or None, default=None
         Turns X into embeddings, unless they are given. A clone is fitted by
-        ``teacher.fit(X, y)``, unless frozen; inside a Pipeline X is what the steps
-        before made of it. Its `head_`, if there is one, is the head of a projector that
-        has none. It is no part of a pickled fitted student.
+        ``teacher.fit(X, y)``, unless frozen, also where `teacher_embeddings` are given;
+        inside a Pipeline X is what the steps before made of it. Its `head_`, if there
+        is one, is the head of a projector that has none. It is no part of a pickled
+        fitted student. A torch module is wrapped in an :class:`EmbeddingExtractor`.
     label_weight : float, default=0.0
         The weight α of the true labels. Rows without a label have no such term.
     subclass_weight : float, "anneal" or callable, default="anneal"
@@ -224,7 +224,7 @@ class LELPStudentClassifier(
         "module": [callable, None],
         "module_params": [dict, None],
         "projector": [LELPProjector, FrozenEstimator, None],
-        "teacher": [HasMethods(["fit", "transform"]), OmittedTeacher, None],
+        "teacher": "no_validation",
         "label_weight": [Interval(Real, 0, 1, closed="both")],
         "subclass_weight": [
             Interval(Real, 0, None, closed="left"),
@@ -355,8 +355,11 @@ class LELPStudentClassifier(
         soft_targets : array-like of shape (n_samples, n_classes * n_subclasses), \
                 default=None
             What :meth:`LELPProjector.transform` made, elsewhere and with the
-            `temperature` of `projector`. The classes are those of y, of a frozen
-            projector or, where its `n_subclasses` is a number, 0, 1 and so on.
+            `temperature` of `projector`. The classes are those of a frozen projector,
+            else of y, else, where `n_subclasses` of `projector` is a number, 0, 1 and
+            so on. So y must have every class unless the projector is frozen: columns of
+            a class that it lacks would count as subclasses of others, which is found
+            only where `n_subclasses` is a number.
         sample_weight : array-like of shape (n_samples,), default=None
             Row weights. A row of weight 0 is left out.
         X_val : {array-like, torch.Tensor} of shape (n_val, n_features, ...), \

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -13,7 +13,11 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import check_is_fitted
 
-from lelp_sklearn._common import training_validation, validation
+from lelp_sklearn._common import (
+    teacher_validation,
+    training_validation,
+    validation,
+)
 from lelp_sklearn._common.callbacks import FitTask
 
 
@@ -40,11 +44,16 @@ class Sample:
     X, inputs
         The rows as they were passed, and as an array or a tensor.
     labels, labelled : ndarray of shape (n,)
-        y as a column, and which rows have a label.
+        y as a column, and which rows have a label; the others hold anything.
     weight : ndarray of shape (n,)
         Row weights.
+    y : ndarray of shape (n,) or None
+        The labels as they were passed, with what marks rows without one, for the
+        projector and the teacher; None where there are none.
     teacher_embeddings, teacher_logits, soft_targets
         The teacher's, None where not given.
+    suffix : str
+        What the names of the arguments end with.
     """
 
     X: Any
@@ -52,9 +61,11 @@ class Sample:
     labels: np.ndarray
     labelled: np.ndarray
     weight: np.ndarray
+    y: np.ndarray | None = None
     teacher_embeddings: Any = None
     teacher_logits: Any = None
     soft_targets: Any = None
+    suffix: str = ""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -64,11 +75,6 @@ class Sample:
         """Whether anything of the teacher is given with the rows."""
         given = self.teacher_embeddings, self.teacher_logits, self.soft_targets
         return any(each is not None for each in given)
-
-    @property
-    def y(self) -> np.ndarray | None:
-        """The labels as a projector takes them: None where there are none."""
-        return self.labels if self.labelled.any() else None
 
 
 @dataclass
@@ -80,7 +86,7 @@ class TargetSource:
     projector : LELPProjector, FrozenEstimator or None
         Fitted; None where soft targets are given instead.
     teacher : transformer or None
-        Fitted; None where embeddings are given or X takes their place.
+        Fitted; None where there is none.
     reads_inputs : bool
         Whether X takes the place of the embeddings.
     labels_only : bool
@@ -130,7 +136,7 @@ class TargetSource:
             logits[known, codes[known]] = 1e4 * self.temperature
         options = {} if logits is None else {"teacher_logits": logits}
         embeddings = _embed(sample, self.teacher)
-        with _in_projector(sample):
+        with _in_projector(sample, self.teacher):
             return as_array(self.projector.transform(embeddings, **options))
 
 
@@ -143,10 +149,15 @@ def read_sample(
     embeddings: Any = None,
     logits: Any = None,
     soft_targets: Any = None,
+    suffix: str = "",
 ) -> Sample:
-    """Check, before work starts, what is given with checked inputs."""
+    """Check, before work starts, what is given with checked inputs.
+
+    The names of the arguments end with `suffix`.
+    """
     n_samples = len(inputs)
-    y = None if y is None else as_array(y)
+    if y is not None:
+        y = as_array(y) if hasattr(y, "detach") else validation.label_array(y)
     labels, labelled = validation.check_labels(y, n_samples, unlabeled)
     weight = validation.check_sample_weight(sample_weight, n_samples)
     validation.check_some_weight(bool(np.any(weight > 0)))
@@ -161,8 +172,10 @@ def read_sample(
     }
     for name, array in given.items():
         if array is not None:
-            validation.check_length(array, n_samples, name)
-    return Sample(X, inputs, labels, labelled, weight, **given)
+            teacher_validation.check_is_array(array, name + suffix)
+            validation.check_length(array, n_samples, name + suffix)
+    marked = np.ravel(y) if labelled.any() else None
+    return Sample(X, inputs, labels, labelled, weight, marked, **given, suffix=suffix)
 
 
 def check_several_labels(sample: Sample) -> None:
@@ -318,6 +331,23 @@ def noted(note: str) -> Iterator[None]:
         raise
 
 
+def warn_of_class_order(
+    soft_targets: np.ndarray, codes: np.ndarray, source: TargetSource
+) -> None:
+    """Warn where targets that no projector was fitted for have classes out of order.
+
+    Where one was fitted, it has looked at its teacher itself.
+    """
+    if source.projector is not None and not isinstance(
+        source.projector, FrozenEstimator
+    ):
+        return
+    known = codes >= 0
+    mass = soft_targets.reshape(len(codes), len(source.classes), -1).sum(axis=2)
+    likeliest = mass[known].argmax(axis=1)
+    teacher_validation.warn_of_class_order(likeliest, codes[known], source.classes)
+
+
 def given_source(sample: Sample, projector: Any, classes: Any) -> TargetSource:
     """Make the source of soft targets that are given; None are `classes` not known."""
     frozen = isinstance(projector, FrozenEstimator)
@@ -380,8 +410,10 @@ def fitted_source(
         All classes, where the labels of a block of rows might lack some.
     """
     frozen = isinstance(projector, FrozenEstimator)
-    if sample.teacher_embeddings is not None:
+    if sample.teacher_embeddings is not None and isinstance(teacher, OmittedTeacher):
         teacher = None
+    if sample.teacher_embeddings is not None or teacher is None:
+        _check_width(projector, sample, _embed(sample, None))
     found = np.unique(sample.labels[sample.labelled])
     lacking = classes is not None and not np.isin(classes, found).all()
     if classes is not None and lacking and not frozen:
@@ -397,10 +429,12 @@ def fitted_source(
     if not frozen:
         if projector.head is None and hasattr(teacher, "head_"):
             projector.set_params(head=_head_arrays(teacher.head_))
+            _check_width(projector, sample, embeddings)
         options: dict[str, Any] = {"sample_weight": sample.weight * used}
         if sample.teacher_logits is not None:
             options["teacher_logits"] = sample.teacher_logits
-        with task.delegate("fit-projector", projector), _in_projector(sample):
+        in_projector = _in_projector(sample, teacher)
+        with task.delegate("fit-projector", projector), in_projector:
             if lacking:
                 projector.partial_fit(embeddings, sample.y, classes, **options)
             else:
@@ -428,7 +462,7 @@ def _fit_teacher(teacher: Any, sample: Sample, used: np.ndarray) -> Any:
     if isinstance(teacher, FrozenEstimator):
         return teacher
     rows = np.flatnonzero(used)
-    y = None if sample.y is None else sample.labels[rows]
+    y = None if sample.y is None else sample.y[rows]
     return clone(teacher).fit(_safe_indexing(sample.X, rows), y)
 
 
@@ -436,10 +470,44 @@ def _head_arrays(head: Any) -> Any:
     """Give a torch.nn.Linear as arrays, which any machine can load."""
     if not hasattr(head, "weight"):
         return head
-    coef = as_array(head.weight)
-    return coef, np.zeros(len(coef)) if head.bias is None else as_array(head.bias)
+    # Copies: training the teacher further changes no fitted projector.
+    coef = np.array(as_array(head.weight))
+    bias = np.zeros(len(coef)) if head.bias is None else np.array(as_array(head.bias))
+    return coef, bias
 
 
-def _in_projector(sample: Sample) -> AbstractContextManager[None]:
-    name = "X" if sample.teacher_embeddings is None else "teacher_embeddings"
-    return noted(f"(In the projector of the student, whose X is {name} here.)")
+def _check_width(projector: Any, sample: Sample, embeddings: Any) -> None:
+    """Raise where the projector has a head or is fitted, for others than these."""
+    if isinstance(projector, FrozenEstimator):
+        expected = projector.n_features_in_
+    else:
+        head: Any = projector.head
+        coef: Any = head[0] if isinstance(head, tuple | list) and head else None
+        coef = getattr(head, "coef_", getattr(head, "weight", coef))
+        # An array, a tensor or nested lists; None has no dimension.
+        expected = next(reversed(np.shape(coef)), None)
+    shape = np.shape(embeddings)
+    if expected is not None and len(shape) == 2:
+        teacher_validation.check_embedding_width(
+            shape[1],
+            expected,
+            "teacher_embeddings",
+            is_given=sample.teacher_embeddings is not None,
+        )
+
+
+@contextmanager
+def _in_projector(sample: Sample, teacher: Any) -> Iterator[None]:
+    """Call the embeddings in errors by the name that the caller knows."""
+    name = "X"
+    if sample.teacher_embeddings is not None:
+        name = f"teacher_embeddings{sample.suffix}"
+    elif teacher is not None:
+        name = "teacher.transform(X)"
+    try:
+        with noted(f"(In the projector of the student, whose X is {name} here.)"):
+            yield
+    except validation.NotFiniteError as error:
+        if error.name != "X":
+            raise
+        raise validation.NotFiniteError(name, error.rest) from None

@@ -56,6 +56,7 @@ LEVELS = {
     "_common.resumable": 1,
     "_common.sealing": 1,
     "_common.typing": -1,
+    "_common.exceptions": -1,
 }
 LEAVES = {"_common": 0, "_projection": 1, "_training": 1}
 

@@ -99,6 +99,7 @@ def test_clone_is_unfitted_and_fits_alike(problem, head):
 @pytest.mark.parametrize("splitter", SPLITTERS)
 @pytest.mark.parametrize("how", ["pickle", "joblib"])
 @pytest.mark.parametrize("head", ["pair", "linear", None])
+@pytest.mark.filterwarnings("ignore::lelp_sklearn.ClassOrderWarning")
 def test_persistence(problem, splitter, how, head):
     heads = {"pair": problem.head, "linear": torch.nn.Linear(12, 3), None: None}
     projector = build(problem, splitter=splitter, head=heads[head])

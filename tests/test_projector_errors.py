@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 import torch
 from scipy import sparse
+from sklearn.base import clone
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
 
 from lelp_sklearn import LELPProjector
 from tests.problems import make_problem
@@ -54,6 +58,45 @@ def test_first_row_that_is_not_finite_is_named(value, dtype, method):
         r"row 17\b",
         kind=ValueError,
     )
+
+
+def test_sparse_tensor():
+    rows = torch.as_tensor(X).to_sparse()
+    assert_refused(lambda: projector().fit(rows, CODES), "X is a tensor", "to_dense")
+    assert_refused(lambda: projector().fit(X, CODES).transform(rows), "X is a")
+
+
+@pytest.mark.parametrize("head", ["given", None])
+@pytest.mark.parametrize("splitter", ["pca", "kmeans"])
+@pytest.mark.parametrize("scale", [1e-100, 1e-60, 1e60])
+def test_scales_that_double_precision_holds(scale, splitter, head):
+    def soft(scale):
+        given = head and (HEAD[0] / scale, HEAD[1])
+        estimator = projector(splitter=splitter, head=given, random_state=0)
+        return estimator.fit_transform(X * scale, CODES)
+
+    np.testing.assert_allclose(soft(scale), soft(1.0), atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("scale", "dtype", "splitter", "head", "found"),
+    [
+        (1e80, float, "kmeans", None, "large"),
+        (1e160, float, "pca", None, "large"),
+        (1e160, float, "kmeans", None, "large"),
+        (1e-160, float, "pca", None, "small"),
+        (1e-160, float, "kmeans", None, "small"),
+        (1e-200, float, "pca", HEAD, "small"),
+        (1e-25, np.float32, "kmeans", None, "small"),
+        (1e-25, np.float32, "kmeans", HEAD, "small"),
+        (1e-25, np.float32, "pca", HEAD, "small"),
+    ],
+)
+def test_scales_that_are_beyond_numbers(scale, dtype, splitter, head, found):
+    rows = (X * scale).astype(dtype)
+    given = projector(splitter=splitter, head=head)
+    mend = "divide" if found == "large" else "multiply"
+    assert_refused(lambda: given.fit(rows, CODES), "X", found, mend)
 
 
 @pytest.mark.parametrize("splitter", ["pca", "kmeans"])
@@ -294,6 +337,22 @@ def test_classes_of_a_fitted_head_that_are_not_those_of_y():
     assert_refused(
         lambda: projector(head=head).fit(X, y), "head", "dog|cow", kind=ValueError
     )
+
+
+class NeverFitted(LogisticRegression):
+    def fit(self, X, y, sample_weight=None):
+        raise AssertionError("fitted before it was refused")
+
+
+def test_heads_that_have_no_row_for_each_class():
+    svc = SVC(kernel="linear")
+    for head in (svc, clone(svc).fit(X, CODES)):
+        assert_refused(lambda head=head: projector(head=head).fit(X, CODES), "pairs")
+    pipeline = make_pipeline(StandardScaler(), NeverFitted())
+    assert_refused(lambda: projector(head=pipeline).fit(X, CODES), "steps", "units")
+    forest = RandomForestClassifier(n_estimators=2, random_state=0).fit(X, CODES)
+    forest.set_params(n_estimators="never fitted again")
+    assert_refused(lambda: projector(head=forest).fit(X, CODES), "RandomForest")
 
 
 # ------------------------------------------------------------- subclasses and arrays

@@ -1,6 +1,7 @@
 """Kinds of input: dtypes, memory maps, tensors, read-only and far-off arrays."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
@@ -230,16 +231,19 @@ def test_writeable_inputs_are_not_modified(splitter):
 def test_labels_of_every_kind(names):
     problem = make_problem()
     y = np.array(names)[problem.codes]
-    classes, codes = np.unique(y, return_inverse=True)
-    projector = build(problem).fit(problem.X, y)
+    classes, first, codes = np.unique(y, return_index=True, return_inverse=True)
+    order = problem.codes[first]
+    head = problem.coef[order], problem.intercept[order]
+    projector = build(problem, head=head).fit(problem.X, y)
     assert_array_equal(projector.classes_, classes)
-    coded = build(problem).fit(problem.X, codes)
+    coded = build(problem, head=head).fit(problem.X, codes)
     assert_array_equal(projector.components_, coded.components_)
-    as_list = build(problem).fit(problem.X, y.tolist())
+    as_list = build(problem, head=head).fit(problem.X, y.tolist())
     assert_array_equal(as_list.classes_, classes)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.filterwarnings("ignore::lelp_sklearn.ClassOrderWarning")
 def test_logits_as_tensors_of_a_model(dtype):
     """What a model gives: low precision, still attached to the graph."""
     problem = make_problem(n_classes=3)
@@ -250,3 +254,16 @@ def test_logits_as_tensors_of_a_model(dtype):
     soft = projector.fit_transform(X, problem.codes, teacher_logits=logits)
     expected = reference.class_probabilities(logits.detach().double().numpy())
     assert_allclose(projector.inverse_transform(soft), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize("dtype", ["Int64", "boolean"])
+def test_nullable_labels_of_pandas_keep_their_type(dtype, missing):
+    problem = make_problem()
+    y = pd.Series(problem.codes, dtype=dtype)
+    if missing:
+        y[::2] = pd.NA
+    projector = build(problem, unlabeled=pd.NA if missing else None)
+    classes = projector.fit(problem.X, y).classes_
+    assert classes.dtype == (int if dtype == "Int64" else bool)
+    assert_array_equal(classes, [0, 1])

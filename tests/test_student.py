@@ -164,6 +164,7 @@ def test_projector_of_the_caller_is_not_fitted():
     assert student.projector_.n_subclasses_ == 3
 
 
+@pytest.mark.filterwarnings("ignore::lelp_sklearn.ClassOrderWarning")
 def test_teacher_is_asked_for_what_is_not_given():
     X, y, _, _ = make_groups()
     matrix = np.random.RandomState(0).normal(size=(6, 9))
@@ -192,6 +193,23 @@ def test_given_embeddings_go_before_the_teacher():
     with_teacher.fit(X, y, teacher_embeddings=E)
     without = quick(projector=projector).fit(X, y, teacher_embeddings=E)
     assert_array_equal(weights_of(with_teacher), weights_of(without))
+
+
+def test_the_head_of_the_teacher_is_used_with_embeddings_too():
+    X, y, E, head = make_groups()
+    matrix = np.random.RandomState(0).normal(size=(6, 9))
+    teacher = MatrixTeacher(matrix, head)
+    student = quick(projector=LELPProjector(3), teacher=teacher, early_stopping=True)
+    student.fit(X, y, teacher_embeddings=E, X_val=X[:50])
+    given = quick(projector=LELPProjector(3, head=head), early_stopping=True)
+    given.fit(
+        X, y, teacher_embeddings=E, X_val=X[:50], teacher_embeddings_val=X[:50] @ matrix
+    )
+    assert_array_equal(weights_of(student), weights_of(given))
+    assert student.validation_scores_ == given.validation_scores_
+    # The head says the classes where there are no labels.
+    unlabelled = quick(projector=LELPProjector(3), teacher=teacher)
+    assert_array_equal(unlabelled.fit(X, teacher_embeddings=E).classes_, [0, 1])
 
 
 def test_teacher_logits_are_the_class_targets():

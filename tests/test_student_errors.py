@@ -6,10 +6,21 @@ import torch
 from scipy.sparse import csr_array
 from sklearn.decomposition import PCA
 from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from lelp_sklearn import LELPProjector, LELPStudentClassifier
-from tests.student_problems import MyNet, make_groups, make_soft_targets
+from lelp_sklearn import (
+    ClassOrderWarning,
+    EmbeddingExtractor,
+    LELPProjector,
+    LELPStudentClassifier,
+)
+from tests.student_problems import (
+    MatrixTeacher,
+    MyNet,
+    make_groups,
+    make_soft_targets,
+)
 
 X, Y, TARGETS = make_soft_targets(n_rows=60)
 _, _, E, HEAD = make_groups(n_rows=60)
@@ -149,9 +160,9 @@ def test_teacher_data_of_other_length():
 
 
 def test_errors_of_the_projector_say_which_array_is_meant():
-    wrong = changed(E, 5, np.nan)
-    with pytest.raises(ValueError, match="first in row 5") as caught:
-        student().fit(X, Y, teacher_embeddings=wrong)
+    given = student(projector=LELPProjector(99))
+    with pytest.raises(ValueError, match="n_subclasses=99") as caught:
+        given.fit(X, Y, teacher_embeddings=E)
     assert any("teacher_embeddings" in note for note in caught.value.__notes__)
 
 
@@ -380,3 +391,71 @@ def test_soft_targets_of_other_subclasses_than_the_projectors():
         student.fit(
             rng.normal(size=(40, 3)), np.arange(40) % 2, soft_targets=soft_targets
         )
+
+
+# The teacher by its name
+
+
+def refused_embeddings(message, *, projector=None, error=ValueError, **data):
+    projector = LELPProjector(2, head=HEAD) if projector is None else projector
+    with pytest.raises(error, match=message):
+        student(projector=projector).fit(X, Y, **data)
+
+
+def test_embeddings_that_are_missing_or_of_another_width():
+    fitted = FrozenEstimator(LELPProjector(2, head=HEAD).fit(E, Y))
+    classifier = LogisticRegression().fit(E, Y)
+    linear = torch.nn.Linear(9, 2)
+    heads = [LELPProjector(2, head=head) for head in (HEAD, classifier, linear)]
+    for projector in (fitted, *heads):
+        message = r"teacher_embeddings are missing: X.*6 features.*reads 9"
+        refused_embeddings(message, projector=projector)
+        message = r"teacher_embeddings has 7 features.*reads 9"
+        refused_embeddings(message, projector=projector, teacher_embeddings=E[:, :7])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_embeddings_that_are_not_finite_are_named(value):
+    found = "NaN" if np.isnan(value) else "infinity"
+    refused_embeddings(
+        f"Input teacher_embeddings contains {found}.*row 7",
+        teacher_embeddings=changed(E, 7, value),
+    )
+    given = student(module=None, projector=LELPProjector(2), early_stopping=True)
+    with pytest.raises(
+        ValueError, match=f"Input teacher_embeddings_val contains {found}.*row 7"
+    ):
+        given.fit(
+            X,
+            Y,
+            teacher_embeddings=E,
+            X_val=X,
+            teacher_embeddings_val=changed(E, 7, value),
+        )
+    matrix = changed(np.eye(6), 2, value)
+    with pytest.raises(ValueError, match=r"teacher\.transform\(X\) contains"):
+        student(teacher=MatrixTeacher(matrix)).fit(X, Y)
+
+
+def test_models_in_the_place_of_what_they_make():
+    message = r"Got Linear\. Wrap a torch module, EmbeddingExtractor\(module\)"
+    refused(message, options={"teacher": nn.Linear(6, 9)})
+    refused(r"such as EmbeddingExtractor, .*Got int\.$", options={"teacher": 3})
+    extractor = EmbeddingExtractor(nn.Linear(6, 9))
+    refused_embeddings(
+        "teacher_embeddings is EmbeddingExtractor; it must be an array.*teacher=",
+        error=TypeError,
+        teacher_embeddings=extractor,
+    )
+
+
+@pytest.mark.parametrize("kind", ["soft_targets", "frozen"])
+def test_targets_with_classes_in_another_order_are_noticed(kind):
+    given, projector = {"soft_targets": TARGETS}, None
+    if kind == "frozen":
+        fitted = LELPProjector(2, head=HEAD).fit(E, Y)
+        given, projector = {"teacher_embeddings": E}, FrozenEstimator(fitted)
+    trained = student(module=None, projector=projector)
+    trained.fit(X, Y, **given)
+    with pytest.warns(ClassOrderWarning, match="sorted labels"):
+        trained.fit(X, 1 - Y, **given)

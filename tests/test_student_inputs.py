@@ -8,8 +8,15 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
 from torch import nn
 
-from lelp_sklearn import LELPStudentClassifier
-from tests.student_problems import MyNet, TemplateNet, make_soft_targets, weights_of
+from lelp_sklearn import LELPProjector, LELPStudentClassifier
+from tests.student_problems import (
+    MatrixTeacher,
+    MyNet,
+    TemplateNet,
+    make_groups,
+    make_soft_targets,
+    weights_of,
+)
 
 
 def quick(module=None, **options):
@@ -268,3 +275,64 @@ def test_prediction_does_not_depend_on_the_mode_of_the_module(problem):
     expected = student.predict_proba(X)
     student.module_.train()
     assert_array_equal(student.predict_proba(X), expected)
+
+
+# Labels
+
+
+@pytest.mark.parametrize("kind", ["objects", "Int64", "boolean"])
+def test_rows_without_a_label_beside_integers_are_no_class(kind):
+    X, y, E, _ = make_groups()
+    hidden = np.random.RandomState(0).rand(len(y)) < 0.8
+    if kind == "objects":
+        marked = np.array([int(label) for label in y], dtype=object)
+        marked[hidden] = None
+    else:
+        marked = pd.Series(y == 1 if kind == "boolean" else y, dtype=kind)
+        marked[hidden] = pd.NA
+    as_float = np.where(hidden, np.nan, y)
+    projector = LELPProjector(2, random_state=0)
+    options = {"projector": projector, "unlabeled": np.nan, "label_weight": 0.5}
+    fitted = quick(**options).fit(X, marked, teacher_embeddings=E)
+    expected = quick(**options).fit(X, as_float, teacher_embeddings=E)
+    assert fitted.classes_.dtype == (bool if kind == "boolean" else int)
+    assert_array_equal(fitted.classes_, [0, 1])
+    assert_array_equal(fitted.projector_.mean_, expected.projector_.mean_)
+    assert_array_equal(fitted.predict_proba(X), expected.predict_proba(X))
+
+
+def test_labels_without_zero_gain_no_class_from_rows_without_a_label():
+    X, y, E, head = make_groups()
+    marked = np.array([int(label) + 1 for label in y], dtype=object)
+    marked[: len(y) // 2] = None
+    for given in (None, head):
+        student = quick(projector=LELPProjector(2, head=given), unlabeled=np.nan)
+        student.fit(X, marked, teacher_embeddings=E)
+        assert_array_equal(student.classes_, [1, 2])
+
+
+class LabelledRowsTeacher(MatrixTeacher):
+    """Looks at the labels that have a value."""
+
+    def fit(self, X, y=None):
+        self.n_labels_ = sum(label is not None for label in y)
+        return super().fit(X, y)
+
+
+def test_the_teacher_sees_which_rows_have_no_label():
+    X, y, _, _ = make_groups()
+    marked = np.array([int(label) for label in y], dtype=object)
+    marked[: len(y) // 2] = None
+    teacher = LabelledRowsTeacher(np.eye(6))
+    student = quick(teacher=teacher, projector=LELPProjector(2), unlabeled=np.nan)
+    student.fit(X, marked)
+    assert student._fit.source.teacher.n_labels_ == len(y) // 2
+
+
+def test_longer_numbers_than_torch_has(problem):
+    X, y, targets = problem
+    fitted = quick().fit(X.astype(np.longdouble), y, soft_targets=targets)
+    expected = quick().fit(X, y, soft_targets=targets)
+    assert_array_equal(
+        fitted.predict_proba(X.astype(np.longdouble)), expected.predict_proba(X)
+    )

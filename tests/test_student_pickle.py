@@ -130,6 +130,7 @@ def test_copies_do_not_share_weights(problem):
     assert_array_equal(twin.predict_proba(X), expected)
 
 
+@pytest.mark.filterwarnings("ignore::lelp_sklearn.ClassOrderWarning")
 def test_copy_keeps_its_teacher(problem):
     X, y, _, head = problem
     matrix = np.random.RandomState(0).normal(size=(6, 9))

@@ -6,6 +6,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sklearn import config_context
 from sklearn.base import clone
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401 - enables
+from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import (
     GridSearchCV,
     HalvingGridSearchCV,
@@ -221,6 +222,7 @@ class CountingTeacher(nn.Module):
         return self.head(self.body(x).relu())
 
 
+@pytest.mark.filterwarnings("ignore::lelp_sklearn.ClassOrderWarning")
 def test_what_a_search_costs_the_teacher(problem):
     X, y, _, _ = problem
     model = CountingTeacher()
@@ -238,3 +240,21 @@ def test_what_a_search_costs_the_teacher(problem):
     student.set_params(teacher=extractor)
     GridSearchCV(student, grid, cv=3).fit(X, y)
     assert model.n_rows == 3 * 2 * n + n + 10 * beforehand
+
+
+def test_a_fitted_classifier_as_head_stays_fitted_in_a_search(problem):
+    X, y, E, _ = problem
+    head = LogisticRegression(C=1e-4).fit(E, y)
+    student = LELPStudentClassifier(
+        projector=LELPProjector(2, head=head), max_epochs=1, random_state=0
+    )
+    grid = GridSearchCV(student, {"projector__n_subclasses": [1, 2]}, cv=2)
+    grid.fit(X, y, teacher_embeddings=E)
+    some = slice(0, 60)
+    student.fit(X[some], y[some], teacher_embeddings=E[some])
+    for fitted in (student, grid.best_estimator_):
+        coef = fitted.projector_.coef_
+        assert_allclose(coef[1] - coef[0], head.coef_[0])
+    # It says the classes where there are no labels.
+    student.fit(X, teacher_embeddings=E)
+    assert_array_equal(student.classes_, head.classes_)

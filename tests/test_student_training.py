@@ -203,6 +203,7 @@ def test_rows_without_a_label_count_in_the_score():
     assert np.isfinite(student.validation_scores_).all()
 
 
+@pytest.mark.filterwarnings("ignore::lelp_sklearn.ClassOrderWarning")
 def test_rows_of_the_teacher_of_the_student_are_embedded_by_it():
     X, y, _, head = make_groups()
     matrix = np.random.RandomState(0).normal(size=(6, 9))

@@ -50,3 +50,18 @@ class OtherVersionsWarning(InconsistentVersionWarning):  # type: ignore[misc]
             f"{self.estimator_name} was saved with {listed(self.saved)} and is loaded "
             f"with {listed(self.current)}. Compare its predictions with earlier ones."
         )
+
+
+class ClassOrderWarning(UserWarning):
+    """Another order of the teacher's classes would agree far better with the labels.
+
+    Rows of a head and columns of logits or soft targets are in the order of the sorted
+    labels.
+    """
+
+
+class ProbabilitiesAsLogitsWarning(UserWarning):
+    """What was given as logits of the teacher are probabilities.
+
+    Their logarithms, zeros clipped, are logits.
+    """

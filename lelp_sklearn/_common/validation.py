@@ -14,6 +14,17 @@ from sklearn.utils.validation import column_or_1d
 from lelp_sklearn._common.typing import BoolArray, FloatArray, IntArray
 
 
+class NotFiniteError(ValueError):
+    """An input `name` holds NaN or infinity; `rest` says which, where and the mend."""
+
+    def __init__(self, name: str, rest: str) -> None:
+        super().__init__(name, rest)
+        self.name, self.rest = name, rest
+
+    def __str__(self) -> str:
+        return f"Input {self.name} {self.rest}"
+
+
 class TooFewRowsError(ValueError):
     """A class has too few rows: further blocks of a stream can mend it."""
 
@@ -38,8 +49,8 @@ def check_finite_block(
         return
     row = int(np.argmin(finite))
     found = "NaN" if np.isnan(block[row]).any() else "infinity (inf)"
-    raise ValueError(
-        f"Input {name} contains {found}, first in row {first_row + row}; {mend}."
+    raise NotFiniteError(
+        name, f"contains {found}, first in row {first_row + row}; {mend}."
     )
 
 
@@ -57,9 +68,34 @@ def too_large(dtype: np.dtype[Any]) -> ValueError:
     )
 
 
+def check_no_underflow(
+    mean: FloatArray, variance: FloatArray, dtype: np.dtype[Any]
+) -> None:
+    """Raise where the squares of embeddings are less than `dtype` holds.
+
+    They have these means and variances.
+    """
+    size = np.abs(mean).max(initial=0), np.sqrt(np.max(variance, initial=0))
+    if 0 < max(size) < np.sqrt(np.finfo(dtype).tiny):
+        raise too_small(dtype)
+
+
+def too_small(dtype: np.dtype[Any]) -> ValueError:
+    """Make the error for embeddings whose squares vanish."""
+    return ValueError(
+        f"Input X holds numbers so small that {dtype} cannot hold their squares; "
+        "multiply X, and with it the head's intercept, by a constant."
+    )
+
+
 def check_tensor(tensor: Any) -> None:
     """Raise unless a tensor has rows and real features."""
     shape = tuple(tensor.shape)
+    if repr(tensor.layout) != "torch.strided":
+        raise TypeError(
+            f"Sparse data was passed: X is a tensor of layout {tensor.layout}; pass a "
+            "dense one (X.to_dense())."
+        )
     if tensor.is_complex():
         raise ValueError(
             "Complex data not supported: X is a tensor of complex numbers."
@@ -182,7 +218,7 @@ def check_labels(
     """
     if y is None:
         return np.zeros(n_samples), np.zeros(n_samples, dtype=bool)
-    labels = column_or_1d(y, warn=True)
+    labels = column_or_1d(label_array(y), warn=True)
     check_length(labels, n_samples, "y")
     labelled = ~_equals(labels, unlabeled)
     unusable = labelled & _missing(labels)
@@ -200,6 +236,16 @@ def check_labels(
     if labelled.any():
         check_classification_targets(labels[labelled])
     return labels, labelled
+
+
+def label_array(y: Any) -> NDArray[Any]:
+    """Give labels as an array; nullable integers and booleans of pandas stay such.
+
+    NumPy and scikit-learn make floats of them.
+    """
+    missing = getattr(getattr(y, "dtype", None), "na_value", None)
+    is_nullable = _is_missing_of_pandas(missing)
+    return np.asarray(y, dtype=object if is_nullable else None)
 
 
 def _of_natural_dtype(labels: NDArray[Any], labelled: BoolArray) -> NDArray[Any]:
@@ -238,11 +284,15 @@ def _missing(labels: NDArray[Any]) -> BoolArray:
 
 
 def _is_missing(value: object) -> bool:
-    # Where there is a value of pandas, pandas has been imported.
-    pandas = sys.modules.get("pandas")
-    if value is None or (pandas is not None and value is pandas.NA):
+    if value is None or _is_missing_of_pandas(value):
         return True
     return isinstance(value, numbers.Real) and math.isnan(value)
+
+
+def _is_missing_of_pandas(value: object) -> bool:
+    # Where there is a value of pandas, pandas has been imported.
+    pandas = sys.modules.get("pandas")
+    return pandas is not None and value is pandas.NA
 
 
 def check_classes(
@@ -260,7 +310,7 @@ def check_classes(
         if n_outputs is None:
             raise head_is_missing()
         return np.arange(n_outputs)
-    classes = np.asarray(given)
+    classes = np.array(given)
     unknown = np.setdiff1d(labels, classes)
     if unknown.size:
         raise ValueError(
@@ -348,8 +398,9 @@ def check_head(
 
     The one row of a sigmoid head, w, becomes the two rows -w/2 and w/2 of a softmax.
     """
-    weights = np.atleast_2d(np.asarray(coef, dtype=np.float64))
-    bias = np.asarray(intercept, dtype=np.float64).ravel()
+    # Copies: what the caller does to the head later changes no fitted projector.
+    weights = np.array(coef, dtype=np.float64, ndmin=2)
+    bias = np.array(intercept, dtype=np.float64, ndmin=1).ravel()
     if weights.ndim != 2 or weights.shape[1] != n_features:
         raise ValueError(
             f"head has a coef of shape {weights.shape}, X {n_features} features: "
@@ -370,49 +421,12 @@ def check_head(
     return weights, bias
 
 
-def unknown_head(head: object) -> TypeError:
-    """Nothing that gives a linear map."""
-    return TypeError(
-        f"head is {type(head).__name__}; it must be None, a pair (coef, intercept), a "
-        "linear classifier with coef_ and intercept_ (fitted or not) or a "
-        "torch.nn.Linear."
-    )
-
-
-def unfitted_head(head: object) -> ValueError:
-    """A classifier that is not fitted, and nothing to fit it on."""
-    return ValueError(
-        f"head is a {type(head).__name__} that is not fitted, and y has no label to "
-        "fit it on: fit the head first, or pass y with labels."
-    )
-
-
-def check_head_rows(n_rows: int, classes: NDArray[Any]) -> None:
-    """Raise unless the head has a row for each class."""
-    if n_rows != len(classes):
-        raise ValueError(
-            f"head has {n_rows} rows and there are {len(classes)} classes, "
-            f"{classes.tolist()}: give one row a class, in the order of classes_ (or "
-            "one row of a sigmoid head)."
-        )
-
-
 def head_is_missing() -> ValueError:
     """Nothing says what the classes are."""
     return ValueError(
         "LELPProjector requires y to be passed, but the target y is None: without y, "
         "give head=(coef, intercept) or teacher_logits, which say what the classes are."
     )
-
-
-def check_fitted_head(head_is_known: bool, head: object, whole: bool) -> None:
-    """Raise where a classifier would have to be fitted, and the rows are in parts."""
-    if head is not None and not head_is_known and not whole:
-        raise ValueError(
-            f"head is {type(head).__name__}, not fitted, and neither a stream nor dask "
-            "arrays can fit it: fit it beforehand, or pass head=(coef, intercept) or "
-            "None."
-        )
 
 
 def check_stream(any_unlabelled: bool, same_teacher: bool) -> None:
@@ -461,7 +475,8 @@ def check_directions(
     directions: ArrayLike, n_subclasses: int | None, n_classes: int, n_features: int
 ) -> FloatArray:
     """Give the caller's own directions as float64 (C, S, d)."""
-    array = np.asarray(directions, dtype=np.float64)
+    # A copy: what the caller does to the array later changes no fitted projector.
+    array = np.array(directions, dtype=np.float64)
     expected = (n_classes, n_subclasses or "n_subclasses", n_features)
     found = array.shape
     if array.ndim != 3 or (found[0], found[2]) != expected[::2] or found[1] == 0:

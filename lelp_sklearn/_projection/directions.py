@@ -24,6 +24,27 @@ class Directions:
     variances: FloatArray
 
 
+@dataclass(frozen=True)
+class Start:
+    """Vectors with which the search for the directions of a class begins.
+
+    Parameters
+    ----------
+    basis : (d, k)
+        Orthonormal, in the null space.
+    expected : (d, q)
+        What a sample of the class makes of the last q vectors, which are random: its
+        covariance times each. What all rows make of them tells whether the sample
+        lacks a direction. q is 0 where there is no sample, or it is the whole class.
+    noise : float
+        The sum of squares by which chance would make the two differ.
+    """
+
+    basis: FloatArray
+    expected: FloatArray
+    noise: float = 0.0
+
+
 Solver = Callable[[int], list[Directions]]
 
 

@@ -1,5 +1,6 @@
 """The teacher's linear head: where it comes from when it is not given."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 from scipy import linalg
 from sklearn.base import is_classifier
 
-from lelp_sklearn._common import validation
+from lelp_sklearn._common import teacher_validation, validation
 from lelp_sklearn._common.typing import FloatArray
 from lelp_sklearn._projection import tensors
 
@@ -37,15 +38,24 @@ def resolve_head(head: Any, n_features: int) -> tuple[Head | None, NDArray[Any] 
     if isinstance(head, tuple | list) and len(head) == 2:
         coef, intercept = head
     elif hasattr(head, "coef_") and hasattr(head, "classes_"):
+        teacher_validation.check_one_vs_rest(head, head.classes_)
         coef, intercept, classes = head.coef_, head.intercept_, head.classes_
     elif hasattr(head, "weight") and hasattr(head, "out_features"):
         coef, intercept = head.weight, 0.0 if head.bias is None else head.bias
-    elif hasattr(head, "__sklearn_tags__") and is_classifier(head):
+    elif hasattr(head, "steps"):
+        raise teacher_validation.composed_head(head)
+    elif is_unfitted_classifier(head):
         return None, None
     else:
-        raise validation.unknown_head(head)
+        raise teacher_validation.unknown_head(head)
     arrays = tensors.to_array(coef), tensors.to_array(intercept)
     return Head(*validation.check_head(*arrays, n_features)), classes
+
+
+def is_unfitted_classifier(head: Any) -> bool:
+    """Whether a head is a classifier that is still to be fitted."""
+    is_classifying = hasattr(head, "__sklearn_tags__") and is_classifier(head)
+    return is_classifying and not hasattr(head, "classes_")
 
 
 def least_squares_head(mean: FloatArray, scatter: FloatArray, n_features: int) -> Head:
@@ -89,10 +99,14 @@ def shrink(covariance: FloatArray, n_samples: float) -> FloatArray:
     :func:`sklearn.covariance.oas`.
     """
     n_features = covariance.shape[0]
+    # Without units, since squares may be more or less than a number can be.
+    unit = math.ldexp(1.0, math.frexp(np.trace(covariance))[1] - 1)
+    covariance = covariance / unit
     target = np.trace(covariance) / n_features
     squares = np.mean(covariance**2)
     distance = (n_samples + 1) * (squares - target**2 / n_features)
     weight = 1.0 if distance == 0 else min(1.0, (squares + target**2) / distance)
     shrunk = (1 - weight) * covariance
     shrunk.flat[:: n_features + 1] += weight * target
+    shrunk *= unit
     return shrunk

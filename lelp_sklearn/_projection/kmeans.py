@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lelp_sklearn._common.typing import FloatArray
-from lelp_sklearn._common.validation import check_no_overflow
+from lelp_sklearn._common.validation import check_no_overflow, check_no_underflow
 from lelp_sklearn._projection.blocks import (
     Data,
     LabelledRows,
@@ -167,6 +167,9 @@ def _settle(
     centroids: list[FloatArray],
 ) -> list[FloatArray]:
     """Lloyd's iterations over all rows in the whole space, all classes in one pass."""
+    # Not by the centroids, which are as small where nothing varies in the null space.
+    dtype = np.result_type(data.dtype, np.float32)
+    check_no_underflow(covariance.mean, covariance.variance, dtype)
     variation = float(covariance.weight @ covariance.null_variance)
     explained = 0.0
     for _ in range(MAX_ITERATIONS):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lelp_sklearn._common import validation
+from lelp_sklearn._common import teacher_validation, validation
 from lelp_sklearn._common.typing import BoolArray, FloatArray
 from lelp_sklearn._projection import tensors
 from lelp_sklearn._projection.blocks import InMemory, LabelledRows, Rows
@@ -96,6 +96,7 @@ class CheckedRows(InMemory):
         logits = tensors.to_array(teacher_logits)
         if logits is not None:
             logits = validation.check_logits(logits, n_rows, first_row)
+            teacher_validation.warn_of_probabilities(logits)
         labels, labelled = validation.check_labels(y, n_rows, unlabeled, first_row)
         return cls(X, labels, labelled, weight, digests, logits, first_row)
 

@@ -5,13 +5,22 @@ from scipy import linalg
 
 from lelp_sklearn._common.typing import FloatArray
 from lelp_sklearn._projection.blocks import Data, LabelledRows, class_blocks
-from lelp_sklearn._projection.directions import Directions, tidy, to_null_space
+from lelp_sklearn._projection.directions import (
+    Directions,
+    Start,
+    tidy,
+    to_null_space,
+)
 from lelp_sklearn._projection.statistics import Covariance, ExplicitCovariance
 
 # The randomized solver stops when the last pass over the rows has added less than this
 # share to the variance captured, or the next one is expected to.
 _CAPTURE_TOLERANCE = 1e-4
 _MAX_PASSES = 12
+# A sample lacks a direction where it differs from all rows by more than so many times
+# what chance makes of it; the variance along it may be so many times what is seen.
+_CHANCE = 2.0
+_UNSEEN = 2.0
 
 
 def eigh_directions(
@@ -63,28 +72,34 @@ def _joined(left: list[FloatArray], right: list[FloatArray]) -> list[FloatArray]
 def randomized_directions(
     covariance: Covariance,
     rows: FloatArray,
-    started: list[tuple[FloatArray, FloatArray]],
+    started: list[tuple[Start, FloatArray]],
     n_directions: int,
     *,
     iterated_power: int | None,
 ) -> list[Directions]:
     """Directions by a block Krylov method (Musco and Musco, 2015).
 
-    `started` holds for each class an orthonormal block of vectors (d, k) and the
-    covariance times it. Every further pass over the rows multiplies a block of as many
+    `started` holds for each class a block of vectors (d, k) and the covariance times
+    it. Every further pass over the rows multiplies a block of as many
     new vectors, and the best directions in the span of all blocks are taken.
     `iterated_power` None goes on until little more can be captured.
     """
     spaces = [
-        _KrylovSpace(block, n_directions, noise)
-        for (block, _), noise in zip(started, covariance.noise, strict=True)
+        _KrylovSpace(start, n_directions, noise)
+        for (start, _), noise in zip(started, covariance.noise, strict=True)
     ]
     products = [product for _, product in started]
+    unseen = [
+        _unseen(start, to_null_space(product, rows), rows.shape[1])
+        for start, product in started
+    ]
     adaptive = iterated_power is None
     n_passes = _MAX_PASSES if iterated_power is None else iterated_power + 1
     for n_left in reversed(range(n_passes)):
-        for space, product in zip(spaces, products, strict=True):
-            space.absorb(to_null_space(product, rows), adaptive=adaptive)
+        for space, product, other in zip(spaces, products, unseen, strict=True):
+            space.absorb(to_null_space(product, rows), other, adaptive=adaptive)
+        # By now it has come in.
+        unseen = [0.0] * len(spaces)
         newest = [space.newest for space in spaces]
         if not n_left or not any(block.shape[1] for block in newest):
             break
@@ -92,27 +107,48 @@ def randomized_directions(
     return [tidy(space.vectors, space.values, rows, space.noise) for space in spaces]
 
 
+def _unseen(start: Start, product: FloatArray, rank: int) -> float:
+    r"""Give about the largest variance along a direction that the sample lacks.
+
+    With S the covariance of all rows outside the start, T that of the sample and r a
+    random unit vector there, :math:`E \|(S - T) r\|^2` is the mean square of the
+    eigenvalues of S - T, of which one is large where a direction is lacking.
+    """
+    n_probes = start.expected.shape[1]
+    if not n_probes:
+        return 0.0
+    difference = product[:, -n_probes:] - start.expected
+    difference -= start.basis @ (start.basis.T @ difference)
+    n_outside = len(product) - rank - start.basis.shape[1] + n_probes
+    excess = np.vdot(difference, difference) - _CHANCE * start.noise
+    return float(np.sqrt(max(0.0, excess) * n_outside / n_probes))
+
+
 class _KrylovSpace:
     """The span of the blocks of one class, and the best directions within it."""
 
-    def __init__(self, start: FloatArray, n_directions: int, noise: float) -> None:
+    def __init__(self, start: Start, n_directions: int, noise: float) -> None:
         self.noise = noise
-        self.newest = start
+        self.newest = start.basis
         self.values = np.empty(0)
-        self.vectors = start[:, :0]
+        self.vectors = start.basis[:, :0]
         self._n_directions = n_directions
-        self._n_start = start.shape[1]
-        self._basis = start[:, :0]
-        self._image = start[:, :0]
+        self._n_start = start.basis.shape[1] - start.expected.shape[1]
+        self._basis = start.basis[:, :0]
+        self._image = start.basis[:, :0]
 
-    def absorb(self, product: FloatArray, *, adaptive: bool) -> None:
-        """Take in the covariance times the newest block, and choose the next block."""
+    def absorb(self, product: FloatArray, unseen: float, *, adaptive: bool) -> None:
+        """Take in the covariance times the newest block, and choose the next block.
+
+        There may be a direction of the variance `unseen` outside all blocks.
+        """
         if not self.newest.shape[1]:
             return
         self._basis = np.hstack([self._basis, self.newest])
         self._image = np.hstack([self._image, product])
         before = self.values.sum()
         to_come = self._rayleigh_ritz()
+        to_come += max(0.0, _UNSEEN * unseen - self.values.min(initial=np.inf))
         gain = self.values.sum() - before
         if adaptive and min(gain, to_come) <= _CAPTURE_TOLERANCE * self.values.sum():
             self.newest = self.newest[:, :0]
@@ -125,7 +161,7 @@ class _KrylovSpace:
         A direction u of variance :math:`\theta` gains
         :math:`\|S u - \theta u\|^2 / (\theta - \theta')` to first order where what is
         missing has the variance :math:`\theta'`, taken to be that of the last direction
-        that the first block could hold.
+        that the first block could hold, its random vectors apart.
         """
         small = self._basis.T @ self._image
         values, vectors = linalg.eigh((small + small.T) / 2)

@@ -1,12 +1,13 @@
 """From class covariances to the directions that split each class."""
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
 
 from lelp_sklearn._common.typing import FloatArray
-from lelp_sklearn._common.validation import check_n_subclasses
+from lelp_sklearn._common.validation import check_n_subclasses, check_no_overflow
 from lelp_sklearn._projection.directions import Solver, row_space, to_null_space
 from lelp_sklearn._projection.statistics import Covariance
 
@@ -150,7 +151,10 @@ def draw_rotation(
         haar: FloatArray = stats.ortho_group.rvs(n, random_state=random_state)
         return haar
     scaled = spectrum * (n / spectrum.sum())
-    correlation = stats.random_correlation.rvs(scaled, random_state=random_state)
+    # Rounding of the sum grows with the number of terms.
+    correlation = stats.random_correlation.rvs(
+        scaled, random_state=random_state, tol=1e-13 * n
+    )
     # eigh gives ascending eigenvalues, the spectrum descends.
     turn: FloatArray = np.linalg.eigh(correlation)[1][:, ::-1]
     # Rounding may turn the sign of an eigenvector.
@@ -168,16 +172,24 @@ def score_moments(split: Split, covariance: Covariance) -> tuple[FloatArray, flo
         Root mean square of z over all rows and subclasses: one unit of
         ``subclass_temperature``.
     """
-    variance = split.variance
-    if variance is None:
-        bases = [each.T for each in split.components]
+    # Centroids have the unit of X, and the squares of z its fourth power, which may be
+    # more or less than a number can be: here they have no unit.
+    unit = math.ldexp(1.0, math.frexp(np.abs(split.components).max(initial=0))[1] - 1)
+    components, offsets = split.components / unit, split.offsets / unit
+    if split.variance is None:
+        bases = [each.T for each in components]
         products = zip(bases, covariance.apply(bases), strict=True)
         variance = np.stack([np.einsum("dk,dk->k", b, p) for b, p in products])
         variance = np.maximum(variance, 0)
-    mean = np.einsum("csd,cd->cs", split.components, covariance.mean) - split.offsets
+    else:
+        variance = split.variance / unit**2
+    mean = np.einsum("csd,cd->cs", components, covariance.mean) - offsets
     square = (variance + mean**2).mean(axis=1)
     scale = float(np.sqrt(np.average(square, weights=covariance.weight)))
-    return variance, scale
+    with np.errstate(over="ignore", under="ignore"):
+        variance = variance * unit**2
+    check_no_overflow(variance, variance.dtype)
+    return variance, unit * scale
 
 
 def resolve_subclass_temperature(

@@ -10,7 +10,7 @@ from scipy import linalg
 from lelp_sklearn._common.typing import FloatArray, IntArray
 from lelp_sklearn._projection.blocks import Data, LabelledRows, row_slices
 from lelp_sklearn._projection.digests import Digests, scramble
-from lelp_sklearn._projection.directions import orthonormal, to_null_space
+from lelp_sklearn._projection.directions import Start, orthonormal, to_null_space
 from lelp_sklearn._projection.threads import map_parts
 
 # Distinct rows of a class that are drawn: this share of them, within bounds on the rows
@@ -25,6 +25,8 @@ _SKETCH_ROWS = round(_SAMPLE_ROWS[1] / _SAMPLE_SHARE)
 _MAX_EXACT = 128
 # Multiplications by the covariance of the sample otherwise.
 _SAMPLE_POWERS = 3
+# Random vectors beside the subspace of a sample that is not the whole class.
+N_PROBES = 2
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,51 @@ def _merge_each(
 ) -> list[Sketch]:
     pairs = zip(left, right, strict=True)
     return [mine.merge(other, seed) for mine, other in pairs]
+
+
+def sampled_start(
+    sample: ClassSample,
+    removed: FloatArray,
+    n_vectors: int,
+    random_state: np.random.RandomState,
+) -> Start:
+    """Begin at the principal subspace of a sample, with random vectors beside it.
+
+    A direction along which no row of the sample varies is perpendicular to all that the
+    sample gives, but not to them.
+    """
+    n_features, rank = removed.shape
+    is_room = 0 < n_vectors < n_features - rank
+    if sample.is_whole or not is_room:
+        basis = sampled_subspace(sample, removed, n_vectors, random_state)
+        return Start(basis, basis[:, :0])
+    found = sampled_subspace(sample, removed, n_vectors - N_PROBES, random_state)
+    probes: FloatArray = random_state.standard_normal((n_features, N_PROBES))
+    # Again, since what was nearly dependent has had its rounding errors magnified.
+    for _ in range(2):
+        probes = orthonormal(
+            to_null_space(probes - found @ (found.T @ probes), removed)
+        )
+    rows = sample.rows
+    factors = np.ascontiguousarray(probes.T, dtype=rows.dtype)
+
+    def work(block: slice) -> tuple[FloatArray, float]:
+        # One by one: so few columns at once would take longer.
+        own, weight = rows[block], sample.weight[block].astype(rows.dtype)
+        scores = [own @ factor for factor in factors]
+        moved = np.stack([(weight * each) @ own for each in scores], axis=1)
+        squares = sample.weight[block] * np.square(scores, dtype=np.float64).sum(axis=0)
+        return moved, squares @ squares
+
+    moved, squares = np.zeros(probes.shape), 0.0
+    for part, own_squares in map_parts(work, row_slices(rows)):
+        moved += part
+        squares += own_squares
+    # Chance adds for each row the squares of its score and of its length outside, which
+    # scores estimate; the square of q squares is on average q (q + 2) times one's.
+    n_outside = n_features - rank - found.shape[1]
+    noise = squares * n_outside / (N_PROBES + 2)
+    return Start(np.hstack([found, probes]), to_null_space(moved, removed), noise)
 
 
 def sampled_subspace(

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from lelp_sklearn._common.typing import FloatArray
-from lelp_sklearn._common.validation import check_no_overflow
+from lelp_sklearn._common.validation import check_no_overflow, check_no_underflow
 from lelp_sklearn._projection.blocks import (
     Data,
     LabelledRows,
@@ -15,6 +15,7 @@ from lelp_sklearn._projection.blocks import (
     class_blocks,
     row_slices,
 )
+from lelp_sklearn._projection.directions import Start
 from lelp_sklearn._projection.threads import map_parts
 
 
@@ -139,12 +140,14 @@ def class_weights(data: Data, n_classes: int) -> FloatArray:
 class Covariance(Protocol):
     """The covariance S_c of each class, known by what it does to a few vectors.
 
-    `null_variance` (C,) is the trace without the part in the row space that was taken
-    out of the embeddings; what is below `noise` (C,) may be rounding error.
+    `variance` (C,) is the trace, `null_variance` (C,) that without the part in the row
+    space that was taken out of the embeddings; what is below `noise` (C,) may be
+    rounding error.
     """
 
     mean: FloatArray
     weight: FloatArray
+    variance: FloatArray
     null_variance: FloatArray
     noise: FloatArray
 
@@ -165,6 +168,8 @@ class ExplicitCovariance:
         scatter = moments.scatter[:, :n_features, :n_features]
         self.matrices = scatter / self.weight[:, None, None]
         trace = np.trace(self.matrices, axis1=1, axis2=2)
+        check_no_underflow(self.mean, trace, dtype)
+        self.variance = trace
         inside = [_variance(removed, S @ removed) for S in self.matrices]
         self.null_variance = np.maximum(trace - inside, 0)
         self.noise = _rounding(n_features, dtype) * trace
@@ -177,7 +182,7 @@ class StreamedCovariance:
     """Class covariances that are never formed: each product is a pass over the rows.
 
     Holds no centred copy and no copy of a class, only blocks. The first pass, which
-    multiplies the bases `starts`, measures means and traces on the way. A block is
+    multiplies the bases of `starts`, measures means and traces on the way. A block is
     summed in the precision of X, at least single, about a centre near the class mean;
     the blocks are summed in double precision.
     """
@@ -189,18 +194,20 @@ class StreamedCovariance:
         *,
         centres: FloatArray,
         removed: FloatArray,
-        starts: list[FloatArray],
+        starts: list[Start],
     ) -> None:
         self._data = data
         self._dtype = np.result_type(data.dtype, np.float32)
         self._centres = centres.astype(self._dtype)
         self.weight = weight
-        bases = [np.hstack([removed, start]) for start in starts]
+        bases = [np.hstack([removed, start.basis]) for start in starts]
         products, sums, squares = self._pass(bases)
         check_no_overflow(squares, self._dtype)
         self._step = sums / self.weight[:, None]
         self.mean = self._centres + self._step
         trace = squares / self.weight - np.sum(self._step**2, axis=1)
+        check_no_underflow(self.mean, trace, self._dtype)
+        self.variance = trace
         products = self._about_means(products, bases)
         rank = removed.shape[1]
         self.started = [

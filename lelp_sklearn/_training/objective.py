@@ -60,8 +60,9 @@ def loss_and_gradient(
     targets = soft_targets.reshape(shape)
     scaled = logits.detach().reshape(shape) / temperature
     log_within = torch.log_softmax(scaled, dim=2)
-    # A log-softmax differs from its logits by their logsumexp, at any subclass.
-    folded = scaled.select(2, 0) - log_within.select(2, 0)
+    # A log-softmax differs from its logits by their logsumexp: here at the largest,
+    # since others may be infinite.
+    folded = scaled.amax(dim=2) - log_within.amax(dim=2)
     class_targets = targets.sum(dim=2)
     share = 1.0 - label_weight
     losses, error = _cross_entropy(folded, class_targets)
@@ -103,4 +104,6 @@ def _within(log_probabilities: Tensor, by_class: Tensor) -> Tensor:
 
 
 def _dot(targets: Tensor, log_probabilities: Tensor) -> Tensor:
-    return (targets * log_probabilities).sum(dim=(1, 2))
+    # A subclass that is impossible and no target adds nothing. Logits that are no
+    # numbers show in the class part.
+    return (targets * log_probabilities).nansum(dim=(1, 2))

@@ -4,13 +4,18 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy.special import softmax
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression, RidgeClassifier, SGDClassifier
-from sklearn.svm import LinearSVC
+from sklearn.svm import SVC, LinearSVC
 
-from lelp_sklearn import LELPProjector
+from lelp_sklearn import (
+    ClassOrderWarning,
+    LELPProjector,
+    ProbabilitiesAsLogitsWarning,
+)
 from tests import reference
 from tests.problems import integer_weights, make_problem
 
@@ -41,7 +46,9 @@ def test_one_row_is_a_sigmoid_head(flat):
     problem = make_problem()
     row, bias = problem.coef[:1], 0.3
     head = (row[0], bias) if flat else (row, np.array([bias]))
-    projector = LELPProjector(n_subclasses=2, head=head).fit(problem.X, problem.codes)
+    # The row is that of the first class, here of the second.
+    y = 1 - problem.codes
+    projector = LELPProjector(n_subclasses=2, head=head).fit(problem.X, y)
     positive = 1 / (1 + np.exp(-(problem.X @ row[0] + bias)))
     assert_allclose(class_mass(projector, problem.X)[:, 1], positive, atol=1e-12)
     coef, intercept = reference.two_rows(row, bias)
@@ -112,6 +119,7 @@ def test_classes_of_a_fitted_classifier_hold_for_unlabelled_rows():
 @pytest.mark.parametrize("n_classes", [2, 3])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.filterwarnings("ignore::lelp_sklearn.ClassOrderWarning")
 def test_torch_linear(n_classes, bias, dtype):
     problem = make_problem(n_classes=n_classes)
     linear = torch.nn.Linear(12, n_classes, bias=bias, dtype=dtype)
@@ -124,6 +132,7 @@ def test_torch_linear(n_classes, bias, dtype):
     assert linear.weight.grad is None
 
 
+@pytest.mark.filterwarnings("ignore::lelp_sklearn.ClassOrderWarning")
 def test_torch_linear_with_one_output_is_a_sigmoid_head():
     problem = make_problem()
     linear = torch.nn.Linear(12, 1, dtype=torch.float64)
@@ -212,7 +221,7 @@ def test_logits_that_come_from_a_head_give_it_back():
 
 def test_one_column_of_logits_gives_a_sigmoid_head():
     problem = make_problem()
-    row, bias = problem.coef[:1], problem.intercept[:1]
+    row, bias = problem.coef[1:], problem.intercept[1:]
     column = problem.X @ row.T + bias
     projector = LELPProjector(n_subclasses=2).fit(
         problem.X, problem.codes, teacher_logits=column
@@ -255,3 +264,112 @@ def test_head_may_be_a_calibrated_teachers_log_probabilities():
     assert_allclose(
         class_mass(projector, problem.X, teacher_logits=logits), np.exp(logits)
     )
+
+
+def test_support_vector_machine_of_two_classes_is_a_sigmoid_head():
+    problem = make_problem()
+    svc = SVC(kernel="linear").fit(problem.X, problem.codes)
+    projector = LELPProjector(2, head=svc).fit(problem.X, problem.codes)
+    logits = projector.coef_ @ problem.X.T + projector.intercept_[:, None]
+    assert_allclose(logits[1] - logits[0], svc.decision_function(problem.X))
+
+
+@pytest.mark.parametrize("kind", ["arrays", "tensors"])
+def test_a_fitted_projector_is_apart_from_the_arrays_of_the_caller(kind):
+    problem = make_problem()
+    as_kind = np.array if kind == "arrays" else torch.tensor
+    coef, intercept = as_kind(problem.coef), as_kind(problem.intercept)
+    directions = np.random.RandomState(0).normal(size=(2, 3, 12))
+    projector = LELPProjector(splitter=directions, head=(coef, intercept))
+    soft = projector.fit_transform(problem.X, problem.codes)
+    coef *= 0
+    intercept += 1
+    directions *= -1
+    assert_array_equal(projector.transform(problem.X), soft)
+
+
+def test_an_edited_classifier_changes_no_fitted_projector():
+    problem = make_problem()
+    head = LogisticRegression().fit(problem.X, problem.codes)
+    projector = LELPProjector(2, head=head).fit(problem.X, problem.codes)
+    soft = projector.transform(problem.X)
+    head.coef_ *= -1
+    head.classes_ += 1
+    assert_array_equal(projector.transform(problem.X), soft)
+    assert_array_equal(projector.classes_, [0, 1])
+
+
+def test_a_fitted_head_stays_fitted_in_a_clone():
+    problem = make_problem()
+    head = LogisticRegression(C=1e-4).fit(problem.X, problem.codes)
+    first, second = slice(0, 100), slice(60, 160)
+    projector = LELPProjector(2, head=head, random_state=0)
+    twin = clone(projector)
+    assert twin.head is not head
+    for each in (projector, twin):
+        each.fit(problem.X[first], problem.codes[first])
+        assert_allclose(each.coef_[1] - each.coef_[0], head.coef_[0])
+    twin.set_params(head__C=7.0)
+    assert head.C == 1e-4
+    # One that is not fitted is fitted on the rows of each fit, in clones too.
+    twin = clone(LELPProjector(2, head=LogisticRegression(C=1e-4)))
+    twin.fit(problem.X[second], problem.codes[second])
+    own = LogisticRegression(C=1e-4).fit(problem.X[second], problem.codes[second])
+    assert_allclose(twin.coef_[1] - twin.coef_[0], own.coef_[0])
+
+
+def test_rows_are_not_copied_for_a_classifier_where_all_have_labels():
+    problem = make_problem()
+
+    class Witness(LogisticRegression):
+        def fit(self, X, y, sample_weight=None):
+            assert np.shares_memory(X, problem.X)
+            return super().fit(X, y, sample_weight)
+
+    LELPProjector(2, head=Witness()).fit(problem.X, problem.codes)
+
+
+# The order of the classes
+
+
+def shuffled(n_classes, kind):
+    problem = make_problem(n_classes=n_classes, n_rows=300)
+    order = np.roll(np.arange(n_classes), 1)
+    if kind == "logits":
+        options, given = {}, {"teacher_logits": problem.logits[:, order]}
+    else:
+        options, given = {"head": (problem.coef[order], problem.intercept[order])}, {}
+    return LELPProjector(2, **options), problem, given
+
+
+@pytest.mark.parametrize("kind", ["logits", "head"])
+@pytest.mark.parametrize("n_classes", [2, 4])
+def test_classes_of_the_teacher_in_another_order_are_noticed(n_classes, kind):
+    projector, problem, given = shuffled(n_classes, kind)
+    names = np.array(["ant", "bee", "cow", "dog"])[problem.codes]
+    with pytest.warns(ClassOrderWarning, match="order of the sorted labels"):
+        projector.fit(problem.X, names, **given)
+    # Nothing says the order where there are no labels.
+    projector.fit(problem.X, **given)
+
+
+def test_a_poor_teacher_is_no_teacher_in_another_order():
+    problem = make_problem(n_classes=4, n_rows=300)
+    rng = np.random.RandomState(0)
+    y = np.where(rng.rand(300) < 0.3, problem.codes, rng.randint(4, size=300))
+    LELPProjector(2, head=problem.head).fit(problem.X, y)
+    LELPProjector(2, head=problem.head).fit(problem.X, rng.permutation(y))
+
+
+def test_probabilities_are_no_logits():
+    problem = make_problem(n_classes=3)
+    logits = problem.logits
+    p = softmax(logits, axis=1).astype(np.float32)
+    projector = LELPProjector(2, random_state=0)
+    with pytest.warns(ProbabilitiesAsLogitsWarning, match="logarithm"):
+        projector.fit(problem.X, problem.codes, teacher_logits=p)
+    projector.fit(problem.X, problem.codes, teacher_logits=np.log(p))
+    with pytest.warns(ProbabilitiesAsLogitsWarning, match="logarithm"):
+        projector.transform(problem.X, teacher_logits=p)
+    for others in (logits, np.log(p), np.abs(logits), p - 1e-3, 2 * p):
+        projector.transform(problem.X, teacher_logits=others)

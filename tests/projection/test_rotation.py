@@ -6,6 +6,7 @@ from numpy.testing import assert_allclose
 from scipy.stats import kstest
 
 from lelp_sklearn import LELPProjector
+from lelp_sklearn._projection.splitters import draw_rotation
 from tests import reference
 from tests.problems import Problem, make_problem
 
@@ -91,3 +92,13 @@ def test_rotation_is_ignored_by_the_other_splitters(splitter):
     rotated = fit(problem, rotation="equal", **options)
     plain = fit(problem, rotation=None, **options)
     assert_allclose(rotated.components_, plain.components_)
+
+
+@pytest.mark.parametrize("seed", [4, 15])
+def test_rounding_of_many_variances_does_not_matter(seed):
+    n = 300
+    spectrum = 1 / np.arange(1, n + 1) ** np.random.RandomState(seed).uniform(0.5, 3)
+    # Scaled to sum to n, they do so to no better than this.
+    assert abs(np.sum(spectrum * (n / spectrum.sum())) - n) > 1e-13
+    turn = draw_rotation("equal", spectrum, np.random.RandomState(0))
+    assert_allclose(turn**2 @ spectrum, spectrum.mean(), rtol=1e-9)

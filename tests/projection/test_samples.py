@@ -232,3 +232,33 @@ def test_equal_rows_have_equal_digests():
         row_digests(X), row_digests(np.where(X == 0, np.float16(-0.0), X))
     )
     assert_array_equal(row_digests(np.asfortranarray(X)), row_digests(X))
+
+
+@pytest.mark.parametrize("svd_solver", ["auto", "randomized"])
+@pytest.mark.parametrize("heights", [[300], [300, -280, 250, 200]])
+def test_directions_that_a_sample_lacks_are_found(heights, svd_solver):
+    rng = np.random.RandomState(0)
+    n_rows, n_features = 20000, 200
+    codes = np.arange(n_rows) % 2
+    X = rng.normal(size=(n_rows, n_features)) * 0.8 ** np.arange(n_features)
+    X = X.astype(np.float32)
+    # A few rows, perpendicular to all others, have most of the variance of class 0.
+    rare = np.flatnonzero(codes == 0)[: len(heights)]
+    places = 100 + np.arange(len(heights))
+    X[:, places] = 0
+    X[rare] = 0
+    X[rare, places] = heights
+    coef = np.zeros((1, n_features))
+    coef[0, -1] = 1
+    own = X[codes == 0].astype(np.float64)
+    own[:, -1] = 0
+    best = np.linalg.eigvalsh(np.cov(own.T, bias=True))[-10:].sum()
+    for seed in range(3):
+        projector = LELPProjector(
+            10,
+            splitter="pca",
+            head=(coef, [0.0]),
+            svd_solver=svd_solver,
+            random_state=seed,
+        ).fit(X, codes)
+        assert projector.explained_variance_[0].sum() > 0.999 * best

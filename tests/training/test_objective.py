@@ -51,3 +51,22 @@ def test_gradient_is_that_of_autograd(batch, temperature, within, weight, label_
     torch.testing.assert_close(losses, expected.detach())
     (by_autograd,) = torch.autograd.grad(expected.sum(), leaf)
     torch.testing.assert_close(gradient, by_autograd)
+
+
+@pytest.mark.parametrize("place", range(8))
+@pytest.mark.parametrize("weight", [0.0, 0.6])
+@pytest.mark.parametrize("within", [1.0, 2.5])
+def test_an_impossible_subclass_is_as_an_unlikely_one(place, weight, within):
+    logits = torch.linspace(-1, 2, 8, dtype=torch.float64)[None]
+    targets = torch.full_like(logits, 1 / 7)
+    targets[:, place] = 0
+    options = {
+        "temperature": 2.5,
+        "within_class_temperature": within,
+        "subclass_weight": weight,
+    }
+    found = []
+    for value in (-torch.inf, -1e5):
+        logits[:, place] = value
+        found.append(loss_and_gradient(logits, targets, 2, **options))
+    torch.testing.assert_close(*found)
