@@ -1,9 +1,10 @@
 """What the subclasses are: pictures of them, and a table to read."""
 
+import warnings
 from typing import Any
 
 import numpy as np
-from sklearn.utils import check_consistent_length
+from sklearn.utils import _safe_indexing, check_consistent_length
 from sklearn.utils.validation import check_is_fitted
 
 from lelp_sklearn._common import display_validation, validation
@@ -24,7 +25,8 @@ class SubclassDisplay:
         What is shown.
     panels : dict of dict
         By the title of a panel, what is drawn in it: arrays ``x`` and ``y``, and
-        depending on the kind ``colour`` (labels), ``error`` or ``baseline``.
+        depending on the kind ``colour`` (labels), ``error``, ``baseline``, ``auto``
+        (score and error of ``n_subclasses="auto"``) or ``metric``.
 
     Attributes
     ----------
@@ -53,7 +55,7 @@ class SubclassDisplay:
         Parameters
         ----------
         projector : LELPProjector
-            Fitted.
+            Fitted; that of a student is ``student.projector_``.
         X : array-like of shape (n_samples, n_features)
             Embeddings.
         y : array-like of shape (n_samples,)
@@ -74,6 +76,13 @@ class SubclassDisplay:
         Returns
         -------
         SubclassDisplay
+
+        Raises
+        ------
+        TypeError
+            If `projector` is no projector, but a student for instance.
+        ValueError
+            If there is no such kind, or the lengths, labels or axes do not fit.
         """
         display_validation.check_kind(kind)
         rows = _Rows.read(projector, X, y, teacher_logits)
@@ -96,7 +105,9 @@ class SubclassDisplay:
         ----------
         search : GridSearchCV or another search
             Fitted; one of its parameters ends in ``n_subclasses``. Where others were
-            searched too, the best of them counts for each number.
+            searched too, the best of them counts for each number. A candidate whose
+            grid has no such parameter has the number of the estimator. Of several
+            metrics the one is shown that `refit` names.
         axes : array of matplotlib.axes.Axes, default=None
             Where to draw. None makes a figure.
 
@@ -104,12 +115,19 @@ class SubclassDisplay:
         -------
         SubclassDisplay
             With error bars of one standard error over the folds; S = 1, vanilla
-            distillation, is the line to beat where it was searched.
+            distillation, is the line to beat where it was searched; "auto" stands
+            beside the numbers.
 
         Raises
         ------
         ValueError
-            If no parameter of the search ends in ``n_subclasses``.
+            If no parameter of the search ends in ``n_subclasses``, if it has several
+            metrics and `refit` names none, or if all its scores are NaN.
+
+        Warns
+        -----
+        UserWarning
+            If a number has no score because its fits failed: it is left out.
         """
         check_is_fitted(search)
         panel = _search_panel(search)
@@ -172,13 +190,14 @@ def subclass_table(
     Parameters
     ----------
     projector : LELPProjector
-        Fitted.
+        Fitted; that of a student is ``student.projector_``.
     X : array-like of shape (n_samples, n_features)
         Embeddings.
     y : array-like of shape (n_samples,)
         Their classes.
-    samples : sequence of length n_samples
-        What the rows are, texts for instance.
+    samples : sequence, array, Series or DataFrame of length n_samples
+        What the rows are, texts for instance, in their order: an index does not
+        matter. The rows of a DataFrame are shown as dicts.
     n_samples : int, default=3
         How many typical samples are shown.
     teacher_logits : array-like of shape (n_samples, n_classes), default=None
@@ -207,6 +226,13 @@ def subclass_table(
             The typical ones: those of these rows most like their mean.
         ``fine_label``, ``fine_share``
             Only with `fine_labels`: the commonest among these rows, and its share.
+
+    Raises
+    ------
+    TypeError
+        If `projector` is no projector, but a student for instance.
+    ValueError
+        If the lengths or labels do not fit.
     """
     # pandas is no dependency of the library.
     import pandas
@@ -222,7 +248,9 @@ def subclass_table(
         for s in range(own.shares.shape[1]):
             line = own.describe(s)
             typical = own.typical(s, n_samples)
-            line["samples"] = [samples[int(place)] for place in typical]
+            shown = _safe_indexing(samples, typical)
+            is_table = isinstance(shown, pandas.DataFrame)
+            line["samples"] = shown.to_dict("records") if is_table else list(shown)
             if fine_labels is not None:
                 line |= _commonest(fine_labels[own.places[own.members(s)]])
             lines.append(line)
@@ -236,13 +264,14 @@ def subclass_table(
 class _Rows:
     """Rows with their classes, what a projector makes of them, and the null space."""
 
-    def __init__(self, embeddings, codes, soft_labels, scores, margins):
-        self.embeddings, self.codes = embeddings, codes
+    def __init__(self, classes, embeddings, codes, soft_labels, scores, margins):
+        self.classes, self.embeddings, self.codes = classes, embeddings, codes
         self.soft_labels, self.scores = soft_labels, scores
         self.margins = margins
 
     @classmethod
     def read(cls, projector, X, y, teacher_logits):
+        display_validation.check_is_projector(projector)
         check_is_fitted(projector)
         options = {} if teacher_logits is None else {"teacher_logits": teacher_logits}
         soft = np.asarray(projector.transform(X, **options), dtype=np.float64)
@@ -259,11 +288,8 @@ class _Rows:
             logits = validation.logits_of_classes(logits)
         centred = X - projector.mean_[codes]
         inside = to_null_space(centred.T, row_space(projector.coef_)).T
-        return cls(inside, codes, soft.reshape(-1, *shape), scores, _margins(logits))
-
-    @property
-    def n_classes(self):
-        return self.soft_labels.shape[1]
+        soft, margins = soft.reshape(-1, *shape), _margins(logits)
+        return cls(projector.classes_, inside, codes, soft, scores, margins)
 
     def of_class(self, c):
         places = np.flatnonzero(self.codes == c)
@@ -363,18 +389,18 @@ def _spectrum_panels(projector):
 
 def _mass_panels(rows):
     panels = {}
-    for c in range(rows.n_classes):
+    for c, label in enumerate(rows.classes):
         masses = rows.of_class(c).masses()
         present = masses[masses > 0]
         even = np.exp(-np.sum(present * np.log(present)))
-        title = f"class {c}: as {even:.1f} even ones"
+        title = f"class {label}: as {even:.1f} even ones"
         panels[title] = {"x": np.arange(len(masses)), "y": masses}
     return panels
 
 
 def _embedding_panels(rows, fine_labels):
     found, fine = {}, {}
-    for c in range(rows.n_classes):
+    for c, label in enumerate(rows.classes):
         own = rows.of_class(c)
         step = -(-len(own.places) // _MOST_POINTS)
         shown = slice(None, None, max(step, 1))
@@ -382,44 +408,89 @@ def _embedding_panels(rows, fine_labels):
         _, _, axes = np.linalg.svd(centred[shown], full_matrices=False)
         points = centred[shown] @ axes[:2].T
         x, y = points[:, 0], points[:, -1]
-        found[f"class {c}: subclasses"] = {
+        found[f"class {label}: subclasses"] = {
             "x": x,
             "y": y,
             "colour": own.likeliest[shown],
         }
         if fine_labels is not None:
             colour = fine_labels[own.places[shown]]
-            fine[f"class {c}: fine labels"] = {"x": x, "y": y, "colour": colour}
+            fine[f"class {label}: fine labels"] = {"x": x, "y": y, "colour": colour}
     return found | fine
 
 
 def _search_panel(search):
     results = search.cv_results_
-    names = [name for name in results if name.endswith("n_subclasses")]
-    names = [name for name in names if name.startswith("param_")]
+    names = [name.removeprefix("param_") for name in results if _is_searched(name)]
     display_validation.check_searched(names)
-    searched = np.array([int(value) for value in results[names[0]]])
-    mean, deviation = results["mean_test_score"], results["std_test_score"]
-    n_folds = search.n_splits_
-    sizes = np.unique(searched)
-    best = [
-        max(np.flatnonzero(searched == size), key=lambda i: mean[i]) for size in sizes
-    ]
-    panel = {"x": sizes, "y": mean[best], "error": deviation[best] / np.sqrt(n_folds)}
-    if sizes[0] == 1:
+    metric = _metric(search)
+    candidates = results["params"]
+    searched = [_n_subclasses(search, names[0], params) for params in candidates]
+    scores, deviations = results[f"mean_test_{metric}"], results[f"std_test_{metric}"]
+    found, failed = {}, []
+    for size in dict.fromkeys(size for size in searched if size is not None):
+        places = [i for i, other in enumerate(searched) if other == size]
+        scored = [i for i in places if not np.isnan(scores[i])]
+        if scored:
+            best = max(scored, key=lambda i: scores[i])
+            found[size] = scores[best], deviations[best] / np.sqrt(search.n_splits_)
+        else:
+            failed.append(size)
+    display_validation.check_scored(found)
+    if failed:
+        warnings.warn(display_validation.failed_fits(failed), stacklevel=3)
+    automatic = found.pop("auto", None)
+    sizes = sorted(found)
+    pairs = np.array([found[size] for size in sizes]).reshape(-1, 2)
+    panel = {"x": np.array(sizes, int), "y": pairs[:, 0], "error": pairs[:, 1]}
+    panel["metric"] = metric
+    if automatic is not None:
+        panel["auto"] = automatic
+    if sizes and sizes[0] == 1:
         panel["baseline"] = panel["y"][0]
     return panel
 
 
+def _is_searched(name):
+    return name.startswith("param_") and name.endswith("n_subclasses")
+
+
+def _metric(search):
+    """Name the metric that is shown, "score" where there is one only."""
+    if not getattr(search, "multimetric_", False):
+        return "score"
+    display_validation.check_refit(search.refit)
+    return search.refit
+
+
+def _n_subclasses(search, name, params):
+    """Give that of a candidate: the estimator's own where its grid has none."""
+    if name in params:
+        return params[name]
+    owner = name.rpartition("__")[0]
+    if owner in params:
+        return getattr(params[owner], "n_subclasses", None)
+    return search.estimator.get_params().get(name)
+
+
 def _draw_lines(axis, panel):
     axis.plot(panel["x"], panel["y"], marker="o")
+    _count_along_x(axis)
     axis.set(xlabel="direction", ylabel="share of the variance", ylim=(0, None))
 
 
 def _draw_bars(axis, panel):
     axis.bar(panel["x"], panel["y"])
     axis.axhline(1 / len(panel["y"]), color="grey", linestyle=":")
+    _count_along_x(axis)
     axis.set(xlabel="subclass", ylabel="mass")
+
+
+def _count_along_x(axis):
+    """Have ticks at whole numbers only."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def _draw_points(axis, panel):
@@ -429,9 +500,20 @@ def _draw_points(axis, panel):
 
 
 def _draw_search(axis, panel):
-    axis.errorbar(panel["x"], panel["y"], yerr=panel["error"], marker="o", capsize=3)
+    x, labels = list(panel["x"]), [str(size) for size in panel["x"]]
+    style = {"marker": "o", "capsize": 3, "color": "C0"}
+    if x:
+        axis.errorbar(x, panel["y"], yerr=panel["error"], **style)
+    if "auto" in panel:
+        # It is no number: one step to the right of the largest, and not joined to it.
+        x.append(2 * x[-1] if x else 1)
+        labels.append("auto")
+        score, error = panel["auto"]
+        axis.errorbar(x[-1], score, yerr=error, **style)
+    axis.set(xlabel="subclasses of a class", ylabel=panel["metric"], xscale="log")
+    axis.set_xticks(x, labels=labels)
+    axis.set_xticks([], minor=True)
     if "baseline" in panel:
-        axis.axhline(panel["baseline"], color="grey", linestyle=":")
-        axis.annotate("vanilla KD", (panel["x"][-1], panel["baseline"]), ha="right")
-    axis.set(xlabel="subclasses of a class", ylabel="score", xscale="log")
-    axis.set_xticks(panel["x"], labels=[str(size) for size in panel["x"]])
+        axis.axhline(panel["baseline"], color="grey", linestyle=":", label="vanilla KD")
+        # A legend finds a place where nothing is drawn.
+        axis.legend()

@@ -6,11 +6,17 @@ import sys
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 
-from lelp_sklearn import LELPProjector, SubclassDisplay, subclass_table
+from lelp_sklearn import (
+    LELPProjector,
+    LELPStudentClassifier,
+    SubclassDisplay,
+    subclass_table,
+)
 from tests import reference
 
 matplotlib = pytest.importorskip("matplotlib")
@@ -92,6 +98,35 @@ def test_the_embedding_shows_subclasses_and_beside_them_the_fine_labels():
         )
 
 
+def test_panels_are_named_by_the_labels_of_the_classes():
+    X, y, group, head = grouped()
+    names = np.array(["ham", "spam"])[y]
+    projector = LELPProjector(3, head=head, random_state=0).fit(X, names)
+    for kind in ("spectrum", "mass", "embedding"):
+        display = SubclassDisplay.from_estimator(
+            projector, X, names, kind=kind, fine_labels=group
+        )
+        titles = [axis.get_title() for axis in display.axes_]
+        assert titles == list(display.panels)
+        assert {title.split()[1].strip(":") for title in titles} == {"ham", "spam"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "n_subclasses"),
+    [("spectrum", 4), ("spectrum", 2), ("mass", 1), ("mass", 4)],
+)
+def test_directions_and_subclasses_are_counted_in_whole_numbers(kind, n_subclasses):
+    X, y, _, head = grouped(d=12)
+    projector = LELPProjector(n_subclasses, head=head, random_state=0).fit(X, y)
+    display = SubclassDisplay.from_estimator(projector, X, y, kind=kind)
+    display.figure_.draw_without_rendering()
+    for axis in display.axes_:
+        low, high = axis.get_xlim()
+        ticks = [tick for tick in axis.get_xticks() if low <= tick <= high]
+        assert ticks == [int(tick) for tick in ticks]
+        assert len(ticks) > 0
+
+
 def test_axes_may_be_given():
     from matplotlib import pyplot
 
@@ -103,14 +138,19 @@ def test_axes_may_be_given():
         SubclassDisplay.from_estimator(projector, X, y, axes=axes[0])
 
 
-def test_a_search_is_drawn_with_vanilla_distillation_as_the_line_to_beat():
+def searched(grid, **options):
     X, y, _, head = grouped()
-    pipe = make_pipeline(LELPProjector(head=head, random_state=0), LogisticRegression())
-    grid = {
-        "lelpprojector__n_subclasses": [1, 2, 3],
-        "logisticregression__C": [0.001, 1.0],
-    }
-    search = GridSearchCV(pipe, grid, cv=3).fit(X, y)
+    pipe = make_pipeline(
+        LELPProjector(2, head=head, random_state=0), LogisticRegression()
+    )
+    return GridSearchCV(pipe, grid, cv=3, **options).fit(X, y)
+
+
+SIZE = "lelpprojector__n_subclasses"
+
+
+def test_a_search_is_drawn_with_vanilla_distillation_as_the_line_to_beat():
+    search = searched({SIZE: [1, 2, 3], "logisticregression__C": [0.001, 1.0]})
     panel = SubclassDisplay.from_search(search).panels[""]
     assert_array_equal(panel["x"], [1, 2, 3])
     scores = search.cv_results_["mean_test_score"]
@@ -120,6 +160,85 @@ def test_a_search_is_drawn_with_vanilla_distillation_as_the_line_to_beat():
         assert score == scores[sizes == x].max()
         assert error in spread[sizes == x] / np.sqrt(3)
     assert panel["baseline"] == panel["y"][0]
+
+
+def test_a_search_has_a_tick_for_each_number_and_a_legend_for_vanilla_kd():
+    display = SubclassDisplay.from_search(searched({SIZE: [1, 2, 3, 5]}))
+    axis = display.axes_[0]
+    display.figure_.draw_without_rendering()
+    assert [label.get_text() for label in axis.get_xticklabels()] == list("1235")
+    assert not [label for label in axis.get_xticklabels(minor=True) if label.get_text()]
+    legend = axis.get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["vanilla KD"]
+    # The dotted line does not run through the text.
+    baseline = display.panels[""]["baseline"]
+    height = axis.transData.transform((1, baseline))[1]
+    box = legend.get_texts()[0].get_window_extent()
+    assert not box.y0 <= height <= box.y1
+
+
+def test_auto_stands_beside_the_numbers_of_a_search():
+    search = searched({SIZE: ["auto", 1, 3]})
+    display = SubclassDisplay.from_search(search)
+    panel = display.panels[""]
+    assert_array_equal(panel["x"], [1, 3])
+    results = search.cv_results_
+    score, error = results["mean_test_score"][0], results["std_test_score"][0]
+    assert panel["auto"] == (score, error / np.sqrt(3))
+    labels = [label.get_text() for label in display.axes_[0].get_xticklabels()]
+    assert labels == ["1", "3", "auto"]
+    # It is a point of its own, right of the largest number.
+    lines = [line.get_xydata() for line in display.axes_[0].lines]
+    assert_allclose(lines[0], np.column_stack([panel["x"], panel["y"]]))
+    (own,) = [
+        line for line in lines if np.allclose(line[:, 1], score) and line[0, 0] > 3
+    ]
+    assert len(own) == 1
+
+
+def test_auto_may_be_all_that_was_searched():
+    display = SubclassDisplay.from_search(searched({SIZE: ["auto"]}))
+    assert len(display.panels[""]["x"]) == 0
+    labels = [label.get_text() for label in display.axes_[0].get_xticklabels()]
+    assert labels == ["auto"]
+
+
+def test_a_candidate_without_a_number_has_that_of_the_estimator():
+    head = grouped()[-1]
+    other = LELPProjector(4, head=head, random_state=0)
+    grids = [
+        {SIZE: [1, 3]},
+        {"logisticregression__C": [0.1]},
+        {"lelpprojector": [other, "passthrough"]},
+    ]
+    search = searched(grids)
+    panel = SubclassDisplay.from_search(search).panels[""]
+    assert_array_equal(panel["x"], [1, 2, 3, 4])
+    assert_array_equal(panel["y"], search.cv_results_["mean_test_score"][[0, 2, 1, 3]])
+
+
+def test_of_several_metrics_that_of_refit_is_shown():
+    metrics = ["accuracy", "neg_log_loss"]
+    search = searched({SIZE: [1, 3]}, scoring=metrics, refit="neg_log_loss")
+    display = SubclassDisplay.from_search(search)
+    panel = display.panels[""]
+    assert_array_equal(panel["y"], search.cv_results_["mean_test_neg_log_loss"])
+    assert display.axes_[0].get_ylabel() == "neg_log_loss"
+    search = searched({SIZE: [1, 3]}, scoring=metrics, refit=False)
+    with pytest.raises(ValueError, match=r"several metrics and refit=False names none"):
+        SubclassDisplay.from_search(search)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.FitFailedWarning")
+@pytest.mark.filterwarnings("ignore:One or more of the test scores are non-finite")
+def test_numbers_whose_fits_failed_are_left_out_with_a_warning():
+    search = searched({SIZE: [1, 3, 99]})
+    with pytest.warns(UserWarning, match=r"n_subclasses=99 has no score"):
+        display = SubclassDisplay.from_search(search)
+    assert_array_equal(display.panels[""]["x"], [1, 3])
+    search.cv_results_["mean_test_score"][:] = np.nan
+    with pytest.raises(ValueError, match="no score to show"):
+        SubclassDisplay.from_search(search)
 
 
 def test_a_search_without_subclasses_is_refused():
@@ -168,6 +287,53 @@ def test_the_table_tells_of_each_subclass():
         places = [int(name.split()[1]) for name in line["samples"]]
         assert len(places) == 2
         assert {group[place] for place in places} == {line["fine_label"]}
+
+
+@pytest.mark.parametrize("indexed", ["list", "tuple", "array", "Series", "DataFrame"])
+def test_samples_are_taken_by_their_place(indexed):
+    pandas = pytest.importorskip("pandas")
+    projector, X, y, _ = fitted()
+    texts = [f"row {i}" for i in range(len(X))]
+    # An index that is a permutation leads elsewhere, and none to the right place.
+    index = np.roll(np.arange(len(X)), 7)
+    samples = {
+        "list": texts,
+        "tuple": tuple(texts),
+        "array": np.array(texts),
+        "Series": pandas.Series(texts, index=index),
+        "DataFrame": pandas.DataFrame({"text": texts, "place": range(len(X))}, index),
+    }[indexed]
+    table = subclass_table(projector, X, y, samples)
+    for s, shown in table.loc[0, "samples"].items():
+        rows = reference.null_space_rows(X, y, projector.coef_)[y == 0]
+        rows = rows - rows.mean(axis=0)
+        rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        soft = projector.transform(X[y == 0]).reshape(-1, 2, 3)[:, 0]
+        mine = np.flatnonzero(soft.argmax(axis=1) == s)
+        likeness = rows[mine] @ rows[mine].sum(axis=0)
+        places = np.flatnonzero(y == 0)[mine[np.argsort(-likeness)[:3]]]
+        expected = [texts[place] for place in places]
+        if indexed == "DataFrame":
+            expected = [{"text": texts[place], "place": place} for place in places]
+        assert shown == expected
+
+
+def test_a_student_is_answered_with_where_its_projector_is():
+    pytest.importorskip("pandas")
+    projector, X, y, _ = fitted()
+    student = LELPStudentClassifier(
+        projector=projector, max_epochs=1, random_state=0
+    ).fit(X, y, teacher_embeddings=X)
+    for found, mend in [
+        (student, r"LELPStudentClassifier: .*student\.projector_"),
+        (LELPStudentClassifier(), r"fit the student .*student\.projector_"),
+        (PCA(), r"PCA: pass a fitted LELPProjector"),
+    ]:
+        with pytest.raises(TypeError, match=mend):
+            SubclassDisplay.from_estimator(found, X, y)
+        with pytest.raises(TypeError, match=mend):
+            subclass_table(found, X, y, X)
+    SubclassDisplay.from_estimator(student.projector_, X, y)
 
 
 def test_the_table_wants_a_sample_a_row():
