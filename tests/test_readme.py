@@ -39,12 +39,12 @@ def train_teacher(X, y):
 
 def test_snippet_runs_as_a_reader_would_run_it():
     (snippet,) = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.S)
-    X, y, _, _ = make_groups(n_rows=120)
+    X, y, _, _ = make_groups(n_rows=60)
     model = train_teacher(X, y)
     names = {"MyNet": MyNet, "model": model, "X": X, "y": y}
     exec(compile(snippet, str(README), "exec"), names)
-    assert names["E"].shape == (120, 30)
-    assert names["soft"].shape == (120, 16)
+    assert names["E"].shape == (60, 30)
+    assert names["soft"].shape == (60, 16)
     class_mass = names["proj"].inverse_transform(names["soft"])
     logits = model(torch.tensor(X, dtype=torch.float32)).detach()
     np.testing.assert_allclose(class_mass, logits.softmax(dim=1), atol=1e-5)
