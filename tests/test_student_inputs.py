@@ -84,7 +84,7 @@ def test_integers_are_numbers_to_a_module_that_does_not_take_them(module, proble
     X, y, targets = problem
     X = np.round(X).astype(int)
     as_integers = quick(module).fit(X, y, soft_targets=targets)
-    as_floats = quick(module).fit(X.astype(float), y, soft_targets=targets)
+    as_floats = quick(module).fit(X.astype(np.float32), y, soft_targets=targets)
     assert_array_equal(weights_of(as_integers), weights_of(as_floats))
     assert_array_equal(as_integers.predict_proba(X), as_floats.predict_proba(X))
 
@@ -96,7 +96,7 @@ def test_integers_are_numbers_to_a_module_that_does_not_take_them(module, proble
         (np.float32, torch.float32),
         (np.float16, torch.float32),
         (">f4", torch.float32),
-        (bool, torch.float64),
+        (bool, torch.float32),
     ],
 )
 def test_precision_on_the_cpu_is_that_of_the_inputs(given, used, problem):
