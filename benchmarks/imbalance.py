@@ -54,7 +54,7 @@ WAYS = "as it is", "balanced", "shifted head"
 GRID = {
     "learning_rate": [0.001, 0.003, 0.01],
     "temperature": [1.0, 2.0, 4.0],
-    "max_epochs": [5, 10, 40],
+    "max_epochs": [10, 40, 160],
 }
 METRICS = {
     "accuracy": lambda y, p: accuracy_score(y, p > 0.5),
