@@ -377,7 +377,10 @@ def _commonest(labels: Any) -> dict[str, Any]:
 def _spectrum_panels(projector):
     panels = {}
     for c, label in enumerate(projector.classes_):
-        ratio = np.sort(projector.explained_variance_ratio_[c])[::-1]
+        # Centroids are no unit vectors, and z is as many times longer.
+        lengths = np.linalg.norm(projector.components_[c], axis=1)
+        ratio = projector.explained_variance_ratio_[c]
+        ratio = np.sort(ratio / np.where(lengths > 0, lengths, 1) ** 2)[::-1]
         if hasattr(projector, "spectrum_"):
             # Before the rotation, which gives all directions the same variance.
             share = projector.explained_variance_ratio_[c].sum()
