@@ -1,6 +1,5 @@
 """EmbeddingExtractor: rows in, embeddings of a torch teacher out."""
 
-import hashlib
 import time
 from numbers import Integral
 from pathlib import Path
@@ -28,8 +27,6 @@ from lelp_sklearn._training import devices, teachers
 
 # Seconds between two lines of progress.
 _BETWEEN_LINES = 5.0
-# Rows of numbers that stand for all in the digest of the data.
-_ROWS_IN_DIGEST = 64
 
 
 class EmbeddingExtractor(
@@ -161,11 +158,12 @@ class EmbeddingExtractor(
         Raises
         ------
         TypeError
-            If the model is no torch module, or X holds texts and something else.
+            If the model is no torch module, X a DataLoader or Dataset, or if X holds
+            texts and something else.
         ValueError
             If there is no such layer or no linear one, if it does not run exactly once
-            or its input is not a vector a row, if texts come without a tokenizer, or if
-            the model fails on the rows.
+            or its input is not a vector a row, if texts come without a tokenizer or as
+            a table rather than its column, or if the model fails on the rows.
         """
         self._validate_params()
         is_module = isinstance(self.model, torch.nn.Module)
@@ -217,6 +215,11 @@ class EmbeddingExtractor(
         appears when it is complete; if it is there already nothing is computed again.
         Fits first.
 
+        The journal holds digests of what the file hangs on: the weights of the model,
+        all rows, each of their bytes, and where X is texts the tokenizer. Of one of
+        Hugging Face these are its class, vocabulary and settings; of any other its
+        class and what it makes of all texts.
+
         Parameters
         ----------
         X : list of str or array-like, torch.Tensor of shape (n_samples, ...)
@@ -234,9 +237,10 @@ class EmbeddingExtractor(
         Raises
         ------
         ValueError
-            As :meth:`fit` does; if the file or what there is of it is of another model,
-            other rows or another dtype, or is cut short; if the disk has too little
-            room; or if an embedding is not finite (as half precision may be).
+            As :meth:`fit` does; if the file or what there is of it is of another model
+            or tokenizer, other rows, another layer, `max_length`, precision or dtype,
+            or is cut short; if the disk has too little room; or if an embedding is not
+            finite (as half precision may be).
         """
         extraction_validation.check_dtype(dtype)
         check_writable(Path(path), 0, "path")
@@ -292,6 +296,9 @@ class EmbeddingExtractor(
 
     def _check_rows(self, X, *, reset):
         """Give texts as a list, numbers as an array or a tensor."""
+        is_loader = isinstance(X, torch.utils.data.DataLoader)
+        is_dataset = isinstance(X, torch.utils.data.Dataset)
+        extraction_validation.check_is_rows(is_loader, is_dataset, X)
         if isinstance(X, torch.Tensor):
             training_validation.check_tensor_rows(X)
             _check_feature_names(self, X, reset=reset)
@@ -304,21 +311,26 @@ class EmbeddingExtractor(
             readable |= teachers.is_sentence_encoder(self.model)
             extraction_validation.check_tokenizer(readable)
             return texts
+        extraction_validation.check_no_text_columns(X)
         X = validate_data(self, X, reset=reset, allow_nd=True, ensure_all_finite=False)
         if X.dtype.kind == "f":
             validation.check_finite_block(X, 0, "X")
         return X
 
     def _identity(self, rows, dtype):
-        """What the content of a file hangs on, as far as can be told cheaply."""
+        """What the content of a file hangs on; cheap beside a run of the teacher."""
+        tokenizer = "None"
+        if teachers.is_texts(rows):
+            tokenizer = self._teacher().digest_of_tokenizer(rows)
         return {
-            "model": teachers.digest_of(self.model),
+            "model": teachers.digest_of_model(self.model),
             "layer": self.layer_,
+            "tokenizer": tokenizer,
             "max_length": str(self.max_length),
             "precision": self.precision,
             "dtype": str(dtype),
             "number of rows": str(len(rows)),
-            "X": _digest_of_rows(rows),
+            "X": teachers.digest_of_rows(rows),
         }
 
 
@@ -360,21 +372,3 @@ def _cast(found, dtype, places):
         cast = found.astype(dtype)
     extraction_validation.check_embeddings(cast, places)
     return cast
-
-
-def _digest_of_rows(rows):
-    """Digest of all texts, or of some rows of numbers from the first to the last."""
-    digest = hashlib.sha256()
-    if teachers.is_texts(rows):
-        for text in rows:
-            digest.update(f"{len(text)}:{text}".encode("utf-8", "surrogatepass"))
-        return digest.hexdigest()
-    for place in np.linspace(0, len(rows) - 1, _ROWS_IN_DIGEST).astype(int):
-        row = rows[int(place)]
-        row = (
-            row.detach().double().cpu().numpy()
-            if isinstance(row, torch.Tensor)
-            else row
-        )
-        digest.update(np.ascontiguousarray(row).tobytes())
-    return digest.hexdigest()

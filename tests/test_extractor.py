@@ -128,6 +128,14 @@ def test_rows_may_have_any_rank_and_be_tensors():
     assert_array_equal(extractor.transform(X), extractor.transform(torch.tensor(X)))
 
 
+def test_rows_may_be_in_reverse_in_memory():
+    X = rows(33)
+    extractor = EmbeddingExtractor(make_model(), batch_size=32).fit(X)
+    assert_array_equal(
+        extractor.transform(X[::-1]), extractor.transform(X[::-1].copy())
+    )
+
+
 def test_double_precision_rows_come_to_the_model_in_its_own():
     X = rows().astype(np.float64)
     found = EmbeddingExtractor(make_model()).fit_transform(X)
@@ -275,6 +283,29 @@ def test_texts_that_do_not_fit_are_refused():
     extractor = EmbeddingExtractor(TextModel(), tokenizer=Texts())
     with pytest.raises(TypeError, match="in row 1, a float"):
         extractor.fit(["a", float("nan"), "b"])
+
+
+def test_a_loader_or_a_dataset_is_no_rows():
+    data = torch.utils.data.TensorDataset(torch.from_numpy(rows()))
+    extractor = EmbeddingExtractor(make_model())
+    with pytest.raises(TypeError, match=r"X is of type DataLoader: .*torch\.cat"):
+        extractor.fit(torch.utils.data.DataLoader(data))
+    with pytest.raises(TypeError, match=r"X is of type TensorDataset: .*torch\.stack"):
+        extractor.fit(data)
+
+
+def test_a_table_of_texts_is_answered_with_its_column():
+    pandas = pytest.importorskip("pandas")
+    texts = ["a", "bc", "def"]
+    table = pandas.DataFrame({"length": [1, 2, 3], "text": texts}, index=[5, 0, 9])
+    extractor = EmbeddingExtractor(TextModel(), tokenizer=Texts())
+    for X in (table, table[["text"]]):
+        with pytest.raises(ValueError, match=r"by itself, X\['text'\]"):
+            extractor.fit(X)
+    with pytest.raises(ValueError, match=r"by itself, X\[:, 0\]"):
+        extractor.fit(np.array([texts]).T)
+    found = extractor.fit_transform(table["text"])
+    assert_array_equal(found, extractor.transform(texts))
 
 
 class Spoiled(nn.Module):
@@ -482,6 +513,104 @@ def test_a_file_of_something_else_is_refused(change, key, finished, tmp_path):
 def extract(path, *, model, X, dtype, **options):
     extractor = EmbeddingExtractor(model, batch_size=8, **options)
     return extractor.extract(X, path, dtype=dtype)
+
+
+def mapped(X, path):
+    np.save(path, X)
+    return np.load(path, mmap_mode="r")
+
+
+@pytest.mark.parametrize(
+    "lying",
+    [
+        lambda X, _: X,
+        lambda X, _: np.asfortranarray(X),
+        lambda X, folder: mapped(X, folder / "x.npy"),
+        lambda X, _: torch.from_numpy(X),
+        lambda X, _: torch.from_numpy(np.repeat(X, 2, axis=1))[:, ::2],
+    ],
+    ids=["array", "Fortran", "memmap", "tensor", "strided tensor"],
+)
+def test_every_row_counts(lying, tmp_path):
+    X = rows(1500)
+    other = X.copy()
+    other[500, 3] = np.nextafter(other[500, 3], np.float32(9))
+    extractor = EmbeddingExtractor(make_model())
+    extractor.extract(lying(X, tmp_path), tmp_path / "e.npy")
+    with pytest.raises(ValueError, match="another X "):
+        extractor.extract(lying(other, tmp_path), tmp_path / "e.npy")
+
+
+def test_the_same_rows_are_recognised_however_they_lie(tmp_path):
+    model, X = Counting(), rows(300)
+    extractor = EmbeddingExtractor(model)
+    extractor.extract(X, tmp_path / "e.npy")
+    model.n_rows = 0
+    same = [
+        np.asfortranarray(X),
+        X[::-1].copy()[::-1],
+        X.astype(">f4"),
+        mapped(X, tmp_path / "x.npy"),
+        torch.from_numpy(X),
+        torch.from_numpy(X.T.copy()).T.requires_grad_(),
+    ]
+    for again in same:
+        extractor.extract(again, tmp_path / "e.npy")
+    assert model.n_rows == 2 * len(same)
+
+
+DIGESTED = """
+    import resource
+    import numpy as np, torch
+    from lelp_sklearn._training.teachers import digest_of_rows
+
+    X = np.ones((512, 65536), np.float32, order="F")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    digest_of_rows(X)
+    digest_of_rows(torch.from_numpy(X))
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown * 1024 < X.nbytes / 4, grown
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is counted as on Linux")
+def test_rows_are_digested_without_a_copy():
+    code = textwrap.dedent(DIGESTED)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=300)
+
+
+class Caching(Texts):
+    """Remembers what it has seen, and may take one letter for another."""
+
+    def __init__(self, old="", new=""):
+        self.old, self.new, self.seen = old, new, {}
+
+    def __call__(self, texts, **options):
+        self.seen |= dict.fromkeys(texts)
+        return super().__call__(
+            [text.replace(self.old, self.new) for text in texts], **options
+        )
+
+
+def test_a_tokenizer_is_known_by_what_it_makes_of_all_texts(tmp_path):
+    texts, path = ["ab" * (i % 30) for i in range(600)], tmp_path / "e.npy"
+    texts[433] = "abz"
+    tokenizer = Caching("q", "x")
+    extractor = EmbeddingExtractor(TextModel(), tokenizer=tokenizer)
+    first = extractor.extract(texts, path)
+    tokenizer(
+        ["later"], padding=True, truncation=True, max_length=9, return_tensors="pt"
+    )
+    assert_array_equal(extractor.extract(texts, path), first)
+    for other in (Caching("z", "y"), Texts()):
+        extractor.set_params(tokenizer=other)
+        with pytest.raises(
+            ValueError, match=f"another tokenizer .*{type(other).__name__}"
+        ):
+            extractor.extract(texts, path)
+    extractor.set_params(tokenizer=tokenizer, max_length=5)
+    with pytest.raises(ValueError, match=r"another (tokenizer|max_length) "):
+        extractor.extract(texts, path)
 
 
 def test_a_file_that_is_cut_short_is_refused(tmp_path):

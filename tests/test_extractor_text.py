@@ -16,17 +16,24 @@ TEXTS = [
 ]
 
 
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+WORDS = sorted({word for text in TEXTS for word in text.split()})
+
+
+def make_tokenizer(folder, words=WORDS, **settings):
+    transformers = pytest.importorskip("transformers")
+    vocabulary = folder / "vocab.txt"
+    vocabulary.write_text("\n".join([*SPECIAL, *words]))
+    return transformers.BertTokenizer(str(vocabulary), **settings)
+
+
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory):
     """A sequence classifier with random weights, and its tokenizer."""
     transformers = pytest.importorskip("transformers")
-    words = sorted({word for text in TEXTS for word in text.split()})
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    vocabulary = tmp_path_factory.mktemp("bert") / "vocab.txt"
-    vocabulary.write_text("\n".join([*special, *words]))
     torch.manual_seed(0)
     config = transformers.BertConfig(
-        vocab_size=len(special) + len(words),
+        vocab_size=len(SPECIAL) + len(WORDS),
         hidden_size=12,
         num_hidden_layers=2,
         num_attention_heads=2,
@@ -34,7 +41,7 @@ def bert(tmp_path_factory):
         num_labels=2,
     )
     model = transformers.BertForSequenceClassification(config)
-    return model, transformers.BertTokenizer(str(vocabulary))
+    return model, make_tokenizer(tmp_path_factory.mktemp("bert"))
 
 
 def test_a_sequence_classifier_gives_pooled_outputs_and_its_head(bert):
@@ -70,3 +77,31 @@ def test_a_sentence_encoder_gives_what_it_encodes(tmp_path):
     assert_allclose(found, model.encode(TEXTS), atol=1e-5)
     half = extractor.extract(TEXTS, tmp_path / "e.npy")
     assert_allclose(half, found.astype(np.float16), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"do_lower_case": False}, {"words": WORDS[::-1]}, {"unk_token": "rate"}],
+)
+def test_a_file_of_another_tokenizer_is_refused(bert, settings, tmp_path):
+    model, tokenizer = bert
+    path = tmp_path / "e.npy"
+    EmbeddingExtractor(model, tokenizer=tokenizer).extract(TEXTS, path)
+    other = make_tokenizer(tmp_path, **settings)
+    with pytest.raises(ValueError, match=r"another tokenizer \(BertTokenizer"):
+        EmbeddingExtractor(model, tokenizer=other).extract(TEXTS, path)
+
+
+def test_a_file_of_the_same_tokenizer_is_recognised(bert, tmp_path):
+    model, tokenizer = bert
+    path = tmp_path / "e.npy"
+    first = EmbeddingExtractor(model, tokenizer=tokenizer).extract(TEXTS, path)
+    same = make_tokenizer(tmp_path)
+    # What a call asks for is no setting of the tokenizer.
+    same(TEXTS, truncation=True, max_length=3, padding="max_length")
+    again = EmbeddingExtractor(model, tokenizer=same).extract(TEXTS, path)
+    assert np.array_equal(again, first)
+    same.save_pretrained(tmp_path / "saved")
+    loaded = type(same).from_pretrained(tmp_path / "saved")
+    again = EmbeddingExtractor(model, tokenizer=loaded).extract(TEXTS, path)
+    assert np.array_equal(again, first)

@@ -77,6 +77,42 @@ def check_texts(texts: Sequence[Any]) -> None:
             )
 
 
+def check_is_rows(is_loader: bool, is_dataset: bool, X: object) -> None:
+    """Raise for a DataLoader or a Dataset of torch, which are not rows."""
+    if is_loader:
+        mend = "torch.cat([batch[0] for batch in loader])"
+    elif is_dataset:
+        mend = "torch.stack([X[i][0] for i in range(len(X))])"
+    else:
+        return
+    raise TypeError(
+        f"X is of type {type(X).__name__}: pass the rows, a list of texts, an array or "
+        f"a tensor, for instance {mend}; batch_size says how many the model sees at "
+        "once."
+    )
+
+
+def check_no_text_columns(X: Any) -> None:
+    """Raise for a table or two-dimensional array with texts in it."""
+    if getattr(X, "ndim", 2) != 2 or not hasattr(X, "shape") or 0 in X.shape:
+        return
+    names = getattr(X, "columns", None)
+    if names is None and getattr(getattr(X, "dtype", None), "kind", "") not in (
+        "O",
+        "T",
+        "U",
+    ):
+        return
+    first = np.asarray(X[:1], dtype=object)[0]
+    texts = [i for i, value in enumerate(first) if isinstance(value, str)]
+    if texts:
+        column = f"X[:, {texts[0]}]" if names is None else f"X[{names[texts[0]]!r}]"
+        raise ValueError(
+            f"X is of type {type(X).__name__}, shape {X.shape}, and holds texts: pass "
+            f"the column by itself, {column}."
+        )
+
+
 def check_embeddings(block: NDArray[Any], rows: NDArray[Any]) -> None:
     """Raise where an embedding is not finite; `rows` are its places in X."""
     finite = np.isfinite(block).all(axis=1)

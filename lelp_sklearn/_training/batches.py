@@ -54,7 +54,8 @@ def as_tensor(
         return array.detach().to(device=device, dtype=dtype)
     array = np.asarray(array)
     if not array.dtype.isnative or any(stride < 0 for stride in array.strides):
-        array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+        # A single row of negative stride counts as contiguous: only a copy mends it.
+        array = array.astype(array.dtype.newbyteorder("="), order="C")
     with warnings.catch_warnings():
         # Nothing writes to the tensor, so that a read-only array is as good.
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")

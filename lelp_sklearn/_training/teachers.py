@@ -1,6 +1,7 @@
 """Embeddings of a torch teacher: what goes into one of its layers."""
 
 import hashlib
+import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -13,10 +14,26 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lelp_sklearn._common import extraction_validation as validation
+from lelp_sklearn._common.identity import digest_of
 from lelp_sklearn._training.batches import as_tensor
 
 # The output of a sentence encoder, which has no head to look for.
 SENTENCE_OUTPUT = "sentence_embedding"
+
+# How much of the rows is digested at once.
+_BLOCK_BYTES = 1 << 20
+# Texts that a tokenizer of one's own encodes at once for its digest.
+_BLOCK_TEXTS = 256
+# What a tokenizer of Hugging Face holds beside its backend. How a text is cut and
+# padded, each call writes anew into the backend.
+_OF_CALLS = ("truncation", "padding")
+_BESIDE_BACKEND = (
+    "model_input_names",
+    "model_max_length",
+    "padding_side",
+    "split_special_tokens",
+    "truncation_side",
+)
 
 Embed = Callable[[Any], NDArray[Any]]
 
@@ -120,20 +137,43 @@ class Teacher:
             parameter = next(self.model.parameters(), numbers)
             # A model may work in place; the batch may be the caller's own memory.
             return numbers.to(dtype=parameter.dtype, copy=True)
-        if self.tokenizer is None:
-            encoded = self.model.tokenize(list(batch))  # type: ignore[operator]
-        else:
-            encoded = self.tokenizer(
-                list(batch),
-                padding=True,
-                truncation=True,
-                max_length=self.max_length,
-                return_tensors="pt",
-            )
         return {
             name: value.to(self.device) if isinstance(value, Tensor) else value
-            for name, value in encoded.items()
+            for name, value in self._encoded(list(batch)).items()
         }
+
+    def _encoded(self, texts: list[str]) -> Any:
+        if self.tokenizer is None:
+            return self.model.tokenize(texts)  # type: ignore[operator]
+        return self.tokenizer(
+            texts,
+            padding=True,
+            truncation=True,
+            max_length=self.max_length,
+            return_tensors="pt",
+        )
+
+    def digest_of_tokenizer(self, texts: list[str]) -> str:
+        """Name the kind of the tokenizer, and digest what it does.
+
+        That is its vocabulary and settings where these can be read; else what it makes
+        of all the texts, since the state of an object may change from call to call.
+        """
+        inner = getattr(self.model, "tokenizer", None)
+        tokenizer = inner if self.tokenizer is None else self.tokenizer
+        backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+        if hasattr(backend, "to_str"):
+            settings = json.loads(backend.to_str())
+            for name in _OF_CALLS:
+                settings.pop(name, None)
+            beside = [getattr(tokenizer, name, None) for name in _BESIDE_BACKEND]
+            longest = getattr(self.model, "max_seq_length", None)
+            found = digest_of([json.dumps(settings, sort_keys=True), beside, longest])
+        else:
+            starts = range(0, len(texts), _BLOCK_TEXTS)
+            blocks = (texts[start : start + _BLOCK_TEXTS] for start in starts)
+            found = digest_of([digest_of(dict(self._encoded(b))) for b in blocks])
+        return f"{type(tokenizer).__name__} {found}"
 
 
 _OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
@@ -195,15 +235,38 @@ def lies_on(model: nn.Module) -> torch.device:
     return torch.device("cpu") if first is None else first.device
 
 
-def digest_of(model: nn.Module) -> str:
+def digest_of_model(model: nn.Module) -> str:
     """Give a digest of the weights and buffers of a model, and of its kind."""
     digest = hashlib.sha256(type(model).__qualname__.encode())
     for name, tensor in model.state_dict().items():
         if isinstance(tensor, Tensor):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            content = tensor.detach().cpu().contiguous().reshape(-1)
-            digest.update(content.view(torch.uint8).numpy().data)
+            digest.update(_bytes_of(tensor))
     return digest.hexdigest()
+
+
+def digest_of_rows(rows: Any) -> str:
+    """Give a digest of all that rows hold, read a block at a time.
+
+    An array and a tensor of the same numbers and dtype have the same.
+    """
+    digest = hashlib.sha256()
+    if is_texts(rows):
+        for text in rows:
+            digest.update(f"{len(text)}:{text}".encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()
+    first = as_tensor(rows[:1])
+    digest.update(f"{first.dtype} {tuple(rows.shape)}".encode())
+    step = max(1, _BLOCK_BYTES // max(1, first.nbytes))
+    for start in range(0, len(rows), step):
+        digest.update(_bytes_of(as_tensor(rows[start : start + step])))
+    return digest.hexdigest()
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    content = tensor.detach().resolve_neg().cpu().contiguous().reshape(-1)
+    content_bytes: memoryview = content.view(torch.uint8).numpy().data
+    return content_bytes
 
 
 def batches_of(rows: Any, batch_size: int) -> list[NDArray[np.intp]]:
