@@ -215,10 +215,10 @@ class EmbeddingExtractor(
         appears when it is complete; if it is there already nothing is computed again.
         Fits first.
 
-        The journal holds digests of what the file hangs on: the weights of the model,
-        all rows, each of their bytes, and where X is texts the tokenizer. Of one of
-        Hugging Face these are its class, vocabulary and settings; of any other its
-        class and what it makes of all texts.
+        The journal holds digests of what the file hangs on: the weights of the model
+        and its layers as they print, all rows, each of their bytes, and where X is
+        texts the tokenizer. Of one of Hugging Face these are its class, vocabulary and
+        settings; of any other its class and what it makes of all texts.
 
         Parameters
         ----------

@@ -483,10 +483,41 @@ def other_model():
     return model
 
 
+def other_layer():
+    """Return a model with the weights of `make_model` and another activation."""
+    model = make_model()
+    model[5] = nn.ReLU()
+    return model
+
+
+class Described(Counting):
+    """Prints an object, as layers that were given a function do."""
+
+    def __init__(self):
+        super().__init__()
+        self.activation = object()
+
+    def extra_repr(self):
+        return f"activation={self.activation}"
+
+
+def test_a_model_that_prints_addresses_is_recognised(tmp_path):
+    torch.manual_seed(0)
+    model = Described()
+    first = EmbeddingExtractor(model).extract(rows(), tmp_path / "e.npy")
+    spare = Described()
+    spare.load_state_dict(model.state_dict())
+    spare.n_rows = 0
+    again = EmbeddingExtractor(spare).extract(rows(), tmp_path / "e.npy")
+    assert_array_equal(again, first)
+    assert spare.n_rows == 2
+
+
 @pytest.mark.parametrize(
     ("change", "key"),
     [
         ({"model": other_model()}, "model"),
+        ({"model": other_layer()}, "model"),
         ({"X": rows(51)}, "number of rows"),
         ({"X": rows(seed=1)}, "X"),
         ({"dtype": "float32"}, "dtype"),

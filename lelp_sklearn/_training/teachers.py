@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -236,8 +237,14 @@ def lies_on(model: nn.Module) -> torch.device:
 
 
 def digest_of_model(model: nn.Module) -> str:
-    """Give a digest of the weights and buffers of a model, and of its kind."""
-    digest = hashlib.sha256(type(model).__qualname__.encode())
+    """Give a digest of the weights and buffers of a model, and of its layers.
+
+    Layers count as they print, which tells an activation or a pooling from another
+    where the weights do not.
+    """
+    # An object that prints its place in memory has another in each process.
+    layers = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(model))
+    digest = hashlib.sha256(f"{type(model).__qualname__} {layers}".encode())
     for name, tensor in model.state_dict().items():
         if isinstance(tensor, Tensor):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
