@@ -14,6 +14,9 @@ from lelp_sklearn import LELPStudentClassifier
 from tests.student_problems import MatrixTeacher, make_soft_targets
 from tests.test_student_checkpoint import fit_arguments, make_student
 
+# One process trains them all, once.
+pytestmark = pytest.mark.xdist_group("ranks")
+
 ROOT = Path(__file__).parents[1]
 TORCHRUN = "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"
 

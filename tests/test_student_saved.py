@@ -119,6 +119,7 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore::lelp_sklearn.ClassOrderWarning")
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options))
 @pytest.mark.parametrize("way", WAYS[:3])
 def test_parameters_of_any_kind_come_back(way, options):

@@ -87,6 +87,7 @@ def test_directions_are_orthonormal_and_orthogonal_to_the_head(
         assert_allclose(directions @ problem.coef.T, 0, atol=tolerance)
 
 
+@pytest.mark.filterwarnings("ignore::lelp_sklearn.ClassOrderWarning")
 @pytest.mark.parametrize("splitter", ["pca", "random", "kmeans"])
 def test_a_head_without_full_rank_removes_only_its_row_space(splitter):
     problem = make_problem(n_classes=3, n_features=6)
