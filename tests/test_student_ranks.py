@@ -23,10 +23,12 @@ TORCHRUN = "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2
 # What each rank comes to is kept: a student of each kind, and a search in workers.
 TRAIN = """
 import os, pickle, sys
-from tests.test_student_ranks import STUDENTS, fit_student, search
+from tests.test_student_ranks import STUDENTS, fit_student, search, threads_of_groups
 
 found = {name: fit_student(name) for name in STUDENTS}
 found["search"] = search()
+# Whatever a group started ends with it.
+found["threads"] = threads_of_groups()
 with open(f"{sys.argv[1]}/{os.environ['RANK']}", "wb") as file:
     pickle.dump(found, file)
 """
@@ -78,6 +80,13 @@ def fit_student(name):
     return student.predict_proba(X), student.loss_curve_, student.validation_scores_
 
 
+def threads_of_groups():
+    """The names of the threads of this process, those of gloo, where Linux tells."""
+    tasks = Path("/proc/self/task")
+    names = [path.read_text() for path in tasks.glob("*/comm")]
+    return [name for name in names if "gloo" in name]
+
+
 def search():
     X, y, targets = make_soft_targets()
     student = LELPStudentClassifier(max_epochs=2, random_state=0, device="cpu")
@@ -122,6 +131,10 @@ def test_all_ranks_end_with_the_same_student(name, by_rank):
     first, second = by_rank
     assert_array_equal(first[name][0], second[name][0])
     assert first[name][1:] == second[name][1:]
+
+
+def test_no_thread_of_a_group_outlives_it(by_rank):
+    assert [found["threads"] for found in by_rank] == [[], []]
 
 
 def test_workers_of_a_rank_train_alone(by_rank):

@@ -111,6 +111,9 @@ def joined() -> Iterator[Ranks]:
     elif dist.is_initialized():
         yield Ranks(dist.get_rank(), dist.get_world_size())
     else:
+        # The first optimizer of a process imports modules of torch that hold on to a
+        # group, if there is one: its threads would abort the process at the end.
+        torch.optim.SGD([torch.zeros(1)])
         store, rank, size = next(iter(dist.rendezvous("env://")))
         prefixed = dist.PrefixStore(f"lelp_sklearn/{next(_group_numbers)}", store)
         dist.init_process_group(store=prefixed, rank=rank, world_size=size)
