@@ -84,8 +84,10 @@ class EmbeddingExtractor(
     Examples
     --------
     >>> import numpy as np
+    >>> import torch
     >>> from torch import nn
     >>> from lelp_sklearn import EmbeddingExtractor, LELPProjector
+    >>> _ = torch.manual_seed(0)
     >>> teacher = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
     >>> X = np.random.default_rng(0).normal(size=(100, 4))
     >>> extractor = EmbeddingExtractor(teacher)
@@ -93,7 +95,9 @@ class EmbeddingExtractor(
     >>> embeddings.shape
     (100, 16)
     >>> projector = LELPProjector(n_subclasses=2, head=extractor.head_)
-    >>> projector.fit_transform(embeddings, X[:, 0] > 0).shape
+    >>> W, b = extractor.head_
+    >>> likeliest = (embeddings @ W.T + b).argmax(axis=1)
+    >>> projector.fit_transform(embeddings, likeliest).shape
     (100, 4)
     """
 

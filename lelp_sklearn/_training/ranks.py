@@ -3,9 +3,10 @@
 import multiprocessing
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, TypeVar
 
@@ -14,6 +15,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 T = TypeVar("T")
+
+_SECONDS_TO_LET_GO = 0.02
 
 # All ranks count alike, so that a second group does not read the keys of the first.
 _group_numbers = count()
@@ -25,6 +28,7 @@ class Ranks:
 
     rank: int = 0
     size: int = 1
+    last_sent: list[Tensor] = field(default_factory=list, compare=False)
 
     @property
     def is_first(self) -> bool:
@@ -91,9 +95,10 @@ class Ranks:
     def copy_first(self, module: nn.Module) -> None:
         """Give the modules of all processes the weights and buffers of the first."""
         if self.size > 1:
-            for tensor in module.state_dict().values():
-                if isinstance(tensor, Tensor):
-                    dist.broadcast(tensor, src=0)
+            held = [t for t in module.state_dict().values() if isinstance(t, Tensor)]
+            self.last_sent[:] = held
+            for tensor in held:
+                dist.broadcast(tensor, src=0)
 
 
 ALONE = Ranks()
@@ -117,10 +122,16 @@ def joined() -> Iterator[Ranks]:
         store, rank, size = next(iter(dist.rendezvous("env://")))
         prefixed = dist.PrefixStore(f"lelp_sklearn/{next(_group_numbers)}", store)
         dist.init_process_group(store=prefixed, rank=rank, world_size=size)
+        ranks = Ranks(rank, size)
         try:
-            yield Ranks(rank, size)
+            yield ranks
         finally:
+            # A thread of the group that lets go of a tensor wants Python's lock, which
+            # older versions of torch hold while they wait for the thread. So the last
+            # tensors are kept until the end, and others get the time to go.
+            time.sleep(_SECONDS_TO_LET_GO)
             dist.destroy_process_group()
+            ranks.last_sent.clear()
 
 
 def _is_rank() -> bool:
