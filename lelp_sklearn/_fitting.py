@@ -400,7 +400,7 @@ class StudentFittingMixin:
         try:
             run.train()
         finally:
-            fit.stop_reason = run.stop_reason
+            fit.stop_reason = run.stop_reason or None
             if fit.loss_curve or run.stop_reason == "interrupted":
                 self._keep(fit)
 

@@ -20,6 +20,7 @@ class NoTeacherWarning(UserWarning):
         )
 
 
+# scikit-learn, whose class it extends, has no types.
 class OtherVersionsWarning(InconsistentVersionWarning):  # type: ignore[misc]
     """A fitted student was saved with other versions than it is loaded with.
 

@@ -186,6 +186,7 @@ def _onnx_bytes(module: nn.Module, rows: Tensor) -> bytes:
     # A user's module may fail in any way, and the exporter with it.
     except Exception as reason:
         raise validation.cannot_be_exported(type(module.net).__name__) from reason
+    # Nothing is returned only by the older exporter, which is not asked for.
     model = program.model_proto  # type: ignore[union-attr]
     _strip(model)
     content: bytes = model.SerializeToString()

@@ -40,11 +40,13 @@ class Precision:
 
     def outputs(self, module: nn.Module, X: Tensor) -> Tensor:
         """Give what a module makes of a batch, in single precision at least."""
+        made: Tensor
         if self.dtype is None:
-            made: Tensor = module(X)
+            made = module(X)
             return made
         with torch.autocast(self.device_type, dtype=self.dtype):
-            return module(X).float()  # type: ignore[no-any-return]
+            made = module(X)
+        return made.float()
 
     def backward(self, logits: Tensor, gradient: Tensor) -> None:
         """Find the gradients of the weights from that of the logits."""
