@@ -25,6 +25,21 @@ def quick(**options):
     return LELPStudentClassifier(**{**defaults, **options})
 
 
+def rates_of_steps(problem, **options):
+    """The learning rate of each step of a fit that begins at 0.2."""
+    X, y, targets = problem
+    rates = []
+
+    class Recording(torch.optim.SGD):
+        def step(self):
+            rates.append(self.param_groups[0]["lr"])
+            return super().step()
+
+    student = quick(optimizer=Recording, learning_rate=0.2, **options)
+    student.fit(X, y, soft_targets=targets)
+    return rates
+
+
 @pytest.fixture(scope="module")
 def problem():
     return make_soft_targets()
@@ -67,18 +82,7 @@ def test_constant_weight_is_constant_throughout(problem):
     ids=["constant", "cosine", "callable"],
 )
 def test_learning_rate_follows_its_schedule(schedule, factor, problem):
-    X, y, targets = problem
-    rates = []
-
-    class Recording(torch.optim.SGD):
-        def step(self):
-            rates.append(self.param_groups[0]["lr"])
-            return super().step()
-
-    student = quick(
-        optimizer=Recording, learning_rate=0.2, learning_rate_schedule=schedule
-    )
-    student.fit(X, y, soft_targets=targets)
+    rates = rates_of_steps(problem, learning_rate_schedule=schedule)
     assert_allclose(rates, [0.2 * factor(step / 16) for step in range(16)])
 
 
@@ -612,21 +616,7 @@ def test_single_precision_may_be_asked_for_where_rows_are_double(problem):
 
 
 def test_one_cycle_is_that_of_torch(problem):
-    X, y, targets = problem
-    rates = []
-
-    class Recording(torch.optim.SGD):
-        def step(self):
-            rates.append(self.param_groups[0]["lr"])
-            return super().step()
-
-    student = quick(
-        optimizer=Recording,
-        learning_rate=0.2,
-        learning_rate_schedule="one_cycle",
-        max_epochs=500,
-    )
-    student.fit(X, y, soft_targets=targets)
+    rates = rates_of_steps(problem, learning_rate_schedule="one_cycle", max_epochs=500)
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)])
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, 0.2, total_steps=2000, cycle_momentum=False
