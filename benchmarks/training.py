@@ -1,6 +1,6 @@
 """How fast the student trains and predicts, beside a loop written by hand and skorch.
 
-    python benchmarks/training.py [--quick]
+    python benchmarks/training.py [--quick] [--device cuda]
 
 An epoch on 20 000 rows of 100 numbers in single precision, in batches of 256, towards
 2 × 10 subclass targets; student, optimizer and schedules are the defaults. Beside it:
@@ -19,8 +19,12 @@ few and of more epochs, so that nothing counts which comes once a fit. Seconds a
 of the processor: other work on the machine hardly moves them. ``predict_proba`` stands
 beside the module by itself under ``torch.inference_mode``.
 
+On a GPU two students stand beside the bare loop: the default one, whose steps are
+recorded and replayed, and one of a class of the user's own, whose steps are not.
+Seconds are those of the clock.
+
 Prints the medians over the turns and the medians of the ratios with their quartiles;
-writes ``results/training.json``.
+writes ``results/training.json``, or ``results/training_cuda.json``.
 """
 
 import argparse
@@ -44,13 +48,14 @@ from lelp_sklearn.losses import (
 )
 from timing import machine, ratio, take_turns, write
 
-RESULTS = Path(__file__).parent / "results" / "training.json"
+RESULTS = Path(__file__).parent / "results"
 N_FEATURES, N_CLASSES, N_SUBCLASSES, BATCH_SIZE = 100, 2, 10, 256
 LEARNING_RATE, WEIGHT_DECAY = 0.01, 0.01
 # An epoch is the difference of fits of so many epochs, by their difference.
-FEW, MORE = 2, 6
+EPOCHS = {"cpu": (2, 6), "cuda": (10, 30)}
 # Ours may take so many times the seconds of the peer.
 BARS = {"bare loop": 1.1, "skorch": 0.4, "forward pass": 1.5}
+CUDA_BARS = {"bare loop": 1 / 3}
 
 Array = np.ndarray
 
@@ -72,26 +77,52 @@ def make_module() -> nn.Module:
     )
 
 
-def train_ours(X: Array, y: Array, soft: Array, n_epochs: int) -> LELPStudentClassifier:
+class OwnModule(nn.Module):
+    """The default student as a class of the user's."""
+
+    def __init__(self, n_features: int, n_outputs: int) -> None:
+        super().__init__()
+        self.layers = make_module()
+
+    def forward(self, X: torch.Tensor) -> torch.Tensor:
+        """Give the outputs of rows."""
+        return self.layers(X)
+
+
+def train_ours(
+    X: Array,
+    y: Array,
+    soft: Array,
+    n_epochs: int,
+    device: str = "cpu",
+    module: type[nn.Module] | None = None,
+) -> LELPStudentClassifier:
     """Train the student of the library."""
     student = LELPStudentClassifier(
-        max_epochs=n_epochs, batch_size=BATCH_SIZE, device="cpu", random_state=0
+        module,
+        max_epochs=n_epochs,
+        batch_size=BATCH_SIZE,
+        device=device,
+        random_state=0,
     )
     return student.fit(X, y, soft_targets=soft)
 
 
-def train_by_hand(X: Array, soft: Array, n_epochs: int) -> list[float]:
+def train_by_hand(
+    X: Array, soft: Array, n_epochs: int, device: str = "cpu"
+) -> list[float]:
     """Train the same module by a loop of one's own; return the loss of each epoch."""
-    rows, targets = torch.from_numpy(X), torch.from_numpy(soft)
-    module = make_module()
+    rows, targets = (torch.from_numpy(a).to(device) for a in (X, soft))
+    module = make_module().to(device)
     optimizer = torch.optim.AdamW(
         module.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True
     )
     n_steps = -(-len(rows) // BATCH_SIZE)
     curve = []
     for epoch in range(n_epochs):
-        total = torch.zeros(())
-        for step, index in enumerate(torch.randperm(len(rows)).split(BATCH_SIZE)):
+        total = torch.zeros((), device=device)
+        order = torch.randperm(len(rows)).to(device)
+        for step, index in enumerate(order.split(BATCH_SIZE)):
             progress = (epoch + step / n_steps) / n_epochs
             for group in optimizer.param_groups:
                 group["lr"] = LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * progress))
@@ -142,14 +173,38 @@ def time_epochs(data: tuple[Array, Array, Array], repeats: int) -> dict[str, Arr
         print("Skipped: skorch, which is not installed (pip install skorch).")
     else:
         trainers["skorch"] = lambda n: train_skorch(X, soft, n)
+    return differences(trainers, "cpu", repeats, time.process_time)
+
+
+def time_epochs_on_gpu(
+    data: tuple[Array, Array, Array], repeats: int
+) -> dict[str, Array]:
+    """Return the seconds of an epoch on a GPU in each turn."""
+    X, y, soft = data
+    trainers: dict[str, Callable[[int], object]] = {
+        "ours": lambda n: train_ours(X, y, soft, n, "cuda"),
+        "own class": lambda n: train_ours(X, y, soft, n, "cuda", OwnModule),
+        "bare loop": lambda n: train_by_hand(X, soft, n, "cuda"),
+    }
+    return differences(trainers, "cuda", repeats, time.perf_counter)
+
+
+def differences(
+    trainers: dict[str, Callable[[int], object]],
+    device: str,
+    repeats: int,
+    clock: Callable[[], float],
+) -> dict[str, Array]:
+    """Return the seconds of an epoch of each trainer in each turn."""
+    few, more = EPOCHS[device]
     fits = {
         (name, n_epochs): (lambda train=train, n=n_epochs: train(n))
         for name, train in trainers.items()
-        for n_epochs in (FEW, MORE)
+        for n_epochs in (few, more)
     }
-    seconds = take_turns(fits, repeats, clock=time.process_time)
+    seconds = take_turns(fits, repeats, clock=clock)
     return {
-        name: (seconds[name, MORE] - seconds[name, FEW]) / (MORE - FEW)
+        name: (seconds[name, more] - seconds[name, few]) / (more - few)
         for name in trainers
     }
 
@@ -182,15 +237,17 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def summary(seconds: dict[str, Array]) -> dict[str, dict]:
+def summary(
+    seconds: dict[str, Array], bars: dict[str, float] = BARS, ours: str = "ours"
+) -> dict[str, dict]:
     """Return medians, and how many times the seconds of each peer ours takes."""
-    found = {"ours": {"ms": 1e3 * float(np.median(seconds["ours"]))}}
-    for name in [name for name in seconds if name != "ours"]:
-        middle, low, high = ratio(seconds[name], seconds["ours"])
+    found = {"ours": {"ms": 1e3 * float(np.median(seconds[ours]))}}
+    for name in [name for name in seconds if name in BARS]:
+        middle, low, high = ratio(seconds[name], seconds[ours])
         found[name] = {
             "ms": 1e3 * float(np.median(seconds[name])),
             "ours / peer": [middle, low, high],
-            "bar": BARS[name],
+            "bar": bars.get(name),
         }
     return found
 
@@ -202,27 +259,50 @@ def print_table(title: str, found: dict[str, dict]) -> None:
     for name, peer in found.items():
         if name != "ours":
             middle, low, high = peer["ours / peer"]
+            bar = "" if peer["bar"] is None else f"{peer['bar']:.2g}"
             print(
                 f"| {name} | {found['ours']['ms']:.1f} | {peer['ms']:.1f} "
-                f"| {middle:.2f} [{low:.2f}, {high:.2f}] | {peer['bar']:.1f} |"
+                f"| {middle:.2f} [{low:.2f}, {high:.2f}] | {bar} |"
             )
+
+
+def measure_on_cpu(data: tuple[Array, Array, Array], repeats: int) -> dict[str, dict]:
+    """Time training and prediction on one thread, and print the ratios."""
+    with one_thread():
+        epoch = summary(time_epochs(data, repeats))
+        prediction = summary(time_prediction(data, repeats))
+    print_table("an epoch beside", epoch)
+    print_table("predict_proba beside", prediction)
+    return {"an epoch": epoch, "predict_proba": prediction}
+
+
+def measure_on_gpu(data: tuple[Array, Array, Array], repeats: int) -> dict[str, dict]:
+    """Time training of both students on a GPU, and print the ratios."""
+    seconds = time_epochs_on_gpu(data, repeats)
+    epoch = summary(seconds, CUDA_BARS)
+    own_class = summary(seconds, {}, "own class")
+    print_table("an epoch beside", epoch)
+    print_table("an epoch of a class of one's own beside", own_class)
+    gpu = torch.cuda.get_device_name()
+    return {"gpu": gpu, "an epoch": epoch, "own class": own_class}
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Time training and prediction, print the ratios and keep them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="seconds, not a result")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     options = parser.parse_args(arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        print("Skipped: torch finds no CUDA device.")
+        return
     data = make_data(1_000 if options.quick else 20_000)
     repeats = 2 if options.quick else 15
-    with one_thread():
-        epoch = summary(time_epochs(data, repeats))
-        prediction = summary(time_prediction(data, repeats))
-    print_table("an epoch beside", epoch)
-    print_table("predict_proba beside", prediction)
+    on_cpu = options.device == "cpu"
+    found = (measure_on_cpu if on_cpu else measure_on_gpu)(data, repeats)
     if not options.quick:
-        found = {"an epoch": epoch, "predict_proba": prediction}
-        write(RESULTS, {"machine": machine(), "turns": repeats, **found})
+        path = RESULTS / ("training.json" if on_cpu else "training_cuda.json")
+        write(path, {"machine": machine(), "turns": repeats, **found})
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -23,6 +24,13 @@ def test_quick_run_prints_every_ratio_and_keeps_nothing(training, monkeypatch, c
         (row,) = (line for line in lines if line.startswith(f"| {name} |"))
         assert row.count("[") == 1
     assert any("skorch" in line for line in lines)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_gpu_says_so(training, monkeypatch, capsys):
+    monkeypatch.setattr(training, "write", pytest.fail)
+    training.main(["--device", "cuda"])
+    assert capsys.readouterr().out == "Skipped: torch finds no CUDA device.\n"
 
 
 def test_the_loop_by_hand_learns_as_the_student_does(training):

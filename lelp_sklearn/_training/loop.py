@@ -2,8 +2,9 @@
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +14,12 @@ from torch.nn.functional import log_softmax
 from lelp_sklearn._common import training_validation as validation
 from lelp_sklearn._training.batches import Rows, outputs, shuffled_batches
 from lelp_sklearn._training.devices import denormals_are_zero, derive_seed, seeded
+from lelp_sklearn._training.graphs import (
+    RecordedSteps,
+    Step,
+    can_be_recorded,
+    set_learning_rate,
+)
 from lelp_sklearn._training.objective import loss_and_gradient
 from lelp_sklearn._training.precision import Precision
 from lelp_sklearn._training.ranks import Ranks
@@ -32,7 +39,7 @@ class Objective:
     label_weight: float
 
     def loss_and_gradient(
-        self, logits: Tensor, rows: Rows, subclass_weight: float
+        self, logits: Tensor, rows: Rows, subclass_weight: float | Tensor
     ) -> tuple[Tensor, Tensor]:
         """Give the loss of each row, and its gradient with respect to the logits."""
         return loss_and_gradient(
@@ -160,17 +167,19 @@ class Trainer:
         device = self.rows.X.device
         self.module.train()
         losses, masses, rates = [], [], []
-        with denormals_are_zero(), ExitStack() as random_state:
-            random_state.enter_context(seeded(derive_seed(self.seed, number), device))
+        base_rates = self._base_learning_rates()
+        with denormals_are_zero(), ExitStack() as contexts:
+            contexts.enter_context(seeded(derive_seed(self.seed, number), device))
             batches = shuffled_batches(self.used, self.batch_size)
             if self.ranks.size > 1:
                 # All shuffle alike, and each draws its own for its part of a batch.
                 own = derive_seed(self.seed, number, self.ranks.rank)
-                random_state.enter_context(seeded(own, device))
+                contexts.enter_context(seeded(own, device))
+            take_step = contexts.enter_context(self._steps())
             for step, index in enumerate(batches):
                 progress = min((done + step / len(batches)) / self.max_epochs, 1.0)
-                rates.append(self._set_learning_rate(progress))
-                loss, mass = self._step(index, self.subclass_weight(progress))
+                rates.append(self._set_learning_rates(base_rates, progress))
+                loss, mass = take_step(index, self.subclass_weight(progress))
                 losses.append(loss)
                 masses.append(mass)
         # The one time in an epoch at which the host waits for the device.
@@ -198,7 +207,24 @@ class Trainer:
             return float(scores.mean())
         return float(torch.dot(scores, rows.weight) / rows.weight.sum())
 
-    def _step(self, index: Tensor, subclass_weight: float) -> tuple[Tensor, Any]:
+    @cached_property
+    def _recorded(self) -> RecordedSteps | None:
+        """Steps to be replayed, None where they cannot be."""
+        alone = self.ranks.size == 1 and self.augment is None
+        scaled = self.precision.scaler is not None
+        if scaled or not alone or not can_be_recorded(self.module, self.optimizer):
+            return None
+        return RecordedSteps(self._step, self.optimizer, self.rows.X.device)
+
+    def _steps(self) -> AbstractContextManager[Step]:
+        """Give what takes the steps of an epoch."""
+        if self._recorded is None:
+            return nullcontext(self._step)
+        return self._recorded.epoch()
+
+    def _step(
+        self, index: Tensor, subclass_weight: float | Tensor
+    ) -> tuple[Tensor, Any]:
         """Move the weights; give this process's part of the loss, and the mass."""
         mass: Any = len(index)
         if self.rows.weight is not None:
@@ -215,7 +241,9 @@ class Trainer:
         )
         return loss, mass
 
-    def _backward(self, rows: Rows, mass: Any, subclass_weight: float) -> Tensor:
+    def _backward(
+        self, rows: Rows, mass: Any, subclass_weight: float | Tensor
+    ) -> Tensor:
         """Find the gradients of the summed loss over the mass, and give that loss."""
         X = rows.X if self.augment is None else self.augment(rows.X)
         logits = self.precision.outputs(self.module, X)
@@ -243,13 +271,24 @@ class Trainer:
     def _trained(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
-    def _set_learning_rate(self, progress: float) -> float:
+    def _base_learning_rates(self) -> list[float]:
+        """Give what the schedule multiplies, for each group of parameters."""
         groups = self.optimizer.param_groups
-        if self.learning_rate is not None:
-            factor = self.learning_rate(progress)
-            for group in groups:
-                group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
-        return float(groups[0]["lr"])
+        if self.learning_rate is None:
+            return [float(group["lr"]) for group in groups]
+        return [
+            float(group.setdefault("initial_lr", float(group["lr"])))
+            for group in groups
+        ]
+
+    def _set_learning_rates(self, base_rates: list[float], progress: float) -> float:
+        """Follow the schedule; give the learning rate of the first group."""
+        if self.learning_rate is None:
+            return base_rates[0]
+        factor = self.learning_rate(progress)
+        for group, base in zip(self.optimizer.param_groups, base_rates, strict=True):
+            set_learning_rate(group, base * factor)
+        return base_rates[0] * factor
 
 
 def _weighted_mean(values: list[float], masses: list[Any]) -> float:

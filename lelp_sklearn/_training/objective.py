@@ -14,7 +14,7 @@ def loss_and_gradient(
     n_classes: int,
     *,
     temperature: float,
-    subclass_weight: float,
+    subclass_weight: float | Tensor,
     within_class_temperature: float,
     label_targets: Tensor | None = None,
     label_weight: float = 0.0,
@@ -42,8 +42,8 @@ def loss_and_gradient(
         Number of classes.
     temperature, within_class_temperature : float
         The temperatures τ and τ_w.
-    subclass_weight : float
-        The weight λ of the second term.
+    subclass_weight : float or Tensor of shape ()
+        The weight λ of the second term; a tensor is not asked whether it is zero.
     label_targets : Tensor of shape (n, n_classes) or None
         One-hot labels y, zero where there is no label.
     label_weight : float
@@ -72,22 +72,32 @@ def loss_and_gradient(
         on_labels, label_error = _cross_entropy(folded * temperature, label_targets)
         losses.add_(on_labels, alpha=label_weight)
         error.add_(label_error, alpha=label_weight)
-    weight = share * subclass_weight * within_class_temperature
+    weight = subclass_weight
+    scale = share * within_class_temperature
+    counts = isinstance(weight, Tensor) or bool(weight * scale)
     # One subclass is the whole class, and nothing is left to learn within it.
-    if not weight or shape[2] == 1:
+    if not counts or shape[2] == 1:
         return losses, _within(log_within, error).view(logits.shape)
     if within_class_temperature == temperature:
-        losses.sub_(_dot(targets, log_within), alpha=weight * temperature)
-        error.add_(class_targets, alpha=weight)
+        _add(losses, _dot(targets, log_within), weight, -scale * temperature)
+        _add(error, class_targets, weight, scale)
         gradient = _within(log_within, error)
     else:
         log_inner = torch.log_softmax(
             scaled * (temperature / within_class_temperature), dim=2
         )
-        losses.sub_(_dot(targets, log_inner), alpha=weight * within_class_temperature)
+        factor = -scale * within_class_temperature
+        _add(losses, _dot(targets, log_inner), weight, factor)
         gradient = _within(log_within, error)
-        gradient.add_(_within(log_inner, class_targets), alpha=weight)
-    return losses, gradient.sub_(targets, alpha=weight).view(logits.shape)
+        _add(gradient, _within(log_inner, class_targets), weight, scale)
+    return losses, _add(gradient, targets, weight, -scale).view(logits.shape)
+
+
+def _add(total: Tensor, term: Tensor, weight: float | Tensor, scale: float) -> Tensor:
+    """Add a term, times its weight and the scale, in place."""
+    if isinstance(weight, Tensor):
+        return total.addcmul_(term, weight, value=scale)
+    return total.add_(term, alpha=weight * scale)
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,180 @@
+"""Recorded steps: which are, and that a replay is the step with other rows."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from numpy.testing import assert_allclose
+from torch import nn
+
+from lelp_sklearn import LELPStudentClassifier
+from lelp_sklearn._training import graphs, loop
+from tests.student_problems import MyNet, make_soft_targets, weights_of
+
+
+class Stream:
+    """Stands in for a CUDA stream."""
+
+    def __init__(self, device=None):
+        pass
+
+    def wait_stream(self, other):
+        pass
+
+
+class Replays(graphs.Recording):
+    """Replays a step on the CPU, by taking it anew on the tensors it was made with."""
+
+    made = 0
+
+    def __init__(self, step, index, weight, pool):
+        Replays.made += 1
+        self._index, self._weight = index, weight
+        self._graph = self
+        self.step = step
+
+    def replay(self, *arguments):
+        if arguments:
+            return super().replay(*arguments)
+        self._made = self.step(self._index, self._weight)
+
+
+@pytest.fixture
+def recording(monkeypatch):
+    """Let the CPU pass for a GPU."""
+    monkeypatch.setattr(Replays, "made", 0)
+    monkeypatch.setattr(graphs, "Recording", Replays)
+    monkeypatch.setattr(graphs, "RECORDING_DEVICE", "cpu")
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    return Replays
+
+
+def quick(**options):
+    defaults = {"max_epochs": 10, "batch_size": 64, "random_state": 0, "device": "cpu"}
+    return LELPStudentClassifier(**{**defaults, **options})
+
+
+@pytest.fixture(scope="module")
+def problem():
+    return make_soft_targets()
+
+
+def both(problem, monkeypatch, *, sample_weight=None, **options):
+    """Fit with recorded steps and with plain ones."""
+    X, y, targets = problem
+    given = {"soft_targets": targets, "sample_weight": sample_weight}
+    recorded = quick(**options).fit(X, y, **given)
+    monkeypatch.setattr(loop, "can_be_recorded", lambda *of: False)
+    return recorded, quick(**options).fit(X, y, **given)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"learning_rate_schedule": "constant", "subclass_weight": 0.5},
+        {"learning_rate_schedule": "one_cycle", "max_grad_norm": 0.1},
+        {"within_class_temperature": 2.0, "label_weight": 0.3},
+        {"precision": "bfloat16", "subclass_weight": 0.0},
+    ],
+)
+def test_replayed_steps_learn_what_plain_ones_do(
+    problem, recording, monkeypatch, options
+):
+    recorded, plain = both(problem, monkeypatch, **options)
+    assert recording.made
+    assert_allclose(weights_of(recorded), weights_of(plain), rtol=1e-4, atol=1e-5)
+    assert_allclose(recorded.loss_curve_, plain.loss_curve_, rtol=1e-5)
+
+
+def test_weighted_rows_are_weighed_in_each_replay(problem, recording, monkeypatch):
+    weight = torch.linspace(0.1, 2, 240).numpy()
+    recorded, plain = both(problem, monkeypatch, sample_weight=weight)
+    assert recording.made
+    assert_allclose(weights_of(recorded), weights_of(plain), rtol=1e-4, atol=1e-5)
+    assert_allclose(recorded.loss_curve_, plain.loss_curve_, rtol=1e-5)
+
+
+def test_each_kind_of_step_is_recorded_once(problem, recording):
+    X, y, targets = problem
+    quick(max_epochs=20).fit(X, y, soft_targets=targets)
+    # 64 or 48 rows, with the subclasses and without.
+    assert recording.made == 4
+
+
+def test_few_steps_are_not_recorded(problem, recording):
+    X, y, targets = problem
+    quick(max_epochs=1).fit(X, y, soft_targets=targets)
+    assert not recording.made
+
+
+def test_optimizer_keeps_its_own_kind_of_learning_rate(problem, recording):
+    X, y, targets = problem
+    kept = []
+
+    def optimizer(parameters, lr, weight_decay):
+        made = torch.optim.Adam(parameters, lr=lr, fused=True)
+        kept.append(made)
+        return made
+
+    quick(optimizer=optimizer).fit(X, y, soft_targets=targets)
+    assert recording.made
+    (group,) = kept[0].param_groups
+    assert isinstance(group["lr"], float)
+    assert group["capturable"] is False
+
+
+def counting(module):
+    module.register_forward_hook(lambda *of: None)
+    return module
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        MyNet,
+        lambda n_features, n_outputs: counting(nn.Linear(n_features, n_outputs)),
+    ],
+    ids=["of a user", "hook"],
+)
+def test_what_python_code_does_in_a_step_is_never_recorded(problem, recording, module):
+    X, y, targets = problem
+    quick(module=module).fit(X, y, soft_targets=targets)
+    assert not recording.made
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"augment": lambda X: X},
+        {"optimizer": lambda p, lr, weight_decay: torch.optim.SGD(p, lr=lr)},
+        {"precision": "float16"},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_what_changes_on_the_host_is_not_recorded(problem, recording, options):
+    X, y, targets = problem
+    quick(**options).fit(X, y, soft_targets=targets)
+    assert not recording.made
+
+
+def test_a_recording_that_fails_leaves_the_steps_as_they_are_written(
+    problem, recording, monkeypatch
+):
+    X, y, targets = problem
+    tries = []
+
+    def fail(*of):
+        tries.append(of)
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(graphs, "Recording", fail)
+    plain = quick().fit(X, y, soft_targets=targets)
+    assert len(tries) == 1
+    monkeypatch.setattr(loop, "can_be_recorded", lambda *of: False)
+    again = quick().fit(X, y, soft_targets=targets)
+    # The learning rates were tensors in single precision.
+    assert_allclose(weights_of(plain), weights_of(again), rtol=1e-4, atol=1e-6)
