@@ -81,7 +81,7 @@ def convolution(n_features, n_outputs):
         {"early_stopping": True, "n_iter_no_change": 3, "max_epochs": 20},
         {"precision": "bfloat16"},
     ],
-    ids=str,
+    ids=["default", "deep", "convolution", "clipped", "labels", "stopping", "bfloat16"],
 )
 def test_replayed_steps_learn_what_plain_ones_do(
     problem, recordings, monkeypatch, options
