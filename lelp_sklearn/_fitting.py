@@ -261,6 +261,7 @@ class StudentFittingMixin:
         student = fit.student
         training_validation.check_same_columns(soft.shape[1], student.n_outputs)
         student.net.to(device)
+        devices.begin_backward(device)
         ranks.copy_first(student.net)
         if self.augment is not None:
             student.check_augmented(self.augment, sample.inputs, device, fit.seed)

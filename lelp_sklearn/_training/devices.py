@@ -90,6 +90,15 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
+def begin_backward(device: torch.device) -> None:
+    """Let the thread that finds gradients take up a GPU.
+
+    Otherwise torch warns where a product is the first thing that it has to do.
+    """
+    if device.type == "cuda":
+        torch.ones((), device=device, requires_grad=True).exp().backward()
+
+
 @contextmanager
 def denormals_are_zero() -> Iterator[None]:
     """Let this thread take numbers below the least normal one for zero.

@@ -81,6 +81,8 @@ class RecordedSteps:
         self._device = device
         self._stream = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
+        # A recording reads them where they lie, in every epoch.
+        self._rates = [torch.zeros((), device=device) for _ in self._groups]
         self._taken: Counter[tuple[int, bool]] = Counter()
         self._recordings: dict[tuple[int, bool], Recording] = {}
         self._is_possible = True
@@ -88,16 +90,16 @@ class RecordedSteps:
     @contextmanager
     def epoch(self) -> Iterator[Step]:
         """Give what takes a step; meanwhile the learning rates are on the device."""
-        rates = [group["lr"] for group in self._groups]
+        before = [group["lr"] for group in self._groups]
         outer = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(outer)
         try:
             with torch.cuda.stream(self._stream):
-                for group, rate in zip(self._groups, rates, strict=True):
-                    group["lr"] = torch.tensor(float(rate), device=self._device)
+                for group, own in zip(self._groups, self._rates, strict=True):
+                    group["lr"] = own.fill_(group["lr"])
                 yield self._take
         finally:
-            for group, rate in zip(self._groups, rates, strict=True):
+            for group, rate in zip(self._groups, before, strict=True):
                 group["lr"] = rate
             outer.wait_stream(self._stream)
 

@@ -127,6 +127,21 @@ def test_optimizer_keeps_its_own_kind_of_learning_rate(problem, recording):
     assert group["capturable"] is False
 
 
+def test_recordings_find_the_learning_rates_where_they_were(problem, recording):
+    X, y, targets = problem
+    places = set()
+
+    class Optimizer(torch.optim.AdamW):
+        def step(self):
+            places.add(self.param_groups[0]["lr"].data_ptr())
+            return super().step()
+
+    student = quick(optimizer=lambda p, lr, weight_decay: Optimizer(p, lr, fused=True))
+    student.fit(X, y, soft_targets=targets)
+    assert recording.made
+    assert len(places) == 1
+
+
 def counting(module):
     module.register_forward_hook(lambda *of: None)
     return module
