@@ -50,6 +50,7 @@ LEVELS = {
     "_training.export": 3,
     "_training.loop": 3,
     "_training.batches": 2,
+    "_training.graphs": 2,
     "_training.modules": 3,
     "_training.teachers": 3,
     "_common.export_validation": 1,

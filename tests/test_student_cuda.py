@@ -13,7 +13,7 @@ from torch import nn
 
 from lelp_sklearn import EmbeddingExtractor, LELPProjector, LELPStudentClassifier
 from lelp_sklearn._training import graphs, loop
-from tests.student_problems import make_groups, make_soft_targets, weights_of
+from tests.student_problems import MyNet, make_groups, make_soft_targets, weights_of
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="there is no CUDA device"
@@ -74,6 +74,7 @@ def convolution(n_features, n_outputs):
     "options",
     [
         {},
+        {"module": MyNet},
         {"module": deep},
         {"module": convolution},
         {"learning_rate_schedule": "one_cycle", "max_grad_norm": 0.1},
@@ -81,7 +82,16 @@ def convolution(n_features, n_outputs):
         {"early_stopping": True, "n_iter_no_change": 3, "max_epochs": 20},
         {"precision": "bfloat16"},
     ],
-    ids=["default", "deep", "convolution", "clipped", "labels", "stopping", "bfloat16"],
+    ids=[
+        "default",
+        "own",
+        "deep",
+        "convolution",
+        "clipped",
+        "labels",
+        "stopping",
+        "bfloat16",
+    ],
 )
 def test_replayed_steps_learn_what_plain_ones_do(
     problem, recordings, monkeypatch, options

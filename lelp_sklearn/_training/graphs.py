@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lelp_sklearn._training.host_state import has_hooks, host_state
+
 Optimizer = torch.optim.Optimizer
 
 # Takes indices of rows and the subclass weight; gives the loss and the mass.
@@ -22,13 +24,9 @@ RECORDING_DEVICE = "cuda"
 # Before a step is recorded, so that what is set up once is there.
 _TIMES_TAKEN = 3
 
-# Only modules of these packages are recorded: what others do in Python, such as a draw
-# of the host's generator, a recording would not do again.
-_KNOWN_PACKAGES = "torch.nn.modules.", "lelp_sklearn."
-
 
 def can_be_recorded(module: nn.Module, optimizer: Optimizer) -> bool:
-    """Tell whether all that changes from step to step is tensors of one GPU.
+    """Tell whether the steps are a GPU's, and nobody's functions are called in them.
 
     The optimizer has to read its learning rates there, as torch's fused ones do.
     """
@@ -37,18 +35,8 @@ def can_be_recorded(module: nn.Module, optimizer: Optimizer) -> bool:
     return (
         devices == {RECORDING_DEVICE}
         and all("capturable" in group and group.get("fused") for group in groups)
-        and all(map(_is_known, module.modules()))
+        and not has_hooks(module)
     )
-
-
-def _is_known(module: nn.Module) -> bool:
-    hooks = (
-        module._forward_pre_hooks,
-        module._forward_hooks,
-        module._backward_pre_hooks,
-        module._backward_hooks,
-    )
-    return type(module).__module__.startswith(_KNOWN_PACKAGES) and not any(hooks)
 
 
 def set_learning_rate(group: dict[str, Any], rate: float) -> None:
@@ -63,20 +51,30 @@ class RecordedSteps:
     """Takes each kind of step a few times as it is written, then from a recording.
 
     Steps of the same number of rows are of one kind, but for those in which subclasses
-    no longer count. If a recording fails all go on as they are written.
+    no longer count. If a step changes something on the host, which a recording would
+    not do, or cannot be recorded, all go on as they are written.
 
     Parameters
     ----------
     step : callable
         What is to be taken.
+    module : nn.Module
+        What it trains.
     optimizer : torch.optim.Optimizer
         What moves the weights.
     device : torch.device
         Where the tensors are.
     """
 
-    def __init__(self, step: Step, optimizer: Optimizer, device: torch.device) -> None:
+    def __init__(
+        self,
+        step: Step,
+        module: nn.Module,
+        optimizer: Optimizer,
+        device: torch.device,
+    ) -> None:
         self._step = step
+        self._module = module
         self._groups = optimizer.param_groups
         self._device = device
         self._stream = torch.cuda.Stream(device)
@@ -104,16 +102,21 @@ class RecordedSteps:
             outer.wait_stream(self._stream)
 
     def _take(self, index: Tensor, subclass_weight: float | Tensor) -> Any:
-        kind = len(index), bool(subclass_weight)
-        if kind not in self._recordings and not self._record(kind):
+        if not self._is_possible:
             return self._step(index, subclass_weight)
-        return self._recordings[kind].replay(index, subclass_weight)
-
-    def _record(self, kind: tuple[int, bool]) -> bool:
-        """Record a kind of step if it is time for it; tell whether it is recorded."""
+        kind = len(index), bool(subclass_weight)
+        if kind in self._recordings:
+            return self._recordings[kind].replay(index, subclass_weight)
+        if self._taken[kind] == _TIMES_TAKEN:
+            self._record(kind)
+            return self._take(index, subclass_weight)
         self._taken[kind] += 1
-        if not self._is_possible or self._taken[kind] <= _TIMES_TAKEN:
-            return False
+        before = host_state(self._module)
+        made = self._step(index, subclass_weight)
+        self._is_possible = before is not None and before == host_state(self._module)
+        return made
+
+    def _record(self, kind: tuple[int, bool]) -> None:
         n_rows, counts = kind
         index = torch.empty(n_rows, dtype=torch.int64, device=self._device)
         weight = torch.zeros((), device=self._device) if counts else 0.0
@@ -129,7 +132,6 @@ class RecordedSteps:
         finally:
             for group, was in zip(self._groups, before, strict=True):
                 group["capturable"] = was
-        return self._is_possible
 
 
 class Recording:

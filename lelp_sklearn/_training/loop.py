@@ -214,7 +214,8 @@ class Trainer:
         scaled = self.precision.scaler is not None
         if scaled or not alone or not can_be_recorded(self.module, self.optimizer):
             return None
-        return RecordedSteps(self._step, self.optimizer, self.rows.X.device)
+        device = self.rows.X.device
+        return RecordedSteps(self._step, self.module, self.optimizer, device)
 
     def _steps(self) -> AbstractContextManager[Step]:
         """Give what takes the steps of an epoch."""

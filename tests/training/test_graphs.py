@@ -1,11 +1,12 @@
 """Recorded steps: which are, and that a replay is the step with other rows."""
 
+import random
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
-from torch import nn
 
 from lelp_sklearn import LELPStudentClassifier
 from lelp_sklearn._training import graphs, loop
@@ -142,20 +143,111 @@ def test_recordings_find_the_learning_rates_where_they_were(problem, recording):
     assert len(places) == 1
 
 
-def counting(module):
-    module.register_forward_hook(lambda *of: None)
-    return module
+def test_a_module_of_a_user_is_recorded(problem, recording, monkeypatch):
+    recorded, plain = both(problem, monkeypatch, module=MyNet)
+    assert recording.made
+    assert_allclose(weights_of(recorded), weights_of(plain), rtol=1e-4, atol=1e-5)
+
+
+DRAWS = np.random.default_rng(0)
+
+
+class Steadfast(MyNet):
+    """Does on the host what is the same in every step."""
+
+    widths = (1, 2)
+
+    def forward(self, X):
+        self.seen = len(self.widths)
+        return super().forward(torch.relu(X) if self.training else X)
+
+
+class Counts(MyNet):
+    calls = 0
+
+    def forward(self, X):
+        self.calls += 1
+        return super().forward(X)
+
+
+class Draws(MyNet):
+    def forward(self, X):
+        return super().forward(X if random.random() < 2 else -X)
+
+
+class DrawsOfNumpy(MyNet):
+    def forward(self, X):
+        return super().forward(X if np.random.uniform() < 2 else -X)
+
+
+class DrawsOfTorch(MyNet):
+    def forward(self, X):
+        return super().forward(X if torch.rand(1) < 2 else -X)
+
+
+class DrawsOfItsOwn(MyNet):
+    def __init__(self, n_features, n_outputs):
+        super().__init__(n_features, n_outputs)
+        self.rng = np.random.default_rng(0)
+
+    def forward(self, X):
+        return super().forward(X if self.rng.uniform() < 2 else -X)
+
+
+class DrawsOfTheModule(MyNet):
+    def forward(self, X):
+        return super().forward(X if DRAWS.uniform() < 2 else -X)
+
+
+class ReplacesItsBuffer(MyNet):
+    def __init__(self, n_features, n_outputs):
+        super().__init__(n_features, n_outputs)
+        self.register_buffer("mean", torch.zeros(n_features))
+
+    def forward(self, X):
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * X.detach().mean(dim=0)
+        return super().forward(X - self.mean)
+
+
+class IsHooked(MyNet):
+    def __init__(self, n_features, n_outputs):
+        super().__init__(n_features, n_outputs)
+        self.top.register_forward_hook(print_nothing)
+
+
+def print_nothing(*of):
+    return None
+
+
+class CannotBeKnown(MyNet):
+    def __init__(self, n_features, n_outputs):
+        super().__init__(n_features, n_outputs)
+        self.activation = lambda X: X
+
+
+def test_what_stays_the_same_on_the_host_is_recorded(problem, recording):
+    X, y, targets = problem
+    quick(module=Steadfast).fit(X, y, soft_targets=targets)
+    assert recording.made
 
 
 @pytest.mark.parametrize(
     "module",
     [
-        MyNet,
-        lambda n_features, n_outputs: counting(nn.Linear(n_features, n_outputs)),
+        Counts,
+        Draws,
+        DrawsOfNumpy,
+        DrawsOfTorch,
+        DrawsOfItsOwn,
+        DrawsOfTheModule,
+        ReplacesItsBuffer,
+        IsHooked,
+        CannotBeKnown,
     ],
-    ids=["of a user", "hook"],
 )
-def test_what_python_code_does_in_a_step_is_never_recorded(problem, recording, module):
+def test_what_changes_on_the_host_is_never_recorded(problem, recording, module):
+    """A recording would not change it again."""
     X, y, targets = problem
     quick(module=module).fit(X, y, soft_targets=targets)
     assert not recording.made
@@ -170,7 +262,7 @@ def test_what_python_code_does_in_a_step_is_never_recorded(problem, recording, m
     ],
     ids=lambda options: next(iter(options)),
 )
-def test_what_changes_on_the_host_is_not_recorded(problem, recording, options):
+def test_what_the_host_has_a_part_in_is_not_recorded(problem, recording, options):
     X, y, targets = problem
     quick(**options).fit(X, y, soft_targets=targets)
     assert not recording.made
