@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 from sklearn.utils import gen_batches
 from sklearn.utils._chunking import get_chunk_n_rows
 
-from lelp_sklearn._common.typing import FloatArray, IntArray
+from lelp_sklearn._common.typing import BoolArray, FloatArray, IntArray
+from lelp_sklearn._projection import tensor_passes
+from lelp_sklearn._projection.tensors import where_they_lie
 
 # A block has at most so many rows or so many numbers: enough for what is done once a
 # block to weigh little.
@@ -149,10 +151,7 @@ class LabelledRows(InMemory):
         if self.logits is not None:
             codes[unlabelled] = self.logits[unlabelled].argmax(axis=1)
         elif head is not None and unlabelled.any():
-            for rows in row_slices(self.X):
-                mine = unlabelled[rows]
-                block = read_block(self.X, rows, np.float64)[mine]
-                codes[rows][mine] = head(block).argmax(axis=1)
+            codes[unlabelled] = _likeliest(self, unlabelled, head)
         return replace(self, codes=codes)
 
     def completed(
@@ -161,6 +160,18 @@ class LabelledRows(InMemory):
         """Give rows without a class the teacher's, as `only_unlabelled` does."""
         added = self.only_unlabelled(head).codes
         return replace(self, codes=np.where(self.codes < 0, added, self.codes))
+
+
+@where_they_lie(tensor_passes.likeliest)
+def _likeliest(
+    data: LabelledRows, wanted: BoolArray, head: Callable[[FloatArray], FloatArray]
+) -> IntArray:
+    """Give each of the `wanted` rows (n,) the class that the head gives it."""
+    found = [
+        head(read_block(data.X, rows, np.float64)[wanted[rows]]).argmax(axis=1)
+        for rows in row_slices(data.X)
+    ]
+    return np.concatenate(found)
 
 
 def added(left: list[FloatArray], right: list[FloatArray]) -> list[FloatArray]:

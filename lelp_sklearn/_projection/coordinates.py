@@ -6,6 +6,7 @@ import numpy as np
 from scipy import linalg
 
 from lelp_sklearn._common.typing import FloatArray, IntArray
+from lelp_sklearn._projection import tensor_passes
 from lelp_sklearn._projection.blocks import Data, LabelledRows, row_slices
 from lelp_sklearn._projection.directions import tidy
 from lelp_sklearn._projection.starts import (
@@ -18,6 +19,7 @@ from lelp_sklearn._projection.starts import (
     samples_of,
 )
 from lelp_sklearn._projection.statistics import Covariance
+from lelp_sklearn._projection.tensors import where_they_lie
 from lelp_sklearn._projection.threads import map_parts
 
 # Distinct rows of a class of which coordinates are held: all of them, or so many.
@@ -145,19 +147,29 @@ def _prefer_far(
     data: LabelledRows, mean: FloatArray, removed: FloatArray, spread: FloatArray
 ) -> LabelledRows:
     """Multiply the weight of each row by its preference."""
+    weight = data.weight * _preferences(data, mean, removed, spread)
+    return replace(data, weight=weight)
+
+
+@where_they_lie(tensor_passes.preferences)
+def _preferences(
+    data: LabelledRows, mean: FloatArray, removed: FloatArray, spread: FloatArray
+) -> FloatArray:
+    """Preference of each row (n,), 1 where it has no class."""
     dtype = np.result_type(data.dtype, np.float32)
-    weight = data.weight.copy()
+    preferences = np.ones(len(data.codes))
 
     def work(block: slice) -> None:
         codes = data.codes[block]
         for c in range(len(mean)):
             mine = np.flatnonzero(codes == c)
             rows = np.asarray(data.X[block][mine], dtype=dtype)
-            weight[block][mine] *= _preference(rows, mean[c], removed, spread[c])
+            found = _preference(rows, mean[c], removed, spread[c])
+            preferences[block][mine] = found
 
     for _ in map_parts(work, row_slices(data.X)):
         pass
-    return replace(data, weight=weight)
+    return preferences
 
 
 def _preference(
@@ -189,6 +201,7 @@ def _axes(
     return tidy(basis @ turn[:, ::-1], values[::-1], basis[:, :0], -1.0).vectors
 
 
+@where_they_lie(tensor_passes.at_places)
 def _at_places(
     data: LabelledRows,
     places: list[IntArray],

@@ -4,7 +4,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lelp_sklearn._common.validation import check_finite_block
+from lelp_sklearn._projection import tensor_passes
 from lelp_sklearn._projection.blocks import Rows, row_slices
+from lelp_sklearn._projection.tensors import TensorRows
 from lelp_sklearn._projection.threads import map_parts
 
 Digests = NDArray[np.uint64]
@@ -32,6 +34,12 @@ def row_digests(X: Rows, first_row: int = 0) -> Digests:
     n_rows, n_features = X.shape
     dtype = np.result_type(X.dtype, np.float32)
     factors = scramble(np.arange(1, n_features + 1, dtype=np.uint64) * _STEP)
+    if isinstance(X, TensorRows):
+        digests, finite = tensor_passes.row_digests(X, factors)
+        row = None if finite else tensor_passes.first_flawed(X)
+        if row is not None:
+            check_finite_block(X[row : row + 1], first_row + row, "X")
+        return digests
     digests = np.empty(n_rows, dtype=np.uint64)
     unsigned = f"u{dtype.itemsize}"
     infinity, sign = np.array([np.inf, -0.0], dtype).view(unsigned).astype(np.uint64)

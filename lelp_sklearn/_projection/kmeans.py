@@ -6,6 +6,7 @@ import numpy as np
 
 from lelp_sklearn._common.typing import FloatArray
 from lelp_sklearn._common.validation import check_no_overflow, check_no_underflow
+from lelp_sklearn._projection import tensor_passes
 from lelp_sklearn._projection.blocks import (
     Data,
     LabelledRows,
@@ -23,6 +24,7 @@ from lelp_sklearn._projection.clustering import (
 from lelp_sklearn._projection.coordinates import ClassPoints, class_points
 from lelp_sklearn._projection.directions import to_null_space
 from lelp_sklearn._projection.statistics import Covariance
+from lelp_sklearn._projection.tensors import where_they_lie
 from lelp_sklearn._projection.threads import map_parts, one_blas_thread
 
 
@@ -84,14 +86,30 @@ class RunningCentroids:
     ) -> None:
         """Assign a block of the stream to the centroids as they are, and move them."""
         centroids = self.relative(mean, rows)
-        for code, block, weight, _ in class_blocks(data, len(centroids)):
-            labels = assign(block - mean[code], centroids[code])
-            members = membership(labels, weight, len(centroids[code]))
-            gained = members.sum(axis=1)
-            points, total = self.points[code], self.weights[code]
+        moved = _assigned_sums(data, mean, centroids)
+        sums, weights = moved[: len(centroids)], moved[len(centroids) :]
+        for points, total, own_mean, own, gained in zip(
+            self.points, self.weights, mean, sums, weights, strict=True
+        ):
             total += gained
             held = np.maximum(total, np.finfo(np.float64).tiny)[:, None]
-            points += (members @ block - gained[:, None] * points) / held
+            points += (own + gained[:, None] * (own_mean - points)) / held
+
+
+@where_they_lie(tensor_passes.nearest_sums)
+def _assigned_sums(
+    data: LabelledRows, mean: FloatArray, centroids: list[FloatArray]
+) -> list[FloatArray]:
+    """As `_nearest_sums`, in double precision."""
+    sums = [np.zeros_like(each) for each in centroids]
+    weights = [np.zeros(len(each)) for each in centroids]
+    for code, block, weight, _ in class_blocks(data, len(centroids)):
+        centred = block - mean[code]
+        labels = assign(centred, centroids[code])
+        members = membership(labels, weight, len(centroids[code]))
+        sums[code] += members @ centred
+        weights[code] += members.sum(axis=1)
+    return [*sums, *weights]
 
 
 def _cluster(known: ClassPoints, n_clusters: int) -> FloatArray:
@@ -125,6 +143,7 @@ def _add_rare(
     return centroids
 
 
+@where_they_lie(tensor_passes.farthest)
 def _farthest(
     data: LabelledRows,
     code: int,
@@ -209,6 +228,7 @@ def _lloyd_pass(
     return moved, explained
 
 
+@where_they_lie(tensor_passes.nearest_sums)
 def _nearest_sums(
     data: LabelledRows, mean: FloatArray, centroids: list[FloatArray]
 ) -> list[FloatArray]:

@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 
 from lelp_sklearn._common import validation
 from lelp_sklearn._common.typing import FloatArray
+from lelp_sklearn._projection import tensor_labels, tensor_passes
 from lelp_sklearn._projection.blocks import Rows, row_slices
+from lelp_sklearn._projection.tensors import TensorRows, is_tensor, like
 from lelp_sklearn._projection.threads import map_parts
 
 
@@ -39,10 +41,16 @@ class SoftLabeller:
 
     def __call__(
         self, rows: Rows, logits: FloatArray | None = None, first_row: int = 0
-    ) -> FloatArray:
-        """Soft labels (n, C*S) of rows, at least in single precision."""
-        dtype = np.result_type(rows.dtype, np.float32)
-        soft_labels = np.empty((rows.shape[0], self.offsets.size), dtype)
+    ) -> Any:
+        """Soft labels (n, C*S) of rows, at least in single precision.
+
+        An array, or a tensor where the rows are one that NumPy cannot view.
+        """
+        shape = rows.shape[0], self.offsets.size
+        if isinstance(rows, TensorRows):
+            soft_labels: Any = rows.empty(shape)
+        else:
+            soft_labels = np.empty(shape, np.result_type(rows.dtype, np.float32))
         self.write(rows, logits, soft_labels, first_row)
         return soft_labels
 
@@ -52,16 +60,19 @@ class SoftLabeller:
         if logits is not None:
             logits = validation.check_logits(logits, rows.shape[0], first_row)
             logits = validation.logits_of_classes(logits)
-        return self(rows, logits, first_row)
+        soft_labels: FloatArray = self(rows, logits, first_row)
+        return soft_labels
 
     def write(
         self,
         rows: Rows,
         logits: FloatArray | None,
-        target: FloatArray,
+        target: Any,
         first_row: int = 0,
     ) -> None:
         """Fill `target` (n, C*S) with soft labels, computed in its precision.
+
+        An array, or a tensor on the device of rows that are one.
 
         Raises
         ------
@@ -69,6 +80,9 @@ class SoftLabeller:
             If a row, counted from `first_row`, holds NaN or infinity: found on the way,
             since looking for it beforehand would read the rows twice.
         """
+        if isinstance(rows, TensorRows):
+            self._write_on_device(rows, logits, target, first_row)
+            return
         # A plain array even where it maps a file.
         target = np.asarray(target)
         # What overflows is found, and computed in double precision.
@@ -83,6 +97,31 @@ class SoftLabeller:
                 start = first_row + block.start
                 validation.check_finite_block(rows[block], start, "X")
                 target[block] = self._in_double(rows, logits, block)
+
+    def _write_on_device(
+        self,
+        rows: TensorRows,
+        logits: FloatArray | None,
+        target: Any,
+        first_row: int,
+    ) -> None:
+        """Fill `target` where the rows lie."""
+        projection = tensor_labels.Projection(
+            *self._columns(self.centre.astype(rows.dtype), logits is not None),
+            self.offsets.size,
+            len(self.coef),
+            *(1 / each if each else 0 for each in self._temperatures()),
+        )
+        if tensor_labels.write(projection, rows, logits, target):
+            return
+        row = tensor_passes.first_flawed(rows)
+        if row is not None:
+            validation.check_finite_block(rows[row : row + 1], first_row + row, "X")
+        # What overflows is rare enough for the host, where double precision always is.
+        for block in row_slices(rows):
+            given = None if logits is None else logits[block]
+            found = self(rows[block], given)
+            target[block] = like(found, target) if is_tensor(target) else found
 
     def _in_double(
         self, rows: Rows, logits: FloatArray | None, block: slice
@@ -108,8 +147,7 @@ class SoftLabeller:
         no_logits = np.empty((0, len(self.coef)), dtype)
         # The kernel multiplies by them; 0 stands for no temperature.
         per_temperature, per_subclass_temperature = (
-            dtype.type(1 / value if value else 0)
-            for value in (self.temperature, self.subclass_temperature)
+            dtype.type(1 / value if value else 0) for value in self._temperatures()
         )
 
         def write(block: slice, target: FloatArray) -> bool:
@@ -134,18 +172,27 @@ class SoftLabeller:
         """Centre, packed columns and offsets of the projections and of the logits."""
         from lelp_sklearn._projection import tiles
 
-        centre = self.centre.astype(dtype)
-        columns = self.components.reshape(self.offsets.size, -1)
-        offsets = self.offsets.ravel() - columns @ centre
-        if not with_logits:
-            columns = np.vstack([columns, self.coef])
-            offsets = np.append(offsets, -self.intercept - self.coef @ centre)
+        centre, columns, offsets = self._columns(self.centre.astype(dtype), with_logits)
         packed = tiles.pack([columns], dtype)[0]
         return (
             tiles.readable(centre, dtype),
             packed,
             tiles.readable(offsets, dtype),
         )
+
+    def _columns(
+        self, centre: FloatArray, with_logits: bool
+    ) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Centre, columns and offsets about it of the projections and of the logits."""
+        columns = self.components.reshape(self.offsets.size, -1)
+        offsets = self.offsets.ravel() - columns @ centre
+        if not with_logits:
+            columns = np.vstack([columns, self.coef])
+            offsets = np.append(offsets, -self.intercept - self.coef @ centre)
+        return centre, columns, offsets
+
+    def _temperatures(self) -> tuple[float, float]:
+        return self.temperature, self.subclass_temperature
 
 
 def class_sums(soft_labels: FloatArray, shape: tuple[int, int]) -> FloatArray:

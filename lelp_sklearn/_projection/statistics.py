@@ -8,6 +8,7 @@ import numpy as np
 
 from lelp_sklearn._common.typing import FloatArray
 from lelp_sklearn._common.validation import check_no_overflow, check_no_underflow
+from lelp_sklearn._projection import tensor_passes
 from lelp_sklearn._projection.blocks import (
     Data,
     LabelledRows,
@@ -16,6 +17,7 @@ from lelp_sklearn._projection.blocks import (
     row_slices,
 )
 from lelp_sklearn._projection.directions import Start
+from lelp_sklearn._projection.tensors import where_they_lie
 from lelp_sklearn._projection.threads import map_parts
 
 
@@ -86,6 +88,21 @@ class ClassMoments:
         return mean, within, within + (self.weight[:, None] * steps).T @ steps
 
 
+def _exact_moments_of_tensors(
+    rows: LabelledRows, n_classes: int, with_logits: bool = False
+) -> ClassMoments:
+    extra = rows.logits if with_logits else None
+    found = tensor_passes.moments(rows, n_classes, extra, quick=False)
+    return ClassMoments(*found)
+
+
+def _quick_moments_of_tensors(rows: LabelledRows, n_classes: int) -> ClassMoments:
+    found = tensor_passes.moments(rows, n_classes, None, quick=True)
+    check_no_overflow(found[-1], rows.dtype)
+    return ClassMoments(*found)
+
+
+@where_they_lie(_exact_moments_of_tensors)
 def class_moments(
     rows: LabelledRows, n_classes: int, with_logits: bool = False
 ) -> ClassMoments:
@@ -99,6 +116,7 @@ def class_moments(
     return moments
 
 
+@where_they_lie(_quick_moments_of_tensors)
 def scatter_moments(rows: LabelledRows, n_classes: int) -> ClassMoments:
     """Moments as `class_moments` gives them, in one quick reading.
 
@@ -244,6 +262,7 @@ class StreamedCovariance:
         ]
 
 
+@where_they_lie(tensor_passes.products)
 def _products(
     data: LabelledRows, centres: FloatArray, bases: list[FloatArray]
 ) -> list[FloatArray]:

@@ -1,13 +1,31 @@
 """Torch tensors as rows of embeddings, without importing torch before one comes."""
 
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.utils._chunking import get_chunk_n_rows
+
+from lelp_sklearn._common.typing import FloatArray, IntArray
 
 if TYPE_CHECKING:
     import torch
+
+# A block has at most so many numbers: enough for an accelerator to be busy for longer
+# than it takes to ask it; few enough for the caches of a processor.
+_MANY_NUMBERS = {"cpu": 2**20}
+_MANY_NUMBERS_ELSEWHERE = 2**26
+# Arrays of a block's size that are alive at once.
+_BLOCK_TEMPORARIES = 4
+# Dtypes that NumPy has too: on the CPU such a tensor is an array already.
+_VIEWABLE = ("torch.float16", "torch.float32", "torch.float64")
+
+Result = TypeVar("Result")
+Arguments = ParamSpec("Arguments")
 
 
 def is_tensor(array: object) -> bool:
@@ -17,55 +35,216 @@ def is_tensor(array: object) -> bool:
 
 
 class TensorRows:
-    """A 2-D tensor whose row blocks come out as NumPy arrays.
+    """A 2-D tensor whose rows are read where they lie.
 
-    Serves the dtypes and devices that NumPy cannot view (bfloat16, CUDA): a block is
-    brought over at a time, the whole never.
+    Serves the dtypes and devices that NumPy cannot view (bfloat16, CUDA). Passes over
+    all rows are made by `tensor_passes` and `tensor_labels`; an index gives NumPy
+    copies of the few rows that are wanted elsewhere.
     """
 
     def __init__(self, tensor: "torch.Tensor") -> None:
-        self._tensor = tensor.detach()
+        self.tensor = tensor.detach()
         self.shape: tuple[int, ...] = tuple(tensor.shape)
         self.ndim = tensor.ndim
         self.dtype = np.dtype(np.float64 if _is_double(tensor) else np.float32)
+        self._groups: tuple[IntArray, FloatArray, Groups] | None = None
 
     def __getitem__(self, rows: Any) -> NDArray[Any]:
         if isinstance(rows, np.ndarray):
-            import torch
-
-            rows = torch.from_numpy(rows).to(self._tensor.device)
-        block = self._tensor[rows]
+            rows = self.beside(rows)
+        block = self.tensor[rows]
         return (block.double() if _is_double(block) else block.float()).cpu().numpy()
 
     def __len__(self) -> int:
         return self.shape[0]
 
+    @property
+    def precision(self) -> "torch.dtype":
+        """The dtype in which rows are computed with."""
+        import torch
+
+        return torch.float64 if self.dtype == np.float64 else torch.float32
+
+    @property
+    def double(self) -> "torch.dtype":
+        """Double precision, or single on a device that has no other."""
+        import torch
+
+        return torch.float64 if _has_double(self.tensor) else torch.float32
+
+    def empty(self, shape: tuple[int, ...]) -> "torch.Tensor":
+        """Room for numbers of their precision beside the rows."""
+        import torch
+
+        return torch.empty(shape, dtype=self.precision, device=self.tensor.device)
+
+    def block_rows(self) -> int:
+        """How many rows a block has, within scikit-learn's ``working_memory``."""
+        n_features = max(1, self.shape[1])
+        many = _MANY_NUMBERS.get(self.tensor.device.type, _MANY_NUMBERS_ELSEWHERE)
+        row_bytes = n_features * self.dtype.itemsize * _BLOCK_TEMPORARIES
+        size = get_chunk_n_rows(row_bytes, max_n_rows=max(1, many // n_features))
+        return max(1, size)
+
+    def slices(self) -> Iterator[slice]:
+        """Cut the rows into blocks."""
+        size = self.block_rows()
+        for start in range(0, len(self), size):
+            yield slice(start, min(start + size, len(self)))
+
+    def beside(
+        self, values: NDArray[Any], dtype: "torch.dtype | None" = None
+    ) -> "torch.Tensor":
+        """Copy an array to the device of the rows."""
+        import torch
+
+        # Torch has no read-only tensors, and would warn of what nobody writes to.
+        values = values if values.flags.writeable else values.copy()
+        tensor = torch.from_numpy(np.ascontiguousarray(values))
+        return tensor.to(self.tensor.device, dtype=dtype)
+
+    def groups(self, codes: IntArray, weight: FloatArray, n_classes: int) -> "Groups":
+        """Find the rows of each class, by codes (n,); kept for the next pass."""
+        if self._groups is not None:
+            of_codes, of_weight, known = self._groups
+            if of_codes is codes and of_weight is weight:
+                return known
+        found = Groups.of(self, codes, weight, n_classes)
+        self._groups = codes, weight, found
+        return found
+
+
+class Groups:
+    """Indices of the rows of each class, on the device, and their weights.
+
+    The weights are in units of the largest, which single precision can hold.
+    """
+
+    def __init__(
+        self,
+        order: "torch.Tensor",
+        ends: list[int],
+        weight: "torch.Tensor",
+        unit: float,
+    ) -> None:
+        self.order, self.ends, self.weight, self.unit = order, ends, weight, unit
+
+    @classmethod
+    def of(
+        cls, rows: TensorRows, codes: IntArray, weight: FloatArray, n_classes: int
+    ) -> "Groups":
+        import torch
+
+        unit = float(weight.max(initial=0)) or 1.0
+        own_codes = rows.beside(codes.astype(np.int32))
+        counts = torch.bincount(own_codes + 1, minlength=n_classes + 1)
+        # Stable: rows are read in the order in which they lie.
+        order = torch.argsort(own_codes, stable=True)
+        ends = np.cumsum(counts.tolist()).tolist()
+        return cls(order, ends, rows.beside(weight / unit, rows.precision), unit)
+
+    def index(self, code: int) -> "torch.Tensor":
+        """Ascending indices of the rows of a class."""
+        return self.order[self.ends[code] : self.ends[code + 1]]
+
 
 def as_rows(tensor: "torch.Tensor") -> "NDArray[Any] | TensorRows":
     """View `tensor` as a NumPy array where that needs no copy, else as rows."""
-    import torch
-
-    viewable = (torch.float16, torch.float32, torch.float64)
-    if tensor.device.type == "cpu" and tensor.dtype in viewable:
+    if tensor.device.type == "cpu" and str(tensor.dtype) in _VIEWABLE:
         view: NDArray[Any] = tensor.detach().numpy()
         return view
     return TensorRows(tensor)
 
 
-def to_array(values: Any) -> Any:
-    """Give a tensor, of any dtype and device, as an array; anything else as it is."""
-    return values.detach().double().cpu().numpy() if is_tensor(values) else values
+def where_they_lie(
+    twin: Callable[..., Result],
+) -> Callable[
+    [Callable[Concatenate[Any, Arguments], Result]],
+    Callable[Concatenate[Any, Arguments], Result],
+]:
+    """Have `twin` make a pass over labelled rows that are tensors.
+
+    For a function of labelled rows, as the first argument, and more.
+    """
+
+    def decorate(
+        function: Callable[Concatenate[Any, Arguments], Result],
+    ) -> Callable[Concatenate[Any, Arguments], Result]:
+        @wraps(function)
+        def choose(
+            data: Any, *arguments: Arguments.args, **options: Arguments.kwargs
+        ) -> Result:
+            if not isinstance(data.X, TensorRows):
+                return function(data, *arguments, **options)
+            with exact_products():
+                return twin(data, *arguments, **options)
+
+        return choose
+
+    return decorate
 
 
-def like(array: NDArray[Any], tensor: "torch.Tensor") -> "torch.Tensor":
-    """Give `array` as a tensor on the device of `tensor`."""
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Have float32 products be what they are called, and record no gradients.
+
+    Whatever was allowed elsewhere: TensorFloat-32 has three digits.
+    """
     import torch
 
-    return torch.from_numpy(array).to(tensor.device)
+    with torch.no_grad():
+        if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+            # Before torch 2.9 one word speaks for all devices.
+            before = torch.get_float32_matmul_precision()
+            torch.set_float32_matmul_precision("highest")
+            try:
+                yield
+            finally:
+                torch.set_float32_matmul_precision(before)
+            return
+        backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]  # type: ignore[attr-defined]
+        kept = [backend.fp32_precision for backend in backends]
+        try:
+            for backend, precision in zip(backends, kept, strict=True):
+                if precision not in ("none", "ieee"):
+                    backend.fp32_precision = "ieee"
+            yield
+        finally:
+            for backend, precision in zip(backends, kept, strict=True):
+                if backend.fp32_precision != precision:
+                    backend.fp32_precision = precision
+
+
+def to_array(values: Any) -> Any:
+    """Give a tensor, of any dtype and device, as an array; anything else as it is."""
+    if not is_tensor(values):
+        return values
+    # On the host: a device may have no double precision.
+    return values.detach().cpu().double().numpy()
+
+
+def like(values: "NDArray[Any] | torch.Tensor", tensor: "torch.Tensor") -> Any:
+    """Give `values` as a tensor on the device of `tensor`."""
+    import torch
+
+    if isinstance(values, torch.Tensor):
+        return values
+    return torch.from_numpy(values).to(tensor.device)
 
 
 def _is_double(tensor: "torch.Tensor") -> bool:
     import torch
 
+    if tensor.is_floating_point():
+        return tensor.dtype == torch.float64
     # Integer tensors are read in double precision, as scikit-learn reads them.
-    return tensor.dtype == torch.float64 or not tensor.is_floating_point()
+    return _has_double(tensor)
+
+
+def _has_double(tensor: "torch.Tensor") -> bool:
+    import torch
+
+    kind = tensor.device.type
+    if kind == "xpu":
+        return bool(torch.xpu.get_device_capability(tensor.device).get("has_fp64", 1))
+    return kind != "mps"

@@ -1,0 +1,164 @@
+"""Soft labels of rows that are tensors, computed on the device where these lie."""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from lelp_sklearn._common.typing import FloatArray
+from lelp_sklearn._projection.tensors import TensorRows, exact_products
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Projection:
+    """What soft labels are computed with, in double precision.
+
+    Parameters
+    ----------
+    centre : (d,)
+    columns : (C*S, d) or, with the head's columns after them, (C*S + C, d)
+    offsets : one for each column, of rows less the centre
+    n_outputs, n_classes : C*S, C
+    per_temperature, per_subclass_temperature : float
+        1 / tau and 1 / beta; 0 in place of the second assigns hard.
+    """
+
+    centre: FloatArray
+    columns: FloatArray
+    offsets: FloatArray
+    n_outputs: int
+    n_classes: int
+    per_temperature: float
+    per_subclass_temperature: float
+
+
+def write(
+    projection: Projection,
+    rows: TensorRows,
+    logits: FloatArray | None,
+    target: Any,
+) -> bool:
+    """Fill `target` (n, C*S), a tensor or an array; say whether all is finite.
+
+    An array is filled block by block. The host asks once whether all is finite.
+    """
+    import torch
+
+    beside = None if logits is None else rows.beside(logits, rows.precision)
+    with exact_products():
+        writer = _writer(projection, rows.tensor, rows)
+        if isinstance(target, torch.Tensor):
+            writer.write(rows.tensor, beside, target)
+            return not bool(writer.flawed)
+        for block in rows.slices():
+            own = rows.tensor[block]
+            part = torch.empty(
+                (len(own), projection.n_outputs),
+                dtype=rows.precision,
+                device=own.device,
+            )
+            writer.write(own, None if beside is None else beside[block], part)
+            target[block] = part.cpu().numpy()
+        return not bool(writer.flawed)
+
+
+class _TorchWriter:
+    """Soft labels by torch's own operations, a block of rows at a time."""
+
+    def __init__(self, projection: Projection, rows: TensorRows) -> None:
+        import torch
+
+        self._projection, self._size = projection, rows.block_rows()
+        self._centre, self._columns, self._offsets = (
+            rows.beside(each, rows.precision)
+            for each in (projection.centre, projection.columns, projection.offsets)
+        )
+        self.flawed = torch.zeros((), dtype=torch.bool, device=rows.tensor.device)
+
+    def write(self, rows: "Tensor", logits: "Tensor | None", out: "Tensor") -> None:
+        for start in range(0, len(rows), self._size):
+            block = slice(start, start + self._size)
+            self._write_block(
+                rows[block], None if logits is None else logits[block], out[block]
+            )
+
+    def _write_block(
+        self, rows: "Tensor", logits: "Tensor | None", out: "Tensor"
+    ) -> None:
+        import torch
+
+        projection = self._projection
+        n_outputs, n_classes = projection.n_outputs, projection.n_classes
+        scores = (rows - self._centre) @ self._columns.T - self._offsets
+        mass = _softmax(
+            scores[:, n_outputs:] if logits is None else logits,
+            projection.per_temperature,
+        )
+        shares = scores[:, :n_outputs].view(len(rows), n_classes, -1)
+        if projection.per_subclass_temperature > 0:
+            shares = _softmax(shares, projection.per_subclass_temperature)
+            finite = True
+        else:
+            best, chosen = shares.max(dim=-1, keepdim=True)
+            finite = torch.isfinite(best).all()
+            shares = torch.zeros_like(shares).scatter_(-1, chosen, 1.0)
+        torch.mul(mass[:, :, None], shares, out=out.view_as(shares))
+        # A finite sum means finite entries.
+        self.flawed |= ~(torch.isfinite(out.sum()) & finite)
+
+
+class _TritonWriter:
+    """Soft labels by one kernel over all rows."""
+
+    def __init__(self, kernel: Any) -> None:
+        self._kernel = kernel
+
+    @property
+    def flawed(self) -> "Tensor":
+        flawed: Tensor = self._kernel.flawed
+        return flawed
+
+    def write(self, rows: "Tensor", logits: "Tensor | None", out: "Tensor") -> None:
+        import torch
+
+        if rows.device.type != "cuda":
+            self._kernel(rows, logits, out)
+            return
+        # Triton starts kernels on the current device.
+        with torch.cuda.device(rows.device):
+            self._kernel(rows, logits, out)
+
+
+def _writer(projection: Projection, tensor: "Tensor", rows: TensorRows) -> Any:
+    """Triton's kernel where there is one for such rows, else torch's operations."""
+    kernels = _kernels(tensor)
+    sizes = len(projection.columns), projection.n_classes
+    if kernels is None or not kernels.fits(tensor, *sizes):
+        return _TorchWriter(projection, rows)
+    return _TritonWriter(kernels.Kernel(tensor, **vars(projection)))
+
+
+def _kernels(tensor: "Tensor") -> Any:
+    """Module of kernels for the device of a tensor, None without."""
+    import torch
+
+    if tensor.device.type != "cuda" or torch.version.cuda is None:
+        return None
+    # Older tensor cores know neither bfloat16 nor TensorFloat-32.
+    if torch.cuda.get_device_capability(tensor.device) < (8, 0):
+        return None
+    if find_spec("triton") is None:
+        return None
+    from lelp_sklearn._projection import tensor_kernels
+
+    return tensor_kernels
+
+
+def _softmax(scores: "Tensor", per_temperature: float) -> "Tensor":
+    """Softmax along the last axis: differences first, which cannot overflow."""
+    import torch
+
+    top = scores.amax(dim=-1, keepdim=True)
+    return torch.softmax((scores - top) * per_temperature, dim=-1)
