@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from lelp_sklearn._common.validation import check_finite_block
 from lelp_sklearn._projection import tensor_passes
 from lelp_sklearn._projection.blocks import Rows, row_slices
-from lelp_sklearn._projection.tensors import TensorRows
+from lelp_sklearn._projection.tensors import is_on_device
 from lelp_sklearn._projection.threads import map_parts
 
 Digests = NDArray[np.uint64]
@@ -34,7 +34,7 @@ def row_digests(X: Rows, first_row: int = 0) -> Digests:
     n_rows, n_features = X.shape
     dtype = np.result_type(X.dtype, np.float32)
     factors = scramble(np.arange(1, n_features + 1, dtype=np.uint64) * _STEP)
-    if isinstance(X, TensorRows):
+    if is_on_device(X):
         digests, finite = tensor_passes.row_digests(X, factors)
         row = None if finite else tensor_passes.first_flawed(X)
         if row is not None:

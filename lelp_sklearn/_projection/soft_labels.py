@@ -11,7 +11,7 @@ from lelp_sklearn._common import validation
 from lelp_sklearn._common.typing import FloatArray
 from lelp_sklearn._projection import tensor_labels, tensor_passes
 from lelp_sklearn._projection.blocks import Rows, row_slices
-from lelp_sklearn._projection.tensors import TensorRows, is_tensor, like
+from lelp_sklearn._projection.tensors import TensorRows, is_on_device, is_tensor, like
 from lelp_sklearn._projection.threads import map_parts
 
 
@@ -44,10 +44,10 @@ class SoftLabeller:
     ) -> Any:
         """Soft labels (n, C*S) of rows, at least in single precision.
 
-        An array, or a tensor where the rows are one that NumPy cannot view.
+        An array, or a tensor where the rows lie on another device.
         """
         shape = rows.shape[0], self.offsets.size
-        if isinstance(rows, TensorRows):
+        if is_on_device(rows):
             soft_labels: Any = rows.empty(shape)
         else:
             soft_labels = np.empty(shape, np.result_type(rows.dtype, np.float32))
@@ -80,7 +80,7 @@ class SoftLabeller:
             If a row, counted from `first_row`, holds NaN or infinity: found on the way,
             since looking for it beforehand would read the rows twice.
         """
-        if isinstance(rows, TensorRows):
+        if is_on_device(rows):
             self._write_on_device(rows, logits, target, first_row)
             return
         # A plain array even where it maps a file.

@@ -114,9 +114,7 @@ def _soft_labels(
         of_head = (column >= n_outputs) & (column < n_outputs + N_CLASSES)
         top_mass = tl.max(tl.where(of_head[None, :], scores, lowest), axis=1)
         top = tl.where(of_head[None, :], top_mass[:, None], top)
-    per_unit = tl.where(
-        column < n_outputs, per_subclass_temperature, per_temperature
-    )
+    per_unit = tl.where(column < n_outputs, per_subclass_temperature, per_temperature)
     shares = tl.exp((scores - top) * per_unit[None, :])
 
     total_mass = tl.zeros((ROWS,), tl.float32)
@@ -136,9 +134,7 @@ def _soft_labels(
         if HARD:
             # The first of the largest.
             reached = mine & (scores == top)
-            first_best = tl.min(
-                tl.where(reached, column[None, :], COLUMNS), axis=1
-            )
+            first_best = tl.min(tl.where(reached, column[None, :], COLUMNS), axis=1)
             chosen = column[None, :] == first_best[:, None]
             shares = tl.where(mine, tl.where(chosen, 1.0, 0.0), shares)
             # What is not finite differs from itself less itself.
@@ -259,9 +255,7 @@ def fits(tensor: torch.Tensor, n_columns: int, n_classes: int) -> bool:
     return is_held and n_columns <= _MOST_COLUMNS and n_classes <= _MOST_CLASSES
 
 
-def _tiling(
-    n_features: int, width: int, tensor: torch.Tensor, centred: bool
-) -> Tiling:
+def _tiling(n_features: int, width: int, tensor: torch.Tensor, centred: bool) -> Tiling:
     """Choose what keeps enough loads under way; the same for all larger shapes."""
     most = 64 if tensor.element_size() == 2 and not centred else 32
     features = max(16, min(most, triton.next_power_of_2(n_features)))
@@ -284,7 +278,8 @@ def _rounding(columns: FloatArray, centre: FloatArray, per_unit: FloatArray) -> 
 def _scales(columns: FloatArray) -> FloatArray:
     """Powers of two that bring the largest of each column near the top of the range."""
     exponents = np.frexp(np.abs(columns).max(axis=0))[1]
-    return np.ldexp(1.0, exponents - _TOP_EXPONENT)
+    scales: FloatArray = np.ldexp(1.0, exponents - _TOP_EXPONENT)
+    return scales
 
 
 def _parts(columns: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

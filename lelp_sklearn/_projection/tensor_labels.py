@@ -99,14 +99,13 @@ class _TorchWriter:
         shares = scores[:, :n_outputs].view(len(rows), n_classes, -1)
         if projection.per_subclass_temperature > 0:
             shares = _softmax(shares, projection.per_subclass_temperature)
-            finite = True
         else:
             best, chosen = shares.max(dim=-1, keepdim=True)
-            finite = torch.isfinite(best).all()
+            self.flawed |= ~torch.isfinite(best).all()
             shares = torch.zeros_like(shares).scatter_(-1, chosen, 1.0)
         torch.mul(mass[:, :, None], shares, out=out.view_as(shares))
         # A finite sum means finite entries.
-        self.flawed |= ~(torch.isfinite(out.sum()) & finite)
+        self.flawed |= ~torch.isfinite(out.sum())
 
 
 class _TritonWriter:

@@ -77,7 +77,7 @@ def first_flawed(X: TensorRows) -> int | None:
     for block in X.slices():
         flawed = ~torch.isfinite(X.tensor[block]).all(dim=1)
         if flawed.any():
-            return block.start + int(flawed.int().argmax())
+            return int(block.start + flawed.int().argmax())
     return None
 
 
@@ -194,7 +194,7 @@ def farthest(
     import torch
 
     X: TensorRows = data.X
-    share = 10 * float(np.finfo(X.dtype).eps)
+    share = 10 * torch.finfo(X.precision).eps
     own_mean, rows_removed, known = (
         X.beside(each, X.double) for each in (mean[code], removed, centroids)
     )
@@ -297,9 +297,7 @@ class _Sums:
         return _host(self._total)
 
 
-def _blocks(
-    data: Labelled, n_classes: int
-) -> Iterator[tuple[int, "Tensor", "Tensor"]]:
+def _blocks(data: Labelled, n_classes: int) -> Iterator[tuple[int, "Tensor", "Tensor"]]:
     """Give code, indices and weights of the rows of each class, block by block."""
     X: TensorRows = data.X
     groups = X.groups(data.codes, data.weight, n_classes)

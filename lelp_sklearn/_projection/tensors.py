@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,17 +15,17 @@ from lelp_sklearn._common.typing import FloatArray, IntArray
 if TYPE_CHECKING:
     import torch
 
-# A block has at most so many numbers: enough for an accelerator to be busy for longer
-# than it takes to ask it; few enough for the caches of a processor.
-_MANY_NUMBERS = {"cpu": 2**20}
-_MANY_NUMBERS_ELSEWHERE = 2**26
+# A block has at most so many numbers: enough for a device to be busy for longer than it
+# takes to ask it.
+_MANY_NUMBERS = 2**26
 # Arrays of a block's size that are alive at once.
 _BLOCK_TEMPORARIES = 4
+# Where compiled kernels read rows, a block brought to NumPy's precision at a time.
+_NEAR = ("cpu",)
 # Dtypes that NumPy has too: on the CPU such a tensor is an array already.
 _VIEWABLE = ("torch.float16", "torch.float32", "torch.float64")
 
 Result = TypeVar("Result")
-Arguments = ParamSpec("Arguments")
 
 
 def is_tensor(array: object) -> bool:
@@ -37,9 +37,10 @@ def is_tensor(array: object) -> bool:
 class TensorRows:
     """A 2-D tensor whose rows are read where they lie.
 
-    Serves the dtypes and devices that NumPy cannot view (bfloat16, CUDA). Passes over
-    all rows are made by `tensor_passes` and `tensor_labels`; an index gives NumPy
-    copies of the few rows that are wanted elsewhere.
+    Serves the dtypes and devices that NumPy cannot view (bfloat16, CUDA). An index
+    gives NumPy copies of rows: of all of them, block by block, where they lie on the
+    CPU. On another device passes over all rows are made there, by `tensor_passes` and
+    `tensor_labels`, and only few rows are asked for.
     """
 
     def __init__(self, tensor: "torch.Tensor") -> None:
@@ -81,10 +82,11 @@ class TensorRows:
     def block_rows(self) -> int:
         """How many rows a block has, within scikit-learn's ``working_memory``."""
         n_features = max(1, self.shape[1])
-        many = _MANY_NUMBERS.get(self.tensor.device.type, _MANY_NUMBERS_ELSEWHERE)
         row_bytes = n_features * self.dtype.itemsize * _BLOCK_TEMPORARIES
-        size = get_chunk_n_rows(row_bytes, max_n_rows=max(1, many // n_features))
-        return max(1, size)
+        size = get_chunk_n_rows(
+            row_bytes, max_n_rows=max(1, _MANY_NUMBERS // n_features)
+        )
+        return max(1, int(size))
 
     def slices(self) -> Iterator[slice]:
         """Cut the rows into blocks."""
@@ -156,25 +158,23 @@ def as_rows(tensor: "torch.Tensor") -> "NDArray[Any] | TensorRows":
     return TensorRows(tensor)
 
 
+def is_on_device(rows: object) -> TypeGuard[TensorRows]:
+    """Whether passes over rows are made on another device than the CPU."""
+    return isinstance(rows, TensorRows) and rows.tensor.device.type not in _NEAR
+
+
 def where_they_lie(
     twin: Callable[..., Result],
-) -> Callable[
-    [Callable[Concatenate[Any, Arguments], Result]],
-    Callable[Concatenate[Any, Arguments], Result],
-]:
-    """Have `twin` make a pass over labelled rows that are tensors.
+) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
+    """Have `twin` make a pass over labelled rows that lie on another device.
 
     For a function of labelled rows, as the first argument, and more.
     """
 
-    def decorate(
-        function: Callable[Concatenate[Any, Arguments], Result],
-    ) -> Callable[Concatenate[Any, Arguments], Result]:
+    def decorate(function: Callable[..., Result]) -> Callable[..., Result]:
         @wraps(function)
-        def choose(
-            data: Any, *arguments: Arguments.args, **options: Arguments.kwargs
-        ) -> Result:
-            if not isinstance(data.X, TensorRows):
+        def choose(data: Any, *arguments: Any, **options: Any) -> Result:
+            if not is_on_device(data.X):
                 return function(data, *arguments, **options)
             with exact_products():
                 return twin(data, *arguments, **options)

@@ -16,17 +16,18 @@ SPLITTERS = ["pca", "random", "kmeans"]
 
 @pytest.fixture(params=["cpu", "cuda"])
 def device(request, monkeypatch):
-    """A device whose tensors are read where they lie: on the CPU all of them, too."""
+    """A device whose tensors are read where they lie; the CPU as if it were such."""
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("torch finds no CUDA device")
     monkeypatch.setattr(tensors, "_VIEWABLE", ())
+    monkeypatch.setattr(tensors, "_NEAR", ())
     return request.param
 
 
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Many blocks, and many parts of each."""
-    monkeypatch.setattr(tensors, "_MANY_NUMBERS", {"cpu": 600, "cuda": 600})
+    monkeypatch.setattr(tensors, "_MANY_NUMBERS", 600)
     monkeypatch.setattr(tensor_passes, "_PART_ROWS", 16)
 
 
@@ -66,7 +67,9 @@ def agrees(tensor, array, atol):
 
 
 @pytest.mark.parametrize("splitter", [*SPLITTERS, "array"])
-@pytest.mark.parametrize("svd_solver", ["auto", "randomized", "covariance_eigh", "full"])
+@pytest.mark.parametrize(
+    "svd_solver", ["auto", "randomized", "covariance_eigh", "full"]
+)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.usefixtures("small_blocks")
 def test_a_fit_is_that_of_an_array(device, splitter, svd_solver, dtype):
@@ -303,7 +306,9 @@ def test_rows_may_lie_apart(device, order):
 @pytest.mark.parametrize("splitter", SPLITTERS)
 @pytest.mark.parametrize("svd_solver", ["randomized", "covariance_eigh"])
 @pytest.mark.parametrize("head", ["given", None])
-def test_no_embeddings_come_to_the_host(device, splitter, svd_solver, head, monkeypatch):
+def test_no_embeddings_come_to_the_host(
+    device, splitter, svd_solver, head, monkeypatch
+):
     """The largest transfer is a sample, or what is known of each row beside X."""
     n_rows, n_features = 40_000, 32
     problem = make_problem(n_rows=n_rows, n_features=n_features, decay=0.9)
@@ -348,7 +353,7 @@ def interpreted_kernels(monkeypatch, device):
 @pytest.mark.parametrize(
     ("shape", "subclass_temperature", "mean", "with_logits"),
     [
-        ((2, 10, 5), 0.3, 0.0, False),
+        ((2, 3, 5), 0.3, 0.0, False),
         ((3, 4, 70), 0.3, 100.0, True),
         ((2, 10, 256), 0, 0.0, False),
         ((2, 1, 70), 0.3, 0.0, False),
@@ -390,6 +395,8 @@ def test_the_fused_kernel(
     assert np.mean(apart) <= (0.01 if subclass_temperature == 0 else 0)
 
 
+# Triton's interpreter is NumPy.
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 def test_the_fused_kernel_finds_what_is_not_finite(device, monkeypatch):
     interpreted_kernels(monkeypatch, device)
     problem = make_problem()
