@@ -44,7 +44,7 @@ LEVELS = {
     "_projection.progress": 2,
     "_projection.soft_labels": 2,
     "_projection.tensor_passes": 0,
-    "_projection.tensor_kernels": 0,
+    "_projection.tensor_kernels": -1,
     "_projection.tiles": 0,
     "_projection.tensors": -1,
     "_projection.compilation": -1,

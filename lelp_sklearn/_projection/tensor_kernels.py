@@ -5,6 +5,7 @@ No validation: callers are trusted.
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -155,6 +156,65 @@ def _soft_labels(
     tl.store(here, shares * factor, mask=is_row[:, None] & (column < n_outputs)[None])
 
 
+@triton.jit
+def _digest_rows(
+    x,
+    factors,
+    digests,
+    flawed,
+    n_rows,
+    row_stride,
+    feature_stride,
+    N_FEATURES: tl.constexpr,
+    ROWS: tl.constexpr,
+    FEATURES: tl.constexpr,
+):
+    """Sums of the bits in single precision times factors, of ROWS rows."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    is_row = row < n_rows
+    total = tl.zeros((ROWS,), tl.int64)
+    bad = tl.zeros((ROWS,), tl.int32)
+    for first in range(0, N_FEATURES, FEATURES):
+        feature = first + tl.arange(0, FEATURES)
+        inside = feature < N_FEATURES
+        where = x + row[:, None] * row_stride + feature[None, :] * feature_stride
+        held = tl.load(where, mask=is_row[:, None] & inside[None, :], other=0.0)
+        number = held.to(tl.float32)
+        # -0.0 counts as 0.0.
+        number = tl.where(number == 0.0, 0.0, number)
+        bits = number.to(tl.int32, bitcast=True).to(tl.int64) & 0xFFFFFFFF
+        factor = tl.load(factors + feature, mask=inside, other=0)
+        total += tl.sum(bits * factor[None, :], axis=1)
+        # The exponent of what is not finite is all ones.
+        ones = (bits & 0x7F800000) == 0x7F800000
+        bad = tl.maximum(bad, tl.max(ones.to(tl.int32), axis=1))
+    tl.store(digests + row, total, mask=is_row)
+    tl.store(flawed, 1, mask=tl.max(bad, axis=0) > 0)
+
+
+def digest_rows(
+    rows: torch.Tensor, factors: torch.Tensor, digests: torch.Tensor
+) -> bool:
+    """Write the digest of each row, in single precision; say whether all is finite."""
+    n_features = rows.shape[1]
+    features = min(128, max(16, triton.next_power_of_2(n_features)))
+    flawed = torch.zeros(1, dtype=torch.int32, device=rows.device)
+    with _current(rows):
+        _digest_rows[(triton.cdiv(len(rows), 32),)](
+            rows,
+            factors,
+            digests,
+            flawed,
+            len(rows),
+            rows.stride(0),
+            rows.stride(1),
+            N_FEATURES=n_features,
+            ROWS=32,
+            FEATURES=features,
+        )
+    return not bool(flawed)
+
+
 class Kernel:
     """The kernel with all that does not change from one block of rows to the next.
 
@@ -220,39 +280,47 @@ class Kernel:
         """Write the soft labels of rows (n, d) to `out` (n, K), rows contiguous."""
         n_classes, n_subclasses = self._sizes
         tiling, n_features = self.tiling, rows.shape[1]
-        _soft_labels[(triton.cdiv(len(rows), tiling.rows),)](
-            rows,
-            self._parts,
-            self._scales,
-            self._offsets,
-            self._centre,
-            self._offsets if logits is None else logits,
-            out,
-            self.flawed,
-            len(rows),
-            rows.stride(0),
-            rows.stride(1),
-            *self._per_unit,
-            N_FEATURES=n_features,
-            N_CLASSES=n_classes,
-            N_SUBCLASSES=n_subclasses,
-            N_PARTS=len(self._parts),
-            GIVEN=self._given,
-            HARD=self._per_unit[1] == 0,
-            CENTRED=self.centred,
-            EVEN=n_features % tiling.features == 0,
-            ROWS=tiling.rows,
-            FEATURES=tiling.features,
-            COLUMNS=self._width,
-            num_warps=tiling.warps,
-            num_stages=tiling.stages,
-        )
+        with _current(rows):
+            _soft_labels[(triton.cdiv(len(rows), tiling.rows),)](
+                rows,
+                self._parts,
+                self._scales,
+                self._offsets,
+                self._centre,
+                self._offsets if logits is None else logits,
+                out,
+                self.flawed,
+                len(rows),
+                rows.stride(0),
+                rows.stride(1),
+                *self._per_unit,
+                N_FEATURES=n_features,
+                N_CLASSES=n_classes,
+                N_SUBCLASSES=n_subclasses,
+                N_PARTS=len(self._parts),
+                GIVEN=self._given,
+                HARD=self._per_unit[1] == 0,
+                CENTRED=self.centred,
+                EVEN=n_features % tiling.features == 0,
+                ROWS=tiling.rows,
+                FEATURES=tiling.features,
+                COLUMNS=self._width,
+                num_warps=tiling.warps,
+                num_stages=tiling.stages,
+            )
 
 
 def fits(tensor: torch.Tensor, n_columns: int, n_classes: int) -> bool:
     """Whether the kernel is for such rows and so many columns."""
     is_held = tensor.dtype in (torch.float16, torch.bfloat16, torch.float32)
     return is_held and n_columns <= _MOST_COLUMNS and n_classes <= _MOST_CLASSES
+
+
+def _current(rows: torch.Tensor) -> AbstractContextManager[object]:
+    """Make the device of rows the current one: Triton starts kernels on that."""
+    if rows.device.type != "cuda":
+        return nullcontext()
+    return torch.cuda.device(rows.device)
 
 
 def _tiling(n_features: int, width: int, tensor: torch.Tensor, centred: bool) -> Tiling:

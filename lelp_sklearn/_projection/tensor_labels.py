@@ -1,10 +1,10 @@
 """Soft labels of rows that are tensors, computed on the device where these lie."""
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from lelp_sklearn._common.typing import FloatArray
+from lelp_sklearn._projection.tensor_passes import kernels_of
 from lelp_sklearn._projection.tensors import TensorRows, exact_products
 
 if TYPE_CHECKING:
@@ -120,39 +120,16 @@ class _TritonWriter:
         return flawed
 
     def write(self, rows: "Tensor", logits: "Tensor | None", out: "Tensor") -> None:
-        import torch
-
-        if rows.device.type != "cuda":
-            self._kernel(rows, logits, out)
-            return
-        # Triton starts kernels on the current device.
-        with torch.cuda.device(rows.device):
-            self._kernel(rows, logits, out)
+        self._kernel(rows, logits, out)
 
 
 def _writer(projection: Projection, tensor: "Tensor", rows: TensorRows) -> Any:
     """Triton's kernel where there is one for such rows, else torch's operations."""
-    kernels = _kernels(tensor)
+    kernels = kernels_of(tensor)
     sizes = len(projection.columns), projection.n_classes
     if kernels is None or not kernels.fits(tensor, *sizes):
         return _TorchWriter(projection, rows)
     return _TritonWriter(kernels.Kernel(tensor, **vars(projection)))
-
-
-def _kernels(tensor: "Tensor") -> Any:
-    """Module of kernels for the device of a tensor, None without."""
-    import torch
-
-    if tensor.device.type != "cuda" or torch.version.cuda is None:
-        return None
-    # Older tensor cores know neither bfloat16 nor TensorFloat-32.
-    if torch.cuda.get_device_capability(tensor.device) < (8, 0):
-        return None
-    if find_spec("triton") is None:
-        return None
-    from lelp_sklearn._projection import tensor_kernels
-
-    return tensor_kernels
 
 
 def _softmax(scores: "Tensor", per_temperature: float) -> "Tensor":

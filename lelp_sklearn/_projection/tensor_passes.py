@@ -8,6 +8,7 @@ and these sums in double precision. No sum hangs on the order in which threads e
 """
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -44,16 +45,36 @@ class Labelled(Protocol):
     def first_row(self) -> int: ...
 
 
+def kernels_of(tensor: "Tensor") -> Any:
+    """Module of kernels for the device of a tensor, None without."""
+    import torch
+
+    if tensor.device.type != "cuda" or torch.version.cuda is None:
+        return None
+    # Older tensor cores know neither bfloat16 nor TensorFloat-32.
+    if torch.cuda.get_device_capability(tensor.device) < (8, 0):
+        return None
+    if find_spec("triton") is None:
+        return None
+    from lelp_sklearn._projection import tensor_kernels
+
+    return tensor_kernels
+
+
 def row_digests(
     X: TensorRows, factors: NDArray[np.uint64]
 ) -> tuple[NDArray[np.uint64], bool]:
     """Digests (n,) as the compiled kernel gives them; whether all is finite."""
     import torch
 
-    single = X.dtype == np.float32
-    lower = 2**32 - 1
     multipliers = X.beside(factors.view(np.int64))
     digests = torch.empty(len(X), dtype=torch.int64, device=X.tensor.device)
+    kernels = kernels_of(X.tensor)
+    if kernels is not None and X.dtype == np.float32:
+        all_finite = kernels.digest_rows(X.tensor, multipliers, digests)
+        return digests.cpu().numpy().view(np.uint64), all_finite
+    single = X.dtype == np.float32
+    lower = 2**32 - 1
     finite = []
     with exact_products():
         for block in X.slices():

@@ -167,6 +167,22 @@ def test_digests_are_those_of_arrays(device, dtype):
     assert_array_equal(digests.row_digests(tensor), digests.row_digests(X.numpy()))
 
 
+@pytest.mark.parametrize("n_features", [5, 300])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_digests_of_the_kernel_are_those_of_arrays(
+    device, n_features, dtype, monkeypatch
+):
+    interpreted_kernels(monkeypatch, device)
+    X = torch.as_tensor(make_problem(n_features=n_features).X, dtype=dtype)
+    X[3, 4], X[5, 3] = 0.0, -0.0
+    tensor = tensors.TensorRows(X.to(device))
+    expected = digests.row_digests(X.float().numpy())
+    assert_array_equal(digests.row_digests(tensor), expected)
+    X[17, 4] = np.inf
+    with pytest.raises(ValueError, match="row 17"):
+        digests.row_digests(tensors.TensorRows(X.to(device)))
+
+
 @pytest.mark.parametrize("flaw", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("subclass_temperature", [0.5, 0])
@@ -346,7 +362,8 @@ def interpreted_kernels(monkeypatch, device):
             pytest.skip("TRITON_INTERPRET=1 runs kernels on the CPU")
     from lelp_sklearn._projection import tensor_kernels
 
-    monkeypatch.setattr(tensor_labels, "_kernels", lambda tensor: tensor_kernels)
+    for module in (tensor_labels, tensor_passes):
+        monkeypatch.setattr(module, "kernels_of", lambda tensor: tensor_kernels)
     return tensor_kernels
 
 
