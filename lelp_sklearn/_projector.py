@@ -136,8 +136,9 @@ class LELPProjector(
         from the principal subspace of a sample of each class and makes one or a
         few passes over all rows (block Krylov), forming beside the sample nothing
         larger than a few d by (S + `n_oversamples`) arrays a class; "full" is a
-        singular value decomposition of each class's rows, which it copies (on dask
-        arrays it works as "covariance_eigh"). "auto" takes
+        singular value decomposition of each class's rows, which it copies, to the host
+        where they are a tensor elsewhere (on dask arrays it works as
+        "covariance_eigh"). "auto" takes
         "covariance_eigh" where an estimated head needs the covariance anyway, and at up
         to 192 features, where one pass that sums it in the precision of X takes less
         time than two passes of "randomized"; else that. Ignored unless `splitter` is
@@ -186,12 +187,18 @@ class LELPProjector(
 
     Notes
     -----
+    Tensors on an accelerator are multiplied in full single precision, whatever torch is
+    allowed to round to; a fit to them differs from one to the same array by rounding.
+    On NVIDIA's (compute capability 8.0 and later, with Triton) soft labels of half or
+    single precision come from one kernel, which reads X once and does not round the
+    directions to half.
+
     Sample weights act as repetitions of a row, and the order of rows changes nothing.
     "kmeans" and the randomized solver start from a sample of the distinct rows of a
     class where these are more than 2048; which rows are drawn hangs on what they hold.
     The statistics of these two, and covariances that "auto" forms without need, are
     summed in the precision of X over some thousand rows and in double precision over
-    these sums, all others in double precision. Memory
+    these sums, all others in double precision (on an accelerator that has it). Memory
     beyond the input is bounded by scikit-learn's ``working_memory``, the d by d
     covariances where they are formed, a few copies of the sample of one class, and a
     few numbers a row. Soft labels whose scores overflow single precision are computed
@@ -302,7 +309,10 @@ class LELPProjector(
         X : {array-like, memmap, tensor, dask array} of shape (n_samples, n_features)
             Teacher embeddings, float16, float32 or float64 (tensors bfloat16 too). A
             dask array is read chunk by chunk, each on its worker; what comes with it
-            may be dask arrays too.
+            may be dask arrays too. A tensor on an accelerator is read where it lies:
+            to the host come sums, a bounded sample of the rows, and a few numbers a
+            row. Only `svd_solver` "full" and a classifier as head that is still to be
+            fitted have the rows copied to the host.
         y : array-like of shape (n_samples,), default=None
             Class labels. Rows marked `unlabeled`, or all rows where y is None, take the
             class that the teacher finds likeliest.

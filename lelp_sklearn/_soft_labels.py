@@ -36,7 +36,8 @@ class SoftLabelMixin:
         Parameters
         ----------
         X : {array-like, memmap, tensor, dask array} of shape (n_samples, n_features)
-            Teacher embeddings. Read in blocks, never copied or up-cast whole.
+            Teacher embeddings. Read in blocks, never copied or up-cast whole; a tensor
+            on an accelerator there, on the current stream.
         teacher_logits : array-like of shape (n_samples, n_classes or 1), default=None
             The teacher's logits, in the order of `classes_`, or the one column of a
             sigmoid teacher. They replace ``X @ coef_.T + intercept_``. For a teacher

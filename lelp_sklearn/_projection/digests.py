@@ -54,6 +54,12 @@ def row_digests(X: Rows, first_row: int = 0) -> Digests:
     return digests
 
 
+def scrambling() -> list[tuple[int, int | None]]:
+    """Give the shifts and, as signed numbers, the factors of `scramble`."""
+    factors = [*np.array(_MULTIPLIERS).view(np.int64).tolist(), None]
+    return list(zip(map(int, _SHIFTS), factors, strict=True))
+
+
 def scramble(numbers: Digests) -> Digests:
     """Turn 64-bit numbers, one to one, into such as look drawn at random."""
     for shift, multiplier in zip(_SHIFTS, _MULTIPLIERS, strict=False):

@@ -8,9 +8,11 @@ import numpy as np
 from scipy import linalg
 
 from lelp_sklearn._common.typing import FloatArray, IntArray
+from lelp_sklearn._projection import tensor_passes
 from lelp_sklearn._projection.blocks import Data, LabelledRows, row_slices
-from lelp_sklearn._projection.digests import Digests, scramble
+from lelp_sklearn._projection.digests import Digests, scramble, scrambling
 from lelp_sklearn._projection.directions import Start, orthonormal, to_null_space
+from lelp_sklearn._projection.tensors import is_on_device, where_they_lie
 from lelp_sklearn._projection.threads import map_parts
 
 # Distinct rows of a class that are drawn: this share of them, within bounds on the rows
@@ -151,7 +153,24 @@ def samples_of(
         yield ClassSample(rows, weight, mean.astype(np.float64), is_whole)
 
 
+def _sketch_tensors(
+    rows: LabelledRows, n_classes: int, seed: np.uint64
+) -> list[Sketch]:
+    # Where there is no double precision, draws would not be those of arrays.
+    if not (is_on_device(rows.X) and rows.X.has_double):
+        return _sketch_arrays(rows, n_classes, seed)
+    found = tensor_passes.distinct_rows(
+        rows, n_classes, scrambling(), seed, _SKETCH_ROWS
+    )
+    return [Sketch(*each) for each in found]
+
+
+@where_they_lie(_sketch_tensors)
 def _sketch_each(rows: LabelledRows, n_classes: int, seed: np.uint64) -> list[Sketch]:
+    return _sketch_arrays(rows, n_classes, seed)
+
+
+def _sketch_arrays(rows: LabelledRows, n_classes: int, seed: np.uint64) -> list[Sketch]:
     sketches = []
     for code in range(n_classes):
         index = np.flatnonzero(rows.codes == code)

@@ -153,7 +153,9 @@ def _soft_labels(
         factor = tl.where(mine, (mass / (total_mass * total))[:, None], factor)
     tl.store(flawed, 1, mask=tl.max(tl.where(is_row, bad, 0), axis=0) > 0)
     here = out + row[:, None] * n_outputs + column[None, :]
-    tl.store(here, shares * factor, mask=is_row[:, None] & (column < n_outputs)[None])
+    tl.store(
+        here, shares * factor, mask=is_row[:, None] & (column < n_outputs)[None, :]
+    )
 
 
 @triton.jit

@@ -7,6 +7,8 @@ and multiplied in their precision, at least single; some thousand rows are summe
 and these sums in double precision. No sum hangs on the order in which threads end.
 """
 
+import os
+import shutil
 from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,10 +22,17 @@ from lelp_sklearn._projection.tensors import TensorRows, exact_products
 if TYPE_CHECKING:
     from torch import Tensor, dtype
 
+# Shifts to the right and factors, as a signed number, of 64-bit hashing.
+Scrambling = list[tuple[int, int | None]]
+
 # So many rows are summed in their own precision, the sums of them in double.
 _PART_ROWS = 4096
 # As many rows, spread over a class, have a mean near enough to that of all.
 _CENTRE_ROWS = 256
+
+# The lower half and the sign of a 64-bit number, as torch's signed ones hold them.
+_LOWER = 2**32 - 1
+_SIGN = -(2**63)
 
 
 class Labelled(Protocol):
@@ -37,6 +46,9 @@ class Labelled(Protocol):
 
     @property
     def weight(self) -> FloatArray: ...
+
+    @property
+    def digests(self) -> NDArray[np.uint64]: ...
 
     @property
     def logits(self) -> FloatArray | None: ...
@@ -54,7 +66,9 @@ def kernels_of(tensor: "Tensor") -> Any:
     # Older tensor cores know neither bfloat16 nor TensorFloat-32.
     if torch.cuda.get_device_capability(tensor.device) < (8, 0):
         return None
-    if find_spec("triton") is None:
+    # Triton compiles what starts its kernels with a compiler of C.
+    compilers = os.environ.get("CC"), *map(shutil.which, ("clang", "gcc"))
+    if find_spec("triton") is None or not any(compilers):
         return None
     from lelp_sklearn._projection import tensor_kernels
 
@@ -72,23 +86,30 @@ def row_digests(
     kernels = kernels_of(X.tensor)
     if kernels is not None and X.dtype == np.float32:
         all_finite = kernels.digest_rows(X.tensor, multipliers, digests)
-        return digests.cpu().numpy().view(np.uint64), all_finite
-    single = X.dtype == np.float32
-    lower = 2**32 - 1
-    finite = []
+    else:
+        all_finite = _digest_blocks(X, multipliers, digests)
+    array = digests.cpu().numpy().view(np.uint64)
+    X.keep(array, digests)
+    return array, all_finite
+
+
+def _digest_blocks(X: TensorRows, multipliers: "Tensor", digests: "Tensor") -> bool:
+    """Write the digest of each row by torch's operations; say whether all is finite."""
+    import torch
+
+    finite, single = [], X.dtype == np.float32
     with exact_products():
         for block in X.slices():
             # Adding zero makes -0.0 positive.
             rows = X.tensor[block].to(X.precision) + 0
             finite.append(torch.isfinite(torch.stack(torch.aminmax(rows))).all())
             if single:
-                bits = rows.view(torch.int32).long() & lower
+                bits = rows.view(torch.int32).long() & _LOWER
             else:
                 bits = rows.view(torch.int64)
-                bits = bits ^ ((bits >> 32) & lower)
+                bits = bits ^ ((bits >> 32) & _LOWER)
             torch.sum(bits.mul_(multipliers), dim=1, out=digests[block])
-        all_finite = bool(torch.stack(finite).all())
-    return digests.cpu().numpy().view(np.uint64), all_finite
+    return bool(torch.stack(finite).all())
 
 
 def first_flawed(X: TensorRows) -> int | None:
@@ -100,6 +121,65 @@ def first_flawed(X: TensorRows) -> int | None:
         if flawed.any():
             return int(block.start + flawed.int().argmax())
     return None
+
+
+def distinct_rows(
+    data: Labelled, n_classes: int, scrambling: Scrambling, seed: np.uint64, most: int
+) -> list[tuple[NDArray[np.uint64], IntArray, FloatArray, bool]]:
+    """Digests, places and weights of the distinct rows of each class.
+
+    At most so many of the largest priorities; whether these are all. As `Sketch.of`
+    finds them, in another order.
+    """
+    import torch
+
+    X: TensorRows = data.X
+    digests, weights = X.kept(data.digests), X.kept(data.weight)
+    found = []
+    for code in range(n_classes):
+        index = X.groups(data.codes, data.weight, n_classes).index(code)
+        own = digests[index]
+        # As of arrays: a number that sorts by content, then by place.
+        number = 2 ** len(own).bit_length() - 1
+        keys = (own & ~number) | torch.arange(len(own), device=own.device)
+        # Unsigned numbers are in the order of signed ones whose first bit is turned.
+        keys = (keys ^ _SIGN).sort().values ^ _SIGN
+        content, place = keys & ~number, keys & number
+        is_first = torch.ones_like(keys, dtype=torch.bool)
+        is_first[1:] = content[1:] != content[:-1]
+        first = is_first.nonzero()[:, 0]
+        weight = weights[index[place]]
+        if len(first) < len(place):
+            end = torch.full_like(first[:1], len(place))
+            lengths = torch.diff(first, append=end)
+            weight = torch.segment_reduce(weight, "sum", lengths=lengths)
+        kept = place[first]
+        is_whole = len(first) <= most
+        if not is_whole:
+            uniform = _uniform(own[kept] ^ int(seed), scrambling)
+            largest = torch.topk(weight / uniform, most).indices
+            kept, weight = kept[largest], weight[largest]
+        places = (index[kept] + data.first_row).cpu().numpy()
+        contents = own[kept].cpu().numpy().view(np.uint64)
+        found.append((contents, places, _host(weight), is_whole))
+    return found
+
+
+def _uniform(numbers: "Tensor", scrambling: Scrambling) -> "Tensor":
+    """Numbers in (0, 1] that hang on 64 bits, scrambled as `digests` does."""
+    for shift, multiplier in scrambling:
+        numbers = _shifted(numbers, shift)
+        if multiplier is not None:
+            numbers = numbers * multiplier
+    upper, lower = (numbers >> 32) & _LOWER, numbers & _LOWER
+    uniform: Tensor = (upper.double() * 2**32 + lower.double() + 1) / 2.0**64
+    return uniform
+
+
+def _shifted(numbers: "Tensor", shift: int) -> "Tensor":
+    """Numbers exclusive-or themselves shifted to the right, zeros coming in."""
+    shifted: Tensor = (numbers >> shift) & (2 ** (64 - shift) - 1)
+    return numbers ^ shifted
 
 
 def likeliest(data: Labelled, wanted: NDArray[np.bool_], head: Any) -> IntArray:

@@ -49,6 +49,7 @@ class TensorRows:
         self.ndim = tensor.ndim
         self.dtype = np.dtype(np.float64 if _is_double(tensor) else np.float32)
         self._groups: tuple[IntArray, FloatArray, Groups] | None = None
+        self._kept: list[tuple[NDArray[Any], torch.Tensor]] = []
 
     def __getitem__(self, rows: Any) -> NDArray[Any]:
         if isinstance(rows, np.ndarray):
@@ -71,7 +72,12 @@ class TensorRows:
         """Double precision, or single on a device that has no other."""
         import torch
 
-        return torch.float64 if _has_double(self.tensor) else torch.float32
+        return torch.float64 if self.has_double else torch.float32
+
+    @property
+    def has_double(self) -> bool:
+        """Whether the device has double precision."""
+        return _has_double(self.tensor)
 
     def empty(self, shape: tuple[int, ...]) -> "torch.Tensor":
         """Room for numbers of their precision beside the rows."""
@@ -104,6 +110,19 @@ class TensorRows:
         values = values if values.flags.writeable else values.copy()
         tensor = torch.from_numpy(np.ascontiguousarray(values))
         return tensor.to(self.tensor.device, dtype=dtype)
+
+    def kept(self, values: NDArray[Any]) -> "torch.Tensor":
+        """As `beside`, once for an array that no one changes; unsigned as signed."""
+        for known, tensor in self._kept:
+            if known is values:
+                return tensor
+        signed = values.view(np.int64) if values.dtype == np.uint64 else values
+        return self.keep(values, self.beside(signed))
+
+    def keep(self, values: NDArray[Any], tensor: "torch.Tensor") -> "torch.Tensor":
+        """Remember the copy of an array on the device; the last few are kept."""
+        self._kept = [*self._kept[-2:], (values, tensor)]
+        return tensor
 
     def groups(self, codes: IntArray, weight: FloatArray, n_classes: int) -> "Groups":
         """Find the rows of each class, by codes (n,); kept for the next pass."""

@@ -7,7 +7,14 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
 
 from lelp_sklearn import LELPProjector
-from lelp_sklearn._projection import digests, tensor_labels, tensor_passes, tensors
+from lelp_sklearn._projection import (
+    digests,
+    starts,
+    tensor_labels,
+    tensor_passes,
+    tensors,
+)
+from lelp_sklearn._projection.blocks import LabelledRows
 from tests import reference
 from tests.problems import integer_weights, make_problem
 
@@ -156,6 +163,30 @@ def test_a_class_of_which_a_sample_is_drawn(device, splitter):
     tensor = build(problem, **params)
     tensor.fit(on(device, problem.X), problem.codes, sample_weight=weight)
     agrees(tensor, array, 1e-8)
+
+
+@pytest.mark.parametrize("most", [200, 10_000])
+@pytest.mark.parametrize("copies", [False, True])
+def test_distinct_rows_are_those_of_arrays(device, most, copies, monkeypatch):
+    monkeypatch.setattr(starts, "_SKETCH_ROWS", most)
+    rng = np.random.RandomState(0)
+    X = rng.normal(size=(2000, 3))
+    X = X[rng.randint(len(X), size=len(X))] if copies else X
+    known = rng.randint(-1, 2, size=len(X)), rng.uniform(size=len(X))
+    known = *known, digests.row_digests(X)
+    tensor = tensors.TensorRows(on(device, X))
+    pairs = zip(
+        starts.class_sketches(LabelledRows(X, *known), 2, np.uint64(5)),
+        starts.class_sketches(LabelledRows(tensor, *known), 2, np.uint64(5)),
+        strict=True,
+    )
+    for of_array, of_tensor in pairs:
+        assert of_tensor.is_whole == of_array.is_whole
+        for size in (10, 200, 10_000):
+            places, weight = of_tensor.draw(np.uint64(5), size)
+            expected_places, expected_weight = of_array.draw(np.uint64(5), size)
+            assert_array_equal(places, expected_places)
+            assert_allclose(weight, expected_weight, rtol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
