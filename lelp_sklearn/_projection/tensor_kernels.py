@@ -4,7 +4,6 @@ Imported where a CUDA tensor comes, since Triton is there with torch's CUDA buil
 No validation: callers are trusted.
 """
 
-import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -25,6 +24,10 @@ _SUMMED_AT_ONCE = 16
 # A half precision number holds the largest of a column times this, and what is left of
 # the smallest is not yet subnormal.
 _TOP_EXPONENT = 14
+# Parts that hold as many digits as single precision, or nearly.
+_PARTS = {torch.float16: 2, torch.bfloat16: 3, torch.float32: 1}
+# Bytes of shared memory that every device has for a program, of those that are served.
+_LEAST_SHARED = 99 * 2**10
 
 
 @dataclass(frozen=True)
@@ -255,7 +258,9 @@ class Kernel:
         self.centred = centred
         self._width = max(16, triton.next_power_of_2(len(columns)))
         n_features = columns.shape[1]
-        self.tiling = tiling or _tiling(n_features, self._width, tensor, centred)
+        self.tiling = tiling or _tiling(
+            n_features, self._width, tensor, centred=centred
+        )
         padded = -(-n_features // self.tiling.features) * self.tiling.features
         wide = np.zeros((padded, self._width))
         wide[:n_features, : len(columns)] = columns.T
@@ -314,7 +319,7 @@ class Kernel:
 
 def fits(tensor: torch.Tensor, n_columns: int, n_classes: int) -> bool:
     """Whether the kernel is for such rows and so many columns."""
-    is_held = tensor.dtype in (torch.float16, torch.bfloat16, torch.float32)
+    is_held = tensor.dtype in _PARTS
     return is_held and n_columns <= _MOST_COLUMNS and n_classes <= _MOST_CLASSES
 
 
@@ -325,13 +330,28 @@ def _current(rows: torch.Tensor) -> AbstractContextManager[object]:
     return torch.cuda.device(rows.device)
 
 
-def _tiling(n_features: int, width: int, tensor: torch.Tensor, centred: bool) -> Tiling:
-    """Choose what keeps enough loads under way; the same for all larger shapes."""
-    most = 64 if tensor.element_size() == 2 and not centred else 32
+def _tiling(
+    n_features: int, width: int, tensor: torch.Tensor, *, centred: bool
+) -> Tiling:
+    """Choose what keeps enough loads under way, as far as shared memory has room."""
+    size = tensor.element_size()
+    most = 64 if size == 2 and not centred else 32
     features = max(16, min(most, triton.next_power_of_2(n_features)))
-    if width > 64:
-        return Tiling(64, features, 4, 3)
-    return Tiling(128, features, 4, 4 if width <= 32 else 3)
+    rows = 64 if width > 64 else 128
+    parts_size = 4 if centred else size * _PARTS[tensor.dtype]
+    # The centre of these features is held too.
+    stage = features * (rows * size + width * parts_size + 4)
+    # Where rows are divided into parts, so are the directions, once more.
+    room = _shared_bytes(tensor) - centred * features * width * 4
+    return Tiling(rows, features, 4, max(1, min(4, room // stage)))
+
+
+def _shared_bytes(tensor: torch.Tensor) -> int:
+    """Shared memory that a program may have on the device of a tensor."""
+    if tensor.device.type != "cuda":
+        return _LEAST_SHARED
+    properties = torch.cuda.get_device_properties(tensor.device)
+    return getattr(properties, "shared_memory_per_block_optin", _LEAST_SHARED)
 
 
 def _rounding(columns: FloatArray, centre: FloatArray, per_unit: FloatArray) -> float:
@@ -354,9 +374,8 @@ def _scales(columns: FloatArray) -> FloatArray:
 
 def _parts(columns: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Divide columns into parts of a dtype that add up to them in single precision."""
-    digits = {torch.float16: 11, torch.bfloat16: 8, torch.float32: 24}[dtype]
     parts = []
-    for _ in range(math.ceil(22 / digits)):
+    for _ in range(_PARTS[dtype]):
         parts.append(columns.to(dtype))
         columns = columns - parts[-1].double()
     return torch.stack(parts)
