@@ -87,4 +87,4 @@ class MatrixTeacher(TransformerMixin, BaseEstimator):
 def weights_of(student):
     """All weights of the fitted module in one vector."""
     parameters = student.module_.parameters()
-    return np.concatenate([p.detach().numpy().ravel() for p in parameters])
+    return np.concatenate([p.detach().cpu().numpy().ravel() for p in parameters])

@@ -169,7 +169,9 @@ def test_rows_and_embeddings_on_the_gpu_stay_there(problem):
     rows = torch.tensor(X, dtype=torch.float32, device="cuda")
     embeddings = torch.tensor(E, dtype=torch.float32, device="cuda")
     student = quick(device="auto", projector=LELPProjector(3, head=head))
-    student.fit(rows, y, teacher_embeddings=embeddings)
+    labels = torch.tensor(y, device="cuda")
+    weight = torch.ones(len(y), device="cuda")
+    student.fit(rows, labels, teacher_embeddings=embeddings, sample_weight=weight)
     parameter = next(student.module_.parameters())
     assert parameter.device.type == "cuda"
     assert student.score(rows, y) > 0.9

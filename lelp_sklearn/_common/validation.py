@@ -183,6 +183,9 @@ def check_sample_weight(
         return np.ones(n_samples)
     if isinstance(sample_weight, numbers.Number):
         sample_weight = np.full(n_samples, sample_weight)
+    if hasattr(sample_weight, "detach"):
+        # A tensor, of whatever device and dtype.
+        sample_weight = sample_weight.detach().cpu().double()
     weight = np.asarray(sample_weight, dtype=np.float64)
     if weight.ndim != 1:
         raise ValueError(
@@ -241,8 +244,10 @@ def check_labels(
 def label_array(y: Any) -> NDArray[Any]:
     """Give labels as an array; nullable integers and booleans of pandas stay such.
 
-    NumPy and scikit-learn make floats of them.
+    NumPy and scikit-learn make floats of them. A tensor may lie on any device.
     """
+    if hasattr(y, "detach"):
+        y = y.detach().cpu()
     missing = getattr(getattr(y, "dtype", None), "na_value", None)
     is_nullable = _is_missing_of_pandas(missing)
     return np.asarray(y, dtype=object if is_nullable else None)
