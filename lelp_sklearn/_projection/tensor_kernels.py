@@ -17,8 +17,8 @@ from lelp_sklearn._common.typing import FloatArray
 # More columns than these would not fit the registers beside what is read.
 _MOST_COLUMNS = 128
 _MOST_CLASSES = 16
-# How far rounding may move a score, in units of its temperature.
-_ROUNDING = 3e-5
+# How far rounding may move a score, in units of its temperature: soft labels move less.
+_ROUNDING = 1e-4
 # Features that a tensor core sums before it rounds.
 _SUMMED_AT_ONCE = 16
 # A half precision number holds the largest of a column times this, and what is left of
@@ -268,23 +268,28 @@ class Kernel:
         scales = _scales(wide) if dtype == torch.float16 else np.ones(self._width)
         parts = _parts(torch.from_numpy(wide / scales), dtype)
         shifted = offsets if centred else offsets + columns @ centre
-
-        def placed(values: FloatArray, size: int) -> torch.Tensor:
-            whole = np.zeros(size, np.float32)
-            whole[: len(values)] = values
-            return torch.from_numpy(whole).to(tensor.device)
-
+        numbers = np.zeros(2 * self._width + padded, np.float32)
+        of_columns, of_features = np.split(numbers, [2 * self._width])
         with np.errstate(over="ignore"):
-            self._scales = placed(scales, self._width)
-            self._offsets = placed(shifted, self._width)
-            self._centre = placed(centre, padded)
-        self._parts = parts.to(tensor.device)
-        self.flawed = torch.zeros(1, dtype=torch.int32, device=tensor.device)
+            of_columns[: self._width] = scales
+            of_columns[self._width :][: len(shifted)] = shifted
+            of_features[:n_features] = centre
+        self._scales, self._offsets, self._centre = _sent(
+            torch.from_numpy(numbers), tensor.device
+        ).split([self._width, self._width, padded])
+        self._parts = _sent(parts, tensor.device)
 
     def __call__(
-        self, rows: torch.Tensor, logits: torch.Tensor | None, out: torch.Tensor
+        self,
+        rows: torch.Tensor,
+        logits: torch.Tensor | None,
+        out: torch.Tensor,
+        flawed: torch.Tensor,
     ) -> None:
-        """Write the soft labels of rows (n, d) to `out` (n, K), rows contiguous."""
+        """Write the soft labels of rows (n, d) to `out` (n, K), rows contiguous.
+
+        `flawed` (1,) becomes 1 where a score is not finite.
+        """
         n_classes, n_subclasses = self._sizes
         tiling, n_features = self.tiling, rows.shape[1]
         with _current(rows):
@@ -296,7 +301,7 @@ class Kernel:
                 self._centre,
                 self._offsets if logits is None else logits,
                 out,
-                self.flawed,
+                flawed,
                 len(rows),
                 rows.stride(0),
                 rows.stride(1),
@@ -315,6 +320,13 @@ class Kernel:
                 num_warps=tiling.warps,
                 num_stages=tiling.stages,
             )
+
+
+def _sent(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy numbers to a device; the host does not wait for their arrival."""
+    if device.type == "cuda":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
 
 
 def fits(tensor: torch.Tensor, n_columns: int, n_classes: int) -> bool:
@@ -343,7 +355,7 @@ def _tiling(
     stage = features * (rows * size + width * parts_size + 4)
     # Where rows are divided into parts, so are the directions, once more.
     room = _shared_bytes(tensor) - centred * features * width * 4
-    return Tiling(rows, features, 4, max(1, min(4, room // stage)))
+    return Tiling(rows, features, rows // 16, max(1, min(4, room // stage)))
 
 
 def _shared_bytes(tensor: torch.Tensor) -> int:

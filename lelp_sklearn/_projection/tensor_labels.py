@@ -1,13 +1,17 @@
 """Soft labels of rows that are tensors, computed on the device where these lie."""
 
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from lelp_sklearn._common.typing import FloatArray
 from lelp_sklearn._projection.tensor_passes import kernels_of
 from lelp_sklearn._projection.tensors import TensorRows, exact_products
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -33,6 +37,16 @@ class Projection:
     per_temperature: float
     per_subclass_temperature: float
 
+    def equals(self, other: "Projection") -> bool:
+        """Whether both are of the same numbers."""
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return all(np.array_equal(*pair) for pair in pairs)
+
+
+# Kernels of the last projections, of what tensors they are for: preparing one takes
+# longer than a block of few rows, and most calls are for the block after the last.
+_recent: deque[tuple[object, Projection, Any]] = deque(maxlen=4)
+
 
 def write(
     projection: Projection,
@@ -47,21 +61,20 @@ def write(
     import torch
 
     beside = None if logits is None else rows.beside(logits, rows.precision)
-    with exact_products():
-        writer = _writer(projection, rows.tensor, rows)
-        if isinstance(target, torch.Tensor):
-            writer.write(rows.tensor, beside, target)
-            return not bool(writer.flawed)
-        for block in rows.slices():
-            own = rows.tensor[block]
-            part = torch.empty(
-                (len(own), projection.n_outputs),
-                dtype=rows.precision,
-                device=own.device,
-            )
-            writer.write(own, None if beside is None else beside[block], part)
-            target[block] = part.cpu().numpy()
+    writer = _writer(projection, rows.tensor, rows)
+    if isinstance(target, torch.Tensor):
+        writer.write(rows.tensor, beside, target)
         return not bool(writer.flawed)
+    for block in rows.slices():
+        own = rows.tensor[block]
+        part = torch.empty(
+            (len(own), projection.n_outputs),
+            dtype=rows.precision,
+            device=own.device,
+        )
+        writer.write(own, None if beside is None else beside[block], part)
+        target[block] = part.cpu().numpy()
+    return not bool(writer.flawed)
 
 
 class _TorchWriter:
@@ -78,11 +91,12 @@ class _TorchWriter:
         self.flawed = torch.zeros((), dtype=torch.bool, device=rows.tensor.device)
 
     def write(self, rows: "Tensor", logits: "Tensor | None", out: "Tensor") -> None:
-        for start in range(0, len(rows), self._size):
-            block = slice(start, start + self._size)
-            self._write_block(
-                rows[block], None if logits is None else logits[block], out[block]
-            )
+        with exact_products():
+            for start in range(0, len(rows), self._size):
+                block = slice(start, start + self._size)
+                self._write_block(
+                    rows[block], None if logits is None else logits[block], out[block]
+                )
 
     def _write_block(
         self, rows: "Tensor", logits: "Tensor | None", out: "Tensor"
@@ -111,16 +125,14 @@ class _TorchWriter:
 class _TritonWriter:
     """Soft labels by one kernel over all rows."""
 
-    def __init__(self, kernel: Any) -> None:
-        self._kernel = kernel
+    def __init__(self, kernel: Any, device: "torch.device") -> None:
+        import torch
 
-    @property
-    def flawed(self) -> "Tensor":
-        flawed: Tensor = self._kernel.flawed
-        return flawed
+        self._kernel = kernel
+        self.flawed = torch.zeros(1, dtype=torch.int32, device=device)
 
     def write(self, rows: "Tensor", logits: "Tensor | None", out: "Tensor") -> None:
-        self._kernel(rows, logits, out)
+        self._kernel(rows, logits, out, self.flawed)
 
 
 def _writer(projection: Projection, tensor: "Tensor", rows: TensorRows) -> Any:
@@ -129,7 +141,24 @@ def _writer(projection: Projection, tensor: "Tensor", rows: TensorRows) -> Any:
     sizes = len(projection.columns), projection.n_classes
     if kernels is None or not kernels.fits(tensor, *sizes):
         return _TorchWriter(projection, rows)
-    return _TritonWriter(kernels.Kernel(tensor, **vars(projection)))
+    return _TritonWriter(_kernel(kernels, projection, tensor), tensor.device)
+
+
+def _kernel(kernels: Any, projection: Projection, tensor: "Tensor") -> Any:
+    """Give the kernel of a projection, made anew unless it is a recent one."""
+    import torch
+
+    # On another stream, what was sent to the device might not have arrived.
+    streams = torch.cuda if tensor.device.type == "cuda" else torch.cpu
+    tensors_of = tensor.dtype, tensor.device, streams.current_stream(tensor.device)
+    for known_tensors, known, kernel in tuple(_recent):
+        if known_tensors == tensors_of and known.equals(projection):
+            return kernel
+    kernel = kernels.Kernel(tensor, **vars(projection))
+    # What a caller changes in the projector must not change here too.
+    kept = replace(projection, columns=projection.columns.copy())
+    _recent.append((tensors_of, kept, kernel))
+    return kernel
 
 
 def _softmax(scores: "Tensor", per_temperature: float) -> "Tensor":

@@ -10,6 +10,7 @@ and these sums in double precision. No sum hangs on the order in which threads e
 import os
 import shutil
 from collections.abc import Iterator
+from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -66,13 +67,18 @@ def kernels_of(tensor: "Tensor") -> Any:
     # Older tensor cores know neither bfloat16 nor TensorFloat-32.
     if torch.cuda.get_device_capability(tensor.device) < (8, 0):
         return None
-    # Triton compiles what starts its kernels with a compiler of C.
-    compilers = os.environ.get("CC"), *map(shutil.which, ("clang", "gcc"))
-    if find_spec("triton") is None or not any(compilers):
+    if not _has_triton():
         return None
     from lelp_sklearn._projection import tensor_kernels
 
     return tensor_kernels
+
+
+@cache
+def _has_triton() -> bool:
+    """Whether Triton is there, and a C compiler for what starts its kernels."""
+    compilers = os.environ.get("CC"), *map(shutil.which, ("clang", "gcc"))
+    return find_spec("triton") is not None and any(compilers)
 
 
 def row_digests(

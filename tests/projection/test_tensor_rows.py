@@ -457,3 +457,28 @@ def test_the_fused_kernel_finds_what_is_not_finite(device, monkeypatch):
             flawed[-1, -1] = flaw
             with pytest.raises(ValueError, match="row 159"):
                 projector.transform(flawed)
+
+
+@pytest.mark.parametrize("with_logits", [False, True])
+def test_the_fused_kernel_follows_a_projector_that_changes(
+    device, with_logits, monkeypatch
+):
+    """What it was made of is kept for the next call, not longer than it is true."""
+    interpreted_kernels(monkeypatch, device)
+    problem = make_problem()
+    X = on(device, problem.X, torch.float32)
+    logits = problem.X @ problem.coef.T + problem.intercept
+    given = {"teacher_logits": logits} if with_logits else {}
+    projector = build(problem).fit(problem.X, problem.codes)
+    for change in (
+        lambda: None,
+        lambda: projector.components_.__imul__(2),
+        lambda: projector.offsets_.__iadd__(1),
+        lambda: projector.coef_.__imul__(-1),
+        lambda: projector.set_params(temperature=3.0),
+    ):
+        change()
+        for _ in range(2):
+            soft = projector.transform(X, **given).cpu().numpy()
+            expected = projector.transform(problem.X, **given)
+            assert_allclose(soft, expected, atol=1e-5)
