@@ -74,13 +74,14 @@ def _random_halves() -> Array:
     return np.random.default_rng(0).permutation(100) % 2
 
 
-def _standardised(
+def standardised(
     train: tuple[Array, Array],
     score: tuple[Array, Array],
     class_of_group: Array,
     n_student: int,
     n_units: int,
 ) -> Task:
+    """Return a task of rows and their groups, scaled by the training rows."""
     scaler = StandardScaler().fit(train[0])
     return Task(
         X=scaler.transform(train[0]).astype(np.float32),
@@ -100,12 +101,13 @@ def numbers(
     classes: Array,
     n_train: int = 30_000,
     n_student: int = 2_000,
+    n_score: int = 10_000,
 ) -> Task:
     """Two-digit numbers, 128 pixels, whose class is looked up in `classes`."""
     rng = np.random.default_rng(seed)
     train = _draw_numbers("train", n_train, rng)
-    score = _draw_numbers(part, 10_000, rng)
-    return _standardised(train, score, classes, n_student, n_units=32)
+    score = _draw_numbers(part, n_score, rng)
+    return standardised(train, score, classes, n_student, n_units=32)
 
 
 def single_digits(seed: int, part: str = "validation") -> Task:
@@ -113,7 +115,7 @@ def single_digits(seed: int, part: str = "validation") -> Task:
     images, names = _digits("train")
     order = np.random.default_rng(seed).permutation(len(names))
     train = images[order], names[order]
-    return _standardised(train, _digits(part), np.arange(10) % 2, len(order), n_units=8)
+    return standardised(train, _digits(part), np.arange(10) % 2, len(order), n_units=8)
 
 
 def gaussian_mixture(seed: int, part: str = "validation") -> Task:
@@ -125,7 +127,7 @@ def gaussian_mixture(seed: int, part: str = "validation") -> Task:
         groups = rng.permutation(np.resize(np.arange(40), n))
         return centres[groups] + rng.normal(size=(n, 20)), groups
 
-    return _standardised(
+    return standardised(
         draw(20_000), draw(10_000), np.arange(40) % 2, n_student=1_000, n_units=32
     )
 

@@ -1,0 +1,1 @@
+"""The comparison of methods on many tasks: what `compare.py` runs and reports."""

