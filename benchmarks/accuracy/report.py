@@ -18,6 +18,8 @@ FOOTNOTE = (
     "interval (Student's t). \\*: p < 0.05, corrected for all tasks (Holm)."
 )
 
+CLEAR = "clearly above / below"
+
 # The scores of each method on each task, by seed: scores[task][method][seed].
 Scores = dict[str, dict[str, dict[int, float]]]
 
@@ -63,6 +65,7 @@ def write_report(table: Table, trials: Records, results: Records, path: Path) ->
     ]
     if OURS in table.methods:
         parts += [f"## {OURS}: its lead", leads_table(table, scores)]
+        parts.append("Clearly: p < 0.05, corrected for all tasks (Holm).")
     parts.append("## Task by task")
     for name in scores:
         parts += task_parts(table, trials, results, scores, name)
@@ -134,20 +137,16 @@ def leads_table(table: Table, scores: Scores) -> str:
         p_values = holm([estimate.p for estimate in estimates])
         cells = []
         for kind in KINDS:
-            of_kind = [
-                values
-                for task, values in zip(tasks, leads, strict=True)
-                if task.kind == kind
+            places = [i for i, task in enumerate(tasks) if task.kind == kind]
+            mean = mean_over_tasks([leads[i] for i in places]) if places else None
+            clear = [
+                np.sign(estimates[i].mean) for i in places if p_values[i] < SIGNIFICANT
             ]
-            cells.append(interval(mean_over_tasks(of_kind)) if of_kind else "")
-        clear = [
-            np.sign(estimate.mean)
-            for estimate, p in zip(estimates, p_values, strict=True)
-            if p < SIGNIFICANT
-        ]
-        rows.append([method, *cells, str(clear.count(1)), str(clear.count(-1))])
-    titles = [f"mean lead, {name}" for name in KINDS.values()]
-    return markdown(["over", *titles, "tasks clearly above", "clearly below"], rows)
+            cells.append("" if mean is None else interval(mean))
+            cells.append(f"{clear.count(1)} / {clear.count(-1)} of {len(places)}")
+        rows.append([method, *cells])
+    titles = [x for name in KINDS.values() for x in (f"mean lead, {name}", CLEAR)]
+    return markdown(["over", *titles], rows)
 
 
 def task_parts(
