@@ -60,7 +60,7 @@ def write_report(table: Table, trials: Records, results: Records, path: Path) ->
         gains_table(table, results.lines, scores),
         FOOTNOTE,
         "## Means over tasks",
-        means_table(table, scores, BASELINE),
+        means_table(table, scores),
         "The tasks are taken as they are: an interval is about other seeds.",
     ]
     if OURS in table.methods:
@@ -105,24 +105,35 @@ def gains_table(table: Table, lines: list[Line], scores: Scores) -> str:
     return markdown(["task", "kind", "teacher, %", f"{BASELINE}, %", *others], rows)
 
 
-def means_table(table: Table, scores: Scores, baseline: str) -> str:
-    """Return a line a method: its mean gain over the tasks of each kind."""
-    rows = []
+def means_table(table: Table, scores: Scores) -> str:
+    """Return a line a method: its mean gain over the tasks of each kind.
+
+    Beside it, the number of tasks and the mean as a share of the oracle's.
+    """
+    means: dict[tuple[str, str], tuple[Estimate, int]] = {}
     for method in table.methods:
-        if method == baseline:
-            continue
-        cells = []
         for kind in KINDS:
             found = [
-                difference(scores[task.name], method, baseline)
+                difference(scores[task.name], method, BASELINE)
                 for task in table.tasks
                 if task.kind == kind and method in scores.get(task.name, ())
             ]
-            cells.append(f"{interval(mean_over_tasks(found))}" if found else "")
-            cells.append(str(len(found)))
-        rows.append([method, *cells])
-    titles = [x for name in KINDS.values() for x in (f"mean gain, {name}", "tasks")]
-    return markdown(["method", *titles], rows)
+            if found:
+                means[method, kind] = mean_over_tasks(found), len(found)
+    oracle, _ = means.get((ORACLE, UNION), (None, 0))
+    rows = []
+    for method in table.methods:
+        if method == BASELINE:
+            continue
+        cells, share = [], ""
+        for kind in KINDS:
+            mean, n_tasks = means.get((method, kind), (None, 0))
+            cells.append("" if mean is None else f"{interval(mean)} ({n_tasks})")
+            if kind == UNION and mean and oracle and oracle.mean > 0:
+                share = f"{mean.mean / oracle.mean:.0%}"
+        rows.append([method, cells[0], share, cells[1]])
+    titles = [f"mean gain, {name} (number)" for name in KINDS.values()]
+    return markdown(["method", titles[0], "of the oracle's", titles[1]], rows)
 
 
 def leads_table(table: Table, scores: Scores) -> str:
@@ -171,7 +182,10 @@ def task_parts(
     titles = ["method", "accuracy, %", f"gain over {BASELINE}"]
     if precision:
         titles.append("average precision, %")
+    lines = results.of(name, BASELINE)
+    teacher = 100 * np.mean([line["teacher_accuracy"] for line in lines])
     yield f"### {name}"
+    yield f"{len(lines)} seeds; the teacher has {teacher:.2f} %."
     yield markdown([*titles, *SETTING_TITLES.values(), "at a bound", "trials"], rows)
 
 
@@ -213,7 +227,7 @@ def draw(path: Path, table: Table, scores: Scores) -> None:
             if method not in of_task:
                 continue
             gain = paired(difference(of_task, method, BASELINE))
-            height = place + 0.8 * (number / len(methods) - 0.5)
+            height = place + 0.8 * ((number + 0.5) / len(methods) - 0.5)
             axes.errorbar(
                 gain.mean,
                 height,
@@ -223,10 +237,10 @@ def draw(path: Path, table: Table, scores: Scores) -> None:
                 ms=4,
                 label="" if place else method,
             )
-        axes.axhline(place + 0.45, c="0.9", lw=0.8)
+        axes.axhline(place + 0.5, c="0.9", lw=0.8)
     axes.axvline(0, c="0.5", lw=1)
     axes.set_yticks(range(len(scores)), scores)
-    axes.invert_yaxis()
+    axes.set_ylim(len(scores) - 0.5, -0.5)
     axes.set_xlabel(f"gain over {BASELINE} in points, with its 95 % interval")
     figure.legend(loc="outside upper center", ncols=3, frameon=False)
     # Neither a date nor numbers drawn at random: equal results give an equal file.
