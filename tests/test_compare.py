@@ -158,7 +158,8 @@ def tiny(load):
     """The command, whose only table is tiny and of bundled data."""
     module, config = load("compare"), load("accuracy.config")
     small = {"teacher_steps": 30, "max_epochs": 2, "epoch_bounds": (1, 4), "n_seeds": 3}
-    numbers, digits = (config.TASKS[place] for place in (0, 3))
+    by_draw = {task.draw: task for task in config.TASKS}
+    numbers, digits = by_draw["numbers"], by_draw["digits"]
     sizes = {"n_train": 400, "n_score": 200}
     tasks = (
         replace(

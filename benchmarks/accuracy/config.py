@@ -162,9 +162,6 @@ _customers = partial(
 
 # Cheap ones first, so that a run that is stopped has finished as many as it could.
 TASKS = (
-    _numbers("numbers, prime or not", "prime numbers"),
-    _numbers("numbers, divisible by 3", "numbers divisible by 3"),
-    _numbers("numbers, random halves", "numbers in random halves"),
     TaskConfig("single digits", PLAIN, "digits", n_student=898, n_units=8),
     TaskConfig("mixture of 40 Gaussians", UNION, "mixture", n_student=1_000),
     _letters("letters, 500 rows", n_student=500),
@@ -176,6 +173,9 @@ TASKS = (
         has_rare_class=True,
     ),
     _customers("incomes (Adult)", folder="adult", arguments={"name": "adult"}),
+    _numbers("numbers, prime or not", "prime numbers"),
+    _numbers("numbers, divisible by 3", "numbers divisible by 3"),
+    _numbers("numbers, random halves", "numbers in random halves"),
     _fashion("Fashion-MNIST, 2 000 rows"),
     _texts(
         "TREC questions",
