@@ -145,8 +145,28 @@ def test_what_cannot_be_recorded_is_trained_as_it_is(problem, recordings):
     assert not recordings
     assert student.loss_curve_[-1] < student.loss_curve_[0]
     # The device is as good as before.
-    quick().fit(X, y, soft_targets=targets)
+    quick(module=deep).fit(X, y, soft_targets=targets)
     assert recordings
+
+
+def test_after_a_recording_that_failed_the_device_draws(problem, monkeypatch):
+    X, y, targets = problem
+
+    class Fails(graphs.Recording):
+        def __init__(self, step, *arguments):
+            def waits(*of):
+                made = step(*of)
+                made[0].item()
+                return made
+
+            super().__init__(waits, *arguments)
+
+    monkeypatch.setattr(graphs, "Recording", Fails)
+    failing = quick(module=deep).fit(X, y, soft_targets=targets)
+    assert failing.loss_curve_[-1] < failing.loss_curve_[0]
+    monkeypatch.undo()
+    torch.rand(1, device="cuda")
+    quick(module=deep).fit(X, y, soft_targets=targets)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])

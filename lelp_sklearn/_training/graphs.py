@@ -4,6 +4,7 @@ On a GPU the kernels of a small student's step take less time than the host take
 launch them. A recording, a CUDA graph, is launched as one.
 """
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,9 @@ Optimizer = torch.optim.Optimizer
 Step = Callable[[Tensor, float | Tensor], tuple[Tensor, Any]]
 
 RECORDING_DEVICE = "cuda"
+
+# How torch begins to say that the host waits.
+_WAITED = "called a synchronizing CUDA operation"
 
 # Before a step is recorded, so that what is set up once is there.
 _TIMES_TAKEN = 3
@@ -45,6 +49,40 @@ def set_learning_rate(group: dict[str, Any], rate: float) -> None:
         group["lr"].fill_(rate)
     else:
         group["lr"] = rate
+
+
+@contextmanager
+def waits_noticed() -> Iterator[list[str]]:
+    """Give a list that gets an entry whenever the host waits for the device.
+
+    As where a layer asks it for a number: no recording can do so, and one that is tried
+    and fails leaves torch with less than before.
+    """
+    waits: list[str] = []
+    mode = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield waits
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
+    for each in caught:
+        if _WAITED in str(each.message):
+            waits.append(str(each.message))
+        else:
+            warnings.warn_explicit(
+                each.message, each.category, each.filename, each.lineno
+            )
+
+
+def renew_generator(device: torch.device) -> None:
+    """Free the generator of a device from a recording that failed.
+
+    It would take every later draw for one that belongs there, and refuse it.
+    """
+    generator = torch.cuda.default_generators[device.index]
+    generator.graphsafe_set_state(generator.clone_state())
 
 
 class RecordedSteps:
@@ -112,8 +150,12 @@ class RecordedSteps:
             return self._take(index, subclass_weight)
         self._taken[kind] += 1
         before = host_state(self._module)
-        made = self._step(index, subclass_weight)
-        self._is_possible = before is not None and before == host_state(self._module)
+        with waits_noticed() as waits:
+            made = self._step(index, subclass_weight)
+        # The first step of all sets up what the others find.
+        waited = bool(waits) and self._taken[kind] > 1
+        same = before is not None and before == host_state(self._module)
+        self._is_possible = same and not waited
         return made
 
     def _record(self, kind: tuple[int, bool]) -> None:
@@ -126,9 +168,10 @@ class RecordedSteps:
             for group in self._groups:
                 group["capturable"] = True
             self._recordings[kind] = Recording(self._step, index, weight, self._pool)
-        # A layer may ask the device for a number, or need what a recording cannot hold.
+        # A layer may need what a recording cannot hold.
         except RuntimeError:
             self._is_possible = False
+            renew_generator(self._device)
         finally:
             for group, was in zip(self._groups, before, strict=True):
                 group["capturable"] = was

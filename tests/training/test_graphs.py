@@ -1,6 +1,7 @@
 """Recorded steps: which are, and that a replay is the step with other rows."""
 
 import random
+import warnings
 from contextlib import nullcontext
 
 import numpy as np
@@ -50,6 +51,8 @@ def recording(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", nullcontext)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: None)
     return Replays
 
 
@@ -226,6 +229,36 @@ class CannotBeKnown(MyNet):
         self.activation = lambda X: X
 
 
+class AsksTheDevice(MyNet):
+    """Torch says so where the device is a GPU."""
+
+    def forward(self, X):
+        if self.training:
+            warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+        return super().forward(X)
+
+
+class Warns(MyNet):
+    def forward(self, X):
+        if self.training:
+            warnings.warn("of something else", stacklevel=1)
+        return super().forward(X)
+
+
+def test_a_step_in_which_the_host_waits_is_not_recorded(problem, recording):
+    X, y, targets = problem
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "called a synchronizing")
+        quick(module=AsksTheDevice).fit(X, y, soft_targets=targets)
+    assert not recording.made
+
+
+def test_other_warnings_of_a_step_are_heard(problem, recording):
+    X, y, targets = problem
+    with pytest.warns(UserWarning, match="of something else"):
+        quick(module=Warns, max_epochs=1).fit(X, y, soft_targets=targets)
+
+
 def test_what_stays_the_same_on_the_host_is_recorded(problem, recording):
     X, y, targets = problem
     quick(module=Steadfast).fit(X, y, soft_targets=targets)
@@ -278,9 +311,11 @@ def test_a_recording_that_fails_leaves_the_steps_as_they_are_written(
         tries.append(of)
         raise RuntimeError("operation not permitted when stream is capturing")
 
+    renewed = []
+    monkeypatch.setattr(graphs, "renew_generator", renewed.append)
     monkeypatch.setattr(graphs, "Recording", fail)
     plain = quick().fit(X, y, soft_targets=targets)
-    assert len(tries) == 1
+    assert len(tries) == len(renewed) == 1
     monkeypatch.setattr(loop, "can_be_recorded", lambda *of: False)
     again = quick().fit(X, y, soft_targets=targets)
     # The learning rates were tensors in single precision.
