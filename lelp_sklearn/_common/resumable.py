@@ -78,6 +78,8 @@ class ResumableNpy:
             array = self._checked(self._part, "r+")
         else:
             self.n_done = 0
+            # It speaks of a file that is gone, and would vouch for the empty one.
+            self._journal.unlink(missing_ok=True)
             array = np.lib.format.open_memmap(
                 self._part, mode="w+", dtype=self.dtype, shape=self.shape
             )
