@@ -40,7 +40,7 @@ class Labelled(Protocol):
     """What is asked of labelled rows."""
 
     @property
-    def X(self) -> Any: ...  # noqa: N802
+    def X(self) -> Any: ...  # noqa: N802 - the name that rows have everywhere
 
     @property
     def codes(self) -> IntArray: ...

@@ -221,6 +221,7 @@ def exact_products() -> Iterator[None]:
             finally:
                 torch.set_float32_matmul_precision(before)
             return
+        # torch has no types for the second.
         backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]  # type: ignore[attr-defined]
         kept = [backend.fp32_precision for backend in backends]
         try:
