@@ -55,7 +55,7 @@ class TaskConfig:
     n_units: int = 32
     teacher_steps: int = 3_500
     max_epochs: int = 240
-    epoch_bounds: tuple[int, int] = (30, 960)
+    epoch_bounds: tuple[int, int] = (1, 960)
     n_seeds: int = 10
     has_groups: bool = True
     has_rare_class: bool = False
@@ -136,7 +136,7 @@ _texts = partial(
     draw="texts",
     teacher_steps=2_000,
     max_epochs=60,
-    epoch_bounds=(4, 480),
+    epoch_bounds=(1, 480),
     quick={"n_train": 1_500, "n_score": 500},
 )
 _fashion = partial(
@@ -155,7 +155,7 @@ _customers = partial(
     n_units=16,
     teacher_steps=1_000,  # three times as many overfit
     max_epochs=60,
-    epoch_bounds=(4, 480),
+    epoch_bounds=(1, 480),
     has_groups=False,
     quick={"n_train": 5_000, "n_score": 2_000},
 )
@@ -195,13 +195,13 @@ TASKS = (
         "letters, 14 000 rows",
         n_student=14_000,
         max_epochs=120,
-        epoch_bounds=(15, 480),
+        epoch_bounds=(1, 480),
     ),
     _fashion(
         "Fashion-MNIST, 20 000 rows",
         n_student=20_000,
         max_epochs=30,
-        epoch_bounds=(4, 240),
+        epoch_bounds=(1, 240),
     ),
 )
 
