@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 
 from accuracy.config import TABLES, quick
 from accuracy.data import Places
+from accuracy.question_report import write_questions
 from accuracy.records import OtherResultsError, Records
 from accuracy.report import write_report
 from accuracy.run import Comparison
@@ -73,7 +74,10 @@ def main(arguments: list[str] | None = None) -> None:
             places = Places(options.data_dir, options.cache or Path(folder))
             tasks = [by_name[task] for task in options.tasks or by_name]
             Comparison(table, places, trials, results).run(tasks, options.jobs)
-    write_report(table, trials, results, options.results / name)
+    if options.table == "questions":
+        write_questions(table, results, options.results / name)
+    else:
+        write_report(table, trials, results, options.results / name)
     print(f"{time.perf_counter() - start:.0f} s")
 
 

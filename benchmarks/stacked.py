@@ -106,20 +106,23 @@ class StackedAdamW:
 class Stack:
     """G lessons of n rows at M settings.
 
-    `classes` (G, n, M * C) are each student's class targets, at its temperature;
-    `within` (G, n, C * S) and FitNet's `embeddings` (G, n, e) are shared by the
-    settings. What is a number for each setting has shape (M,). `subclass_weight`, a
+    `classes` (G, n, M * C) are each student's class targets, at its temperature, and
+    `labels` (G, n, C) those of the share `label_weight` of the loss. `within`
+    (G, n, C * S) and FitNet's `embeddings` (G, n, e) are shared by the settings. What
+    is a number for each setting has shape (M,). `subclass_weight`, a
     function of progress, multiplies what is taught beyond the classes.
     """
 
     X: Tensor
     classes: Tensor
+    labels: Tensor
     within: Tensor
     n_classes: int
     learning_rates: Tensor
     temperatures: Tensor
     within_temperatures: Tensor
     subclass_weight: Callable[[float], float]
+    label_weight: float
     embeddings: Tensor | None
     regression_weights: Tensor
     batch_size: int
@@ -176,13 +179,14 @@ class Stack:
         tau = self.temperatures.view(M, 1, 1)
         classes = pick(self.classes, rows).mT.view(G, M, C, b)
         if S == 1:
-            return torch.softmax(outputs / tau, 2).sub_(classes).mul_(tau)
+            return self.class_error(outputs / tau, classes, rows)
         outputs = outputs.unflatten(2, (C, S))
         scaled = outputs / tau.unsqueeze(3)
         log_within = torch.log_softmax(scaled, 3)
         # A log-softmax differs from its logits by their logsumexp.
         folded = scaled.select(3, 0) - log_within.select(3, 0)
-        error = torch.softmax(folded, 2).sub_(classes).mul_(tau)
+        error = self.class_error(folded, classes, rows)
+        weight = weight * (1 - self.label_weight)
         if not weight:
             return log_within.exp_().mul_(error.unsqueeze(3)).flatten(2, 3)
         within = pick(self.within, rows).mT.reshape(G, 1, C, S, b)
@@ -194,6 +198,16 @@ class Stack:
         inner = torch.softmax(outputs / tau_within.unsqueeze(3), 3).sub_(within)
         grad = log_within.exp_().mul_(error.unsqueeze(3))
         return grad.add_(inner.mul_(mass)).flatten(2, 3)
+
+    def class_error(self, folded: Tensor, classes: Tensor, rows: Tensor) -> Tensor:
+        """Return the gradient by class logits; `folded` are those over τ."""
+        tau = self.temperatures.view(-1, 1, 1)
+        error = torch.softmax(folded, 2).sub_(classes).mul_(tau)
+        if not self.label_weight:
+            return error
+        labels = pick(self.labels, rows).mT.unsqueeze(1)
+        on_labels = torch.softmax(folded * tau, 2).sub_(labels)
+        return error.lerp_(on_labels, self.label_weight)
 
     def class_logits(self, X: Tensor, layers: list[StackedLinear]) -> Tensor:
         """Return the class logits of each lesson's rows (G, n, d): (G, M, n, C)."""
@@ -261,13 +275,13 @@ def make_stack(
     """Return the students of one method; `taught` has each lesson's (n, C, S)."""
     n, n_classes, _ = taught[0].shape
     temperatures = _column(settings, "temperature")
+    labels = torch.stack([torch.eye(n_classes)[torch.tensor(le.y)] for le in lessons])
     classes = []
-    for lesson in lessons:
+    for lesson, of_lesson in zip(lessons, labels, strict=True):
         logits = torch.from_numpy(lesson.logits).unsqueeze(1)
         soft = torch.softmax(logits / temperatures.view(1, -1, 1), 2)
         if method.labels_only:
-            labels = torch.eye(n_classes)[torch.tensor(lesson.y)]
-            soft = labels.unsqueeze(1).expand_as(soft)
+            soft = of_lesson.unsqueeze(1).expand_as(soft)
         classes.append(soft.reshape(n, -1))
     tau_within = method.training.get("within_class_temperature", "auto")
     # "auto" is 1 where each row has one subclass, else the temperature.
@@ -282,12 +296,14 @@ def make_stack(
     return Stack(
         X=torch.from_numpy(np.stack([lesson.X for lesson in lessons])),
         classes=torch.stack(classes),
+        labels=labels,
         within=torch.from_numpy(np.stack(taught)).flatten(2),
         n_classes=n_classes,
         learning_rates=_column(settings, "learning_rate"),
         temperatures=temperatures,
         within_temperatures=within_temperatures,
         subclass_weight=_schedule(method.training.get("subclass_weight", "anneal")),
+        label_weight=method.training.get("label_weight", 0.0),
         embeddings=embeddings,
         regression_weights=_column(settings, "regression_weight"),
         batch_size=lessons[0].training["batch_size"],

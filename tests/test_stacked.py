@@ -11,6 +11,16 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+# Variants whose targets or losses are of a kind of their own.
+VARIANTS = (
+    "default, α = 0.3",
+    "vanilla KD, α = 0.3",
+    "λ from 3 to 0 at 50%",
+    "k-means, at 1",
+    "margin regressed out",
+    "Gaussian kernel, k-means",
+    "k-means and directions, 20 each",
+)
 SETTINGS = [
     {"learning_rate": 0.02, "temperature": 2.0, "max_epochs": 4},
     {"learning_rate": 0.005, "temperature": 4.0, "max_epochs": 4},
@@ -62,6 +72,8 @@ def lessons(stacked):
 
 def methods(stacked):
     names = importlib.import_module("methods").METHODS
+    variants = importlib.import_module("accuracy.variants").VARIANTS
+    names = {**names, **{name: variants[name] for name in VARIANTS}}
     few = {"n_subclasses": 3}
     return {
         name: method
@@ -81,6 +93,7 @@ def methods(stacked):
         "hard k-means, annealed",
         "same outputs, λ = 0",
         "oracle",
+        *VARIANTS,
     ],
 )
 def test_stacked_students_are_those_of_the_public_api(stacked, lessons, name):

@@ -12,10 +12,14 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 import lelp_sklearn
+from accuracy.variants import VARIANTS
 from lelp_sklearn import LELPProjector, LELPStudentClassifier
-from methods import METHODS, TRAINING
+from methods import METHODS, TRAINING, Method
 
 CODE = 1
+
+# Everything that can be trained, by name.
+TRAINABLE: dict[str, Method] = {**METHODS, **VARIANTS}
 
 # Defaults of the library that results hang on.
 DEFAULTS = (
@@ -83,7 +87,7 @@ class Search:
         grid = {**self.grid, "max_epochs": (task.max_epochs,)}
         if method == "hard labels":
             del grid["temperature"]
-        if METHODS[method].is_fitnet:
+        if TRAINABLE[method].is_fitnet:
             grid["regression_weight"] = (30.0,)
         return replace(
             self, grid=grid, bounds={**self.bounds, "max_epochs": task.epoch_bounds}
@@ -205,7 +209,31 @@ TASKS = (
     ),
 )
 
-TABLES = {"methods": Table("Methods", TASKS, tuple(METHODS), SEARCH)}
+# Many variants on few tasks: cheap ones, all at 240 epochs.
+QUESTIONED = tuple(
+    replace(task, epoch_bounds=(240, 240))
+    for task in TASKS
+    if task.name
+    in (
+        "single digits",
+        "mixture of 40 Gaussians",
+        "letters, 2 000 rows",
+        "numbers, random halves",
+    )
+)
+SHORT = Search(
+    grid={"learning_rate": (0.02, 0.04, 0.08), "temperature": (4.0, 8.0)},
+    bounds=SEARCH.bounds,
+    n_trials=0,
+    seeds=SEARCH.seeds,
+)
+
+TABLES = {
+    "methods": Table("Methods", TASKS, tuple(METHODS), SEARCH),
+    "questions": Table(
+        "Questions", QUESTIONED, (BASELINE, WIDE, OURS, *VARIANTS), SHORT
+    ),
+}
 
 
 def quick(table: Table) -> Table:
@@ -245,7 +273,7 @@ def digest(task: TaskConfig, method: str | None = None) -> str:
     }
     if method is not None:
         parts["student"] = [task.n_student, task.n_units, TRAINING]
-        parts["method"] = METHODS[method]
+        parts["method"] = TRAINABLE[method]
         defaults = LELPStudentClassifier().get_params() | LELPProjector().get_params()
         parts["defaults"] = {name: defaults[name] for name in DEFAULTS}
     text = json.dumps(parts, sort_keys=True, default=_describe)

@@ -11,12 +11,12 @@ from joblib import Parallel, delayed, parallel_config
 from sklearn.metrics import average_precision_score
 from threadpoolctl import threadpool_limits
 
-from accuracy.config import Table, TaskConfig, digest
+from accuracy.config import TRAINABLE, Table, TaskConfig, digest
 from accuracy.data import Places, embed_texts, what_is_missing
 from accuracy.lessons import make_lesson
 from accuracy.records import Line, Records, scores_by_setting, setting_of
 from accuracy.search import best, is_on_edge, next_settings
-from methods import METHODS, Lesson, Setting
+from methods import Lesson, Setting
 from stacked import class_logits
 from tasks import Array
 from tuning import versions
@@ -165,7 +165,7 @@ def train(
     """Train the students of a unit; return their lines and the seconds it took."""
     start = time.perf_counter()
     with one_thread():
-        found = class_logits(METHODS[unit.method], lessons, unit.settings)
+        found = class_logits(TRAINABLE[unit.method], lessons, unit.settings)
     common = {"task": task.name, "kind": task.kind, "method": unit.method}
     kept = {"made_with": digest(task, unit.method), **versions()}
     lines = [
