@@ -3,7 +3,7 @@
     python benchmarks/compare.py methods --data-dir FOLDER --cache FOLDER [--jobs N]
     python benchmarks/compare.py methods --report
 
-The tables are in ``accuracy/config.py``. Every method's learning rate, temperature,
+The tables are in ``accuracy/tables.py``. Every method's learning rate, temperature,
 epochs and own weight are found on validation rows, by the same search for all; then its
 best setting is scored once on test rows, on other seeds. Every trial and every seed's
 result goes to ``results/accuracy/`` as soon as it is there: after an interruption the
@@ -22,12 +22,13 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from accuracy.config import TABLES, quick
+from accuracy.config import quick
 from accuracy.data import Places
 from accuracy.question_report import write_questions
 from accuracy.records import OtherResultsError, Records
 from accuracy.report import write_report
 from accuracy.run import Comparison
+from accuracy.tables import TABLES
 
 RESULTS = Path(__file__).parent / "results" / "accuracy"
 

@@ -118,17 +118,32 @@ def single_digits(seed: int, part: str = "validation") -> Task:
     return standardised(train, _digits(part), np.arange(10) % 2, len(order), n_units=8)
 
 
-def gaussian_mixture(seed: int, part: str = "validation") -> Task:
-    """Forty unit Gaussians in twenty dimensions, twenty in each of two classes."""
+def gaussian_mixture(
+    seed: int,
+    part: str = "validation",
+    *,
+    n_classes: int = 2,
+    n_groups: int = 20,
+    spread: float = 1.2,
+) -> Task:
+    """Unit Gaussians in twenty dimensions, `n_groups` in each class.
+
+    Their centres are drawn from a Gaussian too, `spread` times as wide.
+    """
     rng = np.random.default_rng((seed, part == "test"))
-    centres = rng.normal(scale=1.2, size=(40, 20))
+    n_centres = n_classes * n_groups
+    centres = rng.normal(scale=spread, size=(n_centres, 20))
 
     def draw(n: int) -> tuple[Array, Array]:
-        groups = rng.permutation(np.resize(np.arange(40), n))
+        groups = rng.permutation(np.resize(np.arange(n_centres), n))
         return centres[groups] + rng.normal(size=(n, 20)), groups
 
     return standardised(
-        draw(20_000), draw(10_000), np.arange(40) % 2, n_student=1_000, n_units=32
+        draw(20_000),
+        draw(10_000),
+        np.arange(n_centres) % n_classes,
+        n_student=1_000,
+        n_units=32,
     )
 
 

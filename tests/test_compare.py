@@ -340,6 +340,78 @@ def test_leads_count_clear_tasks_of_each_kind(load, tiny):
     assert clear_plain == "0 / 0 of 1"
 
 
+def test_question_shows_gain_and_lead_of_a_variant(load):
+    """A variant two points above the default, which is one above the baseline."""
+    report, config = load("accuracy.question_report"), load("accuracy.config")
+    noise = np.random.default_rng(0).normal(scale=0.1, size=(2, 10))
+    scores = {"task": dict.fromkeys((config.BASELINE, config.OURS, "variant"))}
+    for method, values in zip(
+        scores["task"], (np.full(10, 90.0), 91 + noise[0], 93 + noise[1]), strict=True
+    ):
+        scores["task"][method] = dict(enumerate(values))
+    printed = report.variants_table(scores, ["task"], [config.OURS, "variant"])
+    *_, row = printed.splitlines()
+    _, name, gain, lead, each, _ = map(str.strip, row.split("|"))
+    assert name == "variant"
+    for cell, values in ((gain, 3 + noise[1]), (lead, 2 + noise[1] - noise[0])):
+        low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+        assert f"[{low:+.2f}, {high:+.2f}]" in cell
+    assert lead.endswith(r"\*")
+    assert each == f"{3 + noise[1].mean():+.2f}"
+
+
+def test_surface_looks_variants_up_by_both_arguments(load):
+    module, config = load("accuracy.question_report"), load("accuracy.config")
+    question = load("accuracy.variants").QUESTIONS[0]
+    scores = {"task": {config.BASELINE: {0: 90.0, 1: 90.0}}}
+    for number, name in enumerate(question.variants):
+        scores["task"][name] = {0: 90.0 + number, 1: 90.0 + number}
+    title, _, *rows = module.surface_table(question, scores, ["task"]).splitlines()
+    assert [cell.strip() for cell in title.split("|")[2:-1]] == [
+        "β = 0.0",
+        "β = 0.05",
+        "β = 0.1",
+        "β = 0.2",
+        "β = 0.5",
+    ]
+    found = [float(cell) for row in rows for cell in row.split("|")[2:-1]]
+    assert found == list(range(len(question.variants)))
+
+
+def test_sweep_is_drawn_and_leaves_out_means_over_tasks(load, tiny, finished):
+    table, config = tiny.TABLES["tiny"], load("accuracy.config")
+    names = tuple(task.name for task in table.tasks)
+    panels = (
+        config.Panel("quantity of the sweep", (1, 2), names),
+        config.Panel("its accuracy", (1, 2), names, shows_gain=False),
+    )
+    records = load("accuracy.records").Records
+    results = [
+        records.open(finished / f"{name}.csv", table, anew=False)
+        for name in ("tiny_trials", "tiny")
+    ]
+    sweep = replace(table, panels=panels)
+    load("accuracy.report").write_report(sweep, *results, finished / "sweep")
+    assert "Means over tasks" not in (finished / "sweep.md").read_text()
+    assert "### " + names[0] in (finished / "sweep.md").read_text()
+    assert "<svg" in (finished / "sweep.svg").read_text()
+
+
+def test_tasks_that_differ_in_the_student_share_rows_and_teachers(load, tmp_path):
+    tables, lessons = load("accuracy.tables"), load("accuracy.lessons")
+    config = load("accuracy.config")
+    groups = {}
+    for task in (*tables.TABLES["mixtures"].tasks, *tables.TABLES["epochs"].tasks):
+        groups.setdefault(task.drawn_as, []).append(task)
+    assert any(len(tasks) > 1 for tasks in groups.values())
+    for tasks in groups.values():
+        paths = {lessons.teacher_path(task, tmp_path, 3) for task in tasks}
+        assert len(paths) == 1
+        digests = {config.digest(task, config.OURS) for task in tasks}
+        students = {(task.n_student, task.n_units) for task in tasks}
+        assert len(digests) == len(students)
+
+
 # The data
 
 
@@ -419,7 +491,6 @@ def test_task_without_its_data_is_skipped_with_a_line(
 
 
 def test_searches_and_reports_have_no_seed_in_common(load):
-    config = load("accuracy.config")
-    for table in config.TABLES.values():
+    for table in load("accuracy.tables").TABLES.values():
         reported = {seed for task in table.tasks for seed in range(task.n_seeds)}
         assert not reported & set(table.search.seeds)

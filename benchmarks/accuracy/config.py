@@ -47,7 +47,8 @@ class TaskConfig:
     function of ``data.py`` that takes the `arguments`, and `folder` what it wants under
     the folder of data. The student, of one hidden layer of `n_units`, has the first
     `n_student` rows. A search starts at `max_epochs` and stays within `epoch_bounds`.
-    `quick` replaces some of the arguments for a quick look.
+    `quick` replaces some of the arguments for a quick look. With `rows_of` a task has
+    the rows and the teachers of another one.
     """
 
     name: str
@@ -64,6 +65,12 @@ class TaskConfig:
     has_groups: bool = True
     has_rare_class: bool = False
     quick: Mapping[str, object] = field(default_factory=dict)
+    rows_of: str = ""
+
+    @property
+    def drawn_as(self) -> str:
+        """The name that rows, teachers and seeds hang on."""
+        return self.rows_of or self.name
 
 
 @dataclass(frozen=True)
@@ -95,13 +102,27 @@ class Search:
 
 
 @dataclass(frozen=True)
+class Panel:
+    """Tasks that differ in one quantity, by its values: a panel of a figure.
+
+    It shows each method's gain over vanilla KD, or its accuracy.
+    """
+
+    quantity: str
+    values: tuple[float, ...]
+    tasks: tuple[str, ...]
+    shows_gain: bool = True
+
+
+@dataclass(frozen=True)
 class Table:
-    """What one command runs."""
+    """What one command runs; with `panels`, it is a sweep over some quantities."""
 
     title: str
     tasks: tuple[TaskConfig, ...]
     methods: tuple[str, ...]
     search: Search
+    panels: tuple[Panel, ...] = ()
 
     def of(self, task: TaskConfig) -> list[str]:
         """Return the methods that a task allows."""
@@ -209,32 +230,6 @@ TASKS = (
     ),
 )
 
-# Many variants on few tasks: cheap ones, all at 240 epochs.
-QUESTIONED = tuple(
-    replace(task, epoch_bounds=(240, 240))
-    for task in TASKS
-    if task.name
-    in (
-        "single digits",
-        "mixture of 40 Gaussians",
-        "letters, 2 000 rows",
-        "numbers, random halves",
-    )
-)
-SHORT = Search(
-    grid={"learning_rate": (0.02, 0.04, 0.08), "temperature": (4.0, 8.0)},
-    bounds=SEARCH.bounds,
-    n_trials=0,
-    seeds=SEARCH.seeds,
-)
-
-TABLES = {
-    "methods": Table("Methods", TASKS, tuple(METHODS), SEARCH),
-    "questions": Table(
-        "Questions", QUESTIONED, (BASELINE, WIDE, OURS, *VARIANTS), SHORT
-    ),
-}
-
 
 def quick(table: Table) -> Table:
     """Return a table that shows in minutes whether something broke."""
@@ -268,7 +263,7 @@ def digest(task: TaskConfig, method: str | None = None) -> str:
     parts: dict[str, object] = {
         "code": CODE,
         "library": lelp_sklearn.__version__,
-        "name": task.name,
+        "name": task.drawn_as,
         "draw": [task.draw, dict(task.arguments), task.teacher_steps],
     }
     if method is not None:

@@ -16,7 +16,7 @@ from sklearn.compose import make_column_selector, make_column_transformer
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from accuracy.config import TaskConfig
-from tasks import TASKS, Array, Task, standardised
+from tasks import TASKS, Array, Task, gaussian_mixture, standardised
 
 N_TEXTS_VALIDATION, N_CUSTOMERS_VALIDATION = 1_000, 6_000
 N_LETTERS_VALIDATION, N_CLOTHES_VALIDATION = 2_000, 10_000
@@ -85,9 +85,9 @@ def digits(places: Places, seed: int, part: str) -> Drawn:
     return Drawn(TASKS["single digits"](seed, part))
 
 
-def mixture(places: Places, seed: int, part: str) -> Drawn:
-    """Forty unit Gaussians, twenty in each of two classes."""
-    return Drawn(TASKS["mixture of 40 Gaussians"](seed, part))
+def mixture(places: Places, seed: int, part: str, **sizes: float) -> Drawn:
+    """Unit Gaussians, by default twenty in each of two classes."""
+    return Drawn(gaussian_mixture(seed, part, **sizes))
 
 
 def letters(places: Places, seed: int, part: str, *, n_train: int = 14_000) -> Drawn:

@@ -14,7 +14,7 @@ from teacher import Teacher, accuracy, embed, train_teacher
 
 def make_lesson(config: TaskConfig, places: Places, seed: int, part: str) -> Lesson:
     """Draw the rows of a seed and have a teacher, trained or kept, prepare a lesson."""
-    own_seed = derived_seed(config.name, seed)
+    own_seed = derived_seed(config.drawn_as, seed)
     drawn = draw(config, places, own_seed, part)
     task, rows = drawn.task, slice(config.n_student)
     path = teacher_path(config, places.cache, seed)
@@ -38,7 +38,7 @@ def make_lesson(config: TaskConfig, places: Places, seed: int, part: str) -> Les
 
 def teacher_path(config: TaskConfig, cache: Path, seed: int) -> Path:
     """Return where the teacher of a seed is kept."""
-    slug = "".join(c if c.isalnum() else "_" for c in config.name)
+    slug = "".join(c if c.isalnum() else "_" for c in config.drawn_as)
     return cache / f"{slug}-{digest(config)}" / f"teacher_{seed}.pt"
 
 

@@ -7,15 +7,8 @@ import numpy as np
 
 from accuracy.config import BASELINE, OURS, UNION, WIDE, Table
 from accuracy.records import Records
-from accuracy.report import (
-    SIGNIFICANT,
-    Scores,
-    difference,
-    interval,
-    markdown,
-    scores_of,
-)
-from accuracy.statistics import holm, mean_over_tasks
+from accuracy.report import SIGNIFICANT, interval, markdown, scores_of
+from accuracy.statistics import Scores, difference, holm, mean_over_tasks
 from accuracy.variants import QUESTIONS, Question
 
 ALWAYS = (WIDE, OURS)

@@ -6,10 +6,17 @@ from pathlib import Path
 import numpy as np
 
 from accuracy.config import BASELINE, ORACLE, OURS, PLAIN, UNION, Table
+from accuracy.figures import draw
 from accuracy.records import Line, Records, scores_by_setting, setting_of
 from accuracy.search import is_on_edge
-from accuracy.statistics import Estimate, holm, mean_over_tasks, paired
-from tasks import Array
+from accuracy.statistics import (
+    Estimate,
+    Scores,
+    difference,
+    holm,
+    mean_over_tasks,
+    paired,
+)
 
 KINDS = {UNION: "union tasks", PLAIN: "plain tasks"}
 SIGNIFICANT = 0.05
@@ -19,9 +26,6 @@ FOOTNOTE = (
 )
 
 CLEAR = "clearly above / below"
-
-# The scores of each method on each task, by seed: scores[task][method][seed].
-Scores = dict[str, dict[str, dict[int, float]]]
 
 
 def scores_of(table: Table, lines: Iterable[Line], column: str = "accuracy") -> Scores:
@@ -40,12 +44,6 @@ def scores_of(table: Table, lines: Iterable[Line], column: str = "accuracy") -> 
     }
 
 
-def difference(of_task: dict[str, dict[int, float]], one: str, other: str) -> Array:
-    """Return one method's lead over another, for each seed that both have."""
-    a, b = of_task[one], of_task[other]
-    return np.array([a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())])
-
-
 def write_report(table: Table, trials: Records, results: Records, path: Path) -> None:
     """Write tables to `path` as .md and a figure as .svg; print the tables."""
     scores = scores_of(table, results.lines)
@@ -59,13 +57,9 @@ def write_report(table: Table, trials: Records, results: Records, path: Path) ->
         "## Gains",
         gains_table(table, results.lines, scores),
         FOOTNOTE,
-        "## Means over tasks",
-        means_table(table, scores),
-        "The tasks are taken as they are: an interval is about other seeds.",
     ]
-    if OURS in table.methods:
-        parts += [f"## {OURS}: its lead", leads_table(table, scores)]
-        parts.append("Clearly: p < 0.05, corrected for all tasks (Holm).")
+    if not table.panels:
+        parts += summary_parts(table, scores)
     parts.append("## Task by task")
     for name in scores:
         parts += task_parts(table, trials, results, scores, name)
@@ -73,6 +67,17 @@ def write_report(table: Table, trials: Records, results: Records, path: Path) ->
     path.with_suffix(".md").write_text(text, encoding="utf-8")
     print(text)
     draw(path.with_suffix(".svg"), table, scores)
+
+
+def summary_parts(table: Table, scores: Scores) -> Iterable[str]:
+    """Yield the means over tasks, and our lead."""
+    yield "## Means over tasks"
+    yield means_table(table, scores)
+    yield "The tasks are taken as they are: an interval is about other seeds."
+    if OURS in table.methods:
+        yield f"## {OURS}: its lead"
+        yield leads_table(table, scores)
+        yield "Clearly: p < 0.05, corrected for all tasks (Holm)."
 
 
 def gains_table(table: Table, lines: list[Line], scores: Scores) -> str:
@@ -212,37 +217,3 @@ def markdown(titles: list[str], rows: list[list[str]]) -> str:
     """Return a table in Markdown."""
     lines = [titles, ["---"] * len(titles), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def draw(path: Path, table: Table, scores: Scores) -> None:
-    """Draw every method's gain on every task, with its interval."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    methods = [method for method in table.methods if method != BASELINE]
-    figure = Figure(figsize=(9, 1.5 + 0.9 * len(scores)), layout="constrained")
-    axes = figure.subplots()
-    for place, of_task in enumerate(scores.values()):
-        for number, method in enumerate(methods):
-            if method not in of_task:
-                continue
-            gain = paired(difference(of_task, method, BASELINE))
-            height = place + 0.8 * ((number + 0.5) / len(methods) - 0.5)
-            axes.errorbar(
-                gain.mean,
-                height,
-                xerr=(gain.high - gain.low) / 2,
-                fmt="*" if method == ORACLE else "o",
-                color=f"C{number}",
-                ms=4,
-                label="" if place else method,
-            )
-        axes.axhline(place + 0.5, c="0.9", lw=0.8)
-    axes.axvline(0, c="0.5", lw=1)
-    axes.set_yticks(range(len(scores)), scores)
-    axes.set_ylim(len(scores) - 0.5, -0.5)
-    axes.set_xlabel(f"gain over {BASELINE} in points, with its 95 % interval")
-    figure.legend(loc="outside upper center", ncols=3, frameon=False)
-    # Neither a date nor numbers drawn at random: equal results give an equal file.
-    with rc_context({"svg.hashsalt": "accuracy"}):
-        figure.savefig(path, metadata={"Date": None})

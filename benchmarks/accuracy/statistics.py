@@ -8,6 +8,9 @@ from scipy.stats import t
 
 from tasks import Array
 
+# The scores of each method on each task, by seed: scores[task][method][seed].
+Scores = dict[str, dict[str, dict[int, float]]]
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -18,6 +21,12 @@ class Estimate:
     low: float
     high: float
     p: float
+
+
+def difference(of_task: dict[str, dict[int, float]], one: str, other: str) -> Array:
+    """Return one method's lead over another, for each seed that both have."""
+    a, b = of_task[one], of_task[other]
+    return np.array([a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())])
 
 
 def paired(differences: Array) -> Estimate:

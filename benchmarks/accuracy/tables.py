@@ -1,0 +1,131 @@
+"""The tables, by the name that a command gives them."""
+
+from dataclasses import replace
+
+from accuracy.config import (
+    BASELINE,
+    ORACLE,
+    OURS,
+    PLAIN,
+    PUBLISHED,
+    SEARCH,
+    TASKS,
+    UNION,
+    WIDE,
+    Panel,
+    Search,
+    Table,
+    TaskConfig,
+)
+from accuracy.variants import VARIANTS
+from methods import METHODS
+
+BY_NAME = {task.name: task for task in TASKS}
+
+# Many variants on few tasks: cheap ones, all at 240 epochs.
+QUESTIONED = tuple(
+    replace(BY_NAME[name], epoch_bounds=(240, 240))
+    for name in (
+        "single digits",
+        "mixture of 40 Gaussians",
+        "letters, 2 000 rows",
+        "numbers, random halves",
+    )
+)
+# A first grid, and what is next to its best settings until none is left.
+SHORT = Search(
+    grid={"learning_rate": (0.02, 0.04, 0.08), "temperature": (4.0, 8.0)},
+    bounds=SEARCH.bounds,
+    n_trials=0,
+    seeds=SEARCH.seeds,
+)
+
+# Groups in each class, and the spread of centres at which no classifier of points from
+# such a mixture can be right in more than 98 % of cases: all are equally hard.
+SPREADS = {1: 0.67, 2: 0.79, 5: 0.92, 10: 1.0, 20: 1.07, 50: 1.2}
+# The same by classes, of ten groups each.
+CLASS_SPREADS = {2: 1.0, 3: 1.08, 5: 1.19, 10: 1.29}
+ROWS, WIDTHS = (300, 1_000, 3_000, 10_000), (8, 32, 128)
+EPOCHS = (8, 15, 30, 60, 120, 240, 480)
+
+
+def _mixture(
+    n_groups: int,
+    n_classes: int = 2,
+    n_student: int = 1_000,
+    n_units: int = 32,
+) -> TaskConfig:
+    spread = CLASS_SPREADS[n_classes] if n_classes > 2 else SPREADS[n_groups]
+    rows = f"mixture, {n_classes} classes of {n_groups} groups"
+    return TaskConfig(
+        f"{rows}, {n_student} rows, {n_units} units",
+        UNION if n_groups > 1 else PLAIN,
+        "mixture",
+        {"n_classes": n_classes, "n_groups": n_groups, "spread": spread},
+        n_student=n_student,
+        n_units=n_units,
+        epoch_bounds=(240, 240),
+        n_seeds=5,
+        rows_of=rows,
+    )
+
+
+def _sweep() -> tuple[tuple[TaskConfig, ...], tuple[Panel, ...]]:
+    """Return mixtures around one that is in all panels."""
+    by_quantity = {
+        "groups in each of two classes": {n: _mixture(n) for n in SPREADS},
+        "classes of ten groups": {n: _mixture(10, n) for n in CLASS_SPREADS},
+        "student's rows": {n: _mixture(20, n_student=n) for n in ROWS},
+        "student's hidden units": {n: _mixture(20, n_units=n) for n in WIDTHS},
+    }
+    panels = tuple(
+        Panel(quantity, tuple(tasks), tuple(task.name for task in tasks.values()))
+        for quantity, tasks in by_quantity.items()
+    )
+    every = [task for tasks in by_quantity.values() for task in tasks.values()]
+    return tuple({task.name: task for task in every}.values()), panels
+
+
+def _curves() -> tuple[tuple[TaskConfig, ...], tuple[Panel, ...]]:
+    """Return tasks that are trained for ever more epochs."""
+    tasks, panels = [], []
+    for name in ("letters, 2 000 rows", "numbers, random halves"):
+        of_task = [
+            replace(
+                BY_NAME[name],
+                name=f"{name}, {n} epochs",
+                rows_of=name,
+                max_epochs=n,
+                epoch_bounds=(n, n),
+            )
+            for n in EPOCHS
+        ]
+        tasks += of_task
+        names = tuple(task.name for task in of_task)
+        panels.append(Panel(f"epochs: {name}", EPOCHS, names, shows_gain=False))
+    return tuple(tasks), tuple(panels)
+
+
+_mixtures, _mixture_panels = _sweep()
+_trained_longer, _epoch_panels = _curves()
+
+TABLES = {
+    "methods": Table("Methods", TASKS, tuple(METHODS), SEARCH),
+    "questions": Table(
+        "Questions", QUESTIONED, (BASELINE, WIDE, OURS, *VARIANTS), SHORT
+    ),
+    "mixtures": Table(
+        "Where the gain begins and ends",
+        _mixtures,
+        (BASELINE, PUBLISHED, OURS, WIDE, ORACLE),
+        SHORT,
+        _mixture_panels,
+    ),
+    "epochs": Table(
+        "Learning curves",
+        _trained_longer,
+        (BASELINE, PUBLISHED, OURS, WIDE),
+        SHORT,
+        _epoch_panels,
+    ),
+}
