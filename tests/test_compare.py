@@ -4,6 +4,7 @@ import csv
 import gzip
 import importlib
 import shutil
+from collections import Counter
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -109,7 +110,7 @@ def test_search_leaves_a_grid_whose_edge_is_best(load, search):
     module = load("accuracy.search")
     known = {}
     climb(module, search, known)
-    assert module.best(search, known) == SUMMIT
+    assert module.finalists(search, known)[0] == SUMMIT
     neighbours = module.untried_neighbours(search, SUMMIT, {})
     assert all(module.key_of(setting) in known for setting in neighbours)
     assert min(dict(key)["temperature"] for key in known) == 1
@@ -176,6 +177,8 @@ def tiny(load):
         grid={"learning_rate": (0.02, 0.08), "temperature": (2.0,)},
         n_trials=5,
         seeds=(100, 101),
+        final_seeds=(102,),
+        n_finalists=2,
     )
     table = config.Table("Tiny", tasks, methods, search)
     with pytest.MonkeyPatch.context() as patch:
@@ -223,7 +226,9 @@ def test_run_leaves_a_line_for_each_seed_and_each_trial(tiny, finished, capsys):
         assert bool(line["regression_weight"]) == (line["method"] == "FitNet")
         assert line["torch"]
     trials = lines_of(finished / "tiny_trials.csv")
-    assert {line["seed"] for line in trials} == {"100", "101"}
+    assert {line["seed"] for line in trials} == {"100", "101", "102"}
+    in_final = [(x["task"], x["method"]) for x in trials if x["seed"] == "102"]
+    assert Counter(in_final) == {(task, method): 2 for task, method, _ in places}
     settings = {(x["task"], x["method"], x["learning_rate"]) for x in trials}
     assert {(x["task"], x["method"], x["learning_rate"]) for x in results} <= settings
 
@@ -290,6 +295,25 @@ def test_another_best_setting_makes_results_void(tiny, finished, load):
     assert len(results.of(task, method)) == 3
     for line in results.of(task, method):
         assert records.setting_of(line)["learning_rate"] == setting["learning_rate"]
+
+
+def test_setting_that_fails_on_another_seed_is_not_reported_on(tiny, finished, load):
+    records = load("accuracy.records")
+    table = tiny.TABLES["tiny"]
+    trials = records.Records.open(finished / "tiny_trials.csv", table, anew=False)
+    task, method = table.tasks[0].name, table.methods[0]
+    in_final = [line for line in trials.of(task, method) if line["seed"] == 102]
+    assert len(in_final) == 2
+    results = records.Records.open(finished / "tiny.csv", table, anew=False)
+    reported = records.setting_of(results.of(task, method)[0])
+    (other,) = (s for s in map(records.setting_of, in_final) if s != reported)
+    for line in in_final:
+        if records.setting_of(line) == reported:
+            line["accuracy"] = 0.0
+    trials.write(table)
+    call(tiny, finished)
+    results = records.Records.open(finished / "tiny.csv", table, anew=False)
+    assert [records.setting_of(x) for x in results.of(task, method)] == [other] * 3
 
 
 def test_report_shows_every_method_and_task(tiny, finished, capsys):
@@ -493,4 +517,6 @@ def test_task_without_its_data_is_skipped_with_a_line(
 def test_searches_and_reports_have_no_seed_in_common(load):
     for table in load("accuracy.tables").TABLES.values():
         reported = {seed for task in table.tasks for seed in range(task.n_seeds)}
-        assert not reported & set(table.search.seeds)
+        searched = {*table.search.seeds, *table.search.final_seeds}
+        assert not reported & searched
+        assert len(searched) == len(table.search.seeds + table.search.final_seeds)

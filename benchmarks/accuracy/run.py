@@ -11,15 +11,18 @@ from joblib import Parallel, delayed, parallel_config
 from sklearn.metrics import average_precision_score
 from threadpoolctl import threadpool_limits
 
-from accuracy.config import TRAINABLE, Table, TaskConfig, digest
+from accuracy.config import TRAINABLE, Search, Table, TaskConfig, digest
 from accuracy.data import Places, embed_texts, what_is_missing
 from accuracy.lessons import make_lesson
 from accuracy.records import Line, Records, scores_by_setting, setting_of
-from accuracy.search import best, is_on_edge, next_settings
+from accuracy.search import Key, finalists, is_on_edge, key_of, next_settings
 from methods import Lesson, Setting
 from stacked import class_logits
 from tasks import Array
 from tuning import versions
+
+# The mean scores of settings.
+Known = dict[Key, float]
 
 # Seeds of a report that are trained side by side; more are no faster.
 SEEDS_AT_ONCE = 5
@@ -58,9 +61,10 @@ class Comparison:
     def run_task(self, task: TaskConfig) -> None:
         """Search for the settings of every method, then report on test rows."""
         lessons: dict[int, Lesson] = {}
-        seeds = self.table.search.seeds
         while units := [u for m in self.table.of(task) for u in self.wanted(task, m)]:
-            lessons = lessons or self.lessons(task, seeds, "validation")
+            missing = {seed for unit in units for seed in unit.seeds} - lessons.keys()
+            if missing:
+                lessons |= self.lessons(task, sorted(missing), "validation")
             self.work(task, units, lessons, self.trials)
         settings = {m: self.best(task, m) for m in self.table.of(task)}
         units = list(self.unreported(task, settings))
@@ -70,23 +74,38 @@ class Comparison:
         self.print_task(task, settings)
 
     def wanted(self, task: TaskConfig, method: str) -> Iterator[Unit]:
-        """Yield what the search of a method lacks to go on."""
-        settings = next_settings(*self.searched(task, method))
+        """Yield what the search of a method lacks to go on, or its final."""
+        search, known = self.searched(task, method)
+        seeds = search.seeds
+        settings = next_settings(search, known)
+        if not settings and search.final_seeds:
+            seeds, known = (
+                search.final_seeds,
+                self.scores(task, method, search.final_seeds),
+            )
+            settings = [
+                setting
+                for setting in finalists(*self.searched(task, method))
+                if key_of(setting) not in known
+            ]
         for max_epochs in sorted({setting["max_epochs"] for setting in settings}):
             alike = [s for s in settings if s["max_epochs"] == max_epochs]
-            yield Unit(method, alike, self.table.search.seeds)
+            yield Unit(method, alike, seeds)
 
     def best(self, task: TaskConfig, method: str) -> Setting:
-        """Return the setting that a search has found."""
-        return best(*self.searched(task, method))
+        """Return the finalist that is best over all seeds of a search."""
+        search, known = self.searched(task, method)
+        scores = self.scores(task, method, search.seeds + search.final_seeds)
+        return max(finalists(search, known), key=lambda x: scores[key_of(x)])
 
-    def searched(self, task: TaskConfig, method: str):
+    def searched(self, task: TaskConfig, method: str) -> tuple[Search, Known]:
         """Return the search of a method and the scores that are known."""
-        lines = self.trials.of(task.name, method)
-        return (
-            self.table.search.of(task, method),
-            scores_by_setting(lines, self.table.search.seeds),
-        )
+        search = self.table.search.of(task, method)
+        return search, self.scores(task, method, search.seeds)
+
+    def scores(self, task: TaskConfig, method: str, seeds: tuple[int, ...]) -> Known:
+        """Return the mean scores of the settings that have met all of some seeds."""
+        return scores_by_setting(self.trials.of(task.name, method), seeds)
 
     def unreported(
         self, task: TaskConfig, settings: dict[str, Setting]

@@ -24,10 +24,10 @@ def next_settings(search: Search, known: Mapping[Key, float]) -> list[Setting]:
     return play(search, known)[1]
 
 
-def best(search: Search, known: Mapping[Key, float]) -> Setting:
-    """Return the best setting of a search that is over."""
+def finalists(search: Search, known: Mapping[Key, float]) -> list[Setting]:
+    """Return the best settings of a search that is over, the best first."""
     tried, _ = play(search, known)
-    return dict(ranked(tried)[0])
+    return [dict(key) for key in ranked(tried)[: search.n_finalists]]
 
 
 def play(
