@@ -234,6 +234,33 @@ TASKS = (
         max_epochs=30,
         epoch_bounds=(1, 240),
     ),
+    _texts(
+        "reviews (MR)",
+        PLAIN,
+        folder="mr",
+        arguments={"name": "mr", "mixed": False},
+        has_groups=False,
+    ),
+    _texts(
+        "objective or not (Subj)",
+        PLAIN,
+        folder="subj",
+        arguments={"name": "subj", "mixed": False},
+        has_groups=False,
+    ),
+    _texts(
+        "phrases (SST-2)",
+        PLAIN,
+        folder="sst2",
+        arguments={"name": "sst2", "mixed": False, "n_train": 10_000},
+        has_groups=False,
+    ),
+    _texts(
+        "news (AG News, in part)",
+        PLAIN,
+        folder="ag_news_partial",
+        arguments={"name": "ag_news_partial", "mixed": False, "n_train": 10_000},
+    ),
 )
 
 
