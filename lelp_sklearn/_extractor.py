@@ -22,7 +22,7 @@ from sklearn.utils.validation import (
 
 from lelp_sklearn._common import extraction_validation, training_validation, validation
 from lelp_sklearn._common.files import check_writable
-from lelp_sklearn._common.resumable import ResumableNpy
+from lelp_sklearn._common.resumable import ResumableNpy, held
 from lelp_sklearn._training import devices, teachers
 
 # Seconds between two lines of progress.
@@ -217,7 +217,8 @@ class EmbeddingExtractor(
         with the same arguments goes on from what is in ``<path>.part``, by the notes in
         ``<path>.journal``, and the file is as if there had been one call. `path` itself
         appears when it is complete; if it is there already nothing is computed again.
-        Fits first.
+        While it is written, ``<path>.lock`` keeps other calls from it, also those of
+        other processes; the empty file stays. Fits first.
 
         The journal holds digests of what the file hangs on: the weights of the model
         and its layers as they print, all rows, each of their bytes, and where X is
@@ -243,17 +244,21 @@ class EmbeddingExtractor(
         ValueError
             As :meth:`fit` does; if the file or what there is of it is of another model
             or tokenizer, other rows, another layer, `max_length`, precision or dtype,
-            or is cut short; if the disk has too little room; or if an embedding is not
-            finite (as half precision may be).
+            or is cut short; if another call writes it; if the disk has too little room;
+            or if an embedding is not finite (as half precision may be).
         """
+        path = Path(path)
         extraction_validation.check_dtype(dtype)
-        check_writable(Path(path), 0, "path")
-        self.fit(X)
-        rows = self._check_rows(X, reset=False)
+        check_writable(path, 0, "path")
+        with held(path):
+            self.fit(X)
+            return self._extract(self._check_rows(X, reset=False), path, dtype)
+
+    def _extract(self, rows, path, dtype):
         dtype = np.dtype(dtype)
         batches = teachers.batches_of(rows, self.batch_size)
         shape = len(rows), self._n_features_out
-        file = ResumableNpy(Path(path), shape, dtype, self._identity(rows, dtype))
+        file = ResumableNpy(path, shape, dtype, self._identity(rows, dtype))
         if not file.is_finished(len(rows)):
             with file.filling() as array:
                 n_done = file.n_done

@@ -19,6 +19,7 @@ from torch import nn
 
 from lelp_sklearn import EmbeddingExtractor, LELPProjector, LELPStudentClassifier
 from lelp_sklearn._common import resumable
+from lelp_sklearn._common.locking import locked
 
 ROOT = Path(__file__).parents[1]
 
@@ -381,7 +382,9 @@ def test_a_file_holds_the_embeddings(dtype, tmp_path):
     found = extractor.extract(X, path, dtype=dtype)
     assert isinstance(found, np.memmap)
     assert_array_equal(found, extractor.transform(X).astype(dtype))
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["e.npy", "e.npy.journal"]
+    # A lock that is free is an empty file.
+    names = ["e.npy", "e.npy.journal", "e.npy.lock"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
 
 
 class Counting(nn.Module):
@@ -439,6 +442,74 @@ def test_a_killed_process_changes_nothing(turn, between, tmp_path):
     assert not path.exists()
     extractor.extract(rows(100), path)
     assert path.read_bytes() == whole.read_bytes()
+
+
+WRITING = """
+    import sys
+    from lelp_sklearn import EmbeddingExtractor
+    from tests.test_extractor import make_model, rows
+
+    model = make_model()
+
+    def wait(module, args):
+        if len(args[0]) == 8:
+            print("begun", flush=True)
+            sys.stdin.readline()
+
+    hook = model.register_forward_pre_hook(wait)
+    EmbeddingExtractor(model, batch_size=8).extract(rows(100), sys.argv[1])
+"""
+
+
+def writing(path):
+    """Start a process that is in the midst of `extract` and waits."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(WRITING), str(path)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "begun\n"
+    return process
+
+
+def test_two_calls_never_write_to_one_file(tmp_path):
+    path, model = tmp_path / "e.npy", Counting()
+    with writing(path) as first:
+        before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+        for X in (rows(100), rows(30)):
+            with pytest.raises(ValueError, match=r"e\.npy' is in use by another"):
+                EmbeddingExtractor(model).extract(X, path)
+        assert model.n_rows == 0
+        assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+        first.communicate("\n" * 20, timeout=100)
+    assert first.returncode == 0
+    extractor = EmbeddingExtractor(make_model(), batch_size=8)
+    assert_array_equal(
+        extractor.extract(rows(100), path),
+        extractor.transform(rows(100)).astype(np.float16),
+    )
+
+
+def test_a_process_that_is_killed_frees_its_file(tmp_path):
+    path = tmp_path / "e.npy"
+    with writing(path) as first:
+        first.kill()
+    extractor = EmbeddingExtractor(make_model(), batch_size=8)
+    assert_array_equal(
+        extractor.extract(rows(100), path),
+        extractor.transform(rows(100)).astype(np.float16),
+    )
+
+
+def test_a_complete_file_is_read_by_any_number_of_calls_at_once(tmp_path):
+    path, X = tmp_path / "e.npy", rows(50)
+    extractor = EmbeddingExtractor(Counting())
+    first = extractor.extract(X, path)
+    with locked(path) as is_ours:
+        assert is_ours
+        assert_array_equal(extractor.extract(X, path), first)
 
 
 def test_a_call_goes_on_where_an_error_ended_the_last(tmp_path):
@@ -680,7 +751,7 @@ def test_bad_paths_are_refused_before_work_starts(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=10))
     with pytest.raises(ValueError, match="needs 600 bytes and the disk has 10"):
         extractor.extract(rows(), tmp_path / "e.npy")
-    assert not list(tmp_path.iterdir())
+    assert [p.name for p in tmp_path.iterdir()] == ["e.npy.lock"]
 
 
 def test_progress_is_printed_where_asked_for(capsys):

@@ -132,6 +132,15 @@ def check_dtype(dtype: object) -> None:
         raise ValueError(f"dtype={dtype!r} must be 'float16' or 'float32'.")
 
 
+def check_unused(path: object, is_ours: bool) -> None:
+    """Raise where another call that is running writes to the file."""
+    if not is_ours:
+        raise ValueError(
+            f"path={str(path)!r} is in use by another call of extract: give each a "
+            "file of its own, or wait until that one is done and call again to read it."
+        )
+
+
 def other_file(path: object, key: str, found: object, wanted: object) -> ValueError:
     """A file holds other embeddings than those that are asked for."""
     return ValueError(

@@ -14,9 +14,27 @@ from numpy.typing import NDArray
 
 from lelp_sklearn._common import extraction_validation as validation
 from lelp_sklearn._common.files import check_writable
+from lelp_sklearn._common.locking import locked
 
 # Seconds between two notes of how far the work has come.
 _BETWEEN_MARKS = 2.0
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Let nobody else write what becomes `path`; once it is complete all may read it.
+
+    Raises
+    ------
+    ValueError
+        If somebody else writes it.
+    """
+    if path.exists():
+        yield
+        return
+    with locked(path) as is_ours:
+        validation.check_unused(path, is_ours)
+        yield
 
 
 @dataclass
