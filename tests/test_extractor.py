@@ -547,6 +547,19 @@ def test_the_end_may_come_before_the_file_is_renamed(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.parametrize("changes", [False, True])
+def test_a_complete_file_that_was_deleted_is_begun_anew(changes, tmp_path):
+    """Its journal may lie there still; other rows may come to the same path."""
+    X, path = rows(), tmp_path / "e.npy"
+    extractor = EmbeddingExtractor(make_model())
+    extractor.extract(X, path)
+    path.unlink()
+    X = X + 1 if changes else X
+    found = extractor.extract(X, path)
+    assert_array_equal(found, extractor.transform(X).astype(np.float16))
+    assert_array_equal(extractor.extract(X, path), found)
+
+
 def other_model():
     model = make_model()
     with torch.no_grad():

@@ -66,9 +66,10 @@ class ResumableNpy:
 
     def __post_init__(self) -> None:
         n_bytes = int(np.prod(self.shape)) * self.dtype.itemsize
-        begun = self._part.exists() or self.path.exists()
-        check_writable(self.path, 0 if begun else n_bytes, "path")
-        if self._journal.exists():
+        is_begun = self._part.exists() or self.path.exists()
+        check_writable(self.path, 0 if is_begun else n_bytes, "path")
+        # A journal beside no file speaks of one that is gone.
+        if is_begun and self._journal.exists():
             self.n_done = self._read_journal()
         elif self.path.exists():
             raise validation.foreign_file(self.path)
