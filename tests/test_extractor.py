@@ -560,6 +560,23 @@ def test_a_complete_file_that_was_deleted_is_begun_anew(changes, tmp_path):
     assert_array_equal(extractor.extract(X, path), found)
 
 
+def test_the_journal_of_a_file_that_is_gone_does_not_vouch_for_the_next(tmp_path):
+    """A process that dies before its first note leaves no other behind."""
+    path, whole = tmp_path / "e.npy", tmp_path / "whole.npy"
+    extractor = EmbeddingExtractor(make_model(), batch_size=8)
+    extractor.extract(rows(100), whole)
+    # The first call notes every batch, the second, of a file that is empty, none.
+    for turn, between in ((9, 0), (2, 3600)):
+        code = textwrap.dedent(INTERRUPTED.format(turn=turn, between=between))
+        path.with_name("e.npy.part").unlink(missing_ok=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(path)], cwd=ROOT, check=False, timeout=300
+        )
+        assert done.returncode == -signal.SIGKILL
+    extractor.extract(rows(100), path)
+    assert path.read_bytes() == whole.read_bytes()
+
+
 def other_model():
     model = make_model()
     with torch.no_grad():
