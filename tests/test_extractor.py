@@ -1,5 +1,6 @@
 """Embeddings of torch teachers: right, unharmed models, files that survive."""
 
+import errno
 import json
 import shutil
 import signal
@@ -769,6 +770,11 @@ def test_a_journal_that_cannot_be_read_is_refused(content, tmp_path):
         EmbeddingExtractor(make_model()).extract(rows(), path)
 
 
+def has_no_room(free):
+    usage = shutil.disk_usage(".")
+    return lambda _: usage._replace(free=int(free))
+
+
 def test_bad_paths_are_refused_before_work_starts(tmp_path, monkeypatch):
     model = Counting()
     extractor = EmbeddingExtractor(model)
@@ -777,11 +783,67 @@ def test_bad_paths_are_refused_before_work_starts(tmp_path, monkeypatch):
             extractor.extract(rows(), path)
     with pytest.raises(ValueError, match="dtype='int8'"):
         extractor.extract(rows(), tmp_path / "e.npy", dtype="int8")
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=10))
+    monkeypatch.setattr("shutil.disk_usage", has_no_room(10))
     with pytest.raises(ValueError, match="needs 600 bytes and the disk has 10"):
         extractor.extract(rows(), tmp_path / "e.npy")
     assert [p.name for p in tmp_path.iterdir()] == ["e.npy.lock"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="holes are counted as on Linux")
+def test_a_file_with_holes_does_not_go_on_where_the_disk_is_full(tmp_path, monkeypatch):
+    """What an older call left unwritten, or one on a disk that reserves nothing."""
+    model, X, path = Counting(), rows(100_000), tmp_path / "e.npy"
+
+    def stop(module, args):
+        if module.n_rows >= 10_000:
+            raise KeyboardInterrupt
+
+    hook = model.register_forward_pre_hook(stop)
+    extractor = EmbeddingExtractor(model, batch_size=1000)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.delattr("os.posix_fallocate")
+        extractor.extract(X, path)
+    hook.remove()
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    n_missing = X.size * 2 * 0.9
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.disk_usage", has_no_room(n_missing // 2))
+        model.n_rows = 0
+        with pytest.raises(ValueError, match=r"needs 1,[01]\d\d,\d\d\d bytes and the"):
+            extractor.extract(X, path)
+        assert model.n_rows == 2
+        assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+        patch.setattr("shutil.disk_usage", has_no_room(n_missing * 1.2))
+        assert_array_equal(extractor.extract(X, path), X.astype(np.float16))
+    assert model.n_rows == 4 + 90_000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="room is reserved as on Linux")
+def test_the_room_of_a_file_is_reserved(tmp_path, monkeypatch):
+    """A hole in a memory map kills the process when others have filled the disk."""
+    model, X, path = Counting(), rows(100_000), tmp_path / "e.npy"
+    extractor = EmbeddingExtractor(model, batch_size=1000)
+
+    def fill(file, offset, length):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.posix_fallocate", fill)
+        with pytest.raises(ValueError, match=r"needs 1,200,128 bytes and the disk has"):
+            extractor.extract(X, path)
+    assert model.n_rows == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["e.npy.lock"]
+    assert_array_equal(extractor.extract(X, path), X.astype(np.float16))
+
+
+def test_a_disk_that_reserves_nothing_is_written_all_the_same(tmp_path, monkeypatch):
+    def refuse(file, offset, length):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr("os.posix_fallocate", refuse, raising=False)
+    X = rows()
+    found = EmbeddingExtractor(Counting()).extract(X, tmp_path / "e.npy")
+    assert_array_equal(found, X.astype(np.float16))
 
 
 def test_progress_is_printed_where_asked_for(capsys):

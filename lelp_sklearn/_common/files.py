@@ -1,5 +1,6 @@
 """Files that are either whole or not there."""
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -72,7 +73,40 @@ def check_writable(
         )
     free = shutil.disk_usage(folder).free
     if n_bytes > free:
-        raise ValueError(
-            f"{argument}={str(target)!r} needs {n_bytes:,} bytes and the disk has "
-            f"{free:,} left; free some space or choose another folder."
-        )
+        raise _full_disk(target, n_bytes, argument)
+
+
+def n_missing_bytes(path: Path, n_bytes: int) -> int:
+    """How many of so many bytes a file has no room for: it may have holes."""
+    if not path.exists():
+        return n_bytes
+    found = path.stat()
+    # Where blocks are not counted, on Windows, a file of an array has no holes.
+    held = 512 * found.st_blocks if hasattr(found, "st_blocks") else found.st_size
+    return max(0, n_bytes - held)
+
+
+def reserve(partial: Path, target: Path, argument: str) -> None:
+    """Fill the holes of a file that becomes `target`, or raise.
+
+    Who writes through a memory map into a hole for which the disk has no room is killed
+    and cannot say why.
+    """
+    if not hasattr(os, "posix_fallocate"):
+        return
+    n_bytes = partial.stat().st_size
+    with partial.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, n_bytes)
+        except OSError as reason:
+            # Others say that this file system reserves nothing.
+            if reason.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise _full_disk(target, n_bytes, argument) from reason
+
+
+def _full_disk(target: Path, n_bytes: int, argument: str) -> ValueError:
+    free = shutil.disk_usage(target.parent).free
+    return ValueError(
+        f"{argument}={str(target)!r} needs {n_bytes:,} bytes and the disk has "
+        f"{free:,} left; free some space or choose another folder."
+    )

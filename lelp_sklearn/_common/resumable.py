@@ -4,7 +4,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lelp_sklearn._common import extraction_validation as validation
-from lelp_sklearn._common.files import check_writable
+from lelp_sklearn._common.files import check_writable, n_missing_bytes, reserve
 from lelp_sklearn._common.locking import locked
 
 # Seconds between two notes of how far the work has come.
@@ -65,14 +65,16 @@ class ResumableNpy:
     _marked: float = field(default_factory=time.monotonic, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        n_bytes = int(np.prod(self.shape)) * self.dtype.itemsize
         is_begun = self._part.exists() or self.path.exists()
-        check_writable(self.path, 0 if is_begun else n_bytes, "path")
         # A journal beside no file speaks of one that is gone.
         if is_begun and self._journal.exists():
             self.n_done = self._read_journal()
         elif self.path.exists():
             raise validation.foreign_file(self.path)
+        if not self.path.exists():
+            n_bytes = int(np.prod(self.shape)) * self.dtype.itemsize
+            n_bytes = n_missing_bytes(self._part, n_bytes)
+            check_writable(self.path, n_bytes, "path")
 
     def is_finished(self, n_pieces: int) -> bool:
         """Whether the file is complete; checks that it is what was written."""
@@ -92,7 +94,10 @@ class ResumableNpy:
 
     @contextmanager
     def filling(self) -> Iterator[NDArray[Any]]:
-        """Give the array to fill; what is done is noted also when an error ends it."""
+        """Give the array to fill; what is done is noted also when an error ends it.
+
+        Where nothing is done, nothing is left.
+        """
         if self.n_done and self._part.exists():
             array = self._checked(self._part, "r+")
         else:
@@ -102,10 +107,15 @@ class ResumableNpy:
             array = np.lib.format.open_memmap(
                 self._part, mode="w+", dtype=self.dtype, shape=self.shape
             )
+        n_before = self.n_done
         try:
+            reserve(self._part, self.path, "path")
             yield array
         finally:
-            self._mark(array)
+            if self.n_done > n_before:
+                self._mark(array)
+            elif not self.n_done:
+                self._discard()
 
     def done(self, array: NDArray[Any], n_done: int) -> None:
         """Say that so many pieces are in the array; noted every few seconds."""
@@ -124,6 +134,11 @@ class ResumableNpy:
     @property
     def _journal(self) -> Path:
         return self.path.with_name(self.path.name + ".journal")
+
+    def _discard(self) -> None:
+        # Windows keeps a file that is mapped; without a journal it counts for nothing.
+        with suppress(PermissionError):
+            self._part.unlink(missing_ok=True)
 
     def _mark(self, array: Any) -> None:
         array.flush()
