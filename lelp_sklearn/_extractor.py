@@ -268,7 +268,9 @@ class EmbeddingExtractor(
                     for i in range(0, len(order), self.batch_size)
                 ]
                 for places, found in self._embedded(rows, left):
-                    array[places] = _cast(found, dtype, places)
+                    array[places] = _cast(
+                        found, dtype, places, file.files() if n_done else []
+                    )
                     n_done += len(places)
                     file.done(array, n_done)
             file.finish()
@@ -375,9 +377,9 @@ def _as_texts(X):
     return texts if texts and isinstance(texts[0], str) else None
 
 
-def _cast(found, dtype, places):
+def _cast(found, dtype, places, leftovers):
     """Give embeddings in the dtype of the file, which may hold less."""
     with np.errstate(over="ignore"):
         cast = found.astype(dtype)
-    extraction_validation.check_embeddings(cast, places)
+    extraction_validation.check_half(cast, places, leftovers)
     return cast

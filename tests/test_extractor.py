@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -328,14 +329,21 @@ def test_embeddings_that_are_not_finite_are_refused_by_row():
         EmbeddingExtractor(Spoiled(torch.nan)).fit_transform(X)
 
 
-def test_half_precision_that_overflows_is_refused(tmp_path):
+@pytest.mark.parametrize("place", [3, 83])
+def test_half_precision_that_overflows_is_answered_with_what_helps(place, tmp_path):
     X = rows(100)
-    X[83, 0] = 77
+    X[place, 0] = 77
     extractor = EmbeddingExtractor(Spoiled(1e6), batch_size=10)
     path = tmp_path / "e.npy"
-    with pytest.raises(ValueError, match=r"row 83 .*dtype='float32'"):
+    with pytest.raises(ValueError, match=rf"row {place} .*dtype='float32'") as error:
         extractor.extract(X, path)
-    assert not path.exists()
+    # What the message says, and no more: nothing is left where nothing was done.
+    left = {p for p in tmp_path.iterdir() if p.suffix != ".lock"}
+    assert left == set(map(Path, re.findall(r"'([^']+e\.npy[^']*)'", str(error.value))))
+    assert (left != set()) == (place > 10)
+    for file in left:
+        file.unlink()
+    assert extractor.extract(X, path, dtype="float32").max() == 1e6
 
 
 class Greedy(nn.Module):
@@ -638,7 +646,9 @@ def test_a_file_of_something_else_is_refused(change, key, finished, tmp_path):
         entry = json.loads(journal.read_text())
         journal.write_text(json.dumps(entry | {"done": 8}))
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    with pytest.raises(ValueError, match=f"another {key} "):
+    held = "e.npy" if finished else r"e\.npy\.part"
+    mend = rf"delete '[^']*{held}' and '[^']*e\.npy\.journal'"
+    with pytest.raises(ValueError, match=f"another {key} .*{mend}"):
         extract(path, **given | change)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
@@ -800,9 +810,10 @@ def test_a_file_with_holes_does_not_go_on_where_the_disk_is_full(tmp_path, monke
 
     hook = model.register_forward_pre_hook(stop)
     extractor = EmbeddingExtractor(model, batch_size=1000)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.delattr("os.posix_fallocate")
-        extractor.extract(X, path)
+        with pytest.raises(KeyboardInterrupt):
+            extractor.extract(X, path)
     hook.remove()
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     n_missing = X.size * 2 * 0.9

@@ -115,15 +115,34 @@ def check_no_text_columns(X: Any) -> None:
 
 def check_embeddings(block: NDArray[Any], rows: NDArray[Any]) -> None:
     """Raise where an embedding is not finite; `rows` are its places in X."""
-    finite = np.isfinite(block).all(axis=1)
-    if not finite.all():
-        row = int(rows[np.flatnonzero(~finite)].min())
-        mend = ""
-        if block.dtype == np.float16:
-            mend = "; half precision ends at 65504, dtype='float32' goes further"
+    row = _first_not_finite(block, rows)
+    if row is not None:
+        raise ValueError(f"The model's embedding of row {row} holds NaN or infinity.")
+
+
+def check_half(
+    block: NDArray[Any], rows: NDArray[Any], leftovers: Sequence[object]
+) -> None:
+    """Raise where an embedding is too large for half precision.
+
+    `leftovers` are the files that hold what came before it.
+    """
+    row = _first_not_finite(block, rows)
+    if row is not None:
+        delete = f"delete {_listed(leftovers)} and " if leftovers else ""
         raise ValueError(
-            f"The model's embedding of row {row} holds NaN or infinity{mend}."
+            f"The model's embedding of row {row} is larger than 65504, at which half "
+            f"precision ends: {delete}pass dtype='float32'."
         )
+
+
+def _first_not_finite(block: NDArray[Any], rows: NDArray[Any]) -> int | None:
+    finite = np.isfinite(block).all(axis=1)
+    return None if finite.all() else int(rows[~finite].min())
+
+
+def _listed(files: Sequence[object]) -> str:
+    return " and ".join(repr(str(file)) for file in files)
 
 
 def check_dtype(dtype: object) -> None:
@@ -141,11 +160,13 @@ def check_unused(path: object, is_ours: bool) -> None:
         )
 
 
-def other_file(path: object, key: str, found: object, wanted: object) -> ValueError:
+def other_file(
+    path: object, key: str, found: object, wanted: object, files: Sequence[object]
+) -> ValueError:
     """A file holds other embeddings than those that are asked for."""
     return ValueError(
         f"path={str(path)!r} holds embeddings with another {key} ({found}, now "
-        f"{wanted}): delete it and its '.journal', or choose another path."
+        f"{wanted}): delete {_listed(files)}, or choose another path."
     )
 
 

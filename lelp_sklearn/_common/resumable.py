@@ -127,6 +127,10 @@ class ResumableNpy:
         """Rename the complete array to its path."""
         os.replace(self._part, self.path)
 
+    def files(self) -> list[Path]:
+        """Name those that hold the array, complete or not, and say how far it is."""
+        return [self.path if self.path.exists() else self._part, self._journal]
+
     @property
     def _part(self) -> Path:
         return self.path.with_name(self.path.name + ".part")
@@ -160,7 +164,9 @@ class ResumableNpy:
             raise validation.damaged_file(self.path, "unreadable journal") from reason
         for key, wanted in self.identity.items():
             if found.get(key) != wanted:
-                raise validation.other_file(self.path, key, found.get(key), wanted)
+                raise validation.other_file(
+                    self.path, key, found.get(key), wanted, self.files()
+                )
         return n_done
 
     def _checked(self, path: Path, mode: Any) -> NDArray[Any]:
