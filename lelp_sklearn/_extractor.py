@@ -1,5 +1,6 @@
 """EmbeddingExtractor: rows in, embeddings of a torch teacher out."""
 
+import copy
 import time
 from numbers import Integral
 from pathlib import Path
@@ -27,6 +28,10 @@ from lelp_sklearn._training import devices, teachers
 
 # Seconds between two lines of progress.
 _BETWEEN_LINES = 5.0
+
+# What scikit-learn's own clone takes along beside the parameters: `set_output` and the
+# metadata that were requested.
+_KEPT_BY_CLONES = ("_sklearn_output_config", "_metadata_request")
 
 
 class EmbeddingExtractor(
@@ -135,7 +140,11 @@ class EmbeddingExtractor(
 
     def __sklearn_clone__(self):
         # A copy of the model would cost as much as the model, and nothing changes it.
-        return type(self)(**self.get_params(deep=False))
+        cloned = type(self)(**self.get_params(deep=False))
+        for name in _KEPT_BY_CLONES:
+            if hasattr(self, name):
+                setattr(cloned, name, copy.deepcopy(getattr(self, name)))
+        return cloned
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

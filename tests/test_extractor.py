@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
+from sklearn import config_context
 from sklearn.base import clone
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import nn
@@ -244,6 +245,26 @@ def test_a_clone_shares_the_model():
     assert copy.model is extractor.model
     assert copy.get_params() == extractor.get_params()
     assert not hasattr(copy, "head_")
+
+
+class Weighted(EmbeddingExtractor):
+    """Asks for metadata."""
+
+    def fit(self, X, y=None, sample_weight=None):
+        return super().fit(X)
+
+
+def test_a_clone_keeps_what_those_of_scikit_learn_keep():
+    pandas = pytest.importorskip("pandas")
+    extractor = EmbeddingExtractor(make_model()).set_output(transform="pandas")
+    other = clone(extractor).set_output(transform="default")
+    assert isinstance(extractor.fit_transform(rows()), pandas.DataFrame)
+    assert isinstance(clone(extractor).fit_transform(rows()), pandas.DataFrame)
+    assert isinstance(other.fit_transform(rows()), np.ndarray)
+    with config_context(enable_metadata_routing=True):
+        extractor = Weighted(make_model()).set_fit_request(sample_weight=True)
+        requests = clone(extractor).get_metadata_routing().fit.requests
+    assert requests == {"sample_weight": True}
 
 
 # ---------------------------------------------------------------------------- bad input
