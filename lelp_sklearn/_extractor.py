@@ -55,7 +55,8 @@ class EmbeddingExtractor(
     tokenizer : callable or None, default=None
         That of a Hugging Face model. Texts are cut to `max_length` tokens.
     max_length : int or None, default=None
-        None: as many tokens as the tokenizer takes.
+        Tokens of a text that are read, also by a model of sentence-transformers. None:
+        as many as the tokenizer, or that model, takes.
     batch_size : int, default=64
         Rows that the model sees at once. A batch for which memory does not suffice is
         halved, with a warning.
@@ -176,7 +177,8 @@ class EmbeddingExtractor(
         ValueError
             If there is no such layer or no linear one, if it does not run exactly once
             or its input is not a vector a row, if texts come without a tokenizer or as
-            a table rather than its column, or if the model fails on the rows.
+            a table rather than its column, if the model cannot cut them to
+            `max_length`, or if it fails on the rows.
         """
         self._validate_params()
         is_module = isinstance(self.model, torch.nn.Module)

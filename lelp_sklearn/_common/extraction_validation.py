@@ -65,6 +65,15 @@ def check_tokenizer(has_tokenizer: bool) -> None:
         )
 
 
+def reads_texts_whole(max_length: int, kind: str) -> ValueError:
+    """A sentence encoder has no length to which it cuts texts."""
+    return ValueError(
+        f"max_length={max_length} cannot be kept: the {kind} of this model of "
+        "sentence-transformers does not cut texts. Pass max_length=None, and texts "
+        "that are short enough."
+    )
+
+
 def check_texts(texts: Sequence[Any]) -> None:
     """Raise unless there are texts, and nothing else."""
     if not len(texts):

@@ -145,7 +145,8 @@ class Teacher:
 
     def _encoded(self, texts: list[str]) -> Any:
         if self.tokenizer is None:
-            return self.model.tokenize(texts)  # type: ignore[operator]
+            with _reading(self.model, self.max_length):
+                return _preprocess(self.model)(texts)
         return self.tokenizer(
             texts,
             padding=True,
@@ -211,7 +212,12 @@ def is_texts(rows: Any) -> bool:
 
 def is_sentence_encoder(model: nn.Module) -> bool:
     """Whether a model is one of sentence-transformers."""
-    return all(callable(getattr(model, name, None)) for name in ("encode", "tokenize"))
+    return callable(getattr(model, "encode", None)) and callable(_preprocess(model))
+
+
+def _preprocess(model: nn.Module) -> Any:
+    """Give what makes tokens of texts, by its newer name where it has that."""
+    return getattr(model, "preprocess", None) or getattr(model, "tokenize", None)
 
 
 def find_layer(model: nn.Module, layer: str | None) -> str:
@@ -316,6 +322,28 @@ def _lying_on(model: nn.Module, device: torch.device) -> Iterator[None]:
         yield
     finally:
         model.to(before)
+
+
+@contextmanager
+def _reading(model: Any, max_length: int | None) -> Iterator[None]:
+    """Have a sentence encoder read so many tokens of a text, and then as before."""
+    if max_length is None:
+        yield
+        return
+    # Each may have a length of its own, and what routes texts sets those of all.
+    modules = [m for m in model.modules() if hasattr(m, "max_seq_length")]
+    before = [module.max_seq_length for module in modules]
+    # What has none takes one and does nothing with it.
+    if not (before and isinstance(before[0], int)):
+        raise validation.reads_texts_whole(max_length, type(model[0]).__name__)
+    try:
+        model.max_seq_length = max_length
+        if model.max_seq_length != max_length:
+            raise validation.reads_texts_whole(max_length, type(model[0]).__name__)
+        yield
+    finally:
+        for module, length in zip(modules, before, strict=True):
+            module.max_seq_length = length
 
 
 def _first(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
