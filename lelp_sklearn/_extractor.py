@@ -172,8 +172,8 @@ class EmbeddingExtractor(
         Raises
         ------
         TypeError
-            If the model is no torch module, X a DataLoader or Dataset, or if X holds
-            texts and something else.
+            If the model is no torch module, X one text, a generator, a dict, a
+            DataLoader or a Dataset, or if X holds texts and something else.
         ValueError
             If there is no such layer or no linear one, if it does not run exactly once
             or its input is not a vector a row, if texts come without a tokenizer or as
@@ -326,6 +326,7 @@ class EmbeddingExtractor(
             _check_feature_names(self, X, reset=reset)
             _check_n_features(self, X, reset=reset)
             return X
+        extraction_validation.check_is_listed(X)
         texts = _as_texts(X)
         if texts is not None:
             extraction_validation.check_texts(texts)
@@ -380,12 +381,13 @@ class _Progress:
 
 
 def _as_texts(X):
-    """Give rows that are texts as a list, None for others."""
-    is_column = hasattr(X, "__iter__") and getattr(X, "ndim", 1) == 1
-    if isinstance(X, str) or not is_column:
+    """Give rows of which one is a text, or nothing, as a list; None for others."""
+    if getattr(X, "ndim", 1) != 1 or not hasattr(X, "__iter__"):
         return None
     texts = list(X)
-    return texts if texts and isinstance(texts[0], str) else None
+    return (
+        texts if any(text is None or isinstance(text, str) for text in texts) else None
+    )
 
 
 def _cast(found, dtype, places, leftovers):

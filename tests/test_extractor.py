@@ -307,6 +307,31 @@ def test_texts_that_do_not_fit_are_refused():
     extractor = EmbeddingExtractor(TextModel(), tokenizer=Texts())
     with pytest.raises(TypeError, match="in row 1, a float"):
         extractor.fit(["a", float("nan"), "b"])
+    for first in (None, float("nan"), 7, ["a"]):
+        for X in ([first, "b"], np.array([first, "b"], dtype=object)):
+            with pytest.raises(TypeError, match=f"row 0, a {type(first).__name__}"):
+                extractor.fit(X)
+    with pytest.raises(TypeError, match="row 0, a NoneType"):
+        extractor.fit([None, None])
+
+
+@pytest.mark.parametrize(
+    ("X", "error", "message"),
+    [
+        ([], ValueError, r"X is empty, \[\]: at least one row"),
+        ((text for text in ["a", "b"]), TypeError, r"type generator, .*pass list\(X\)"),
+        (map(str, [1, 2]), TypeError, r"type map, .*pass list\(X\)"),
+        ("a text", TypeError, r"X is one text, 'a text': pass a list"),
+        ({"input_ids": [[1, 2]]}, TypeError, "X is of type dict: pass a list of texts"),
+    ],
+)
+def test_what_is_no_list_of_rows_is_refused(X, error, message):
+    for extractor in (
+        EmbeddingExtractor(TextModel(), tokenizer=Texts()),
+        EmbeddingExtractor(make_model()),
+    ):
+        with pytest.raises(error, match=message):
+            extractor.fit(X)
 
 
 def test_a_loader_or_a_dataset_is_no_rows():

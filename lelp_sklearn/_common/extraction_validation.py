@@ -1,6 +1,6 @@
 """Checks of what a user passes to the extractor, and their messages."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -74,15 +74,29 @@ def reads_texts_whole(max_length: int, kind: str) -> ValueError:
     )
 
 
+def check_is_listed(X: Any) -> None:
+    """Raise for what is no table and no list of rows, or an empty one."""
+    kind = type(X).__name__
+    if isinstance(X, str):
+        raise TypeError(f"X is one text, {X[:30]!r}: pass a list of texts.")
+    # A sparse matrix may be a Mapping, and has an error of its own.
+    if isinstance(X, Mapping) and not hasattr(X, "shape"):
+        raise TypeError(f"X is of type {kind}: pass a list of texts, or an array.")
+    if isinstance(X, Iterator):
+        raise TypeError(
+            f"X is of type {kind}, which can be read once only: pass list(X)."
+        )
+    if isinstance(X, Sequence) and not len(X):
+        raise ValueError("X is empty, []: at least one row is required.")
+
+
 def check_texts(texts: Sequence[Any]) -> None:
-    """Raise unless there are texts, and nothing else."""
-    if not len(texts):
-        raise ValueError("X is empty: at least one text is required.")
+    """Raise unless there is nothing but texts."""
     for row, text in enumerate(texts):
         if not isinstance(text, str):
             raise TypeError(
-                f"X holds texts and, in row {row}, a {type(text).__name__} ({text!r}): "
-                "pass strings only; an empty one is a text too."
+                f"X is a list of texts with, in row {row}, a {type(text).__name__} "
+                f"({text!r}): pass strings only; an empty one is a text too."
             )
 
 
