@@ -185,17 +185,17 @@ class EmbeddingExtractor(
         extraction_validation.check_is_model(is_module, self.model)
         rows = self._check_rows(X, reset=True)
         self.layer_ = teachers.find_layer(self.model, self.layer)
-        first_rows = teachers.take(rows, np.arange(min(2, len(rows))))
+        two = np.arange(min(2, len(rows)))
         # Integers are codes, such as those of tokens, or to a model that does not take
         # them numbers.
         self._takes_codes = True
         try:
-            first = self._first_embeddings(first_rows)
+            first = self._first_embeddings(rows, two)
         except ValueError:
             if teachers.is_texts(rows) or not devices.is_integer(rows):
                 raise
             self._takes_codes = False
-            first = self._first_embeddings(first_rows)
+            first = self._first_embeddings(rows, two)
         self.head_ = self._teacher().head()
         self._n_features_out = first.shape[1]
         return self
@@ -287,16 +287,16 @@ class EmbeddingExtractor(
             file.finish()
         return file.open()
 
-    def _first_embeddings(self, rows):
+    def _first_embeddings(self, rows, places):
         with self._teacher().ready() as embed:
-            return embed(rows)
+            return embed(rows, places)
 
     def _embedded(self, rows, batches):
         """Yield the places of each batch and their embeddings."""
         with self._teacher().ready() as embed:
             progress = _Progress(sum(map(len, batches)), self.verbose)
             for places in batches:
-                found = embed(teachers.take(rows, places))
+                found = embed(rows, places)
                 extraction_validation.check_embeddings(found, places)
                 yield places, found
                 progress.add(len(places))

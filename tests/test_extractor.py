@@ -288,7 +288,7 @@ class Twice(nn.Module):
         (Twice(), {}, "'idle' did not run"),
         (Twice(), {"layer": "layer"}, "'layer' ran 2 times"),
         (nn.Sequential(nn.Unflatten(1, (2, 3)), nn.Linear(3, 2)), {}, r"\(2, 2, 3\)"),
-        (make_model(d=9), {}, "model fails on a batch of X, a tensor of shape"),
+        (make_model(d=9), {}, "model fails on a batch of X, rows 0 to 1, a ten"),
     ],
 )
 def test_models_that_do_not_fit_are_refused(model, options, message):
@@ -390,6 +390,36 @@ def test_half_precision_that_overflows_is_answered_with_what_helps(place, tmp_pa
     for file in left:
         file.unlink()
     assert extractor.extract(X, path, dtype="float32").max() == 1e6
+
+
+class TokenModel(nn.Module):
+    """Mean of the vectors of token ids, then a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.vectors, self.head = nn.Embedding(10, 3), nn.Linear(3, 2)
+
+    def forward(self, ids):
+        return self.head(self.vectors(ids).mean(1))
+
+
+@pytest.mark.parametrize("code", [10, -1])
+def test_a_token_that_the_model_does_not_know_is_answered_with_its_rows(code):
+    ids = np.random.RandomState(0).randint(10, size=(100, 4))
+    extractor = EmbeddingExtractor(TokenModel(), batch_size=30).fit(ids)
+    ids[71, 2] = code
+    with pytest.raises(ValueError, match=r"rows 60 to 89, .*int64: .*range") as error:
+        extractor.transform(ids)
+    assert isinstance(error.value.__cause__, IndexError)
+
+
+def test_texts_that_the_model_fails_on_are_answered_with_their_rows():
+    texts = ["ab" * (1 + i % 10) for i in range(60)]
+    extractor = EmbeddingExtractor(TextModel(), tokenizer=Texts(), batch_size=6)
+    extractor.fit(texts)
+    texts[42] = "é" * 6
+    with pytest.raises(ValueError, match=r"6 of the rows 2 to 52, .*input_ids"):
+        extractor.transform(texts)
 
 
 class Greedy(nn.Module):

@@ -51,9 +51,13 @@ def check_embedding_shape(found: object, n_rows: int, layer: str) -> None:
         )
 
 
-def failing_model(shapes: object, reason: object) -> ValueError:
-    """The model does not take the rows."""
-    return ValueError(f"model fails on a batch of X, {shapes}: {reason}")
+def failing_model(shapes: object, rows: NDArray[Any], reason: object) -> ValueError:
+    """The model does not take the rows; these are their places in X."""
+    first, last = int(rows.min()), int(rows.max())
+    named = f"rows {first} to {last}"
+    if last - first >= len(rows):
+        named = f"{len(rows)} of the rows {first} to {last}, of like length"
+    return ValueError(f"model fails on a batch of X, {named}, {shapes}: {reason}")
 
 
 def check_tokenizer(has_tokenizer: bool) -> None:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ _BESIDE_BACKEND = (
     "truncation_side",
 )
 
-Embed = Callable[[Any], NDArray[Any]]
+Embed = Callable[[Any, NDArray[np.intp]], NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Teacher:
 
     @contextmanager
     def ready(self) -> Iterator[Embed]:
-        """Give a function from a batch to its embeddings (b, d), float32.
+        """Give a function from rows and places in them to embeddings (b, d), float32.
 
         Afterwards the model is as it was: its mode, its hooks and where it lies.
         """
@@ -101,28 +102,27 @@ class Teacher:
                     with_kwargs=True,
                 )
                 stack.callback(hook.remove)
-            yield _Halving(lambda batch: self._embed(batch, seen))
+            yield _Halving(partial(self._embed, seen))
 
-    def _embed(self, batch: Any, seen: list[Any]) -> NDArray[Any]:
+    def _embed(
+        self, seen: list[Any], rows: Any, places: NDArray[np.intp]
+    ) -> NDArray[Any]:
         seen.clear()
-        inputs = self._inputs(batch)
-        try:
+        inputs = self._inputs(take(rows, places))
+        with _naming(inputs, places):
             out = (
                 self.model(inputs) if isinstance(inputs, Tensor) else self._call(inputs)
             )
-        except _OUT_OF_MEMORY:
-            raise
-        # A user's model may fail in any way; the error says on what.
-        except Exception as reason:
-            raise validation.failing_model(_shapes(inputs), reason) from reason
         if self.layer == SENTENCE_OUTPUT:
             found = out[SENTENCE_OUTPUT]
         else:
             validation.check_ran_once(len(seen), self.layer)
             found = seen[0]
         shape = tuple(found.shape) if isinstance(found, Tensor) else type(found)
-        validation.check_embedding_shape(shape, len(batch), self.layer)
-        embeddings: NDArray[Any] = found.float().cpu().numpy()
+        validation.check_embedding_shape(shape, len(places), self.layer)
+        # What went wrong on an accelerator is known when its results are read.
+        with _naming(inputs, places):
+            embeddings: NDArray[Any] = found.float().cpu().numpy()
         return embeddings
 
     def _call(self, inputs: dict[str, Any]) -> Any:
@@ -188,21 +188,33 @@ class _Halving:
         self._embed = embed
         self._said = False
 
-    def __call__(self, batch: Any) -> NDArray[Any]:
+    def __call__(self, rows: Any, places: NDArray[np.intp]) -> NDArray[Any]:
         try:
-            return self._embed(batch)
+            return self._embed(rows, places)
         except _OUT_OF_MEMORY:
-            if len(batch) < 2:
+            if len(places) < 2:
                 raise
         if not self._said:
             self._said = True
             warnings.warn(
-                f"A batch of {len(batch)} rows is too large for the memory: such "
+                f"A batch of {len(places)} rows is too large for the memory: such "
                 "batches are halved. A smaller batch_size saves the attempts.",
                 stacklevel=4,
             )
-        half = len(batch) // 2
-        return np.concatenate([self(batch[:half]), self(batch[half:])])
+        half = len(places) // 2
+        parts = places[:half], places[half:]
+        return np.concatenate([self(rows, part) for part in parts])
+
+
+@contextmanager
+def _naming(inputs: Any, places: NDArray[np.intp]) -> Iterator[None]:
+    """Have an error of the model, which may be any, say on which rows it came."""
+    try:
+        yield
+    except _OUT_OF_MEMORY:
+        raise
+    except Exception as reason:
+        raise validation.failing_model(_shapes(inputs), places, reason) from reason
 
 
 def is_texts(rows: Any) -> bool:
