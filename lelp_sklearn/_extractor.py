@@ -234,7 +234,10 @@ class EmbeddingExtractor(
         The journal holds digests of what the file hangs on: the weights of the model
         and its layers as they print, all rows, each of their bytes, and where X is
         texts the tokenizer. Of one of Hugging Face these are its class, vocabulary and
-        settings; of any other its class and what it makes of all texts.
+        settings; of any other its class and what it makes of all texts. What else
+        steers the model, such as an attribute that its ``forward`` reads and that is
+        not printed, is in no digest: after a change of it delete the file, or name
+        another.
 
         Parameters
         ----------

@@ -699,6 +699,26 @@ def test_a_model_that_prints_addresses_is_recognised(tmp_path):
     assert spare.n_rows == 2
 
 
+def test_an_attribute_that_a_layer_prints_counts(tmp_path):
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.scale, self.head = 1, nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.head(self.scale * x)
+
+        def extra_repr(self):
+            return f"scale={self.scale}"
+
+    model = Scaled()
+    EmbeddingExtractor(model).extract(rows(), tmp_path / "e.npy")
+    model.scale = 2
+    with pytest.raises(ValueError, match="another model "):
+        EmbeddingExtractor(model).extract(rows(), tmp_path / "e.npy")
+
+
 @pytest.mark.parametrize(
     ("change", "key"),
     [
