@@ -9,6 +9,8 @@ from lelp_sklearn._common.files import check_writable
 
 # What the format of ONNX files, protobuf, can hold in one of them.
 _LARGEST_FILE = 2**31 - 1
+# Characters of torch's error that a message of ours repeats.
+_LONGEST_CAUSE = 200
 
 
 def as_path(path: Any) -> Path:
@@ -43,11 +45,15 @@ def check_onnx_is_installed() -> None:
             ) from reason
 
 
-def cannot_be_exported(name: str) -> ValueError:
+def cannot_be_exported(name: str, reason: Exception) -> ValueError:
     """Torch does not know how to write the module."""
+    while isinstance(reason.__cause__, Exception):
+        reason = reason.__cause__
+    first_line = str(reason).strip().partition("\n")[0]
     return ValueError(
-        f"module ({name}) cannot be exported to ONNX with any number of rows; the "
-        "error above is torch's. Mind operations that have no counterpart in ONNX, and "
+        f"module ({name}) cannot be exported to ONNX with any number of rows: "
+        f"{type(reason).__name__}, {first_line[:_LONGEST_CAUSE]} (torch's own error is "
+        "the cause of this one). Mind operations that have no counterpart in ONNX, and "
         "Python code that depends on the number of rows or on values. to_module needs "
         "no export."
     )

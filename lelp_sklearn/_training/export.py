@@ -1,10 +1,11 @@
 """A student by itself: a torch module of class probabilities, and an ONNX file."""
 
 import copy
+import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +186,9 @@ def _onnx_bytes(module: nn.Module, rows: Tensor) -> bytes:
         )
     # A user's module may fail in any way, and the exporter with it.
     except Exception as reason:
-        raise validation.cannot_be_exported(type(module.net).__name__) from reason
+        raise validation.cannot_be_exported(
+            type(module.net).__name__, reason
+        ) from reason
     # Nothing is returned only by the older exporter, which is not asked for.
     model = program.model_proto  # type: ignore[union-attr]
     _strip(model)
@@ -205,13 +208,16 @@ def _strip(message: Any) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep to itself what the exporter says of its own progress and libraries."""
+    """Keep to itself what the exporter says of its own progress and libraries.
+
+    It prints the graph of a module that it cannot capture, each operation of it.
+    """
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
             logger.setLevel(logging.CRITICAL + 1)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
