@@ -107,7 +107,10 @@ class SubclassDisplay:
             Fitted; one of its parameters ends in ``n_subclasses``. Where others were
             searched too, the best of them counts for each number. A candidate whose
             grid has no such parameter has the number of the estimator. Of several
-            metrics the one is shown that `refit` names.
+            metrics the one is shown that `refit` names. Scores of a halving search
+            compare within an iteration only, where resources are equal: the last one
+            is shown in which every number is left, and its resources stand beside the
+            metric.
         axes : array of matplotlib.axes.Axes, default=None
             Where to draw. None makes a figure.
 
@@ -430,10 +433,15 @@ def _search_panel(search):
     candidates = results["params"]
     searched = [_n_subclasses(search, names[0], params) for params in candidates]
     scores, deviations = results[f"mean_test_{metric}"], results[f"std_test_{metric}"]
+    is_scored = ~np.isnan(scores)
+    shown = np.flatnonzero(is_scored)
+    if "n_resources" in results:
+        resources = _comparable_resources(results["n_resources"], searched, is_scored)
+        shown = shown[results["n_resources"][shown] == resources]
+        metric = f"{metric}, {search.resource}={resources}"
     found, failed = {}, []
     for size in dict.fromkeys(size for size in searched if size is not None):
-        places = [i for i, other in enumerate(searched) if other == size]
-        scored = [i for i in places if not np.isnan(scores[i])]
+        scored = [i for i in shown if searched[i] == size]
         if scored:
             best = max(scored, key=lambda i: scores[i])
             found[size] = scores[best], deviations[best] / np.sqrt(search.n_splits_)
@@ -452,6 +460,16 @@ def _search_panel(search):
     if sizes and sizes[0] == 1:
         panel["baseline"] = panel["y"][0]
     return panel
+
+
+def _comparable_resources(resources, searched, is_scored):
+    """Give the largest with which as many numbers as possible were scored."""
+
+    def n_numbers(amount):
+        places = np.flatnonzero(is_scored & (resources == amount))
+        return len({searched[i] for i in places if searched[i] is not None})
+
+    return max(np.unique(resources).tolist(), key=lambda each: (n_numbers(each), each))
 
 
 def _is_searched(name):

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.decomposition import PCA
+from sklearn.experimental import enable_halving_search_cv  # noqa: F401
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV
+from sklearn.model_selection import GridSearchCV, HalvingGridSearchCV
 from sklearn.pipeline import make_pipeline
 
 from lelp_sklearn import (
@@ -243,6 +244,35 @@ def test_numbers_whose_fits_failed_are_left_out_with_a_warning():
     search.cv_results_["mean_test_score"][:] = np.nan
     with pytest.raises(ValueError, match="no score to show"):
         SubclassDisplay.from_search(search)
+
+
+def test_numbers_of_a_halving_search_are_compared_at_equal_resources():
+    X, y, _, head = grouped(480)
+    pipe = make_pipeline(
+        LELPProjector(2, head=head, random_state=0), LogisticRegression()
+    )
+    grid = {SIZE: [1, 2, 3], "logisticregression__C": [1e-3, 1.0]}
+    search = HalvingGridSearchCV(
+        pipe, grid, cv=3, factor=2, min_resources=60, random_state=0
+    ).fit(X, y)
+    results = search.cv_results_
+    # More rows, and a score that every candidate gains by them.
+    results["mean_test_score"] = results["mean_test_score"] / 10 + results["iter"]
+    sizes = results[f"param_{SIZE}"].astype(int)
+    complete = [i for i in range(3) if set(sizes[results["iter"] == i]) == {1, 2, 3}]
+    assert max(complete) < results["iter"].max()
+    display = SubclassDisplay.from_search(search)
+    panel = display.panels[""]
+    assert_array_equal(panel["x"], [1, 2, 3])
+    last = results["iter"] == max(complete)
+    for x, score in zip(panel["x"], panel["y"], strict=True):
+        assert score == results["mean_test_score"][last & (sizes == x)].max()
+    (resources,) = set(results["n_resources"][last])
+    assert display.axes_[0].get_ylabel() == f"score, n_samples={resources}"
+    results["mean_test_score"][sizes == 3] = np.nan
+    with pytest.warns(UserWarning, match="n_subclasses=3 has no score") as warned:
+        SubclassDisplay.from_search(search)
+    assert warned[0].filename == __file__
 
 
 def test_a_search_without_subclasses_is_refused():
