@@ -17,6 +17,7 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn import config_context
 from sklearn.base import clone
+from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import nn
 
@@ -436,12 +437,18 @@ class Greedy(nn.Module):
         return self.head(x)
 
 
-def test_batches_too_large_for_the_memory_are_halved_with_one_warning():
+def test_batches_too_large_for_the_memory_are_halved_with_one_warning(tmp_path):
     X, model = rows(40), Greedy()
     extractor = EmbeddingExtractor(model, batch_size=20).fit(X)
-    with pytest.warns(UserWarning, match="halved") as warned:
-        assert_array_equal(extractor.transform(X), X)
-    assert len(warned) == 1
+    path = tmp_path / "e.npy"
+    calls = [extractor.transform, extractor.fit_transform]
+    calls += [lambda X: extractor.extract(X, path, dtype="float32")]
+    calls += [make_pipeline(EmbeddingExtractor(model)).fit_transform]
+    for call in calls:
+        with pytest.warns(UserWarning, match="halved") as warned:
+            assert_array_equal(call(X), X)
+        # It points to the line of the user, however many lie between.
+        assert [each.filename for each in warned] == [__file__]
     assert max(model.sizes) <= 3
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lelp_sklearn._common import extraction_validation as validation
+from lelp_sklearn._common.callers import users_level
 from lelp_sklearn._common.identity import digest_of
 from lelp_sklearn._training.batches import as_tensor
 
@@ -199,7 +200,7 @@ class _Halving:
             warnings.warn(
                 f"A batch of {len(places)} rows is too large for the memory: such "
                 "batches are halved. A smaller batch_size saves the attempts.",
-                stacklevel=4,
+                stacklevel=users_level(),
             )
         half = len(places) // 2
         parts = places[:half], places[half:]
