@@ -82,7 +82,8 @@ class SubclassDisplay:
         TypeError
             If `projector` is no projector, but a student for instance.
         ValueError
-            If there is no such kind, or the lengths, labels or axes do not fit.
+            If there is no such kind, if the lengths, labels or axes do not fit, or if
+            a class of the projector has no row.
         """
         display_validation.check_kind(kind)
         rows = _Rows.read(projector, X, y, teacher_logits)
@@ -202,7 +203,7 @@ def subclass_table(
         What the rows are, texts for instance, in their order: an index does not
         matter. The rows of a DataFrame are shown as dicts.
     n_samples : int, default=3
-        How many typical samples are shown.
+        How many typical samples are shown, at least one.
     teacher_logits : array-like of shape (n_samples, n_classes), default=None
         As in :meth:`LELPProjector.transform`.
     fine_labels : array-like of shape (n_samples,), default=None
@@ -233,13 +234,16 @@ def subclass_table(
     Raises
     ------
     TypeError
-        If `projector` is no projector, but a student for instance.
+        If `projector` is no projector, but a student for instance, or `n_samples` no
+        integer.
     ValueError
-        If the lengths or labels do not fit.
+        If the lengths or labels do not fit, if a class of the projector has no row, or
+        if `n_samples` is less than one.
     """
     # pandas is no dependency of the library.
     import pandas
 
+    display_validation.check_n_samples(n_samples)
     check_consistent_length(X, samples)
     rows = _Rows.read(projector, X, y, teacher_logits)
     if fine_labels is not None:
@@ -281,6 +285,7 @@ class _Rows:
         shape = len(projector.classes_), projector.n_subclasses_
         check_consistent_length(soft, y)
         codes = _codes(y, projector.classes_)
+        display_validation.check_every_class(codes, projector.classes_)
         X = np.asarray(X, dtype=np.float64)
         scores = np.einsum("nd,csd->ncs", X, projector.components_)
         scores -= projector.offsets_

@@ -376,6 +376,36 @@ def test_the_table_wants_a_sample_a_row():
         subclass_table(projector, X, y, ["one"])
 
 
+@pytest.mark.parametrize("kept", [[0], [2, 4]])
+def test_a_class_without_rows_is_refused(kept):
+    pytest.importorskip("pandas")
+    projector, X, y, _ = fitted()
+    X, y = X[kept], y[kept]
+    with pytest.raises(ValueError, match=r"y has no row of class 1, .* every class"):
+        subclass_table(projector, X, y, X)
+    for kind in ("embedding", "mass"):
+        with pytest.raises(ValueError, match="y has no row of class 1"):
+            SubclassDisplay.from_estimator(projector, X, y, kind=kind)
+
+
+def test_a_row_of_each_class_makes_a_table():
+    pytest.importorskip("pandas")
+    projector, X, y, _ = fitted()
+    table = subclass_table(projector, X[:2], y[:2], ["a", "b"])
+    assert [each for each in table["samples"] if each] == [["a"], ["b"]]
+
+
+@pytest.mark.parametrize(
+    ("n_samples", "error"),
+    [(0, ValueError), (-1, ValueError), (1.5, TypeError), (True, TypeError)],
+)
+def test_the_number_of_samples_is_checked(n_samples, error):
+    pytest.importorskip("pandas")
+    projector, X, y, _ = fitted()
+    with pytest.raises(error, match=f"n_samples={n_samples} must be a"):
+        subclass_table(projector, X, y, X, n_samples=n_samples)
+
+
 def test_matplotlib_waits_until_it_is_needed():
     code = (
         "import sys, lelp_sklearn; lelp_sklearn.SubclassDisplay; "

@@ -1,6 +1,11 @@
 """Checks of what a user passes to the displays, and their messages."""
 
 from collections.abc import Sequence, Sized
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 KINDS = ("spectrum", "embedding", "mass")
 
@@ -23,6 +28,30 @@ def check_is_projector(projector: object) -> None:
     else:
         mend = "pass a fitted LELPProjector"
     raise TypeError(f"projector is of type {kind}: {mend}.")
+
+
+def check_n_samples(n_samples: object) -> None:
+    """Raise unless a subclass shows a whole number of samples, at least one."""
+    if not isinstance(n_samples, Integral) or isinstance(n_samples, bool):
+        raise TypeError(
+            f"n_samples={n_samples!r} must be an integer, how many samples of each "
+            "subclass are shown."
+        )
+    if n_samples < 1:
+        raise ValueError(
+            f"n_samples={n_samples} must be at least 1: leave the column 'samples' out "
+            "of the table if none are wanted."
+        )
+
+
+def check_every_class(codes: NDArray[Any], classes: NDArray[Any]) -> None:
+    """Raise unless each class has a row; `codes` are the places of labels in them."""
+    missing = np.setdiff1d(np.arange(len(classes)), codes)
+    if missing.size:
+        raise ValueError(
+            f"y has no row of class {', '.join(map(str, classes[missing]))}, of which "
+            "the projector has subclasses: pass rows of every class."
+        )
 
 
 def check_n_axes(n_axes: int, n_panels: int) -> None:
