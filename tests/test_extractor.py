@@ -414,6 +414,24 @@ def test_a_token_that_the_model_does_not_know_is_answered_with_its_rows(code):
     assert isinstance(error.value.__cause__, IndexError)
 
 
+def test_an_error_that_comes_when_results_are_read_is_answered_with_its_rows():
+    """As those of an accelerator do; nothing can be read of torch's device "meta"."""
+
+    class Late(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.spot = nn.Identity()
+
+        def forward(self, x):
+            return self.spot(x.to("meta") if (x == 77).any() else x)
+
+    X = rows(100)
+    extractor = EmbeddingExtractor(Late(), layer="spot", batch_size=30).fit(X)
+    X[71] = 77
+    with pytest.raises(ValueError, match=r"rows 60 to 89, .*: Cannot copy out of meta"):
+        extractor.transform(X)
+
+
 def test_texts_that_the_model_fails_on_are_answered_with_their_rows():
     texts = ["ab" * (1 + i % 10) for i in range(60)]
     extractor = EmbeddingExtractor(TextModel(), tokenizer=Texts(), batch_size=6)
