@@ -83,7 +83,7 @@ def _soft_labels(
     scores = tl.zeros((ROWS, COLUMNS), tl.float32)
     for first in range(0, N_FEATURES, FEATURES):
         feature = first + tl.arange(0, FEATURES)
-        where = x_rows + feature[None, :] * feature_stride
+        where = x_rows + feature[None, :].to(tl.int64) * feature_stride
         if EVEN:
             tile = tl.load(where, mask=is_row[:, None], other=0.0)
         else:
@@ -182,7 +182,11 @@ def _digest_rows(
     for first in range(0, N_FEATURES, FEATURES):
         feature = first + tl.arange(0, FEATURES)
         inside = feature < N_FEATURES
-        where = x + row[:, None] * row_stride + feature[None, :] * feature_stride
+        where = (
+            x
+            + row[:, None] * row_stride
+            + feature[None, :].to(tl.int64) * feature_stride
+        )
         held = tl.load(where, mask=is_row[:, None] & inside[None, :], other=0.0)
         number = held.to(tl.float32)
         # -0.0 counts as 0.0.

@@ -214,6 +214,23 @@ def test_digests_of_the_kernel_are_those_of_arrays(
         digests.row_digests(tensors.TensorRows(X.to(device)))
 
 
+def test_kernels_read_features_that_lie_two_thousand_million_numbers_apart(
+    device, monkeypatch
+):
+    """As in the rows of a large array whose columns are contiguous."""
+    interpreted_kernels(monkeypatch, device)
+    problem = make_problem(n_features=18)
+    step = 2**31 // 17 + 1
+    X = torch.empty(18 * step, dtype=torch.float16, device=device)
+    X = X.view(18, step).T[: len(problem.X)].copy_(torch.as_tensor(problem.X))
+    known = X.float().cpu().numpy()
+    found = digests.row_digests(tensors.TensorRows(X))
+    assert_array_equal(found, digests.row_digests(known))
+    projector = build(problem).fit(known, problem.codes)
+    soft = projector.transform(X).cpu().numpy()
+    assert_allclose(soft, projector.transform(known), atol=1e-5)
+
+
 @pytest.mark.parametrize("flaw", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("subclass_temperature", [0.5, 0])
