@@ -4,16 +4,17 @@ On a GPU the kernels of a small student's step take less time than the host take
 launch them. A recording, a CUDA graph, is launched as one.
 """
 
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from lelp_sklearn._training.host_state import has_hooks, host_state
+from lelp_sklearn._training.host_state import has_hooks, host_state, is_plain
 
 Optimizer = torch.optim.Optimizer
 
@@ -22,8 +23,9 @@ Step = Callable[[Tensor, float | Tensor], tuple[Tensor, Any]]
 
 RECORDING_DEVICE = "cuda"
 
-# How torch begins to say that the host waits.
+# How torch begins to say that the host waits, and that it does not notice all of it.
 _WAITED = "called a synchronizing CUDA operation"
+_WATCHES = "Synchronization debug mode is a prototype"
 
 # Before a step is recorded, so that what is set up once is there.
 _TIMES_TAKEN = 3
@@ -39,6 +41,7 @@ def can_be_recorded(module: nn.Module, optimizer: Optimizer) -> bool:
     return (
         devices == {RECORDING_DEVICE}
         and all("capturable" in group and group.get("fused") for group in groups)
+        and is_plain(optimizer)
         and not has_hooks(module)
     )
 
@@ -59,21 +62,27 @@ def waits_noticed() -> Iterator[list[str]]:
     and fails leaves torch with less than before.
     """
     waits: list[str] = []
-    mode = torch.cuda.get_sync_debug_mode()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    mode, show = torch.cuda.get_sync_debug_mode(), warnings.showwarning
+    filters = cast(list[Any], warnings.filters)
+
+    def listen(message: Warning | str, *about: Any, **options: Any) -> None:
+        if str(message).startswith(_WAITED):
+            waits.append(str(message))
+        elif not str(message).startswith(_WATCHES):
+            show(message, *about, **options)
+
+    # Put there by hand: the functions for it would let all warnings be told anew.
+    heard = "always", re.compile(f"{_WAITED}|{_WATCHES}"), Warning, None, 0
+    filters.insert(0, heard)
+    warnings.showwarning = listen
+    try:
         torch.cuda.set_sync_debug_mode("warn")
-        try:
-            yield waits
-        finally:
-            torch.cuda.set_sync_debug_mode(mode)
-    for each in caught:
-        if _WAITED in str(each.message):
-            waits.append(str(each.message))
-        else:
-            warnings.warn_explicit(
-                each.message, each.category, each.filename, each.lineno
-            )
+        yield waits
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+        warnings.showwarning = show
+        with suppress(ValueError):
+            filters.remove(heard)
 
 
 def renew_generator(device: torch.device) -> None:
@@ -168,10 +177,13 @@ class RecordedSteps:
             for group in self._groups:
                 group["capturable"] = True
             self._recordings[kind] = Recording(self._step, index, weight, self._pool)
-        # A layer may need what a recording cannot hold.
-        except RuntimeError:
+        # A layer may need what a recording cannot hold, and say so in its own way; what
+        # is wrong with it anyhow the plain step will tell.
+        except BaseException as reason:
             self._is_possible = False
             renew_generator(self._device)
+            if not isinstance(reason, Exception):
+                raise
         finally:
             for group, was in zip(self._groups, before, strict=True):
                 group["capturable"] = was
@@ -193,8 +205,12 @@ class Recording:
         self._graph.capture_begin(pool=pool, capture_error_mode="thread_local")
         try:
             self._made = step(index, weight)
-        finally:
-            self._graph.capture_end()
+        except BaseException:
+            # Of what is broken torch tells once more, which would hide the reason.
+            with suppress(RuntimeError):
+                self._graph.capture_end()
+            raise
+        self._graph.capture_end()
 
     def replay(self, index: Tensor, weight: float | Tensor) -> tuple[Any, ...]:
         """Take the step with other rows and another weight."""

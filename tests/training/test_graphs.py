@@ -1,13 +1,16 @@
 """Recorded steps: which are, and that a replay is the step with other rows."""
 
 import random
+import threading
 import warnings
 from contextlib import nullcontext
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from lelp_sklearn import LELPStudentClassifier
 from lelp_sklearn._training import graphs, loop
@@ -131,17 +134,18 @@ def test_optimizer_keeps_its_own_kind_of_learning_rate(problem, recording):
     assert group["capturable"] is False
 
 
-def test_recordings_find_the_learning_rates_where_they_were(problem, recording):
+def test_recordings_find_the_learning_rates_where_they_were(
+    problem, recording, monkeypatch
+):
     X, y, targets = problem
     places = set()
 
-    class Optimizer(torch.optim.AdamW):
-        def step(self):
-            places.add(self.param_groups[0]["lr"].data_ptr())
-            return super().step()
+    def step(optimizer, step=torch.optim.AdamW.step):
+        places.add(optimizer.param_groups[0]["lr"].data_ptr())
+        return step(optimizer)
 
-    student = quick(optimizer=lambda p, lr, weight_decay: Optimizer(p, lr, fused=True))
-    student.fit(X, y, soft_targets=targets)
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    quick().fit(X, y, soft_targets=targets)
     assert recording.made
     assert len(places) == 1
 
@@ -223,10 +227,134 @@ def print_nothing(*of):
     return None
 
 
+LOCK = threading.Lock()
+
+
 class CannotBeKnown(MyNet):
+    def forward(self, X):
+        with LOCK:
+            return super().forward(X)
+
+
+COUNTER = ModuleType("counter")
+COUNTER.calls = 0
+TOTALS = {"calls": 0}
+
+
+def count():
+    TOTALS["calls"] += 1
+
+
+class Helper:
+    calls = 0
+
+    def count(self):
+        Helper.calls += 1
+
+
+class CountsInBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, X):
+        return X.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        count()
+        return gradient
+
+
+class CallsAFunction(MyNet):
+    def forward(self, X):
+        count()
+        return super().forward(X)
+
+
+class CallsAMethodOfItsOwn(MyNet):
+    def forward(self, X):
+        return super().forward(self.counted(X))
+
+    def counted(self, X):
+        count()
+        return X
+
+
+class HasAFunction(MyNet):
     def __init__(self, n_features, n_outputs):
         super().__init__(n_features, n_outputs)
-        self.activation = lambda X: X
+        self.hooks = [lambda X: (count(), X)[1]]
+
+    def forward(self, X):
+        return super().forward(self.hooks[0](X))
+
+
+class HasAHelper(MyNet):
+    def __init__(self, n_features, n_outputs):
+        super().__init__(n_features, n_outputs)
+        self.helper = Helper()
+
+    def forward(self, X):
+        self.helper.count()
+        return super().forward(X)
+
+
+class CountsInItsClass(MyNet):
+    calls = 0
+
+    def forward(self, X):
+        type(self).calls += 1
+        return super().forward(X)
+
+
+class CountsInAModule(MyNet):
+    def forward(self, X):
+        COUNTER.calls += 1
+        return super().forward(X)
+
+
+class CountsByName(MyNet):
+    calls = 0
+
+    def forward(self, X):
+        setattr(type(self), "calls", getattr(self, "calls") + 1)  # noqa: B009, B010
+        return super().forward(X)
+
+
+class CountsGradients(MyNet):
+    def forward(self, X):
+        return CountsInBackward.apply(super().forward(X))
+
+
+class CountsInATensor(MyNet):
+    size = 1
+
+    def __init__(self, n_features, n_outputs):
+        super().__init__(n_features, n_outputs)
+        self.calls = torch.zeros(self.size)
+
+    def forward(self, X):
+        self.calls += 1
+        return super().forward(X)
+
+
+class CountsInALargeTensor(CountsInATensor):
+    size = 10**6
+
+
+class CountsInMemoryOfATensor(CountsInATensor):
+    def forward(self, X):
+        self.calls.numpy()[0] += 1
+        return MyNet.forward(self, X)
+
+
+class HasAnActivation(MyNet):
+    """Nothing that it calls changes anything."""
+
+    def __init__(self, n_features, n_outputs):
+        super().__init__(n_features, n_outputs)
+        self.activation = lambda X: torch.relu(X) + TOTALS["calls"]
+
+    def forward(self, X):
+        return super().forward(self.activation(X))
 
 
 class AsksTheDevice(MyNet):
@@ -259,9 +387,21 @@ def test_other_warnings_of_a_step_are_heard(problem, recording):
         quick(module=Warns, max_epochs=1).fit(X, y, soft_targets=targets)
 
 
-def test_what_stays_the_same_on_the_host_is_recorded(problem, recording):
+def test_what_is_told_once_is_told_once(problem, recording):
     X, y, targets = problem
-    quick(module=Steadfast).fit(X, y, soft_targets=targets)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("default")
+        before = list(warnings.filters), warnings.showwarning
+        quick(module=Warns).fit(X, y, soft_targets=targets)
+        assert (warnings.filters, warnings.showwarning) == before
+    assert recording.made
+    assert [str(each.message) for each in told] == ["of something else"]
+
+
+@pytest.mark.parametrize("module", [Steadfast, HasAnActivation])
+def test_what_stays_the_same_on_the_host_is_recorded(problem, recording, module):
+    X, y, targets = problem
+    quick(module=module).fit(X, y, soft_targets=targets)
     assert recording.made
 
 
@@ -277,6 +417,17 @@ def test_what_stays_the_same_on_the_host_is_recorded(problem, recording):
         ReplacesItsBuffer,
         IsHooked,
         CannotBeKnown,
+        CallsAFunction,
+        CallsAMethodOfItsOwn,
+        HasAFunction,
+        HasAHelper,
+        CountsInItsClass,
+        CountsInAModule,
+        CountsByName,
+        CountsGradients,
+        CountsInATensor,
+        CountsInALargeTensor,
+        CountsInMemoryOfATensor,
     ],
 )
 def test_what_changes_on_the_host_is_never_recorded(problem, recording, module):
@@ -301,15 +452,74 @@ def test_what_the_host_has_a_part_in_is_not_recorded(problem, recording, options
     assert not recording.made
 
 
+class Counting(torch.optim.AdamW):
+    """Does on the host what a recording would not."""
+
+    calls = 0
+
+    def step(self):
+        Counting.calls += 1
+        return super().step()
+
+
+def with_hook(optimizer):
+    optimizer.register_step_post_hook(print_nothing)
+    return optimizer
+
+
+def with_own_step(optimizer):
+    step = optimizer.step
+    optimizer.step = lambda: step()
+    return optimizer
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda p, lr, weight_decay: Counting(p, lr, fused=True),
+        lambda p, lr, weight_decay: with_hook(torch.optim.AdamW(p, lr, fused=True)),
+        lambda p, lr, weight_decay: with_own_step(torch.optim.AdamW(p, lr, fused=True)),
+    ],
+    ids=["subclass", "hook", "own step"],
+)
+def test_an_optimizer_with_python_of_a_user_is_not_recorded(
+    problem, recording, optimizer
+):
+    X, y, targets = problem
+    quick(optimizer=optimizer).fit(X, y, soft_targets=targets)
+    assert not recording.made
+
+
+@pytest.mark.parametrize(
+    "register",
+    [
+        torch.nn.modules.module.register_module_forward_hook,
+        torch.nn.modules.module.register_module_forward_pre_hook,
+        register_optimizer_step_pre_hook,
+    ],
+)
+def test_nothing_is_recorded_where_hooks_are_called_everywhere(
+    problem, recording, register
+):
+    X, y, targets = problem
+    handle = register(print_nothing)
+    try:
+        quick().fit(X, y, soft_targets=targets)
+    finally:
+        handle.remove()
+    assert not recording.made
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, TypeError])
 def test_a_recording_that_fails_leaves_the_steps_as_they_are_written(
-    problem, recording, monkeypatch
+    problem, recording, monkeypatch, kind
 ):
     X, y, targets = problem
     tries = []
 
     def fail(*of):
         tries.append(of)
-        raise RuntimeError("operation not permitted when stream is capturing")
+        raise kind("operation not permitted when stream is capturing")
 
     renewed = []
     monkeypatch.setattr(graphs, "renew_generator", renewed.append)
@@ -320,3 +530,56 @@ def test_a_recording_that_fails_leaves_the_steps_as_they_are_written(
     again = quick().fit(X, y, soft_targets=targets)
     # The learning rates were tensors in single precision.
     assert_allclose(weights_of(plain), weights_of(again), rtol=1e-4, atol=1e-6)
+
+
+def test_what_is_wrong_with_a_step_itself_is_told(problem, recording, monkeypatch):
+    X, y, targets = problem
+
+    def fails(self, X):
+        raise ValueError("of its own")
+
+    def record(step, index, weight, pool):
+        monkeypatch.setattr(MyNet, "forward", fails)
+        raise TypeError("of the recording")
+
+    monkeypatch.setattr(graphs, "renew_generator", lambda device: None)
+    monkeypatch.setattr(graphs, "Recording", record)
+    with pytest.raises(ValueError, match="of its own"):
+        quick(module=MyNet).fit(X, y, soft_targets=targets)
+
+
+def test_an_interruption_while_a_step_is_recorded_ends_the_fit(
+    problem, recording, monkeypatch
+):
+    X, y, targets = problem
+
+    def interrupt(*of):
+        raise KeyboardInterrupt
+
+    renewed = []
+    monkeypatch.setattr(graphs, "renew_generator", renewed.append)
+    monkeypatch.setattr(graphs, "Recording", interrupt)
+    student = quick()
+    with pytest.raises(KeyboardInterrupt):
+        student.fit(X, y, soft_targets=targets)
+    assert student.stop_reason_ == "interrupted"
+    assert renewed
+
+
+def test_an_error_while_a_step_is_recorded_is_the_one_that_is_raised(monkeypatch):
+    """Of the recording that is then broken torch tells another."""
+
+    class Broken:
+        def capture_begin(self, **options):
+            pass
+
+        def capture_end(self):
+            raise RuntimeError("capture failed")
+
+    def step(index, weight):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Broken)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    with pytest.raises(KeyboardInterrupt):
+        graphs.Recording(step, torch.arange(3), 1.0, None)
