@@ -82,12 +82,19 @@ def host_state(module: nn.Module) -> bytes | None:
 
 def has_hooks(module: nn.Module) -> bool:
     """Tell whether somebody's functions are called beside the module's own."""
-    return bool(_has_any_global_hook()) or any(
-        part._forward_pre_hooks
-        or part._forward_hooks
-        or part._backward_pre_hooks
-        or part._backward_hooks
-        for part in module.modules()
+    return (
+        bool(_has_any_global_hook())
+        or any(
+            part._forward_pre_hooks
+            or part._forward_hooks
+            or part._backward_pre_hooks
+            or part._backward_hooks
+            for part in module.modules()
+        )
+        or any(
+            parameter._backward_hooks or parameter._post_accumulate_grad_hooks
+            for parameter in module.parameters()
+        )
     )
 
 

@@ -64,7 +64,7 @@ def build_module(
         Number of outputs.
     """
     if isinstance(module, nn.Module):
-        return _widen_last_linear(copy.deepcopy(module), n_outputs)
+        return _widen_last_linear(_copied(module), n_outputs)
     params = module_params or {}
     if module is None:
         net = MultilayerPerceptron(prod(row_shape), n_outputs, **params)
@@ -72,7 +72,24 @@ def build_module(
     built = module(row_shape[0], n_outputs, **params)
     validation.check_is_module(isinstance(built, nn.Module), built)
     # A callable may hand out one module again and again.
-    return copy.deepcopy(built)
+    return _copied(built)
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    twin = copy.deepcopy(module)
+    _share_gradient_hooks(module, twin)
+    return twin
+
+
+def _share_gradient_hooks(module: nn.Module, other: nn.Module) -> None:
+    """Give the parameters of another module the hooks, which no copy of them has."""
+    others = dict(other.named_parameters())
+    for name, parameter in module.named_parameters():
+        if name in others and others[name].requires_grad:
+            for hook in (parameter._backward_hooks or {}).values():
+                others[name].register_hook(hook)
+            for hook in (parameter._post_accumulate_grad_hooks or {}).values():
+                others[name].register_post_accumulate_grad_hook(hook)
 
 
 def _widen_last_linear(module: nn.Module, n_outputs: int) -> nn.Module:
@@ -84,6 +101,7 @@ def _widen_last_linear(module: nn.Module, n_outputs: int) -> nn.Module:
     bias = last.bias is not None
     wider = nn.Linear(last.in_features, n_outputs, bias=bias)
     wider.to(device=last.weight.device, dtype=last.weight.dtype)
+    _share_gradient_hooks(last, wider)
     if not name:
         return wider
     parent, _, attribute = name.rpartition(".")

@@ -223,6 +223,12 @@ class IsHooked(MyNet):
         self.top.register_forward_hook(print_nothing)
 
 
+class HasAGradientHook(MyNet):
+    def __init__(self, n_features, n_outputs):
+        super().__init__(n_features, n_outputs)
+        self.top.weight.register_hook(print_nothing)
+
+
 def print_nothing(*of):
     return None
 
@@ -416,6 +422,7 @@ def test_what_stays_the_same_on_the_host_is_recorded(problem, recording, module)
         DrawsOfTheModule,
         ReplacesItsBuffer,
         IsHooked,
+        HasAGradientHook,
         CannotBeKnown,
         CallsAFunction,
         CallsAMethodOfItsOwn,
