@@ -69,6 +69,8 @@ class StudentFittingMixin:
     def _fit_rows(self, ranks, X, y, given, sample_weight, validation):
         """Do what `fit` does, as one of several processes if need be."""
         self._check_parameters()
+        if self.checkpoint is not None:
+            ranks.from_first(lambda: checkpoint_validation.check_path(self.checkpoint))
         training_validation.check_validation_data(self.early_stopping, *validation)
         previous = None
         if self.warm_start and hasattr(self, "_fit"):
@@ -367,7 +369,10 @@ class StudentFittingMixin:
         for name in ("subclass_weight", "learning_rate_schedule"):
             if callable(schedule := params[name]):
                 params[name] = [float(schedule(part)) for part in progress.tolist()]
-        rows = {"rows": vars(sample), "validation rows": judged and vars(judged)}
+        rows = _by_argument(sample) | {
+            f"{name}_val": None if judged is None else value
+            for name, value in _by_argument(judged or sample).items()
+        }
         return {name: digest_of(value) for name, value in (params | rows).items()}
 
     def _train(self, fit, trainer, task, held_out, checkpoint):
@@ -409,3 +414,15 @@ class StudentFittingMixin:
         fit.student.net.zero_grad()
         fit.student.net.eval()
         vars(self).update(fit.attributes())
+
+
+def _by_argument(sample):
+    """Give the data of rows by the names under which they are passed."""
+    return {
+        "X": (sample.X, sample.inputs),
+        "y": sample.y,
+        "sample_weight": None if (sample.weight == 1).all() else sample.weight,
+        "teacher_embeddings": sample.teacher_embeddings,
+        "teacher_logits": sample.teacher_logits,
+        "soft_targets": sample.soft_targets,
+    }

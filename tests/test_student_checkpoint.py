@@ -15,7 +15,7 @@ from sklearn.model_selection import GridSearchCV
 from lelp_sklearn import LELPProjector, LELPStudentClassifier
 from lelp_sklearn._training.checkpoints import open_checkpoint
 from lelp_sklearn._training.loop import Trainer
-from tests.student_problems import make_groups
+from tests.student_problems import MatrixTeacher, make_groups
 
 ROOT = Path(__file__).parents[1]
 
@@ -155,11 +155,33 @@ def test_checkpoint_of_other_parameters_is_refused(changed, named, trained, argu
         other.fit(X, y, **metadata)
 
 
-def test_checkpoint_of_other_rows_is_refused(trained, arguments):
+@pytest.mark.parametrize(
+    "name", ["X", "y", "sample_weight", "teacher_embeddings", "X_val", "y_val"]
+)
+def test_checkpoint_of_other_data_is_refused(name, tmp_path, arguments):
+    """The error names what differs, and nothing else."""
     X, y, metadata = arguments
-    shifted = X + np.eye(*X.shape)
-    with pytest.raises(ValueError, match="of a fit with another rows"):
-        clone(trained).fit(shifted, y, **metadata)
+    data = {"X": X, "y": y, "X_val": X[::3], "y_val": y[::3], **metadata}
+    student = make_student(checkpoint=tmp_path / "student.ckpt", max_epochs=1)
+    student.fit(**data)
+    other = data[name].copy()
+    other[0] = abs(other[0] - 1)
+    with pytest.raises(ValueError, match=f"of a fit with another {name}: set"):
+        clone(student).fit(**{**data, name: other})
+
+
+def test_checkpoint_of_fewer_data_is_refused(tmp_path, arguments):
+    X, y, metadata = arguments
+    data = {"X_val": X[::3], "y_val": y[::3], **metadata}
+    student = make_student(checkpoint=tmp_path / "student.ckpt", max_epochs=1)
+    student.fit(X, y, **data)
+    del data["X_val"], data["y_val"]
+    with pytest.raises(ValueError, match="of a fit with another X_val, y_val: set"):
+        clone(student).fit(X, y, **data)
+    del data["sample_weight"]
+    message = "of a fit with another sample_weight, X_val, y_val: set"
+    with pytest.raises(ValueError, match=message):
+        clone(student).fit(X, y, **data)
 
 
 @pytest.mark.parametrize("place", [3, 40, 200, -1])
@@ -225,6 +247,9 @@ def test_checkpoint_needs_a_fixed_random_state(random_state, tmp_path, arguments
 def test_checkpoint_that_cannot_be_written_is_refused(tmp_path, arguments):
     X, y, metadata = arguments
     (tmp_path / "file").touch()
+    (tmp_path / "folder.ckpt").mkdir()
+    with pytest.raises(ValueError, match="names a file, and is a folder: name a file"):
+        make_student(checkpoint=tmp_path / "folder.ckpt").fit(X, y, **metadata)
     for path in (tmp_path / "none" / "one.ckpt", tmp_path / "file" / "inside"):
         with pytest.raises(ValueError, match="is no folder"):
             make_student(checkpoint=path).fit(X, y, **metadata)
@@ -233,6 +258,20 @@ def test_checkpoint_that_cannot_be_written_is_refused(tmp_path, arguments):
         with pytest.raises(ValueError, match="is not writable"):
             make_student(checkpoint=tmp_path / "here").fit(X, y, **metadata)
         tmp_path.chmod(0o700)
+
+
+def test_checkpoint_that_cannot_be_written_is_refused_before_the_teacher_works(
+    tmp_path, arguments
+):
+    X, y, _ = arguments
+
+    class Teacher(MatrixTeacher):
+        def fit(self, X, y=None):
+            raise AssertionError("the teacher began before the arguments were checked")
+
+    student = make_student(checkpoint=tmp_path / "none" / "one.ckpt", teacher=Teacher())
+    with pytest.raises(ValueError, match="is no folder"):
+        student.fit(X, y)
 
 
 def test_half_precision_goes_on_with_its_scale(tmp_path, arguments, monkeypatch):

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+SUFFIX = ".ckpt"
+
 
 def check_resumable(checkpoint: Any, random_state: Any) -> None:
     """Raise where a fit with a checkpoint would draw anew when it goes on."""
@@ -16,14 +18,26 @@ def check_resumable(checkpoint: Any, random_state: Any) -> None:
         )
 
 
-def check_folder(target: Path, folder: Path, *, may_be_made: bool = False) -> None:
-    """Raise unless a checkpoint can be written into a folder."""
-    while may_be_made and not folder.exists():
+def check_path(path: str | os.PathLike[str]) -> None:
+    """Raise unless a checkpoint can be written, as a file or into a folder.
+
+    A path with the suffix is a file in a folder that exists; any other is a folder,
+    which may have to be made.
+    """
+    target = Path(path)
+    is_file = target.suffix == SUFFIX
+    if is_file and target.is_dir():
+        raise ValueError(
+            f"checkpoint={str(target)!r} ends in {SUFFIX!r}, which names a file, and "
+            f"is a folder: name a file in it, or a folder without {SUFFIX!r}."
+        )
+    folder = target.parent if is_file else target
+    while not is_file and not folder.exists():
         folder = folder.parent
     if not folder.is_dir():
         raise ValueError(
             f"checkpoint={str(target)!r}: {str(folder)!r} is no folder; name a file "
-            "that ends in '.ckpt' in an existing folder, or a folder."
+            f"that ends in {SUFFIX!r} in an existing folder, or a folder."
         )
     if not os.access(folder, os.W_OK):
         raise ValueError(

@@ -14,8 +14,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from lelp_sklearn._common import checkpoint_validation as validation
-
-SUFFIX = ".ckpt"
+from lelp_sklearn._common.checkpoint_validation import SUFFIX
 
 _HEADER = b"lelp_sklearn checkpoint 1\n"
 _DIGEST_BYTES = hashlib.sha256().digest_size
@@ -83,13 +82,12 @@ def open_checkpoint(
         If the path cannot be written to, or the file is another running fit's.
     """
     target = Path(path)
+    validation.check_path(target)
     if target.suffix == SUFFIX:
-        validation.check_folder(target, target.parent)
         with _locked(target) as is_ours:
             validation.check_unused(target, is_ours)
             yield Checkpoint(target, identity, interval)
         return
-    validation.check_folder(target, target, may_be_made=True)
     target.mkdir(parents=True, exist_ok=True)
     name = hashlib.sha256(repr(sorted(identity.items())).encode()).hexdigest()[:20]
     for number in count():
