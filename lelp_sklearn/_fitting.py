@@ -47,6 +47,7 @@ from lelp_sklearn._training.loop import (
     Validation,
     make_optimizer,
     scale_learning_rates,
+    try_optimizer,
     undone_by_error,
 )
 from lelp_sklearn._training.precision import Precision
@@ -69,6 +70,7 @@ class StudentFittingMixin:
     def _fit_rows(self, ranks, X, y, given, sample_weight, validation):
         """Do what `fit` does, as one of several processes if need be."""
         self._check_parameters()
+        try_optimizer(self.optimizer, self.learning_rate, self.weight_decay)
         if self.checkpoint is not None:
             ranks.from_first(lambda: checkpoint_validation.check_path(self.checkpoint))
         training_validation.check_validation_data(self.early_stopping, *validation)
@@ -107,6 +109,8 @@ class StudentFittingMixin:
         training_validation.check_partial_fit(
             self.early_stopping, self.class_weight, classes, previous is None
         )
+        if previous is None:
+            try_optimizer(self.optimizer, self.learning_rate, self.weight_decay)
         sample = self._read(X, y, given, sample_weight, previous)
         device = devices.resolve_device(self.device, sample.inputs)
         precision = Precision(self.precision, device)

@@ -382,7 +382,7 @@ class LELPStudentClassifier(
             If arguments hold NaN or infinity, do not fit together, or leave the classes
             or targets unknown; if the module does not make K outputs.
         TypeError
-            If X is sparse or the module cannot be built.
+            If X is sparse, or the module or the optimizer cannot be built.
         FloatingPointError
             If the loss of a step or a weight was not finite, at the end of the epoch.
         """

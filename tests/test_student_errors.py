@@ -284,6 +284,42 @@ def test_schedule_that_gives_no_weight(name, value):
     refused(f"{name} gives .* at progress 1", options=options)
 
 
+class UntouchedTeacher(MatrixTeacher):
+    def fit(self, X, y=None):
+        raise AssertionError("the teacher began before the arguments were checked")
+
+
+LBFGS = torch.optim.LBFGS
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "message"),
+    [
+        (lambda p, lr, weight_decay: None, "optimizer returned NoneType; it must"),
+        (lambda p, lr: torch.optim.SGD(p, lr), "cannot be called as optimizer.*Wrap"),
+        (torch.optim.Rprop, "Rprop cannot be called as optimizer.*Wrap it"),
+        (LBFGS, "LBFGS needs a closure"),
+        (lambda p, lr, weight_decay: LBFGS(p, lr), "LBFGS needs a closure"),
+    ],
+    ids=["returns None", "two arguments", "no weight_decay", "LBFGS", "makes LBFGS"],
+)
+def test_optimizer_that_cannot_be_used(optimizer, message):
+    options = {"optimizer": optimizer, "teacher": UntouchedTeacher()}
+    with pytest.raises(TypeError, match=message):
+        student(**options).fit(X, Y)
+    with pytest.raises(TypeError, match=message):
+        student(**options).partial_fit(X, Y, classes=[0, 1])
+
+
+def test_optimizer_that_is_none_for_the_parameters_of_the_module():
+    def optimizer(parameters, lr, weight_decay):
+        by_layer = [{"params": parameters[:2]}, {"params": parameters[2]}]
+        assert by_layer
+
+    message = "optimizer returned NoneType; it must"
+    refused(message, error=TypeError, options={"optimizer": optimizer})
+
+
 # Validation rows and streams
 
 

@@ -96,9 +96,24 @@ def test_optimizer_of_the_caller_is_used_with_its_arguments(problem):
 
     student = quick(optimizer=optimizer, learning_rate=0.02, weight_decay=0.1)
     student.fit(X, y, soft_targets=targets)
-    assert calls == [(0.02, 0.1)]
+    # Once to see what it makes, before work starts.
+    assert calls == [(0.02, 0.1)] * 2
     named = quick(learning_rate=0.02, weight_decay=0.1)
     named.fit(X, y, soft_targets=targets)
+    assert_allclose(weights_of(student), weights_of(named), rtol=1e-6, atol=1e-9)
+
+
+def test_optimizer_whose_step_something_has_wrapped_is_used(problem):
+    """As schedulers of torch do."""
+    X, y, targets = problem
+
+    def optimizer(parameters, lr, weight_decay):
+        made = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+        torch.optim.lr_scheduler.ConstantLR(made, factor=1.0)
+        return made
+
+    student = quick(optimizer=optimizer).fit(X, y, soft_targets=targets)
+    named = quick().fit(X, y, soft_targets=targets)
     assert_allclose(weights_of(student), weights_of(named), rtol=1e-6, atol=1e-9)
 
 

@@ -416,6 +416,42 @@ def check_module_arguments(
         ) from reason
 
 
+def check_optimizer_arguments(optimizer: Any) -> None:
+    """Raise where a callable does not take the arguments of an optimizer."""
+    try:
+        inspect.signature(optimizer).bind([], lr=0.1, weight_decay=0.0)
+    except ValueError:  # built in, and without a signature
+        return
+    except TypeError as reason:
+        name = getattr(optimizer, "__name__", repr(optimizer))
+        raise TypeError(
+            f"optimizer {name} cannot be called as optimizer(parameters, lr=..., "
+            f"weight_decay=...): {reason}. Wrap it in a function of these three."
+        ) from reason
+
+
+def check_optimizer(is_optimizer: bool, made: object) -> None:
+    """Raise unless a callable returned an optimizer."""
+    if not is_optimizer:
+        raise TypeError(
+            f"optimizer returned {type(made).__name__}; it must return a "
+            "torch.optim.Optimizer."
+        )
+
+
+def check_step(optimizer: Any) -> None:
+    """Raise where a class of optimizers takes no step without a closure."""
+    try:
+        inspect.signature(optimizer.step).bind(None)
+    except ValueError:  # built in, and without a signature
+        return
+    except TypeError as reason:
+        raise TypeError(
+            f"optimizer {optimizer.__name__} needs a closure, which evaluates the loss "
+            "again and is not given: choose one whose step() takes no argument."
+        ) from reason
+
+
 def check_is_module(is_module: bool, built: object) -> None:
     """Raise unless a callable returned a module."""
     if not is_module:

@@ -68,13 +68,41 @@ def make_optimizer(
     parameters = [p for p in module.parameters() if p.requires_grad]
     validation.check_trainable(len(parameters))
     if callable(optimizer):
-        return optimizer(parameters, lr=learning_rate, weight_decay=weight_decay)
+        made = optimizer(parameters, lr=learning_rate, weight_decay=weight_decay)
+        _check_optimizer(made)
+        return made
     return torch.optim.AdamW(
         parameters,
         lr=learning_rate,
         weight_decay=weight_decay,
         fused=all(p.is_floating_point() for p in parameters),
     )
+
+
+def try_optimizer(
+    optimizer: str | Callable[..., Optimizer], learning_rate: float, weight_decay: float
+) -> None:
+    """Raise, before work starts, where a callable is seen to make no usable optimizer.
+
+    It is called for one parameter of no module.
+    """
+    if not callable(optimizer):
+        return
+    if isinstance(optimizer, type) and issubclass(optimizer, Optimizer):
+        validation.check_step(optimizer)
+    validation.check_optimizer_arguments(optimizer)
+    try:
+        parameters = [nn.Parameter(torch.zeros(1, 1))]
+        made = optimizer(parameters, lr=learning_rate, weight_decay=weight_decay)
+    # It may count on the parameters of the module.
+    except Exception:
+        return
+    _check_optimizer(made)
+
+
+def _check_optimizer(made: Any) -> None:
+    validation.check_optimizer(isinstance(made, Optimizer), made)
+    validation.check_step(type(made))
 
 
 def scale_learning_rates(optimizer: Optimizer, factor: float) -> None:

@@ -129,7 +129,7 @@ def test_optimizer_keeps_its_own_kind_of_learning_rate(problem, recording):
 
     quick(optimizer=optimizer).fit(X, y, soft_targets=targets)
     assert recording.made
-    (group,) = kept[0].param_groups
+    (group,) = kept[-1].param_groups
     assert isinstance(group["lr"], float)
     assert group["capturable"] is False
 
