@@ -86,6 +86,25 @@ def test_learning_rate_follows_its_schedule(schedule, factor, problem):
     assert_allclose(rates, [0.2 * factor(step / 16) for step in range(16)])
 
 
+@pytest.mark.parametrize("name", ["learning_rate_schedule", "subclass_weight"])
+@pytest.mark.parametrize("value", [np.nan, -0.5])
+def test_schedule_that_goes_wrong_within_an_epoch_is_named(name, value, problem):
+    X, y, targets = problem
+
+    def schedule(progress):
+        return value if 0.6 < progress < 0.9 else 1.0
+
+    constant = {"learning_rate_schedule": "constant", "subclass_weight": 1.0}
+    student = quick(**{**constant, name: schedule}, max_epochs=2, batch_size=60)
+    message = f"{name} gives {value} at progress 0.625, step 2 of epoch 2; it must"
+    with pytest.raises(ValueError, match=message):
+        student.fit(X, y, soft_targets=targets)
+    assert (student.stop_reason_, student.n_epochs_) == ("error", 1)
+    expected = quick(**constant, max_epochs=1, batch_size=60)
+    expected.fit(X, y, soft_targets=targets)
+    assert_array_equal(weights_of(student), weights_of(expected))
+
+
 def test_optimizer_of_the_caller_is_used_with_its_arguments(problem):
     X, y, targets = problem
     calls = []

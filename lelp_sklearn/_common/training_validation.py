@@ -327,12 +327,18 @@ def check_class_weight_leaves_rows(used: BoolArray, class_weight: object) -> Non
         )
 
 
-def check_schedule_value(value: Any, name: str, progress: float) -> None:
-    """Raise unless a schedule gives a number that is not negative."""
+def check_schedule_value(
+    value: Any, name: str, progress: float, at: tuple[int, int] | None = None
+) -> None:
+    """Raise unless a schedule gives a number that is not negative.
+
+    `at` are the epoch and the step of a progress that training has come to.
+    """
     if not isinstance(value, numbers.Real) or not 0 <= float(value) < np.inf:
+        where = f", step {at[1] + 1} of epoch {at[0] + 1}" if at else ""
         raise ValueError(
-            f"{name} gives {value!r} at progress {progress:g}; it must give finite "
-            "numbers that are not negative."
+            f"{name} gives {value!r} at progress {progress:g}{where}; it must give "
+            "finite numbers that are not negative."
         )
 
 

@@ -191,6 +191,8 @@ class Trainer:
         ------
         FloatingPointError
             If the loss of a step was not finite, or the weights after the last.
+        ValueError
+            If a schedule gives what is no finite number, or negative.
         """
         device = self.rows.X.device
         self.module.train()
@@ -206,8 +208,11 @@ class Trainer:
             take_step = contexts.enter_context(self._steps())
             for step, index in enumerate(batches):
                 progress = min((done + step / len(batches)) / self.max_epochs, 1.0)
-                rates.append(self._set_learning_rates(base_rates, progress))
-                loss, mass = take_step(index, self.subclass_weight(progress))
+                at = number, step
+                rates.append(self._set_learning_rates(base_rates, progress, at))
+                weight = self.subclass_weight(progress)
+                validation.check_schedule_value(weight, "subclass_weight", progress, at)
+                loss, mass = take_step(index, weight)
                 losses.append(loss)
                 masses.append(mass)
         # The one time in an epoch at which the host waits for the device.
@@ -310,11 +315,15 @@ class Trainer:
             for group in groups
         ]
 
-    def _set_learning_rates(self, base_rates: list[float], progress: float) -> float:
+    def _set_learning_rates(
+        self, base_rates: list[float], progress: float, at: tuple[int, int]
+    ) -> float:
         """Follow the schedule; give the learning rate of the first group."""
         if self.learning_rate is None:
             return base_rates[0]
         factor = self.learning_rate(progress)
+        name = "learning_rate_schedule"
+        validation.check_schedule_value(factor, name, progress, at)
         for group, base in zip(self.optimizer.param_groups, base_rates, strict=True):
             set_learning_rate(group, base * factor)
         return base_rates[0] * factor
