@@ -149,6 +149,24 @@ def test_max_grad_norm_bounds_the_step(problem):
         assert moved == pytest.approx(norm, rel=1e-2)
 
 
+def test_gradients_are_shortened_by_those_that_the_optimizer_follows(problem):
+    X, y, targets = problem
+
+    def with_frozen_body(n_features, n_outputs):
+        net = MyNet(n_features, n_outputs)
+        net.body.requires_grad_(False)
+        return net
+
+    def of_the_top(parameters, lr, weight_decay):
+        return torch.optim.SGD(parameters[-2:], lr=lr)
+
+    options = {"max_grad_norm": 1e-2, "learning_rate": 1.0, "optimizer": of_the_top}
+    found = quick(**options, module=MyNet).fit(X, y, soft_targets=targets)
+    expected = quick(**options, module=with_frozen_body)
+    expected.fit(X, y, soft_targets=targets)
+    assert_allclose(weights_of(found), weights_of(expected), rtol=1e-10)
+
+
 # Early stopping
 
 

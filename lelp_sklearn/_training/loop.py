@@ -269,10 +269,10 @@ class Trainer:
             loss = self._backward(self.rows.select(own), mass, subclass_weight)
         else:
             loss = self.rows.soft_targets.new_zeros(())
-        self.ranks.sum_gradients(self._trained())
-        self.precision.step(
-            self.optimizer, self.module.parameters(), self.max_grad_norm
-        )
+        # Others have gradients that nobody follows or resets.
+        trained = self._trained()
+        self.ranks.sum_gradients(trained)
+        self.precision.step(self.optimizer, trained, self.max_grad_norm)
         return loss, mass
 
     def _backward(
