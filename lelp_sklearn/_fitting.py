@@ -275,12 +275,18 @@ class StudentFittingMixin:
         used, weight = loss_weight(
             sample, codes, soft, used, source.classes, self.class_weight
         )
+        rows = make_rows(sample.inputs, soft, labels, weight, device, student.dtype)
+        used = as_tensor(np.flatnonzero(used), device)
+        if rows.weight is not None:
+            # A batch of none but smaller ones would have the weight zero.
+            tiny = torch.finfo(rows.weight.dtype).tiny
+            used = used[rows.weight[used] >= tiny]
         trainer = Trainer(
             module=student.net,
             optimizer=self._make_optimizer(fit),
             objective=fit.objective,
-            rows=make_rows(sample.inputs, soft, labels, weight, device, student.dtype),
-            used=as_tensor(np.flatnonzero(used), device),
+            rows=rows,
+            used=used,
             subclass_weight=schedules.subclass_weight_schedule(self.subclass_weight),
             learning_rate=schedules.learning_rate_schedule(
                 self.learning_rate_schedule, endless=endless

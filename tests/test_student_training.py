@@ -167,6 +167,18 @@ def test_gradients_are_shortened_by_those_that_the_optimizer_follows(problem):
     assert_allclose(weights_of(found), weights_of(expected), rtol=1e-10)
 
 
+@pytest.mark.parametrize("small", [1e-40, 1e-60])
+def test_weights_that_single_precision_cannot_hold_count_as_zero(small, problem):
+    X, y, targets = problem
+    X = X.astype(np.float32)
+    weight = np.where(np.arange(len(X)) < 200, small, 1.0 + np.arange(len(X)) % 2)
+    options = {"batch_size": 1, "max_epochs": 1}
+    found = quick(**options).fit(X, y, soft_targets=targets, sample_weight=weight)
+    weight[:200] = 0
+    expected = quick(**options).fit(X, y, soft_targets=targets, sample_weight=weight)
+    assert_array_equal(weights_of(found), weights_of(expected))
+
+
 # Early stopping
 
 
