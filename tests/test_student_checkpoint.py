@@ -13,9 +13,9 @@ from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 
 from lelp_sklearn import LELPProjector, LELPStudentClassifier
-from lelp_sklearn._training.checkpoints import open_checkpoint
+from lelp_sklearn._training.checkpoints import Checkpoint, open_checkpoint
 from lelp_sklearn._training.loop import Trainer
-from tests.student_problems import MatrixTeacher, make_groups
+from tests.student_problems import MatrixTeacher, MyNet, make_groups
 
 ROOT = Path(__file__).parents[1]
 
@@ -272,6 +272,49 @@ def test_checkpoint_that_cannot_be_written_is_refused_before_the_teacher_works(
     student = make_student(checkpoint=tmp_path / "none" / "one.ckpt", teacher=Teacher())
     with pytest.raises(ValueError, match="is no folder"):
         student.fit(X, y)
+
+
+class HasMoreState(MyNet):
+    more = "a string"
+
+    def get_extra_state(self):
+        return {"more": self.more}
+
+    def set_extra_state(self, state):
+        assert state == {"more": self.more}
+
+
+class HasAnObject(HasMoreState):
+    more = Path("a file")
+
+
+def test_state_that_a_module_adds_is_kept_or_refused(tmp_path, arguments):
+    X, y, metadata = arguments
+    options = {"module_params": None, "max_epochs": 1}
+    path = tmp_path / "one.ckpt"
+    for _ in range(2):
+        student = make_student(module=HasMoreState, checkpoint=path, **options)
+        student.fit(X, y, **metadata)
+    path = tmp_path / "other.ckpt"
+    student = make_student(module=HasAnObject, checkpoint=path, **options)
+    with pytest.raises(ValueError, match="cannot hold the state of module"):
+        student.fit(X, y, **metadata)
+    assert not hasattr(student, "module_")
+    assert not path.exists()
+
+
+def test_a_writing_that_fails_leaves_nothing_half_written(trained, monkeypatch):
+    before = trained.checkpoint.read_bytes()
+
+    def fail(*of):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    checkpoint = Checkpoint(trained.checkpoint, {}, 1)
+    with pytest.raises(OSError, match="no space"):
+        checkpoint.save({})
+    assert trained.checkpoint.read_bytes() == before
+    assert not list(trained.checkpoint.parent.glob("*.part"))
 
 
 def test_half_precision_goes_on_with_its_scale(tmp_path, arguments, monkeypatch):

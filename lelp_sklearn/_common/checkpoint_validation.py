@@ -62,6 +62,15 @@ def damaged_checkpoint(path: Path) -> ValueError:
     )
 
 
+def unreadable_state(path: Path) -> ValueError:
+    """A checkpoint would hold what cannot be read again."""
+    return ValueError(
+        f"checkpoint={str(path)!r} cannot hold the state of module or optimizer: what "
+        "they add to it (get_extra_state) must be tensors, numbers, strings, and "
+        "lists and dicts of these; or set checkpoint=None."
+    )
+
+
 def check_same_run(
     path: Path, found: Mapping[str, str], wanted: Mapping[str, str]
 ) -> None:

@@ -52,18 +52,33 @@ class Checkpoint:
         state: dict[str, Any] = saved["state"]
         return state
 
+    def check(self, state: Mapping[str, Any]) -> None:
+        """Raise, before work starts, unless a state could be read again."""
+        buffer = io.BytesIO()
+        # A module may add to its state whatever it likes.
+        try:
+            torch.save(dict(state), buffer)
+            buffer.seek(0)
+            torch.load(buffer, weights_only=True)
+        except Exception as reason:
+            raise validation.unreadable_state(self.path) from reason
+
     def save(self, state: Mapping[str, Any]) -> None:
         """Put a state in the place of the one before."""
         buffer = io.BytesIO()
         saved = {"identity": dict(self.identity), "state": dict(state)}
         torch.save(saved, buffer)
         unfinished = self.path.with_name(self.path.name + ".part")
-        with unfinished.open("wb") as file:
-            file.write(_signed(buffer.getbuffer()))
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, self.path)
+        try:
+            with unfinished.open("wb") as file:
+                file.write(_signed(buffer.getbuffer()))
+                file.write(buffer.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(unfinished, self.path)
+        except BaseException:
+            unfinished.unlink(missing_ok=True)
+            raise
 
 
 @contextmanager

@@ -109,10 +109,7 @@ class Run:
     def _resume(self) -> int:
         """Go on from the checkpoint; give the number of epochs that are done."""
         trainer = self.trainer
-        device = trainer.rows.X.device
-        state = trainer.ranks.from_first(
-            lambda: None if self.checkpoint is None else self.checkpoint.load(device)
-        )
+        state = trainer.ranks.from_first(self._saved)
         if state is None:
             return 0
         trainer.module.load_state_dict(state["module"])
@@ -125,6 +122,15 @@ class Run:
             self.validation_scores += state["validation_scores"]
         self.stop_reason = state["stop_reason"]
         return int(state["done"])
+
+    def _saved(self) -> dict[str, Any] | None:
+        """Read the checkpoint; None where there is none, but could be."""
+        if self.checkpoint is None:
+            return None
+        state = self.checkpoint.load(self.trainer.rows.X.device)
+        if state is None:
+            self.checkpoint.check(self._state(0))
+        return state
 
     def _state(self, done: int) -> dict[str, Any]:
         trainer, scores = self.trainer, self.validation_scores or []
