@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.model_selection import GridSearchCV
+from torch import nn
 
 from lelp_sklearn import LELPStudentClassifier
-from tests.student_problems import MatrixTeacher, make_soft_targets
+from lelp_sklearn._training.ranks import Ranks
+from tests.student_problems import MatrixTeacher, MyNet, make_soft_targets
 from tests.test_student_checkpoint import fit_arguments, make_student
 
 # One process trains them all, once.
@@ -57,6 +60,19 @@ if student.n_epochs_:
 
 MATRIX = np.random.RandomState(3).normal(size=(6, 9))
 
+
+class HasUntrainedScale(MyNet):
+    """Weights that have no gradient, and a part in what is predicted."""
+
+    def __init__(self, n_features, n_outputs):
+        super().__init__(n_features, n_outputs)
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, X):
+        made = super().forward(X)
+        return made if self.training else self.scale * made
+
+
 # Batches of 7 and 1 rows leave parts of unequal size, and one process without any.
 STUDENTS = {
     "weights, early stopping": {},
@@ -68,8 +84,27 @@ STUDENTS = {
         "label_weight": 0.4,
         "class_weight": "balanced",
     },
+    "weights without a gradient": {
+        "module": HasUntrainedScale,
+        "module_params": None,
+        "weight_decay": 1.0,
+        "batch_size": 7,
+        "early_stopping": False,
+        "max_epochs": 2,
+    },
     "teacher, validation rows": {"teacher": MatrixTeacher(MATRIX), "max_epochs": 3},
 }
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("n_rows", range(1, 9))
+def test_parts_of_a_batch_are_the_batch_and_none_is_of_one_row(size, n_rows):
+    batch = torch.arange(n_rows)
+    parts = [Ranks(rank, size).share(batch) for rank in range(size)]
+    assert sorted(torch.cat(parts).tolist()) == batch.tolist()
+    sizes = [len(part) for part in parts if len(part)]
+    assert min(sizes) >= min(2, n_rows)
+    assert max(sizes) - min(sizes) <= 1
 
 
 def fit_student(name):
@@ -144,8 +179,6 @@ def test_workers_of_a_rank_train_alone(by_rank):
 
 
 def test_rank_that_dies_ends_the_job_which_started_again_goes_on(tmp_path):
-    import torch
-
     script = tmp_path / "train.py"
     script.write_text(DIE)
     failed = torchrun(script, tmp_path, 11)
@@ -179,3 +212,30 @@ def test_error_of_the_first_rank_is_raised_by_all(tmp_path):
     first, second = ((tmp_path / rank).read_text() for rank in "01")
     assert first == second
     assert "n_subclasses=200" in first
+
+
+@pytest.mark.parametrize("also", ["threading.Lock()", "'more'"])
+def test_error_that_cannot_be_sent_is_told_by_all(also, tmp_path):
+    """A lock cannot be pickled, and of one argument the other error cannot be made."""
+    script = tmp_path / "fail.py"
+    script.write_text(
+        "import os, threading\n"
+        "from tests.test_student_checkpoint import make_student, fit_arguments\n"
+        "from tests.student_problems import MatrixTeacher\n"
+        "class Odd(Exception):\n"
+        "    def __init__(self, text, also):\n"
+        "        super().__init__(text)\n"
+        "        self.also = also\n"
+        "class Teacher(MatrixTeacher):\n"
+        "    def fit(self, X, y=None):\n"
+        f"        raise Odd('no teaching today', {also})\n"
+        "X, y, metadata = fit_arguments()\n"
+        "try:\n"
+        "    make_student(teacher=Teacher()).fit(X, y)\n"
+        "except Exception as error:\n"
+        f"    open('{tmp_path}/' + os.environ['RANK'], 'w').write(str(error))\n"
+    )
+    done = torchrun(script)
+    assert done.returncode == 0, done.stderr
+    for rank in "01":
+        assert "no teaching today" in (tmp_path / rank).read_text()

@@ -2,13 +2,14 @@
 
 import multiprocessing
 import os
+import pickle
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -41,26 +42,38 @@ class Ranks:
         return int(os.environ["LOCAL_RANK"]) if self.size > 1 else None
 
     def share(self, index: Tensor) -> Tensor:
-        """Give this process's part, perhaps none, of the indices of a batch."""
-        return index if self.size == 1 else index[self.rank :: self.size]
+        """Give this process's part, perhaps none, of the indices of a batch.
+
+        No part is of one row, in which batch normalisation has nothing to normalise,
+        unless the batch is.
+        """
+        n_parts = max(1, min(self.size, len(index) // 2))
+        return index[self.rank :: n_parts] if self.rank < n_parts else index[:0]
 
     def from_first(self, make: Callable[[], T]) -> T:
         """Let the first process make a value, or fail, for all of them."""
         if self.size == 1:
             return make()
-        sent: list[Any] = [None, None]
+        made: list[T] = []
+        failure: Exception | None = None
+        sent: list[Any] = [None]
         if self.is_first:
             try:
-                sent[0] = make()
+                made.append(make())
+                sent[0] = pickle.dumps((made[0], None))
             # Whatever it is, the others must not wait for a value that never comes.
             except Exception as error:
-                sent[1] = error
-        made, failure = sent
+                failure = error
+                sent[0] = pickle.dumps((None, _sendable(error)))
         dist.broadcast_object_list(sent, device=torch.device("cpu"))
-        if sent[1] is not None:
-            raise failure or sent[1]
-        value: T = made if self.is_first else sent[0]
-        return value
+        if failure is not None:
+            raise failure
+        if made:
+            return made[0]
+        value, of_first = pickle.loads(sent[0])
+        if of_first is not None:
+            raise of_first
+        return cast(T, value)
 
     def on_first(self, make: Callable[[], T]) -> T | None:
         """Let the first process make a value for itself, or fail for all of them."""
@@ -69,22 +82,12 @@ class Ranks:
         return made[0] if made else None
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Add the gradients of all processes up; none counts as zero."""
+        """Add the gradients of all processes up; where none has one there is none."""
         if self.size == 1:
             return
-        for dtype in {p.dtype for p in parameters}:
-            alike = [p for p in parameters if p.dtype == dtype]
-            flat = torch.cat(
-                [
-                    p.grad.reshape(-1) if p.grad is not None else p.new_zeros(p.numel())
-                    for p in alike
-                ]
-            )
-            dist.all_reduce(flat)
-            for p, total in zip(
-                alike, flat.split([p.numel() for p in alike]), strict=True
-            ):
-                p.grad = total.view_as(p)
+        # In an order that is the same in all.
+        for dtype in dict.fromkeys(p.dtype for p in parameters):
+            _sum_gradients([p for p in parameters if p.dtype == dtype])
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Add a tensor of all processes up, in place."""
@@ -99,6 +102,37 @@ class Ranks:
             self.last_sent[:] = held
             for tensor in held:
                 dist.broadcast(tensor, src=0)
+
+
+def _sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Add the gradients of parameters of one dtype up, in one message."""
+    found = [p.grad is not None for p in parameters]
+    flat = torch.cat(
+        [
+            *(
+                p.new_zeros(p.numel()) if p.grad is None else p.grad.reshape(-1)
+                for p in parameters
+            ),
+            parameters[0].new_tensor(found),
+        ]
+    )
+    dist.all_reduce(flat)
+    *totals, counts = flat.split([*(p.numel() for p in parameters), len(found)])
+    if not all(found):
+        # An optimizer lets a weight without a gradient be, but not one of gradient 0.
+        found = [bool(count) for count in counts.tolist()]
+    for p, total, is_found in zip(parameters, totals, found, strict=True):
+        p.grad = total.view_as(p) if is_found else None
+
+
+def _sendable(error: Exception) -> Exception:
+    """Give an error as it is, or as its text where it does not survive the way."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    # What cannot be pickled, or read again, says so in many ways.
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 ALONE = Ranks()
