@@ -645,6 +645,30 @@ def test_mixed_precision_learns_the_same_with_weights_in_single(precision, probl
     assert_allclose(mixed.loss_curve_, single.loss_curve_, rtol=0.05)
 
 
+class OfItsOwnPrecision(MyNet):
+    def __init__(self, n_features, n_outputs, dtype):
+        super().__init__(n_features, n_outputs)
+        self.dtype = dtype
+
+    def forward(self, X):
+        return super().forward(X).to(self.dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_module_may_compute_in_a_precision_of_its_own(dtype, problem):
+    X, y, targets = problem
+    X = X.astype(np.float32)
+    given = {"soft_targets": targets, "sample_weight": np.linspace(1, 2, len(y))}
+    options = {"module": OfItsOwnPrecision, "early_stopping": True}
+    found, expected = (
+        quick(**options, module_params={"dtype": each}).fit(X, y, **given)
+        for each in (dtype, torch.float32)
+    )
+    assert_allclose(found.loss_curve_, expected.loss_curve_, rtol=0.02)
+    assert_allclose(found.predict_proba(X), expected.predict_proba(X), atol=0.02)
+    assert_allclose(found.validation_scores_, expected.validation_scores_, rtol=0.02)
+
+
 def test_half_precision_scales_gradients_that_would_vanish(problem):
     """That of the hidden layer is far below the least number of half precision."""
     X, y, targets = problem

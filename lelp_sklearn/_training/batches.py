@@ -97,14 +97,18 @@ def shuffled_batches(rows: Tensor, batch_size: int) -> list[Tensor]:
 def outputs(
     module: nn.Module, X: Tensor, batch_size: int, dtype: torch.dtype
 ) -> Iterator[Tensor]:
-    """Yield what a module makes of the rows, in order and for evaluation.
+    """Yield what a module makes of the rows, in order, for evaluation, and in `dtype`.
 
-    X may have another dtype and lie elsewhere than the module: batches are converted.
+    Where this is for integers they are in single precision. X may have another dtype
+    and lie elsewhere than the module: batches are converted.
     """
     parameter = next(module.parameters(), X)
+    number = dtype if dtype.is_floating_point else torch.float32
     step = max(batch_size, _PREDICTION_NUMBERS // X[0].numel())
     module.eval()
     with torch.inference_mode():
         for batch in X.split(step):
             # A module may work in place; X may be the caller's own memory.
-            yield module(batch.to(device=parameter.device, dtype=dtype, copy=True))
+            own = batch.to(device=parameter.device, dtype=dtype, copy=True)
+            # It may also compute in a precision of its own.
+            yield module(own).to(number)

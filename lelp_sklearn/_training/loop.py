@@ -280,7 +280,8 @@ class Trainer:
     ) -> Tensor:
         """Find the gradients of the summed loss over the mass, and give that loss."""
         X = rows.X if self.augment is None else self.augment(rows.X)
-        logits = self.precision.outputs(self.module, X)
+        # A module may compute in a precision of its own.
+        logits = self.precision.outputs(self.module, X).to(rows.soft_targets.dtype)
         losses, gradient = self.objective.loss_and_gradient(
             logits, rows, subclass_weight
         )

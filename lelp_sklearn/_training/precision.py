@@ -2,6 +2,8 @@
 
 import warnings
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,14 +41,13 @@ class Precision:
                 raise validation.unusable_precision(name, device, reason) from reason
 
     def outputs(self, module: nn.Module, X: Tensor) -> Tensor:
-        """Give what a module makes of a batch, in single precision at least."""
-        made: Tensor
-        if self.dtype is None:
-            made = module(X)
-            return made
-        with torch.autocast(self.device_type, dtype=self.dtype):
-            made = module(X)
-        return made.float()
+        """Give what a module makes of a batch, perhaps in half precision."""
+        mixed: AbstractContextManager[Any] = nullcontext()
+        if self.dtype is not None:
+            mixed = torch.autocast(self.device_type, dtype=self.dtype)
+        with mixed:
+            made: Tensor = module(X)
+        return made
 
     def backward(self, logits: Tensor, gradient: Tensor) -> None:
         """Find the gradients of the weights from that of the logits."""
