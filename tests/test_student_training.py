@@ -136,6 +136,15 @@ def test_optimizer_whose_step_something_has_wrapped_is_used(problem):
     assert_allclose(weights_of(student), weights_of(named), rtol=1e-6, atol=1e-9)
 
 
+def test_gradients_are_found_where_the_caller_wants_none(problem):
+    X, y, targets = problem
+    expected = quick().fit(X, y, soft_targets=targets)
+    with torch.no_grad():
+        student = quick().fit(X, y, soft_targets=targets)
+        assert not torch.is_grad_enabled()
+    assert_array_equal(weights_of(student), weights_of(expected))
+
+
 def test_max_grad_norm_bounds_the_step(problem):
     X, y, targets = problem
     options = {"module": MyNet, "optimizer": torch.optim.SGD, "weight_decay": 0.0}

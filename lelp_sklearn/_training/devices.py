@@ -96,7 +96,8 @@ def begin_backward(device: torch.device) -> None:
     Otherwise torch warns where a product is the first thing that it has to do.
     """
     if device.type == "cuda":
-        torch.ones((), device=device, requires_grad=True).exp().backward()
+        with torch.enable_grad():
+            torch.ones((), device=device, requires_grad=True).exp().backward()
 
 
 @contextmanager

@@ -198,7 +198,7 @@ class Trainer:
         self.module.train()
         losses, masses, rates = [], [], []
         base_rates = self._base_learning_rates()
-        with denormals_are_zero(), ExitStack() as contexts:
+        with denormals_are_zero(), torch.enable_grad(), ExitStack() as contexts:
             contexts.enter_context(seeded(derive_seed(self.seed, number), device))
             batches = shuffled_batches(self.used, self.batch_size)
             if self.ranks.size > 1:
