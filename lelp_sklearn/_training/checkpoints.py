@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
 from lelp_sklearn._common import checkpoint_validation as validation
 from lelp_sklearn._common.checkpoint_validation import SUFFIX
+from lelp_sklearn._common.locking import locked
 
 _HEADER = b"lelp_sklearn checkpoint 1\n"
 _DIGEST_BYTES = hashlib.sha256().digest_size
@@ -99,7 +99,7 @@ def open_checkpoint(
     target = Path(path)
     validation.check_path(target)
     if target.suffix == SUFFIX:
-        with _locked(target) as is_ours:
+        with locked(target) as is_ours:
             validation.check_unused(target, is_ours)
             yield Checkpoint(target, identity, interval)
         return
@@ -107,25 +107,10 @@ def open_checkpoint(
     name = hashlib.sha256(repr(sorted(identity.items())).encode()).hexdigest()[:20]
     for number in count():
         file = target / f"{name}{f'-{number}' if number else ''}{SUFFIX}"
-        with _locked(file) as is_ours:
+        with locked(file) as is_ours:
             if is_ours:
                 yield Checkpoint(file, identity, interval)
                 return
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[bool]:
-    """Hold a lock that goes with the process; tell whether nobody else holds it."""
-    lock = FileLock(path.with_name(path.name + ".lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
 
 
 def _signed(body: Any) -> bytes:
