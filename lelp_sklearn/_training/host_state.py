@@ -23,8 +23,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as torch_module
 from torch.optim import optimizer as torch_optimizer
+
+# Torch's names of the hooks that all modules have.
+_HOOKS_OF_ALL = (
+    "_global_forward_pre_hooks",
+    "_global_forward_hooks",
+    "_global_backward_pre_hooks",
+    "_global_backward_hooks",
+)
 
 # Larger tensors count by how often torch has changed them.
 _MOST_NUMBERS = 2**16
@@ -83,7 +91,7 @@ def host_state(module: nn.Module) -> bytes | None:
 def has_hooks(module: nn.Module) -> bool:
     """Tell whether somebody's functions are called beside the module's own."""
     return (
-        bool(_has_any_global_hook())
+        any(getattr(torch_module, name) for name in _HOOKS_OF_ALL)
         or any(
             part._forward_pre_hooks
             or part._forward_hooks
