@@ -28,6 +28,7 @@ from accuracy.question_report import write_questions
 from accuracy.records import OtherResultsError, Records
 from accuracy.report import write_report
 from accuracy.run import Comparison
+from accuracy.summary import write_summary
 from accuracy.tables import TABLES
 
 RESULTS = Path(__file__).parent / "results" / "accuracy"
@@ -79,6 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
         write_questions(table, results, options.results / name)
     else:
         write_report(table, trials, results, options.results / name)
+        write_summary(table, results, options.results / f"{name}_summary")
     print(f"{time.perf_counter() - start:.0f} s")
 
 

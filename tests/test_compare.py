@@ -421,6 +421,36 @@ def test_sweep_is_drawn_and_leaves_out_means_over_tasks(load, tiny, finished):
     assert "<svg" in (finished / "sweep.svg").read_text()
 
 
+def test_summary_has_gains_of_tasks_and_means_of_kinds(load, tmp_path):
+    """Ours gains one point on the first union task and three on the second."""
+    config, summary = load("accuracy.config"), load("accuracy.summary")
+    table = load("accuracy.tables").TABLES["methods"]
+    gains = {"letters, 500 rows": 0.01, "letters, 2 000 rows": 0.03}
+    noise = np.random.default_rng(0).normal(scale=1e-3, size=(2, 10))
+    lines = [
+        {
+            "task": task,
+            "method": method,
+            "seed": seed,
+            "accuracy": 0.9 + (method == config.OURS) * (gain + noise[number, seed]),
+            "teacher_accuracy": 0.97,
+        }
+        for number, (task, gain) in enumerate(gains.items())
+        for method in table.methods
+        for seed in range(10)
+    ]
+    results = load("accuracy.records").Records(tmp_path / "methods.csv", lines)
+    summary.write_summary(table, results, tmp_path / "summary")
+    *tasks, mean = lines_of(tmp_path / "summary.csv")
+    for line, gain, deviations in zip(tasks, gains.values(), noise, strict=True):
+        low, high = stats.ttest_1samp(gain + deviations, 0).confidence_interval(0.95)
+        assert line["ours"].endswith(f"[{100 * low:+.2f}, {100 * high:+.2f}]")
+        assert line["teacher, %"] == "97.00"
+    assert mean["task"] == "mean of 2 union tasks"
+    expected = 100 * np.mean(np.add([[0.01], [0.03]], noise))
+    assert mean["ours"].startswith(f"{expected:+.2f} [")
+
+
 def test_tasks_that_differ_in_the_student_share_rows_and_teachers(load, tmp_path):
     tables, lessons = load("accuracy.tables"), load("accuracy.lessons")
     config = load("accuracy.config")
