@@ -9,6 +9,7 @@ from lelp_sklearn._common.exceptions import (
 )
 from lelp_sklearn._display import SubclassDisplay, subclass_table
 from lelp_sklearn._projector import LELPProjector
+from lelp_sklearn._report import SubclassReport, subclass_report
 from lelp_sklearn._scoring import labeled_scorer
 
 if TYPE_CHECKING:
@@ -25,8 +26,10 @@ __all__ = [
     "NoTeacherWarning",
     "ProbabilitiesAsLogitsWarning",
     "SubclassDisplay",
+    "SubclassReport",
     "__version__",
     "labeled_scorer",
+    "subclass_report",
     "subclass_table",
 ]
 

@@ -135,7 +135,7 @@ class TargetSource:
             # So far apart that the softmax is the label itself.
             logits[known, codes[known]] = 1e4 * self.temperature
         options = {} if logits is None else {"teacher_logits": logits}
-        embeddings = _embed(sample, self.teacher)
+        embeddings = embed(sample, self.teacher)
         with _in_projector(sample, self.teacher):
             return as_array(self.projector.transform(embeddings, **options))
 
@@ -176,6 +176,16 @@ def read_sample(
             validation.check_length(array, n_samples, name + suffix)
     marked = np.ravel(y) if labelled.any() else None
     return Sample(X, inputs, labels, labelled, weight, marked, **given, suffix=suffix)
+
+
+def select(sample: Sample, rows: np.ndarray) -> Sample:
+    """Give some of the rows, by their indices."""
+    parts = {
+        name: _safe_indexing(value, rows)
+        for name, value in vars(sample).items()
+        if value is not None and name != "suffix"
+    }
+    return replace(sample, **parts)
 
 
 def check_several_labels(sample: Sample) -> None:
@@ -295,7 +305,7 @@ def make_projector(given: Any, seed: int, unlabeled: object) -> Any:
     return projector
 
 
-def _embed(sample: Sample, teacher: Any) -> Any:
+def embed(sample: Sample, teacher: Any) -> Any:
     """Give the embeddings: those given, those of the teacher, or the rows."""
     if sample.teacher_embeddings is not None:
         return sample.teacher_embeddings
@@ -413,7 +423,7 @@ def fitted_source(
     if sample.teacher_embeddings is not None and isinstance(teacher, OmittedTeacher):
         teacher = None
     if sample.teacher_embeddings is not None or teacher is None:
-        _check_width(projector, sample, _embed(sample, None))
+        _check_width(projector, sample, embed(sample, None))
     found = np.unique(sample.labels[sample.labelled])
     lacking = classes is not None and not np.isin(classes, found).all()
     if classes is not None and lacking and not frozen:
@@ -425,7 +435,7 @@ def fitted_source(
         teacher = _fit_teacher(teacher, sample, used)
     embeddings = None
     if teacher is not None or not frozen:
-        embeddings = _embed(sample, teacher)
+        embeddings = embed(sample, teacher)
     if not frozen:
         if projector.head is None and hasattr(teacher, "head_"):
             projector.set_params(head=_head_arrays(teacher.head_))
