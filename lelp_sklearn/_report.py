@@ -226,7 +226,7 @@ def subclass_report(
     classes = rows.classes
     return SubclassReport(
         pilot_gain=float(gains.mean()),
-        pilot_error=float(np.sqrt((1 / n_splits + shared) * gains.var(ddof=1))),
+        pilot_error=_error_of_mean(gains, float(shared)),
         headroom=float(np.mean([pilot.headroom for pilot in pilots])),
         learnability=float(np.mean([pilot.learnability for pilot in pilots])),
         stability=_stability(pilots, rows),
@@ -408,6 +408,11 @@ def _in_class(soft: Any, n_subclasses: int, codes: Any) -> Any:
     """Give the likeliest subclass (n,) of each row in its own class."""
     by_class = soft.reshape(len(codes), -1, n_subclasses)
     return by_class[np.arange(len(codes)), codes].argmax(axis=1)
+
+
+def _error_of_mean(values: Any, shared: float) -> float:
+    """Give the standard error of a mean of splits; `shared` is held out over rest."""
+    return float(np.sqrt((1 / len(values) + shared) * values.var(ddof=1)))
 
 
 def _by_class(score: Any, codes: Any, one: Any, other: Any) -> float:

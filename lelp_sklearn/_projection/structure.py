@@ -27,9 +27,9 @@ def principal_points(rows: FloatArray, removed: FloatArray) -> FloatArray:
     values, vectors = linalg.eigh(
         products, subset_by_index=(max(0, last - _N_AXES + 1), last)
     )
-    points: FloatArray = inside @ vectors
     if is_wide:
-        points = vectors * np.sqrt(np.maximum(values, 0))
+        vectors = vectors * np.sqrt(np.maximum(values, 0))
+    points: FloatArray = vectors if is_wide else inside @ vectors
     return points
 
 
