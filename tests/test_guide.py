@@ -36,3 +36,13 @@ def test_the_program_for_several_processes_runs_in_one_and_goes_on(
     assert Path("student.ckpt").stat().st_mtime_ns == written
     again = joblib.load("student.joblib")
     np.testing.assert_array_equal(again.predict_proba(X), first.predict_proba(X))
+
+
+def test_the_program_that_asks_before_training_is_told_that_subclasses_help(capsys):
+    names = {}
+    exec(compile(code_block("when", "# ask.py"), "ask.py", "exec"), names)
+    assert names["report"].verdict == "helps"
+    shown = (GUIDE / "when.rst").read_text("utf-8")
+    # Figures hang on the processor, words do not.
+    words = re.sub(r"[-+]?\d+\.\d+%?", "#", capsys.readouterr().out).split()
+    assert " ".join(words) in " ".join(re.sub(r"[-+]?\d+\.\d+%?", "#", shown).split())
