@@ -8,7 +8,11 @@ from typing import Any
 import numpy as np
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
-from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score
+from sklearn.metrics import (
+    adjusted_mutual_info_score,
+    adjusted_rand_score,
+    roc_auc_score,
+)
 from sklearn.utils import _safe_indexing, check_random_state
 
 from lelp_sklearn._common import report_validation, validation
@@ -43,6 +47,10 @@ class SubclassReport:
         the teacher's class, less that of the one without: the mean over the splits.
     pilot_error : float
         Its standard error, corrected for splits that share rows.
+    ranking_gain : float
+        The same for the area under the ROC curve, which asks how well a student ranks
+        rows by how much they are of the teacher's class: the mean over the classes. It
+        varies less from split to split.
     headroom : float
         Share of held-out rows on which the quick student without subclasses disagrees
         with the teacher.
@@ -67,6 +75,7 @@ class SubclassReport:
 
     pilot_gain: float
     pilot_error: float
+    ranking_gain: float
     headroom: float
     learnability: float
     structure: float
@@ -93,6 +102,11 @@ class SubclassReport:
         gain = f"{100 * self.pilot_gain:+.1f} ± {100 * self.pilot_error:.1f} points"
         lines = [
             ("pilot gain", gain, "agreement with the teacher, over one subclass"),
+            (
+                "ranking gain",
+                f"{100 * self.ranking_gain:+.1f} points",
+                "area under the ROC curve, likewise",
+            ),
             ("headroom", f"{self.headroom:.1%}", "of rows on which one subclass errs"),
             ("learnability", f"{self.learnability:.2f}", "0: by chance, 1: wholly"),
             ("structure", f"{self.structure:.2f}", "1: as a Gaussian"),
@@ -184,11 +198,11 @@ def subclass_report(
     with the variance :math:`s^2` of the K differences: splits share rows, and the mean
     of many is not as certain as that of as many samples.
 
-    A fit of E epochs on n rows trains on ``E * n`` rows, and a report on ``2 * n_splits
-    * 0.75 * min(max_epochs, E) * min(max_samples, n)``: by default 0.9 times as many
-    for 240 epochs on 2 000 rows, 2.3 times for 100 epochs on 5 000 or fewer, a
-    twentieth for 100 epochs on 225 000. k-means for `structure` and `confidence_share`
-    looks for at most 20 clusters.
+    The cost, in fits of E epochs on n rows, is ``1.5 * n_splits * min(max_epochs, E) *
+    min(max_samples, n) / (E * n)``: by default 0.9 of a fit of 240 epochs on 2 000
+    rows, 2.3 of one of 100 epochs on 5 000 or fewer, a twentieth of one of 100 epochs
+    on 225 000. k-means for `structure` and `confidence_share` looks for at most 20
+    clusters.
 
     References
     ----------
@@ -228,6 +242,7 @@ def subclass_report(
     return SubclassReport(
         pilot_gain=float(gains.mean()),
         pilot_error=_error_of_mean(gains, float(shared)),
+        ranking_gain=float(np.mean([pilot.ranking_gain for pilot in pilots])),
         headroom=float(np.mean([pilot.headroom for pilot in pilots])),
         learnability=float(np.mean([pilot.learnability for pilot in pilots])),
         stability=_stability(pilots, rows),
@@ -330,6 +345,7 @@ class _Pilot:
     """What two quick students show on held-out rows, and the partition of all rows."""
 
     gain: float
+    ranking_gain: float
     headroom: float
     learnability: float
     partition: Any
@@ -362,12 +378,12 @@ def _pilot(rows: _Rows, held_out: Any, max_epochs: int, seed: int) -> _Pilot:
     told = split.predict_subclass_proba(inputs)
     told = _in_class(told, projector.n_subclasses_, codes)
     teacher = rows.logits[held_out].argmax(axis=1)
-    agreed, agreed_whole = (
-        float(np.mean(student.predict_proba(inputs).argmax(axis=1) == teacher))
-        for student in (split, whole)
-    )
+    shown = [student.predict_proba(inputs) for student in (split, whole)]
+    agreed, agreed_whole = (float(np.mean(p.argmax(axis=1) == teacher)) for p in shown)
+    ranked, ranked_whole = (_area(p, teacher) for p in shown)
     return _Pilot(
         gain=agreed - agreed_whole,
+        ranking_gain=ranked - ranked_whole,
         headroom=1 - agreed_whole,
         learnability=_by_class(
             adjusted_mutual_info_score, codes, partition[held_out], told
@@ -409,6 +425,13 @@ def _in_class(soft: Any, n_subclasses: int, codes: Any) -> Any:
     """Give the likeliest subclass (n,) of each row in its own class."""
     by_class = soft.reshape(len(codes), -1, n_subclasses)
     return by_class[np.arange(len(codes)), codes].argmax(axis=1)
+
+
+def _area(probabilities: Any, teacher: Any) -> float:
+    """Give the mean area under the ROC curves of the classes that are found."""
+    found = [c for c in np.unique(teacher) if (teacher != c).any()]
+    areas = [roc_auc_score(teacher == c, probabilities[:, c]) for c in found]
+    return float(np.mean(areas)) if areas else 0.5
 
 
 def _error_of_mean(values: Any, shared: float) -> float:

@@ -81,6 +81,7 @@ def of_plain():
 def test_subclasses_help_where_classes_are_unions(of_union):
     assert of_union.verdict == "helps"
     assert of_union.headroom > of_union.pilot_gain > of_union.pilot_error > 0
+    assert of_union.ranking_gain > 0.01
     assert of_union.learnability > 0.6
     assert of_union.structure > 2
     assert of_union.stability > 0.6
@@ -89,6 +90,7 @@ def test_subclasses_help_where_classes_are_unions(of_union):
 
 def test_they_do_not_where_classes_hide_nothing(of_plain):
     assert of_plain.verdict == "does not help"
+    assert of_plain.ranking_gain == pytest.approx(0, abs=0.005)
     assert of_plain.headroom < 0.05
     assert of_plain.learnability == pytest.approx(0, abs=0.05)
     assert of_plain.structure == pytest.approx(1, abs=0.1)
@@ -258,7 +260,7 @@ def test_the_error_of_splits_that_share_no_rows_is_the_usual_one():
     ],
 )
 def test_the_verdict_follows_from_the_gain_and_its_error(gain, error, verdict):
-    report = SubclassReport(gain, error, 0.1, 0.5, 1.5, 0.7, 0.5, 20, 2000, 5)
+    report = SubclassReport(gain, error, 0.02, 0.1, 0.5, 1.5, 0.7, 0.5, 20, 2000, 5)
     assert report.verdict == verdict
     text = str(report)
     assert verdict in text.splitlines()[0]

@@ -34,6 +34,7 @@ SEEDS = (100, 101)
 
 MEASURES = (
     "pilot_gain",
+    "ranking_gain",
     "headroom",
     "learnability",
     "structure",
@@ -54,7 +55,8 @@ FOOTNOTE = (
 
 def made_with(task: TaskConfig) -> str:
     """Return what stands for the configuration of a report."""
-    parts = [digest(task, OURS), SETTING, TEMPERATURE]
+    defaults = subclass_report.__kwdefaults__
+    parts = [digest(task, OURS), SETTING, TEMPERATURE, SEEDS, defaults]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
@@ -160,10 +162,8 @@ def tasks_table(
     rows = []
     for i, task in enumerate(tasks):
         star = r"\*" if is_clear[i] else ""
-        gain, error, headroom, *others = (
-            means[name][i]
-            for name in ("pilot_gain", "pilot_error", "headroom", *MEASURES[2:])
-        )
+        gain, error = (means[name][i] for name in ("pilot_gain", "pilot_error"))
+        ranking, headroom, *others = (means[name][i] for name in MEASURES[1:])
         verdicts = ", ".join(str(line["verdict"]) for line in by_task[i])
         rows.append(
             [
@@ -172,12 +172,14 @@ def tasks_table(
                 interval(gains[i]) + star,
                 f"{100 * gain:+.1f} ± {100 * error:.1f}",
                 verdicts,
+                f"{100 * ranking:+.1f}",
                 f"{100 * headroom:.1f}",
                 *(f"{value:.2f}" for value in others),
             ]
         )
-    names = [name.replace("_", " ") for name in MEASURES[2:]]
-    titles = ["task", "kind", "measured gain", "pilot gain", "verdicts", "headroom, %"]
+    names = [name.replace("_", " ") for name in MEASURES[3:]]
+    titles = ["task", "kind", "measured gain", "pilot gain", "verdicts"]
+    titles += ["ranking gain", "headroom, %"]
     return markdown([*titles, *names], rows)
 
 
