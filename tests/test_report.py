@@ -22,11 +22,15 @@ from lelp_sklearn._report import _error_of_mean
 from tests.student_problems import MatrixTeacher, TemplateNet, make_groups
 
 
-def student_of(head, n_subclasses=20, n_units=12, **options):
+def student_of(head, n_subclasses=20, **options):
     return LELPStudentClassifier(
-        module_params={"hidden_layer_sizes": (n_units,)},
         projector=LELPProjector(n_subclasses, head=head, temperature=4.0),
-        **{"learning_rate": 0.02, "batch_size": 50} | options,
+        **{
+            "module_params": {"hidden_layer_sizes": (12,)},
+            "learning_rate": 0.02,
+            "batch_size": 50,
+        }
+        | options,
     )
 
 
@@ -111,6 +115,21 @@ def test_clusters_that_are_levels_of_confidence_tell_the_margin():
     W = np.column_stack([W, np.zeros(2)])
     report = quick_report((W, b), of=(X, y, E, None), student=student_of((W, b)))
     assert report.confidence_share > 0.9
+
+
+def test_the_quick_student_without_subclasses_is_vanilla_distillation():
+    X, y, E, head = make_groups()
+    fitted = LELPProjector(3, head=head, temperature=4.0, random_state=0).fit(E, y)
+    options = {"max_epochs": 3, "random_state": 0}
+    ours = LELPStudentClassifier(projector=FrozenEstimator(fitted), **options)
+    ours.fit(X, y, soft_targets=fitted.inverse_transform(fitted.transform(E)))
+    vanilla = LELPStudentClassifier(
+        projector=LELPProjector(1, head=head, temperature=4.0), **options
+    )
+    vanilla.fit(X, y, teacher_embeddings=E)
+    np.testing.assert_allclose(
+        ours.predict_proba(X), vanilla.predict_proba(X), atol=1e-5
+    )
 
 
 def test_equal_calls_give_equal_reports():
