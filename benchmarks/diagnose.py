@@ -15,11 +15,12 @@ import time
 from pathlib import Path
 
 from accuracy import diagnosis
-from accuracy.config import TABLES, TaskConfig
+from accuracy.config import TaskConfig
 from accuracy.data import Places, embed_texts, what_is_missing
 from accuracy.lessons import make_lesson
 from accuracy.records import read
 from accuracy.run import one_thread
+from accuracy.tables import TABLES
 from compare import RESULTS
 
 
