@@ -99,12 +99,12 @@ class SubclassReport:
         return "unclear"
 
     def __str__(self) -> str:
-        gain = f"{100 * self.pilot_gain:+.1f} ± {100 * self.pilot_error:.1f} points"
+        gain = f"{_in_points(self.pilot_gain)} ± {100 * self.pilot_error:.1f} points"
         lines = [
             ("pilot gain", gain, "agreement with the teacher, over one subclass"),
             (
                 "ranking gain",
-                f"{100 * self.ranking_gain:+.1f} points",
+                f"{_in_points(self.ranking_gain)} points",
                 "area under the ROC curve, likewise",
             ),
             ("headroom", f"{self.headroom:.1%}", "of rows on which one subclass errs"),
@@ -122,6 +122,11 @@ class SubclassReport:
             f" {self.n_samples} rows, {self.n_splits} splits)"
         )
         return "\n".join([title, *(f"  {a:<18}{b:<21}{c}" for a, b, c in lines)])
+
+
+def _in_points(share: float) -> str:
+    """Show a gain in points; nothing is +0.0, never -0.0."""
+    return f"{round(100 * share, 1) + 0.0:+.1f}"
 
 
 def subclass_report(
