@@ -162,8 +162,7 @@ def subclass_report(
     teacher_embeddings : array-like of shape (n_samples, n_embedding), default=None
         The teacher's embeddings. None takes what fit would: those of the student's
         `teacher`, else X itself.
-    teacher_logits : array-like of shape (n_samples, n_classes) or (n_samples, 1), \
-            default=None
+    teacher_logits : array-like of shape (n_samples, n_classes or 1), default=None
         The teacher's logits.
     n_splits : int, default=5
         How often the rows are split, at least 2. Each split trains two students.
