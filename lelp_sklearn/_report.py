@@ -242,7 +242,7 @@ def subclass_report(
         pilots = list(_pilots(rows, n_splits, max_epochs, drawn))
     gains = np.array([pilot.gain for pilot in pilots])
     shared = np.mean([pilot.n_held_out / pilot.n_rest for pilot in pilots])
-    classes = rows.classes
+    ratio, told = np.mean([_of_class(rows, c, drawn) for c in rows.classes], axis=0)
     return SubclassReport(
         pilot_gain=float(gains.mean()),
         pilot_error=_error_of_mean(gains, float(shared)),
@@ -250,8 +250,8 @@ def subclass_report(
         headroom=float(np.mean([pilot.headroom for pilot in pilots])),
         learnability=float(np.mean([pilot.learnability for pilot in pilots])),
         stability=_stability(pilots, rows),
-        structure=float(np.mean([_structure(rows, c, drawn) for c in classes])),
-        confidence_share=float(np.mean([_confidence_share(rows, c) for c in classes])),
+        structure=float(ratio),
+        confidence_share=float(told),
         n_subclasses=pilots[0].n_subclasses,
         n_samples=len(rows.sample),
         n_splits=n_splits,
@@ -456,17 +456,13 @@ def _stability(pilots: list[_Pilot], rows: _Rows) -> float:
     return float(np.mean(scores))
 
 
-def _points(rows: _Rows, c: int) -> Any:
-    own = rows.embeddings[rows.codes == c].astype(np.float64)
-    return structure.principal_points(own, row_space(rows.projector.coef_))
-
-
-def _structure(rows: _Rows, c: int, drawn: np.random.RandomState) -> float:
-    return structure.gaussian_ratio(_points(rows, c), drawn)
-
-
-def _confidence_share(rows: _Rows, c: int) -> float:
-    clusters = structure.clusters_of(_points(rows, c))
-    logits = rows.logits[rows.codes == c].astype(np.float64)
+def _of_class(rows: _Rows, c: int, drawn: np.random.RandomState) -> tuple[float, float]:
+    """Give the structure of a class, and its share of confidence."""
+    own = rows.codes == c
+    embeddings = rows.embeddings[own].astype(np.float64)
+    removed = row_space(rows.projector.coef_)
+    points = structure.principal_points(embeddings, removed)
+    logits = rows.logits[own].astype(np.float64)
     margin = logits[:, c] - np.delete(logits, c, axis=1).max(axis=1)
-    return structure.share_told(clusters, margin)
+    told = structure.share_told(structure.clusters_of(points), margin)
+    return structure.gaussian_ratio(points, drawn), told
