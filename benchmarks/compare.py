@@ -67,6 +67,10 @@ def main(arguments: list[str] | None = None) -> None:
                 Records.open(options.results / f"{file}.csv", table, anew=options.anew)
                 for file in (f"{name}_trials", name)
             )
+            if table.shares and not options.report:
+                for records, end in ((trials, "_trials"), (results, "")):
+                    path = options.results / f"{table.shares}{end}.csv"
+                    records.borrow(path, table)
         except Timeout:
             parser.error(f"another run is writing to {options.results}: wait for it")
         except OtherResultsError as error:

@@ -27,11 +27,25 @@ TRAINING = {
 
 
 @dataclass(frozen=True)
+class SubclassTeacher:
+    """What a teacher that was retrained for subclasses says of the student's rows.
+
+    `logits` are (n, C * S), `work` the multiply-adds of its forward passes in training.
+    """
+
+    logits: Array
+    accuracy: float
+    work: float
+
+
+@dataclass(frozen=True)
 class Lesson:
     """What a student is given, the hidden groups (for the oracle) and rows to score.
 
     A student has one hidden layer of `n_units` unless a `module` is given, to be called
-    with `module_params` too. `training` holds arguments of every student.
+    with `module_params` too. `training` holds arguments of every student. The last two
+    are costly and made only for the methods that want them: a teacher of subclasses,
+    and where t-SNE lays out the embeddings, (n, 2).
     """
 
     X: Array
@@ -47,6 +61,8 @@ class Lesson:
     module: Callable[..., nn.Module] | None = None
     module_params: dict = field(default_factory=dict)
     training: dict = field(default_factory=lambda: TRAINING)
+    subclass_teacher: SubclassTeacher | None = None
+    layout: Array | None = None
 
     @property
     def logits(self) -> Array:

@@ -274,7 +274,7 @@ def make_stack(
 ) -> Stack:
     """Return the students of one method; `taught` has each lesson's (n, C, S)."""
     n, n_classes, _ = taught[0].shape
-    temperatures = _column(settings, "temperature")
+    temperatures = column(settings, "temperature")
     labels = torch.stack([torch.eye(n_classes)[torch.tensor(le.y)] for le in lessons])
     classes = []
     for lesson, of_lesson in zip(lessons, labels, strict=True):
@@ -299,13 +299,13 @@ def make_stack(
         labels=labels,
         within=torch.from_numpy(np.stack(taught)).flatten(2),
         n_classes=n_classes,
-        learning_rates=_column(settings, "learning_rate"),
+        learning_rates=column(settings, "learning_rate"),
         temperatures=temperatures,
         within_temperatures=within_temperatures,
-        subclass_weight=_schedule(method.training.get("subclass_weight", "anneal")),
+        subclass_weight=schedule(method.training.get("subclass_weight", "anneal")),
         label_weight=method.training.get("label_weight", 0.0),
         embeddings=embeddings,
-        regression_weights=_column(settings, "regression_weight"),
+        regression_weights=column(settings, "regression_weight"),
         batch_size=lessons[0].training["batch_size"],
         weight_decay=lessons[0].training["weight_decay"],
     )
@@ -373,12 +373,14 @@ def _within(method: Method, lesson: Lesson) -> Array:
     return subclasses(lesson, **method.splitting)
 
 
-def _column(settings: list[Setting], name: str) -> Tensor:
+def column(settings: list[Setting], name: str) -> Tensor:
+    """Return one value of each setting, 1 where it has none."""
     values = [setting.get(name, 1.0) for setting in settings]
     return torch.tensor(values, dtype=torch.float32)
 
 
-def _schedule(weight: float | str | Callable) -> Callable[[float], float]:
+def schedule(weight: float | str | Callable) -> Callable[[float], float]:
+    """Return a subclass weight as a function of progress."""
     if weight == "anneal":
         return lambda progress: max(0.0, 1 - 2 * progress)
     return weight if callable(weight) else lambda progress: weight

@@ -1,10 +1,14 @@
 """A multilayer perceptron as teacher: a body, and a linear head upon it."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tasks import Array, Task
+
+BATCH_SIZE = 128
 
 
 class Teacher(nn.Module):
@@ -21,18 +25,27 @@ class Teacher(nn.Module):
         return self.head(self.body(X))
 
 
-def train_teacher(task: Task, seed: int, n_steps: int = 3_500) -> Teacher:
-    """Train a teacher on the classes of all training rows."""
+def train_teacher(
+    task: Task,
+    seed: int,
+    n_steps: int = 3_500,
+    n_outputs: int | None = None,
+    loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy,
+) -> Teacher:
+    """Train a teacher on the classes of all training rows.
+
+    Without `n_outputs` it has one for each class.
+    """
     X, y = torch.from_numpy(task.X), torch.from_numpy(task.y)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        teacher = Teacher(X.shape[1], int(y.max()) + 1)
+        teacher = Teacher(X.shape[1], n_outputs or int(y.max()) + 1)
         optimizer = torch.optim.AdamW(teacher.parameters(), lr=2e-3, weight_decay=1e-4)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
         for _ in range(n_steps):
-            rows = torch.randint(len(X), (128,))
+            rows = torch.randint(len(X), (BATCH_SIZE,))
             optimizer.zero_grad()
-            nn.functional.cross_entropy(teacher(X[rows]), y[rows]).backward()
+            loss(teacher(X[rows]), y[rows]).backward()
             optimizer.step()
             schedule.step()
     return teacher.eval()

@@ -140,15 +140,37 @@ def test_search_that_was_stopped_goes_on_as_if_it_had_not_been(load, search):
 
 
 def test_every_method_starts_from_the_same_grid_in_what_it_has(load):
+    config, peers = load("accuracy.config"), load("peer_methods")
+    for table in load("accuracy.tables").TABLES.values():
+        for task in table.tasks:
+            grids = {m: table.search.of(task, m).grid for m in table.methods}
+            baseline = grids[config.BASELINE]
+            for method, grid in grids.items():
+                weight = peers.own_weight(config.TRAINABLE[method])
+                expected = dict(baseline)
+                if method == "hard labels":
+                    del expected["temperature"]
+                if weight is not None:
+                    expected["regression_weight"] = (weight,)
+                assert grid == expected
+
+
+def test_controls_stand_in_every_table(load):
     config = load("accuracy.config")
-    for task in config.TASKS:
-        grids = {m: config.SEARCH.of(task, m).grid for m in config.METHODS}
-        baseline = grids[config.BASELINE]
-        for method, grid in grids.items():
-            shared = {name: grid[name] for name in baseline if name in grid}
-            assert shared == {name: baseline[name] for name in shared}
-            if method not in ("hard labels", config.FITNET):
-                assert grid == baseline
+    tables = load("accuracy.tables").TABLES
+    for table in (tables["methods"], tables["peers"]):
+        controls = {config.BASELINE, config.WIDE, config.SHUFFLED, config.ORACLE}
+        assert controls <= set(table.methods)
+        assert set(table.methods) <= config.TRAINABLE.keys()
+
+
+def test_every_auxiliary_loss_is_compared_constant_and_annealed(load):
+    peers = load("peer_methods").PEERS
+    for term in ("VID", "RKD", "CRD"):
+        constant = peers[f"{term}, constant"]
+        assert constant.training == {"subclass_weight": 1.0}
+        assert replace(constant, training={}) == peers[f"{term}, annealed"]
+    assert "FitNet, constant" in peers
 
 
 # The run and its files
@@ -327,6 +349,89 @@ def test_report_shows_every_method_and_task(tiny, finished, capsys):
         assert report.count(f"| {method} |") >= 2
     assert "average precision" in report
     assert (finished / "tiny.svg").read_text().count("<svg") == 1
+
+
+@pytest.fixture
+def peers(tiny, load, monkeypatch):
+    """A table of more methods than tasks that shares some of them with the tiny one."""
+    config = load("accuracy.config")
+    table = tiny.TABLES["tiny"]
+    own = ("CRD, annealed", "DKD", "Subclass Distillation", "t-SNE + k-means")
+    found = replace(
+        table,
+        title="Peers",
+        methods=(config.BASELINE, config.OURS, *own),
+        search=replace(table.search, n_trials=2, thorough=False),
+        shares="tiny",
+        notes={"DKD": "degenerates"},
+    )
+    monkeypatch.setitem(tiny.TABLES, "peers", found)
+    return found
+
+
+def call_peers(tiny, folder, *options):
+    arguments = ["peers", "--cache", str(folder / "cache")]
+    tiny.main([*arguments, "--results", str(folder), *options])
+
+
+def test_what_another_table_has_measured_is_taken_over(
+    tiny, peers, finished, load, monkeypatch
+):
+    run, trained = load("accuracy.run"), []
+    train = run.train
+
+    def watched(task, unit, lessons):
+        trained.append(unit.method)
+        return train(task, unit, lessons)
+
+    monkeypatch.setattr(run, "train", watched)
+    call_peers(tiny, finished)
+    shared = {"vanilla KD", "LELP, library defaults"}
+    # Another best setting among fewer trials may have to be measured, no trial.
+    assert set(trained) >= set(peers.methods) - shared
+    trials = lines_of(finished / "peers_trials.csv")
+    theirs = lines_of(finished / "tiny_trials.csv")
+    no_work = {"teacher_work": "", "student_work": ""}
+    assert [x for x in trials if x["method"] in shared] == [
+        {**x, **no_work} for x in theirs if x["method"] in shared
+    ]
+    # A trial that the other table went on to is none of this one's.
+    report = (finished / "peers.md").read_text()
+    for method in peers.methods:
+        *_, row = (x for x in report.splitlines() if x.startswith(f"| {method} |"))
+        assert row.endswith("| 2 |")
+    before = (finished / "peers.csv").read_text()
+    trained.clear()
+    call_peers(tiny, finished)
+    assert not trained
+    assert (finished / "peers.csv").read_text() == before
+
+
+def test_retrained_teacher_is_scored_and_its_work_counted(tiny, peers, tmp_path):
+    """32 pixels a digit, n a step: multiply-adds of the networks, in full."""
+    call_peers(tiny, tmp_path)
+    lines = lines_of(tmp_path / "peers.csv")
+    own = [x for x in lines if x["method"] == "Subclass Distillation"]
+    assert {x["teacher_work"] for x in lines if x not in own} == {""}
+    numbers = [x for x in own if x["task"] == peers.tasks[0].name]
+    weights = 128 * 256 + 256 + 256 * 128 + 128 + 128 * 40 + 40
+    for line in numbers:
+        assert float(line["teacher_work"]) == weights * 30 * 128
+        student = 128 * 32 + 32 + 32 * 40 + 40
+        expected = student * 100 * int(line["max_epochs"])
+        assert float(line["student_work"]) == expected
+    teachers = {x["teacher_accuracy"] for x in numbers}
+    others = {x["teacher_accuracy"] for x in lines if x["task"] == peers.tasks[0].name}
+    assert teachers < others
+    report = (tmp_path / "peers.md").read_text()
+    ratio = float(numbers[0]["teacher_work"]) / float(numbers[0]["student_work"])
+    assert f"| {ratio:.3g} |" in report
+    assert "- DKD: degenerates." in report
+    # More methods than tasks: a line a method.
+    *_, first = (x for x in report.splitlines() if x.startswith("| task |"))
+    assert first.count("|") == 2 + len(peers.tasks)
+    for name in ("subclasses_20_teacher_0.pt", "layout_0_100.npy"):
+        assert len(list((tmp_path / "cache").glob(f"*/{name}"))) >= 1
 
 
 def test_two_runs_never_write_to_one_file(tiny, tmp_path, capsys):

@@ -15,11 +15,12 @@ import lelp_sklearn
 from accuracy.variants import VARIANTS
 from lelp_sklearn import LELPProjector, LELPStudentClassifier
 from methods import METHODS, TRAINING, Method
+from peer_methods import PEERS, own_weight
 
 CODE = 1
 
 # Everything that can be trained, by name.
-TRAINABLE: dict[str, Method] = {**METHODS, **VARIANTS}
+TRAINABLE: dict[str, Method] = {**METHODS, **PEERS, **VARIANTS}
 
 # Defaults of the library that results hang on.
 DEFAULTS = (
@@ -36,6 +37,7 @@ DEFAULTS = (
 
 BASELINE, OURS, PUBLISHED = "vanilla KD", "LELP, library defaults", "LELP as published"
 FITNET, WIDE, ORACLE = "FitNet", "same outputs, λ = 0", "oracle"
+SHUFFLED = "shuffled subclasses"
 UNION, PLAIN = "union", "plain"
 
 
@@ -98,8 +100,8 @@ class Search:
         grid = {**self.grid, "max_epochs": (task.max_epochs,)}
         if method == "hard labels":
             del grid["temperature"]
-        if TRAINABLE[method].is_fitnet:
-            grid["regression_weight"] = (30.0,)
+        if (weight := own_weight(TRAINABLE[method])) is not None:
+            grid["regression_weight"] = (weight,)
         return replace(
             self, grid=grid, bounds={**self.bounds, "max_epochs": task.epoch_bounds}
         )
@@ -120,13 +122,21 @@ class Panel:
 
 @dataclass(frozen=True)
 class Table:
-    """What one command runs; with `panels`, it is a sweep over some quantities."""
+    """What one command runs; with `panels`, it is a sweep over some quantities.
+
+    Trials and results that the table named by `shares` has of the same methods and
+    tasks are taken over. `notes` tell what is to be known of a method, and
+    `quick_methods` are those of a quick look.
+    """
 
     title: str
     tasks: tuple[TaskConfig, ...]
     methods: tuple[str, ...]
     search: Search
     panels: tuple[Panel, ...] = ()
+    quick_methods: tuple[str, ...] = (BASELINE, PUBLISHED, OURS, WIDE)
+    shares: str | None = None
+    notes: Mapping[str, str] = field(default_factory=dict)
 
     def of(self, task: TaskConfig) -> list[str]:
         """Return the methods that a task allows."""
@@ -277,7 +287,6 @@ def quick(table: Table) -> Table:
         )
         for task in table.tasks
     )
-    methods = (BASELINE, PUBLISHED, OURS, WIDE)
     search = replace(
         table.search,
         grid={"learning_rate": (0.02, 0.08), "temperature": (4.0,)},
@@ -286,7 +295,15 @@ def quick(table: Table) -> Table:
         n_finalists=1,
         thorough=False,
     )
-    return Table(f"{table.title}, a quick look", tasks, methods, search)
+    return replace(
+        table,
+        title=f"{table.title}, a quick look",
+        tasks=tasks,
+        methods=table.quick_methods,
+        search=search,
+        panels=(),
+        shares=None,
+    )
 
 
 def digest(task: TaskConfig, method: str | None = None) -> str:

@@ -73,7 +73,8 @@ def draw_panel(
 def draw_gains(table: Table, scores: Scores) -> Figure:
     """Draw every method's gain on every task, with its interval."""
     methods = [method for method in table.methods if method != BASELINE]
-    figure = Figure(figsize=(9, 1.5 + 0.9 * len(scores)), layout="constrained")
+    height = 1.5 + 0.1 * len(methods) * len(scores)
+    figure = Figure(figsize=(9, height), layout="constrained")
     axes = figure.subplots()
     for place, of_task in enumerate(scores.values()):
         for number, method in enumerate(methods):
@@ -85,7 +86,7 @@ def draw_gains(table: Table, scores: Scores) -> Figure:
                 gain.mean,
                 height,
                 xerr=(gain.high - gain.low) / 2,
-                fmt="*" if method == ORACLE else "o",
+                fmt="*" if method == ORACLE else "osv"[number // 10],
                 color=f"C{number}",
                 ms=4,
                 label="" if place else method,

@@ -1,19 +1,34 @@
 """Teachers, kept on disk once trained, and what they teach."""
 
 import os
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor, nn
 
 from accuracy.config import TaskConfig, digest
 from accuracy.data import Places, derived_seed, draw
-from methods import Lesson
-from tasks import Task
-from teacher import Teacher, accuracy, embed, train_teacher
+from methods import Lesson, SubclassTeacher
+from peer_losses import alike_subclasses, class_logits, label_loss
+from peer_methods import N_SUBCLASSES, lay_out
+from tasks import Array, Task
+from teacher import BATCH_SIZE, Teacher, accuracy, embed, train_teacher
 
 
-def make_lesson(config: TaskConfig, places: Places, seed: int, part: str) -> Lesson:
-    """Draw the rows of a seed and have a teacher, trained or kept, prepare a lesson."""
+def make_lesson(
+    config: TaskConfig,
+    places: Places,
+    seed: int,
+    part: str,
+    wanted: Collection[str] = (),
+) -> Lesson:
+    """Draw the rows of a seed and have a teacher, trained or kept, prepare a lesson.
+
+    `wanted` names fields of a lesson that are made only on demand.
+    """
     own_seed = derived_seed(config.drawn_as, seed)
     drawn = draw(config, places, own_seed, part)
     task, rows = drawn.task, slice(config.n_student)
@@ -22,7 +37,10 @@ def make_lesson(config: TaskConfig, places: Places, seed: int, part: str) -> Les
     X, X_score = task.X[rows], task.X_score
     if drawn.read_as_student is not None:
         X, X_score = drawn.read_as_student(config.n_student)
-    return Lesson(
+    subclass_teacher = None
+    if "subclass_teacher" in wanted:
+        subclass_teacher = retrain(config, task, own_seed, path)
+    lesson = Lesson(
         X=X,
         y=task.y[rows],
         groups=task.groups[rows] if config.has_groups else None,
@@ -33,7 +51,12 @@ def make_lesson(config: TaskConfig, places: Places, seed: int, part: str) -> Les
         y_score=task.y_score,
         teacher_accuracy=accuracy(teacher, task.X_score, task.y_score),
         seed=own_seed,
+        subclass_teacher=subclass_teacher,
     )
+    if "layout" in wanted:
+        layout = kept_layout(lesson, path.with_name(f"layout_{seed}_{len(X)}.npy"))
+        lesson = replace(lesson, layout=layout)
+    return lesson
 
 
 def teacher_path(config: TaskConfig, cache: Path, seed: int) -> Path:
@@ -42,15 +65,65 @@ def teacher_path(config: TaskConfig, cache: Path, seed: int) -> Path:
     return cache / f"{slug}-{digest(config)}" / f"teacher_{seed}.pt"
 
 
-def trained_teacher(task: Task, seed: int, n_steps: int, path: Path) -> Teacher:
+def trained_teacher(
+    task: Task,
+    seed: int,
+    n_steps: int,
+    path: Path,
+    n_outputs: int | None = None,
+    loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy,
+) -> Teacher:
     """Load the teacher if it is there, else train it and keep it."""
+    n_outputs = n_outputs or int(task.y.max()) + 1
     if path.exists():
-        teacher = Teacher(task.X.shape[1], int(task.y.max()) + 1)
+        teacher = Teacher(task.X.shape[1], n_outputs)
         teacher.load_state_dict(torch.load(path, weights_only=True))
         return teacher.eval()
-    teacher = train_teacher(task, seed, n_steps)
+    teacher = train_teacher(task, seed, n_steps, n_outputs, loss)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".part")
     torch.save(teacher.state_dict(), unfinished)
     os.replace(unfinished, path)
     return teacher
+
+
+def retrain(config: TaskConfig, task: Task, seed: int, path: Path) -> SubclassTeacher:
+    """Train the teacher of Subclass Distillation as long as the other teacher.
+
+    Its loss is the classes' cross-entropy and, of the same weight, the auxiliary one.
+    """
+    n_classes = int(task.y.max()) + 1
+
+    def loss(outputs: Tensor, y: Tensor) -> Tensor:
+        return label_loss(outputs, y, n_classes) + alike_subclasses(outputs)
+
+    teacher = trained_teacher(
+        task,
+        seed,
+        config.teacher_steps,
+        path.with_name(f"subclasses_{N_SUBCLASSES}_{path.name}"),
+        n_classes * N_SUBCLASSES,
+        loss,
+    )
+    with torch.no_grad():
+        found, scored = (
+            teacher(torch.from_numpy(X))
+            for X in (task.X[: config.n_student], task.X_score)
+        )
+    right = class_logits(scored, n_classes).argmax(1).numpy() == task.y_score
+    n_parameters = sum(p.numel() for p in teacher.parameters())
+    return SubclassTeacher(
+        logits=found.numpy(),
+        accuracy=float(np.mean(right)),
+        work=float(n_parameters * BATCH_SIZE * config.teacher_steps),
+    )
+
+
+def kept_layout(lesson: Lesson, path: Path) -> Array:
+    """Load the layout of a lesson if it is there, else make it and keep it."""
+    if not path.exists():
+        unfinished = path.with_suffix(".part")
+        with unfinished.open("wb") as file:
+            np.save(file, lay_out(lesson))
+        os.replace(unfinished, path)
+    return np.load(path)

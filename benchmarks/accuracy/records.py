@@ -18,6 +18,9 @@ from tuning import versions
 SETTING = ("learning_rate", "temperature", "max_epochs", "regression_weight")
 SCORES = ("accuracy", "average_precision", "teacher_accuracy")
 COMMON = ("task", "kind", "method", *SETTING, "seed", *SCORES, "made_with")
+# Multiply-adds of forward passes where a method trains a teacher of its own: columns of
+# files that have such a method.
+WORK = ("teacher_work", "student_work")
 VERSIONS = tuple(versions())
 
 # A line of a file: what its columns hold, None where a column does not apply.
@@ -42,14 +45,10 @@ class Records:
         Lines of another configuration or code are dropped where `anew`, else refused.
         """
         lines = list(read(path)) if path.exists() else []
-        current = {
-            (task.name, method): digest(task, method)
-            for task in table.tasks
-            for method in table.of(task)
-        }
-        fit = [x for x in lines if current.get(_place(x)) == x["made_with"]]
+        current = _digests(table)
+        fit = [x for x in lines if current.get(place_of(x)) == x["made_with"]]
         if len(fit) < len(lines) and not anew:
-            odd = sorted({", ".join(_place(x)) for x in lines if x not in fit})
+            odd = sorted({", ".join(place_of(x)) for x in lines if x not in fit})
             raise OtherResultsError(
                 f"{path} has results that another configuration or version made: "
                 f"{'; '.join(odd[:3])}{' and others' if len(odd) > 3 else ''}. "
@@ -57,9 +56,22 @@ class Records:
             )
         return cls(path, fit)
 
+    def borrow(self, path: Path, table: Table) -> None:
+        """Take over another table's lines of what this one has, but has no line of."""
+        if not path.exists():
+            return
+        own = {place_of(line) for line in self.lines}
+        current = _digests(table)
+        self.lines += [
+            line
+            for line in read(path)
+            if current.get(place_of(line)) == line["made_with"]
+            and place_of(line) not in own
+        ]
+
     def of(self, task: str, method: str) -> list[Line]:
         """Return the lines of a method on a task."""
-        return [line for line in self.lines if _place(line) == (task, method)]
+        return [line for line in self.lines if place_of(line) == (task, method)]
 
     def add(self, lines: Iterable[Line], table: Table) -> None:
         """Add lines and write the file."""
@@ -77,11 +89,12 @@ class Records:
                 x["seed"],
             )
         )
+        work = WORK if any(WORK[0] in line for line in self.lines) else ()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = self.path.with_suffix(".part")
         with unfinished.open("w", newline="") as file:
             writer = csv.DictWriter(
-                file, [*COMMON, *VERSIONS], lineterminator="\n", restval=""
+                file, [*COMMON, *work, *VERSIONS], lineterminator="\n", restval=""
             )
             writer.writeheader()
             writer.writerows(self.lines)
@@ -93,7 +106,7 @@ def read(path: Path) -> Iterable[Line]:
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
             line: Line = dict(row)
-            for name in (*SETTING, *SCORES):
+            for name in (*SETTING, *SCORES, *(row.keys() & WORK)):
                 line[name] = float(row[name]) if row[name] else None
             for name in ("max_epochs", "seed"):
                 line[name] = int(row[name])
@@ -119,5 +132,14 @@ def scores_by_setting(lines: list[Line], seeds: Iterable[int]) -> dict[Key, floa
     }
 
 
-def _place(line: Line) -> tuple[str, str]:
+def _digests(table: Table) -> dict[tuple[str, str], str]:
+    return {
+        (task.name, method): digest(task, method)
+        for task in table.tasks
+        for method in table.of(task)
+    }
+
+
+def place_of(line: Line) -> tuple[str, str]:
+    """Return the task and the method of a line."""
     return str(line["task"]), str(line["method"])

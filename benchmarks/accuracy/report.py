@@ -7,8 +7,15 @@ import numpy as np
 
 from accuracy.config import BASELINE, ORACLE, OURS, PLAIN, UNION, Table
 from accuracy.figures import draw
-from accuracy.records import Line, Records, scores_by_setting, setting_of
-from accuracy.search import is_on_edge
+from accuracy.records import (
+    WORK,
+    Line,
+    Records,
+    place_of,
+    scores_by_setting,
+    setting_of,
+)
+from accuracy.search import is_on_edge, play
 from accuracy.statistics import (
     Estimate,
     Scores,
@@ -57,6 +64,7 @@ def write_report(table: Table, trials: Records, results: Records, path: Path) ->
         "## Gains",
         gains_table(table, results.lines, scores),
         FOOTNOTE,
+        *notes(table, results.lines, scores),
     ]
     if not table.panels:
         parts += summary_parts(table, scores)
@@ -81,7 +89,10 @@ def summary_parts(table: Table, scores: Scores) -> Iterable[str]:
 
 
 def gains_table(table: Table, lines: list[Line], scores: Scores) -> str:
-    """Return a line a task: the gain of every method over the baseline."""
+    """Return a line a task: the gain of every method over the baseline.
+
+    Where there are more methods than tasks, it is a line a method.
+    """
     others = [method for method in table.methods if method != BASELINE]
     estimates: dict[tuple[str, str], Estimate] = {}
     corrected: dict[tuple[str, str], float] = {}
@@ -95,11 +106,9 @@ def gains_table(table: Table, lines: list[Line], scores: Scores) -> str:
     for task in table.tasks:
         if task.name not in scores:
             continue
-        teacher = 100 * np.mean(
-            [x["teacher_accuracy"] for x in lines if x["task"] == task.name]
-        )
+        teacher = teacher_level(lines, task.name, BASELINE)
         of_task = scores[task.name]
-        row = [task.name, task.kind, f"{teacher:.2f}", level(of_task[BASELINE])]
+        row = [task.name, task.kind, teacher, level(of_task[BASELINE])]
         for method in others:
             cell = ""
             if (task.name, method) in estimates:
@@ -107,7 +116,37 @@ def gains_table(table: Table, lines: list[Line], scores: Scores) -> str:
                 cell = interval(estimates[task.name, method]) + star
             row.append(cell)
         rows.append(row)
-    return markdown(["task", "kind", "teacher, %", f"{BASELINE}, %", *others], rows)
+    titles = ["task", "kind", "teacher, %", f"{BASELINE}, %", *others]
+    if len(table.methods) > len(table.tasks):
+        titles, *rows = map(list, zip(titles, *rows, strict=True))
+    return markdown(titles, rows)
+
+
+def notes(table: Table, lines: list[Line], scores: Scores) -> Iterable[str]:
+    """Yield what is to be known of single methods, and what their teachers cost."""
+    if table.notes:
+        yield "\n".join(f"- {method}: {text}." for method, text in table.notes.items())
+    rows = []
+    for task in scores:
+        for method in table.methods:
+            own = [x for x in lines if place_of(x) == (task, method) and x.get(WORK[0])]
+            if own:
+                of_teacher, of_student = (
+                    np.mean([line[name] for line in own]) for name in WORK
+                )
+                levels = (teacher_level(lines, task, m) for m in (BASELINE, method))
+                ratio = f"{of_teacher / of_student:.3g}"
+                rows.append([method, task, *levels, ratio])
+    if rows:
+        titles = ["method", "task", "teacher, %", "its own teacher, %"]
+        yield "What a method costs that trains a teacher of its own:"
+        yield markdown([*titles, "work of that, in trainings of its student"], rows)
+
+
+def teacher_level(lines: list[Line], task: str, method: str) -> str:
+    """Return the mean accuracy of the teachers of a method, in per cent."""
+    own = [x["teacher_accuracy"] for x in lines if place_of(x) == (task, method)]
+    return f"{100 * np.mean(own):.2f}"
 
 
 def means_table(table: Table, scores: Scores) -> str:
@@ -181,16 +220,18 @@ def task_parts(
             row.append(level(precision[method]))
         cells = [f"{setting[x]:g}" if x in setting else "" for x in SETTING_TITLES]
         edge = is_on_edge(table.search.of(task, method), setting)
-        lines = trials.of(name, method)
-        tried = len(scores_by_setting(lines, table.search.seeds))
-        rows.append([*row, *cells, "yes" if edge else "", str(tried)])
+        known = scores_by_setting(trials.of(name, method), table.search.seeds)
+        # Of what was taken over from another table, what this search has tried.
+        tried, lacking = play(table.search.of(task, method), known)
+        n_trials = len(known if lacking else tried)
+        rows.append([*row, *cells, "yes" if edge else "", str(n_trials)])
     titles = ["method", "accuracy, %", f"gain over {BASELINE}"]
     if precision:
         titles.append("average precision, %")
     lines = results.of(name, BASELINE)
-    teacher = 100 * np.mean([line["teacher_accuracy"] for line in lines])
+    teacher = teacher_level(lines, name, BASELINE)
     yield f"### {name}"
-    yield f"{len(lines)} seeds; the teacher has {teacher:.2f} %."
+    yield f"{len(lines)} seeds; the teacher has {teacher} %."
     yield markdown([*titles, *SETTING_TITLES.values(), "at a bound", "trials"], rows)
 
 

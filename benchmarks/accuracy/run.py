@@ -17,7 +17,8 @@ from accuracy.lessons import make_lesson
 from accuracy.records import Line, Records, scores_by_setting, setting_of
 from accuracy.search import Key, finalists, is_on_edge, key_of, next_settings
 from methods import Lesson, Setting
-from stacked import class_logits
+from peer_methods import SUBCLASS, Peer, tsne_kmeans
+from peer_students import class_logits
 from tasks import Array
 from tuning import versions
 
@@ -126,13 +127,16 @@ class Comparison:
     def lessons(
         self, task: TaskConfig, seeds: Iterable[int], part: str
     ) -> dict[int, Lesson]:
-        """Return the lesson of each seed."""
+        """Return the lesson of each seed, with what single methods of a table want."""
         start, seeds = time.perf_counter(), list(seeds)
         if task.draw == "texts":
             # Here, not in a worker: they would all write the same files.
             embed_texts(task, self.places)
+        methods = self.table.of(task)
+        wanted = {name for method in methods for name in costly_parts(method)}
         made = Parallel()(
-            delayed(make_lesson)(task, self.places, seed, part) for seed in seeds
+            delayed(make_lesson)(task, self.places, seed, part, wanted)
+            for seed in seeds
         )
         accuracy = np.mean([lesson.teacher_accuracy for lesson in made])
         print(
@@ -178,6 +182,20 @@ class Comparison:
             )
 
 
+def costly_parts(method: str) -> Iterator[str]:
+    """Yield the fields of a lesson that are made for few methods only."""
+    if TRAINABLE[method].within is tsne_kmeans:
+        yield "layout"
+    if has_own_teacher(method):
+        yield "subclass_teacher"
+
+
+def has_own_teacher(method: str) -> bool:
+    """Say whether a method trains a teacher for itself."""
+    found = TRAINABLE[method]
+    return isinstance(found, Peer) and found.term == SUBCLASS
+
+
 def train(
     task: TaskConfig, unit: Unit, lessons: list[Lesson]
 ) -> tuple[list[Line], float]:
@@ -194,6 +212,7 @@ def train(
             **setting,
             "seed": seed,
             **scores(task, lesson, logits),
+            **(own_teacher(lesson, setting) if has_own_teacher(unit.method) else {}),
             **kept,
         }
         for seed, lesson, by_setting in zip(unit.seeds, lessons, found, strict=True)
@@ -212,6 +231,18 @@ def scores(task: TaskConfig, lesson: Lesson, logits: Array) -> Line:
         "accuracy": round(float(np.mean(logits.argmax(1) == lesson.y_score)), 6),
         "average_precision": precision,
         "teacher_accuracy": round(lesson.teacher_accuracy, 6),
+    }
+
+
+def own_teacher(lesson: Lesson, setting: Setting) -> Line:
+    """Return the accuracy of a method's own teacher and the work of both trainings."""
+    teacher = lesson.subclass_teacher
+    (n, width), n_outputs = lesson.X.shape, teacher.logits.shape[1]
+    n_parameters = (width + 1) * lesson.n_units + (lesson.n_units + 1) * n_outputs
+    return {
+        "teacher_accuracy": round(teacher.accuracy, 6),
+        "teacher_work": teacher.work,
+        "student_work": float(n_parameters * n * setting["max_epochs"]),
     }
 
 

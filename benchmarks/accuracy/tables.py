@@ -4,11 +4,13 @@ from dataclasses import replace
 
 from accuracy.config import (
     BASELINE,
+    FITNET,
     ORACLE,
     OURS,
     PLAIN,
     PUBLISHED,
     SEARCH,
+    SHUFFLED,
     TASKS,
     UNION,
     WIDE,
@@ -19,6 +21,7 @@ from accuracy.config import (
 )
 from accuracy.variants import VARIANTS
 from methods import METHODS
+from peer_methods import PEERS
 
 BY_NAME = {task.name: task for task in TASKS}
 
@@ -41,6 +44,37 @@ SHORT = Search(
     final_seeds=(103, 104, 105),
     n_finalists=3,
 )
+
+# The losses of some peers are costly: for all methods of their table fewer trials and
+# epochs than in the first one.
+COMPARED_WITH_PEERS = tuple(
+    replace(BY_NAME[name], epoch_bounds=(1, 480))
+    for name in (
+        "single digits",
+        "letters, 2 000 rows",
+        "numbers, divisible by 3",
+        "Fashion-MNIST, 2 000 rows",
+    )
+)
+AMONG_PEERS = replace(SEARCH, n_trials=16, final_seeds=(103, 104, 105), n_finalists=3)
+NOTES_ON_PEERS = {
+    "DKD": (
+        "degenerates with two classes: beside the row's own class there is one other, "
+        "so the divergence among the others is zero whatever its weight, and what is "
+        "left is vanilla KD beside the labels' cross-entropy"
+    ),
+    "DIST": (
+        "degenerates with two classes: within a row two probabilities are always "
+        "correlated by ±1, so the term between the classes of a row has no gradient, "
+        "and the two columns say the same; one correlation over the batch is left, "
+        "beside the labels' cross-entropy"
+    ),
+    "Subclass Distillation": (
+        "trains a teacher of its own, with its auxiliary loss at its authors' weight "
+        "and temperature, 1 and 1, which were not searched for; the student has the "
+        "labels' cross-entropy too"
+    ),
+}
 
 # Groups in each class, and the spread of centres at which no classifier of points from
 # such a mixture can be right in more than 98 % of cases: all are equally hard.
@@ -114,6 +148,15 @@ _trained_longer, _epoch_panels = _curves()
 
 TABLES = {
     "methods": Table("Methods", TASKS, tuple(METHODS), SEARCH),
+    "peers": Table(
+        "Methods of the literature",
+        COMPARED_WITH_PEERS,
+        (BASELINE, PUBLISHED, OURS, FITNET, *PEERS, WIDE, SHUFFLED, ORACLE),
+        AMONG_PEERS,
+        quick_methods=(BASELINE, OURS, "CRD, annealed", "Subclass Distillation"),
+        shares="methods",
+        notes=NOTES_ON_PEERS,
+    ),
     "questions": Table(
         "Questions", QUESTIONED, (BASELINE, WIDE, OURS, *VARIANTS), SHORT
     ),
