@@ -25,8 +25,6 @@ from methods import Lesson, Method, Setting
 from peer_methods import SUBCLASS, Peer
 from tasks import Array
 
-# The width of CRD's heads.
-N_CONTRASTED = 128
 # VID's variances at the start, and what is added to them.
 FIRST_VARIANCE, LEAST_VARIANCE = 5.0, 1e-5
 
@@ -99,8 +97,11 @@ def vid(batch: Batch, *parameters: Tensor) -> Tensor:
 
 
 def crd_modules(n_units: int, n_embedding: int) -> list[nn.Module]:
-    """A linear head on either side."""
-    return [nn.Linear(n_units, N_CONTRASTED), nn.Linear(n_embedding, N_CONTRASTED)]
+    """A linear head on either side.
+
+    They are as wide as the student's layer: a wider one would have no higher rank.
+    """
+    return [nn.Linear(n_units, n_units), nn.Linear(n_embedding, n_units)]
 
 
 def crd(batch: Batch, *parameters: Tensor) -> Tensor:

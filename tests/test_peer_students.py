@@ -146,7 +146,7 @@ def plain_modules(term, n_embedding):
             layers += [nn.ReLU(), nn.Linear(n_embedding, n_embedding)]
         return [nn.Sequential(*layers)]
     if term == "CRD":
-        return [nn.Linear(12, 128), nn.Linear(n_embedding, 128)]
+        return [nn.Linear(12, 12), nn.Linear(n_embedding, 12)]
     return []
 
 
