@@ -245,9 +245,10 @@ def task_parts(
         cells = [f"{setting[x]:g}" if x in setting else "" for x in SETTING_TITLES]
         edge = is_on_edge(table.search.of(task, method), setting)
         known = scores_by_setting(trials.of(name, method), table.search.seeds)
-        # Of what was taken over from another table, what this search has tried.
-        tried, lacking = play(table.search.of(task, method), known)
-        n_trials = len(known if lacking else tried)
+        n_trials = len(known)
+        if table.shares:
+            # Of what was taken over, only what this search would have tried.
+            n_trials = len(play(table.search.of(task, method), known)[0])
         rows.append([*row, *cells, "yes" if edge else "", str(n_trials)])
     titles = ["method", "accuracy, %", f"gain over {BASELINE}"]
     if precision:
