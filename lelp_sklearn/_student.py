@@ -388,7 +388,7 @@ class LELPStudentClassifier(
         """
         given = teacher_embeddings, teacher_logits, soft_targets
         validation = X_val, y_val, teacher_embeddings_val
-        with joined() as ranks:
+        with torch.inference_mode(False), joined() as ranks:
             self._fit_rows(ranks, X, y, given, sample_weight, validation)
         return self
 
@@ -445,5 +445,6 @@ class LELPStudentClassifier(
             `early_stopping` or balanced class weights are asked for.
         """
         given = teacher_embeddings, teacher_logits, soft_targets
-        self._fit_block(X, y, classes, given, sample_weight)
+        with torch.inference_mode(False):
+            self._fit_block(X, y, classes, given, sample_weight)
         return self

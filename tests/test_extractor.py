@@ -885,6 +885,56 @@ def test_a_file_that_is_cut_short_is_refused(tmp_path):
         EmbeddingExtractor(make_model()).extract(rows(), path)
 
 
+def test_a_begun_file_that_is_cut_short_is_refused(tmp_path):
+    """Lengthened again it would be of zeros where rows were noted as done."""
+    path = tmp_path / "e.npy"
+    EmbeddingExtractor(make_model()).extract(rows(), path)
+    journal = tmp_path / "e.npy.journal"
+    entry = json.loads(journal.read_text())
+    journal.write_text(json.dumps({**entry, "done": len(rows()) // 2}))
+    part = tmp_path / "e.npy.part"
+    part.write_bytes(path.read_bytes()[:300])
+    path.unlink()
+    with pytest.raises(ValueError, match="is not as it was written") as raised:
+        EmbeddingExtractor(make_model()).extract(rows(), path)
+    assert part.stat().st_size == 300
+    for file in (part, journal):
+        assert repr(str(file)) in str(raised.value)
+        file.unlink()
+    EmbeddingExtractor(make_model()).extract(rows(), path)
+
+
+class Autoencoder(nn.Module):
+    """It encodes and preprocesses, and is no sentence encoder."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.fc = nn.Linear(6, 5), nn.Linear(5, 2)
+
+    def encode(self, X):
+        return torch.relu(self.body(X))
+
+    def preprocess(self, X):
+        return X
+
+    def forward(self, X):
+        return self.fc(self.encode(X))
+
+
+def test_a_model_that_encodes_need_not_read_texts():
+    torch.manual_seed(0)
+    model = Autoencoder()
+    X = np.random.RandomState(0).normal(size=(7, 6)).astype(np.float32)
+    with torch.no_grad():
+        expected = model.encode(torch.from_numpy(X))
+    assert_allclose(EmbeddingExtractor(model).fit_transform(X), expected, rtol=1e-5)
+
+
+def test_a_set_of_texts_is_refused():
+    with pytest.raises(TypeError, match="set: pass a list of texts"):
+        EmbeddingExtractor(make_model()).fit({"one", "two"})
+
+
 def test_a_file_of_unknown_origin_is_refused(tmp_path):
     path = tmp_path / "e.npy"
     np.save(path, rows())

@@ -297,11 +297,15 @@ LBFGS = torch.optim.LBFGS
     [
         (lambda p, lr, weight_decay: None, "optimizer returned NoneType; it must"),
         (lambda p, lr: torch.optim.SGD(p, lr), "cannot be called as optimizer.*Wrap"),
+        (
+            lambda p, lr, weight_decay: torch.optim.SGD(p, lr, momentm=0.9),
+            "makes no optimizer of one parameter: .*momentm",
+        ),
         (torch.optim.Rprop, "Rprop cannot be called as optimizer.*Wrap it"),
         (LBFGS, "LBFGS needs a closure"),
         (lambda p, lr, weight_decay: LBFGS(p, lr), "LBFGS needs a closure"),
     ],
-    ids=["returns None", "two arguments", "no weight_decay", "LBFGS", "makes LBFGS"],
+    ids=["returns None", "two arguments", "typo", "no decay", "LBFGS", "makes LBFGS"],
 )
 def test_optimizer_that_cannot_be_used(optimizer, message):
     options = {"optimizer": optimizer, "teacher": UntouchedTeacher()}

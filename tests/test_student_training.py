@@ -145,6 +145,18 @@ def test_gradients_are_found_where_the_caller_wants_none(problem):
     assert_array_equal(weights_of(student), weights_of(expected))
 
 
+@pytest.mark.parametrize("method", ["fit", "partial_fit"])
+def test_a_student_learns_where_the_caller_only_infers(problem, method):
+    X, y, targets = problem
+    options = {"classes": [0, 1]} if method == "partial_fit" else {}
+    expected, student = quick(), quick()
+    getattr(expected, method)(X, y, soft_targets=targets, **options)
+    with torch.inference_mode():
+        getattr(student, method)(X, y, soft_targets=targets, **options)
+        assert torch.is_inference_mode_enabled()
+    assert_array_equal(weights_of(student), weights_of(expected))
+
+
 def test_max_grad_norm_bounds_the_step(problem):
     X, y, targets = problem
     options = {"module": MyNet, "optimizer": torch.optim.SGD, "weight_decay": 0.0}
@@ -676,6 +688,9 @@ def test_a_module_may_compute_in_a_precision_of_its_own(dtype, problem):
     assert_allclose(found.loss_curve_, expected.loss_curve_, rtol=0.02)
     assert_allclose(found.predict_proba(X), expected.predict_proba(X), atol=0.02)
     assert_allclose(found.validation_scores_, expected.validation_scores_, rtol=0.02)
+    served = found.to_module()(torch.from_numpy(X))
+    assert served.dtype == torch.float32
+    assert_allclose(served.detach(), found.predict_proba(X), atol=1e-5)
 
 
 def test_half_precision_scales_gradients_that_would_vanish(problem):

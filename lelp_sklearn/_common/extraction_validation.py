@@ -1,6 +1,6 @@
 """Checks of what a user passes to the extractor, and their messages."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -84,8 +84,11 @@ def check_is_listed(X: Any) -> None:
     if isinstance(X, str):
         raise TypeError(f"X is one text, {X[:30]!r}: pass a list of texts.")
     # A sparse matrix may be a Mapping, and has an error of its own.
-    if isinstance(X, Mapping) and not hasattr(X, "shape"):
-        raise TypeError(f"X is of type {kind}: pass a list of texts, or an array.")
+    if isinstance(X, (Mapping, Set)) and not hasattr(X, "shape"):
+        raise TypeError(
+            f"X is of type {kind}: pass a list of texts, whose rows are in order, or "
+            "an array."
+        )
     if isinstance(X, Iterator):
         raise TypeError(
             f"X is of type {kind}, which can be read once only: pass list(X)."
@@ -205,9 +208,9 @@ def foreign_file(path: object) -> ValueError:
     )
 
 
-def damaged_file(path: object, reason: object) -> ValueError:
+def damaged_file(path: object, files: Sequence[object], reason: object) -> ValueError:
     """A file is not what its journal says."""
     return ValueError(
-        f"path={str(path)!r} is not as it was written ({reason}): delete it and its "
-        "'.journal', and extract again."
+        f"path: {str(path)!r} is not as it was written ({reason}): delete "
+        f"{_listed(files)}, and extract again."
     )

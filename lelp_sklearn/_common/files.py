@@ -106,7 +106,10 @@ def reserve(partial: Path, target: Path, argument: str) -> None:
 
 def _full_disk(target: Path, n_bytes: int, argument: str) -> ValueError:
     free = shutil.disk_usage(target.parent).free
+    left = f"the disk has {free:,} left"
+    if free > n_bytes:
+        left += ", which the system does not give (there may be a quota)"
     return ValueError(
-        f"{argument}={str(target)!r} needs {n_bytes:,} bytes and the disk has "
-        f"{free:,} left; free some space or choose another folder."
+        f"{argument}={str(target)!r} needs {n_bytes:,} bytes and {left}; free some "
+        "space or choose another folder."
     )

@@ -80,7 +80,8 @@ class ResumableNpy:
         """Whether the file is complete; checks that it is what was written."""
         if self.n_done < n_pieces:
             if self.path.exists():
-                raise validation.damaged_file(self.path, "its journal is not complete")
+                reason = "its journal is not complete"
+                raise validation.damaged_file(self.path, self.files(), reason)
             return False
         if self._part.exists():
             # The end came between the last note and the renaming.
@@ -161,7 +162,8 @@ class ResumableNpy:
             entry = json.loads(self._journal.read_text())
             found, n_done = entry["identity"], int(entry["done"])
         except (ValueError, KeyError, TypeError) as reason:
-            raise validation.damaged_file(self.path, "unreadable journal") from reason
+            why = "unreadable journal"
+            raise validation.damaged_file(self.path, self.files(), why) from reason
         for key, wanted in self.identity.items():
             if found.get(key) != wanted:
                 raise validation.other_file(
@@ -171,10 +173,13 @@ class ResumableNpy:
 
     def _checked(self, path: Path, mode: Any) -> NDArray[Any]:
         try:
-            array = np.lib.format.open_memmap(path, mode=mode)
+            # To be written to, NumPy would lengthen a file that was cut short.
+            array = np.lib.format.open_memmap(path, mode="r")
+            if mode != "r":
+                array = np.lib.format.open_memmap(path, mode=mode)
         except (ValueError, OSError) as reason:
-            raise validation.damaged_file(self.path, reason) from reason
+            raise validation.damaged_file(path, self.files(), reason) from reason
         if array.shape != self.shape or array.dtype != self.dtype:
             found = f"{array.dtype} of shape {array.shape}"
-            raise validation.damaged_file(self.path, found)
+            raise validation.damaged_file(path, self.files(), found)
         return array

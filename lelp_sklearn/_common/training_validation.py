@@ -436,6 +436,12 @@ def check_optimizer_arguments(optimizer: Any) -> None:
         ) from reason
 
 
+def failing_optimizer(optimizer: Any, reason: object) -> TypeError:
+    """A callable is wrong in itself, whatever the parameters are."""
+    name = getattr(optimizer, "__name__", repr(optimizer))
+    return TypeError(f"optimizer {name} makes no optimizer of one parameter: {reason}")
+
+
 def check_optimizer(is_optimizer: bool, made: object) -> None:
     """Raise unless a callable returned an optimizer."""
     if not is_optimizer:

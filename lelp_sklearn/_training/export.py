@@ -58,7 +58,8 @@ class ClassProbabilities(nn.Module):
 
     def forward(self, X: Tensor) -> Tensor:
         """Give the class probabilities (n, C) of rows."""
-        logits: Tensor = self.net(X)
+        # A module may compute in a precision of its own.
+        logits: Tensor = self.net(X).to(self.fold.dtype)
         if self.shape[1] == 1:
             return logits.softmax(1)
         if self.temperature == 1:
@@ -88,7 +89,7 @@ class _Exported(ClassProbabilities):
                 module.__class__ = _GatheredBag
 
     def forward(self, X: Tensor) -> Tensor:
-        logits: Tensor = self.net(X)
+        logits: Tensor = self.net(X).to(self.fold.dtype)
         return logits.softmax(1) if self.shape[1] == 1 else self.of_class_logits(logits)
 
 

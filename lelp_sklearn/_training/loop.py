@@ -94,6 +94,8 @@ def try_optimizer(
     try:
         parameters = [nn.Parameter(torch.zeros(1, 1))]
         made = optimizer(parameters, lr=learning_rate, weight_decay=weight_decay)
+    except TypeError as reason:
+        raise validation.failing_optimizer(optimizer, reason) from reason
     # It may count on the parameters of the module.
     except Exception:
         return

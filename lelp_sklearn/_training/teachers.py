@@ -225,7 +225,12 @@ def is_texts(rows: Any) -> bool:
 
 def is_sentence_encoder(model: nn.Module) -> bool:
     """Whether a model is one of sentence-transformers."""
-    return callable(getattr(model, "encode", None)) and callable(_preprocess(model))
+    # Other models may encode and preprocess; the property may fail, where nothing cuts.
+    return (
+        callable(getattr(model, "encode", None))
+        and callable(_preprocess(model))
+        and hasattr(type(model), "max_seq_length")
+    )
 
 
 def _preprocess(model: nn.Module) -> Any:
