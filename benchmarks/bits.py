@@ -26,7 +26,7 @@ from accuracy.report import markdown, scores_of
 from accuracy.statistics import difference
 from accuracy.tables import TABLES
 from accuracy.variants import QUESTIONS
-from methods import Lesson, Method, subclasses
+from stacked import taught_within
 from tasks import Array
 
 RESULTS = Path(__file__).parent / "results" / "accuracy"
@@ -57,13 +57,6 @@ def bits_within(within: Array, y: Array) -> float:
     return float(found)
 
 
-def targets(method: Method, lesson: Lesson) -> Array:
-    """Return what a variant teaches within the classes."""
-    if method.within is not None:
-        return method.within(lesson)
-    return subclasses(lesson, **method.splitting)
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Measure every variant, and print bits and gains."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -87,7 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
             if question.title not in ABOUT_PARTITIONS:
                 continue
             for name, method in question.variants.items():
-                bits = [bits_within(targets(method, le), le.y) for le in lessons]
+                bits = [bits_within(taught_within(method, le), le.y) for le in lessons]
                 gain = difference(scores[task.name], name, BASELINE).mean()
                 of_task.append((task.name, name, np.mean(bits), gain))
         order = spearmanr(*np.array([line[2:] for line in of_task], float).T)

@@ -19,8 +19,14 @@ from pathlib import Path
 import numpy as np
 
 from lelp_sklearn import LELPProjector, LELPStudentClassifier
-from timing import machine, ratio, take_turns, without_pinned_blas, write
-from training import one_thread
+from timing import (
+    machine,
+    one_thread,
+    ratio,
+    take_turns,
+    without_pinned_blas,
+    write,
+)
 
 RESULTS = Path(__file__).parent / "results"
 N_ROWS, N_FEATURES, N_EMBEDDING, BATCH_SIZE = 20_000, 100, 384, 256

@@ -19,9 +19,9 @@ from accuracy.config import TaskConfig
 from accuracy.data import Places, embed_texts, what_is_missing
 from accuracy.lessons import make_lesson
 from accuracy.records import read
-from accuracy.run import one_thread
 from accuracy.tables import TABLES
 from compare import RESULTS
+from timing import one_thread
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -226,7 +226,7 @@ def class_logits(
     `X_score`, (n, C).
     """
     found = [[np.empty(0)] * len(settings) for _ in lessons]
-    taught = [_within(method, lesson) for lesson in lessons]
+    taught = [taught_within(method, lesson) for lesson in lessons]
     shapes = [
         (within.shape, lesson.X.shape, lesson.X_score.shape)
         for within, lesson in zip(taught, lessons, strict=True)
@@ -367,7 +367,8 @@ def denormals_are_zero() -> Iterator[None]:
         torch.set_flush_denormal(before)
 
 
-def _within(method: Method, lesson: Lesson) -> Array:
+def taught_within(method: Method, lesson: Lesson) -> Array:
+    """Return what a method teaches within the classes, (n, C, S)."""
     if method.within is not None:
         return method.within(lesson)
     return subclasses(lesson, **method.splitting)

@@ -5,8 +5,9 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -55,6 +56,18 @@ def take_turns(
             if turn or warm:
                 seconds[name].append(clock() - start)
     return {name: np.array(values) for name, values in seconds.items()}
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Keep torch and BLAS to one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpoolctl.threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def ratio(ours: np.ndarray, peer: np.ndarray) -> tuple[float, float, float]:

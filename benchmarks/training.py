@@ -31,13 +31,11 @@ import argparse
 import importlib.util
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from threadpoolctl import threadpool_limits
 from torch import nn
 
 from lelp_sklearn import LELPStudentClassifier
@@ -46,7 +44,7 @@ from lelp_sklearn.losses import (
     class_logits,
     subclass_cross_entropy,
 )
-from timing import machine, ratio, take_turns, write
+from timing import machine, one_thread, ratio, take_turns, write
 
 RESULTS = Path(__file__).parent / "results"
 N_FEATURES, N_CLASSES, N_SUBCLASSES, BATCH_SIZE = 100, 2, 10, 256
@@ -225,18 +223,6 @@ def time_prediction(data: tuple[Array, Array, Array], repeats: int) -> dict[str,
     assert np.allclose(folded, student.predict_proba(X), atol=1e-5)
     contestants = {"ours": lambda: student.predict_proba(X), "forward pass": forward}
     return take_turns(contestants, 5 * repeats, clock=time.process_time)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Keep torch and BLAS to one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(1):
-            yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def summary(

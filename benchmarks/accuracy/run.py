@@ -2,14 +2,11 @@
 
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from joblib import Parallel, delayed, parallel_config
 from sklearn.metrics import average_precision_score
-from threadpoolctl import threadpool_limits
 
 from accuracy.config import TRAINABLE, Search, Table, TaskConfig, digest
 from accuracy.data import Places, embed_texts, what_is_missing
@@ -20,6 +17,7 @@ from methods import Lesson, Setting
 from peer_methods import SUBCLASS, Peer, tsne_kmeans
 from peer_students import class_logits
 from tasks import Array
+from timing import one_thread
 from tuning import versions
 
 # The mean scores of settings.
@@ -244,15 +242,3 @@ def own_teacher(lesson: Lesson, setting: Setting) -> Line:
         "teacher_work": teacher.work,
         "student_work": float(n_parameters * n * setting["max_epochs"]),
     }
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Keep to one thread: small products gain nothing by more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(1):
-            yield
-    finally:
-        torch.set_num_threads(before)

@@ -55,11 +55,11 @@ class Checkpoint:
     def check(self, state: Mapping[str, Any]) -> None:
         """Raise, before work starts, unless a state could be read again."""
         buffer = io.BytesIO()
-        # A module may add to its state whatever it likes.
         try:
             torch.save(dict(state), buffer)
             buffer.seek(0)
             torch.load(buffer, weights_only=True)
+        # A module may add to its state whatever it likes, and that fail in any way.
         except Exception as reason:
             raise validation.unreadable_state(self.path) from reason
 
