@@ -252,6 +252,22 @@ QUESTIONS = (
             "Gaussian kernel, directions": Method(within=Mapped(PRINCIPAL)),
         },
     ),
+    Question(
+        "Candidates for a default",
+        "What wins by itself, taken together and further.",
+        {
+            f"S = {S}, λ from {start:g} to 0 at {end:.0%}": Method(
+                {"n_subclasses": S}, {"subclass_weight": Fall(start, end)}
+            )
+            for S, start, end in (
+                (40, 3.0, 0.5),
+                (40, 3.0, 0.25),
+                (40, 1.0, 0.25),
+                (80, 1.0, 0.5),
+                (80, 3.0, 0.5),
+            )
+        },
+    ),
 )
 
 VARIANTS = {

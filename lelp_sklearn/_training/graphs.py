@@ -4,6 +4,7 @@ On a GPU the kernels of a small student's step take less time than the host take
 launch them. A recording, a CUDA graph, is launched as one.
 """
 
+import gc
 import re
 import warnings
 from collections import Counter
@@ -92,6 +93,18 @@ def renew_generator(device: torch.device) -> None:
     """
     generator = torch.cuda.default_generators[device.index]
     generator.graphsafe_set_state(generator.clone_state())
+
+
+@contextmanager
+def collection_paused() -> Iterator[None]:
+    """Collect no garbage: an old recording that is freed meanwhile spoils a new one."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 class RecordedSteps:
@@ -201,16 +214,17 @@ class Recording:
         self._index, self._weight = index, weight
         self._graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize(index.device)
-        # Other threads may use the device meanwhile.
-        self._graph.capture_begin(pool=pool, capture_error_mode="thread_local")
-        try:
-            self._made = step(index, weight)
-        except BaseException:
-            # Of what is broken torch tells once more, which would hide the reason.
-            with suppress(RuntimeError):
-                self._graph.capture_end()
-            raise
-        self._graph.capture_end()
+        with collection_paused():
+            # Other threads may use the device meanwhile.
+            self._graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+            try:
+                self._made = step(index, weight)
+            except BaseException:
+                # Of what is broken torch tells once more, which would hide the reason.
+                with suppress(RuntimeError):
+                    self._graph.capture_end()
+                raise
+            self._graph.capture_end()
 
     def replay(self, index: Tensor, weight: float | Tensor) -> tuple[Any, ...]:
         """Take the step with other rows and another weight."""

@@ -1,5 +1,6 @@
 """Recorded steps: which are, and that a replay is the step with other rows."""
 
+import gc
 import random
 import threading
 import warnings
@@ -590,3 +591,38 @@ def test_an_error_while_a_step_is_recorded_is_the_one_that_is_raised(monkeypatch
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     with pytest.raises(KeyboardInterrupt):
         graphs.Recording(step, torch.arange(3), 1.0, None)
+
+
+@pytest.mark.parametrize("is_enabled", [True, False])
+@pytest.mark.parametrize("fails", [True, False])
+def test_no_garbage_is_collected_while_a_step_is_recorded(
+    monkeypatch, is_enabled, fails
+):
+    """An old recording would be freed amid the new one, which CUDA forbids."""
+
+    class Graph:
+        def capture_begin(self, **options):
+            pass
+
+        def capture_end(self):
+            pass
+
+    seen = []
+
+    def step(index, weight):
+        seen.append(gc.isenabled())
+        if fails:
+            raise RuntimeError("of the step")
+        return index, weight
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    try:
+        if not is_enabled:
+            gc.disable()
+        with pytest.raises(RuntimeError) if fails else nullcontext():
+            graphs.Recording(step, torch.arange(3), 1.0, None)
+        assert seen == [False]
+        assert gc.isenabled() is is_enabled
+    finally:
+        gc.enable()
