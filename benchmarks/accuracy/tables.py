@@ -76,6 +76,13 @@ NOTES_ON_PEERS = {
     ),
 }
 
+CANDIDATES = (
+    "k-means, S = 40, β = 0.1",
+    "S = 40, λ from 3 to 0 at 50%",
+    "S = 40, λ from 3 to 0 at 25%",
+    "40 outputs a class, λ = 0",
+)
+
 # Groups in each class, and the spread of centres at which no classifier of points from
 # such a mixture can be right in more than 98 % of cases: all are equally hard.
 SPREADS = {1: 0.67, 2: 0.79, 5: 0.92, 10: 1.0, 20: 1.07, 50: 1.2}
@@ -159,6 +166,14 @@ TABLES = {
     ),
     "questions": Table(
         "Questions", QUESTIONED, (BASELINE, WIDE, OURS, *VARIANTS), SHORT
+    ),
+    # Chosen by the tasks that are questioned, reported on all.
+    "candidates": Table(
+        "Candidates for a default",
+        TASKS,
+        (BASELINE, OURS, WIDE, *CANDIDATES, ORACLE),
+        SEARCH,
+        shares="methods",
     ),
     "mixtures": Table(
         "Where the gain begins and ends",

@@ -266,6 +266,11 @@ QUESTIONS = (
                 (80, 1.0, 0.5),
                 (80, 3.0, 0.5),
             )
+        }
+        | {
+            "40 outputs a class, λ = 0": Method(
+                {"n_subclasses": 40}, {"subclass_weight": 0.0}
+            )
         },
     ),
 )
