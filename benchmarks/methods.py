@@ -43,9 +43,10 @@ class Lesson:
     """What a student is given, the hidden groups (for the oracle) and rows to score.
 
     A student has one hidden layer of `n_units` unless a `module` is given, to be called
-    with `module_params` too. `training` holds arguments of every student. The last two
-    are costly and made only for the methods that want them: a teacher of subclasses,
-    and where t-SNE lays out the embeddings, (n, 2).
+    with `module_params` too. `training` holds arguments of every student. `true_y` are
+    the classes of the hidden groups where `y` has others, which a teacher predicted.
+    The last two are costly and made only for the methods that want them: a teacher of
+    subclasses, and where t-SNE lays out the embeddings, (n, 2).
     """
 
     X: Array
@@ -61,6 +62,7 @@ class Lesson:
     module: Callable[..., nn.Module] | None = None
     module_params: dict = field(default_factory=dict)
     training: dict = field(default_factory=lambda: TRAINING)
+    true_y: Array | None = None
     subclass_teacher: SubclassTeacher | None = None
     layout: Array | None = None
 
@@ -179,8 +181,14 @@ def shuffled_subclasses(lesson: Lesson) -> Array:
 
 
 def true_groups(lesson: Lesson) -> Array:
-    """Return one-hot groups in a row's own class; in the others, all groups alike."""
-    y, groups = lesson.y, lesson.groups
+    """Return one-hot groups in a row's own class; in the others, all groups alike.
+
+    Its own class is the true one.
+    """
+    # Not that of a teacher that errs: a class would then be split into groups of the
+    # others too. What the teacher takes for another class is no group of that.
+    y = lesson.y if lesson.true_y is None else lesson.true_y
+    groups = lesson.groups
     members = [np.unique(groups[y == label]) for label in np.unique(y)]
     within = np.zeros((len(y), len(members), max(map(len, members))), np.float32)
     for label, own in enumerate(members):

@@ -57,7 +57,12 @@ def embed(teacher: Teacher, X: Array) -> Array:
     return teacher.body(torch.from_numpy(X)).numpy()
 
 
-@torch.no_grad()
 def accuracy(teacher: Teacher, X: Array, y: Array) -> float:
     """Return the share of rows that the teacher classifies correctly."""
-    return float(np.mean(teacher(torch.from_numpy(X)).argmax(1).numpy() == y))
+    return float(np.mean(predict(teacher, X) == y))
+
+
+@torch.no_grad()
+def predict(teacher: Teacher, X: Array) -> Array:
+    """Return the class of each row, of shape (n,)."""
+    return teacher(torch.from_numpy(X)).argmax(1).numpy()

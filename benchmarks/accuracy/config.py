@@ -50,7 +50,10 @@ class TaskConfig:
     the folder of data. The student, of one hidden layer of `n_units`, has the first
     `n_student` rows. A search starts at `max_epochs` and stays within `epoch_bounds`.
     `quick` replaces some of the arguments for a quick look. With `rows_of` a task has
-    the rows and the teachers of another one.
+    the rows and, where they are taught alike, the teachers of another one.
+
+    Of all training rows the first `labelled_share` have a label: the teacher is trained
+    on these alone, and the other rows of a student have the class it predicts.
     """
 
     name: str
@@ -68,6 +71,7 @@ class TaskConfig:
     has_rare_class: bool = False
     quick: Mapping[str, object] = field(default_factory=dict)
     rows_of: str = ""
+    labelled_share: float = 1.0
 
     @property
     def drawn_as(self) -> str:
@@ -318,6 +322,9 @@ def digest(task: TaskConfig, method: str | None = None) -> str:
         "name": task.drawn_as,
         "draw": [task.draw, dict(task.arguments), task.teacher_steps],
     }
+    # Left out where it is 1, which it was for all before there was a choice.
+    if task.labelled_share != 1:
+        parts["labelled"] = task.labelled_share
     if method is not None:
         parts["student"] = [task.n_student, task.n_units, TRAINING]
         parts["method"] = TRAINABLE[method]

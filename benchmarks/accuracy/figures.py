@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 from accuracy.config import BASELINE, ORACLE, Panel, Table
 from accuracy.statistics import Scores, difference, paired
 
+PANELS_ABREAST = 4
+
 
 def draw(path: Path, table: Table, scores: Scores) -> None:
     """Draw the panels of a sweep, or every method's gain on every task."""
@@ -21,11 +23,18 @@ def draw(path: Path, table: Table, scores: Scores) -> None:
 
 def draw_panels(table: Table, scores: Scores) -> Figure:
     """Draw a line a method against the quantity of each panel."""
-    figure = Figure(figsize=(4.2 * len(table.panels), 4), layout="constrained")
-    axes = np.ravel(figure.subplots(1, len(table.panels)))
+    n_rows = -(-len(table.panels) // PANELS_ABREAST)
+    n_columns = -(-len(table.panels) // n_rows)
+    size = 4.2 * n_columns, 3.6 * n_rows + 0.4
+    figure = Figure(figsize=size, layout="constrained")
+    axes = [
+        figure.add_subplot(n_rows, n_columns, place + 1)
+        for place in range(len(table.panels))
+    ]
     for panel, ax in zip(table.panels, axes, strict=True):
         draw_panel(ax, panel, table.methods, scores)
-    handles, labels = axes[0].get_legend_handles_labels()
+    # A panel of accuracies has the baseline too.
+    handles, labels = axes[-1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
     return figure
 

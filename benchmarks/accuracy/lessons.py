@@ -15,7 +15,7 @@ from methods import Lesson, SubclassTeacher
 from peer_losses import alike_subclasses, class_logits, label_loss
 from peer_methods import N_SUBCLASSES, lay_out
 from tasks import Array, Task
-from teacher import BATCH_SIZE, Teacher, accuracy, embed, train_teacher
+from teacher import BATCH_SIZE, Teacher, accuracy, embed, predict, train_teacher
 
 
 def make_lesson(
@@ -32,17 +32,19 @@ def make_lesson(
     own_seed = derived_seed(config.drawn_as, seed)
     drawn = draw(config, places, own_seed, part)
     task, rows = drawn.task, slice(config.n_student)
+    labelled = labelled_rows(task, config.labelled_share)
     path = teacher_path(config, places.cache, seed)
-    teacher = trained_teacher(task, own_seed, config.teacher_steps, path)
+    teacher = trained_teacher(labelled, own_seed, config.teacher_steps, path)
     X, X_score = task.X[rows], task.X_score
     if drawn.read_as_student is not None:
         X, X_score = drawn.read_as_student(config.n_student)
     subclass_teacher = None
     if "subclass_teacher" in wanted:
-        subclass_teacher = retrain(config, task, own_seed, path)
+        subclass_teacher = retrain(config, labelled, task.X[rows], own_seed, path)
     lesson = Lesson(
         X=X,
-        y=task.y[rows],
+        y=known_classes(labelled.y, teacher, task.X[rows]),
+        true_y=task.y[rows],
         groups=task.groups[rows] if config.has_groups else None,
         embeddings=embed(teacher, task.X[rows]),
         head=teacher.head,
@@ -57,6 +59,18 @@ def make_lesson(
         layout = kept_layout(lesson, path.with_name(f"layout_{seed}_{len(X)}.npy"))
         lesson = replace(lesson, layout=layout)
     return lesson
+
+
+def labelled_rows(task: Task, share: float) -> Task:
+    """Return a task whose training rows are the share that comes first."""
+    rows = slice(round(share * len(task.y)))
+    return replace(task, X=task.X[rows], y=task.y[rows], groups=task.groups[rows])
+
+
+def known_classes(labels: Array, teacher: Teacher, X: Array) -> Array:
+    """Return the labels of the first rows, the teacher's class of what comes after."""
+    known, unlabelled = labels[: len(X)], X[len(labels) :]
+    return np.concatenate([known, predict(teacher, unlabelled)])
 
 
 def teacher_path(config: TaskConfig, cache: Path, seed: int) -> Path:
@@ -87,10 +101,13 @@ def trained_teacher(
     return teacher
 
 
-def retrain(config: TaskConfig, task: Task, seed: int, path: Path) -> SubclassTeacher:
+def retrain(
+    config: TaskConfig, task: Task, X: Array, seed: int, path: Path
+) -> SubclassTeacher:
     """Train the teacher of Subclass Distillation as long as the other teacher.
 
-    Its loss is the classes' cross-entropy and, of the same weight, the auxiliary one.
+    It learns from the rows of `task` and teaches those of `X`. Its loss is the classes'
+    cross-entropy and, of the same weight, the auxiliary one.
     """
     n_classes = int(task.y.max()) + 1
 
@@ -106,10 +123,7 @@ def retrain(config: TaskConfig, task: Task, seed: int, path: Path) -> SubclassTe
         loss,
     )
     with torch.no_grad():
-        found, scored = (
-            teacher(torch.from_numpy(X))
-            for X in (task.X[: config.n_student], task.X_score)
-        )
+        found, scored = (teacher(torch.from_numpy(rows)) for rows in (X, task.X_score))
     right = class_logits(scored, n_classes).argmax(1).numpy() == task.y_score
     n_parameters = sum(p.numel() for p in teacher.parameters())
     return SubclassTeacher(

@@ -91,6 +91,22 @@ CLASS_SPREADS = {2: 1.0, 3: 1.08, 5: 1.19, 10: 1.29}
 # The widest student has about as many weights as the teacher.
 ROWS, WIDTHS = (300, 1_000, 3_000, 10_000), (8, 32, 128, 512)
 EPOCHS = (8, 15, 30, 60, 120, 240, 480)
+# The teacher's steps at each share of labels: with few rows, as many would overfit.
+TEACHER_STEPS = {0.01: 700, 0.1: 1_500, 1.0: 3_500}
+LABELLED = {
+    "numbers, prime or not": "numbers, prime or not",
+    "letters": "letters, 2 000 rows",
+    "Fashion-MNIST": "Fashion-MNIST, 2 000 rows",
+}
+HARD = "hard labels"
+WITH_LABELS = (HARD, BASELINE, PUBLISHED, OURS, WIDE, ORACLE)
+NOTES_ON_LABELS = {
+    HARD: (
+        "labels where they are known, and for the other rows the class that the "
+        "teacher predicts, which is self-training"
+    ),
+    ORACLE: ("knows the true group of every row, and the class from the teacher alone"),
+}
 
 
 def _mixture(
@@ -150,8 +166,41 @@ def _curves() -> tuple[tuple[TaskConfig, ...], tuple[Panel, ...]]:
     return tuple(tasks), tuple(panels)
 
 
+def _few_labels() -> tuple[tuple[TaskConfig, ...], tuple[Panel, ...]]:
+    """Return tasks of which ever more rows have a label, and all are the student's.
+
+    A student has 4 000 rows, so that 120 epochs are as many steps as 240 elsewhere.
+    """
+    tasks, gains, levels = [], [], []
+    for short, name in LABELLED.items():
+        of_task = [
+            replace(
+                BY_NAME[name],
+                name=f"{short}, {100 * share:g} % labelled",
+                rows_of=name,
+                n_student=4_000,
+                teacher_steps=n_steps,
+                max_epochs=120,
+                epoch_bounds=(120, 120),
+                n_seeds=5,
+                labelled_share=share,
+            )
+            for share, n_steps in TEACHER_STEPS.items()
+        ]
+        tasks += of_task
+        panel = Panel(
+            f"rows with a label, %: {short}",
+            tuple(100 * share for share in TEACHER_STEPS),
+            tuple(task.name for task in of_task),
+        )
+        gains.append(panel)
+        levels.append(replace(panel, shows_gain=False))
+    return tuple(tasks), (*gains, *levels)
+
+
 _mixtures, _mixture_panels = _sweep()
 _trained_longer, _epoch_panels = _curves()
+_partly_labelled, _label_panels = _few_labels()
 
 TABLES = {
     "methods": Table("Methods", TASKS, tuple(METHODS), SEARCH),
@@ -188,5 +237,14 @@ TABLES = {
         (BASELINE, PUBLISHED, OURS, WIDE),
         SHORT,
         _epoch_panels,
+    ),
+    "labels": Table(
+        "Few labels",
+        _partly_labelled,
+        WITH_LABELS,
+        SHORT,
+        _label_panels,
+        quick_methods=WITH_LABELS,
+        notes=NOTES_ON_LABELS,
     ),
 }
