@@ -80,14 +80,25 @@ def standardised(
     class_of_group: Array,
     n_student: int,
     n_units: int,
+    *,
+    pixels_alike: bool = False,
 ) -> Task:
-    """Return a task of rows and their groups, scaled by the training rows."""
-    scaler = StandardScaler().fit(train[0])
+    """Return a task of rows and their groups, scaled by the training rows.
+
+    With `pixels_alike` all columns have one mean and one scale.
+    """
+    columns = (-1, 1 if pixels_alike else train[0].shape[1])
+    scaler = StandardScaler().fit(train[0].reshape(columns))
+
+    def scaled(X: Array) -> Array:
+        found = scaler.transform(X.reshape(columns))
+        return found.reshape(X.shape).astype(np.float32)
+
     return Task(
-        X=scaler.transform(train[0]).astype(np.float32),
+        X=scaled(train[0]),
         y=class_of_group[train[1]],
         groups=train[1],
-        X_score=scaler.transform(score[0]).astype(np.float32),
+        X_score=scaled(score[0]),
         y_score=class_of_group[score[1]],
         n_student=n_student,
         n_units=n_units,
@@ -102,12 +113,15 @@ def numbers(
     n_train: int = 30_000,
     n_student: int = 2_000,
     n_score: int = 10_000,
+    pixels_alike: bool = False,
 ) -> Task:
     """Two-digit numbers, 128 pixels, whose class is looked up in `classes`."""
     rng = np.random.default_rng(seed)
     train = _draw_numbers("train", n_train, rng)
     score = _draw_numbers(part, n_score, rng)
-    return standardised(train, score, classes, n_student, n_units=32)
+    return standardised(
+        train, score, classes, n_student, n_units=32, pixels_alike=pixels_alike
+    )
 
 
 def single_digits(seed: int, part: str = "validation") -> Task:

@@ -1,4 +1,4 @@
-"""What sweeps of the comparison change: the share of rows with a label."""
+"""Sweeps of the comparison: over the share of labels and over shifted copies."""
 
 import importlib
 from dataclasses import replace
@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -104,3 +105,167 @@ def test_all_rows_labelled_is_the_task_of_the_first_table(load, tmp_path):
             first = tables.BY_NAME[task.drawn_as]
             paths = [lessons.teacher_path(x, tmp_path, 3) for x in (task, first)]
             assert paths[0] == paths[1]
+
+
+# Shifted copies
+
+
+def as_images(pictures, X):
+    """Return rows as images, put together picture by picture."""
+    apart = X.reshape(len(X), pictures.n_abreast, pictures.height, pictures.width)
+    return [np.hstack(list(of_row)) for of_row in apart]
+
+
+@pytest.mark.parametrize("draw", ["numbers", "clothes"])
+def test_shifted_pictures_are_those_of_scipy(load, draw):
+    pictures = load("accuracy.data").PICTURES[draw]
+    far = pictures.max_shift
+    shifts = np.array(list(np.ndindex(2 * far + 1, 2 * far + 1))) - far
+    size = pictures.n_abreast * pictures.height * pictures.width
+    X = np.random.default_rng(0).uniform(size=(len(shifts), size)).astype(np.float32)
+    found = as_images(pictures, pictures.shifted(X, shifts, -3.0))
+    for image, original, shift in zip(
+        found, as_images(pictures, X), shifts, strict=True
+    ):
+        expected = ndimage.shift(original, shift, order=0, cval=-3.0)
+        np.testing.assert_array_equal(image, expected)
+
+
+def test_images_of_numbers_show_one_digit_beside_the_other(load):
+    """As the rows are laid out: the pixels of the left digit come first."""
+    data = load("accuracy.data")
+    rows = np.zeros((1, 128), np.float32)
+    rows[0, 7] = 1  # the upper right corner of the left digit
+    right = data.PICTURES["numbers"].shifted(rows, np.array([[0, 1]]), 0.0)
+    assert np.flatnonzero(right) == 64  # the upper left corner of the right one
+
+
+def shifts_of(pictures, original, copy, background):
+    """Return all shifts of an image that give the other."""
+    far = range(-pictures.max_shift, pictures.max_shift + 1)
+    return {
+        (down, right)
+        for down in far
+        for right in far
+        if np.array_equal(
+            ndimage.shift(original, (down, right), order=0, cval=background), copy
+        )
+    }
+
+
+@pytest.fixture(scope="module")
+def copied(load, tmp_path_factory):
+    """The lessons of 1, 2, 4 and 8 copies of numbers."""
+    data, lessons = load("accuracy.data"), load("accuracy.lessons")
+    places = data.Places(None, tmp_path_factory.mktemp("cache"))
+    task = replace(small(load, "augmented", "numbers"), n_student=100)
+    return {
+        n: lessons.make_lesson(replace(task, n_copies=n), places, 3, "validation")
+        for n in (1, 2, 4, 8)
+    }
+
+
+def test_each_copy_but_the_first_is_shifted_at_random(load, copied):
+    pictures = load("accuracy.data").PICTURES["numbers"]
+    originals = as_images(pictures, copied[1].X)
+    background = copied[1].X.min()
+    np.testing.assert_array_equal(copied[8].X[:100], copied[1].X)
+    seen = set()
+    for start in range(100, 800, 100):
+        copies = as_images(pictures, copied[8].X[start : start + 100])
+        for original, copy in zip(originals, copies, strict=True):
+            found = shifts_of(pictures, original, copy, background)
+            assert found
+            if len(found) == 1:
+                seen |= found
+    assert len(seen) == 9
+
+
+def test_more_copies_begin_as_fewer_do_and_have_one_teacher(copied):
+    for n, lesson in copied.items():
+        assert len(lesson.X) == 100 * n
+        np.testing.assert_array_equal(lesson.X, copied[8].X[: 100 * n])
+        np.testing.assert_allclose(
+            lesson.embeddings, copied[8].embeddings[: 100 * n], rtol=1e-4, atol=1e-5
+        )
+        np.testing.assert_array_equal(lesson.y, np.tile(copied[1].y, n))
+        np.testing.assert_array_equal(lesson.groups, np.tile(copied[1].groups, n))
+        np.testing.assert_array_equal(lesson.X_score, copied[1].X_score)
+        assert lesson.teacher_accuracy == copied[1].teacher_accuracy
+
+
+def test_copies_have_the_class_that_their_original_is_given(load, tmp_path):
+    """The true one, or the teacher's of the original where that has no label."""
+    data, lessons = load("accuracy.data"), load("accuracy.lessons")
+    task = small(load, "augmented", "numbers")
+    task = replace(task, n_copies=3, labelled_share=0.1)
+    lesson = lessons.make_lesson(task, data.Places(None, tmp_path), 3, "validation")
+    predicted = lesson.logits.argmax(1)
+    assert (predicted[500:] != np.tile(predicted[:500], 2)).any()
+    np.testing.assert_array_equal(lesson.y[:60], lesson.true_y[:60])
+    np.testing.assert_array_equal(lesson.y[60:500], predicted[60:500])
+    np.testing.assert_array_equal(lesson.y, np.tile(lesson.y[:500], 3))
+
+
+def test_teacher_learns_from_shifts_that_no_student_reads(load):
+    """Both have their own; the labels of the teacher's go with the pictures."""
+    lessons, tables = load("accuracy.lessons"), load("accuracy.tables")
+    task = next(iter(tables.TABLES["augmented"].tasks))
+    rng = np.random.default_rng(0)
+    pool = load("tasks").Task(
+        X=rng.uniform(size=(50, 128)).astype(np.float32),
+        y=rng.integers(2, size=50),
+        groups=np.arange(50),
+        X_score=np.zeros((0, 128), np.float32),
+        y_score=np.zeros(0, int),
+        n_student=50,
+        n_units=32,
+    )
+    taught = lessons.taught_rows(task, pool, 3)
+    np.testing.assert_array_equal(taught.X[:50], pool.X)
+    np.testing.assert_array_equal(taught.y, np.tile(pool.y, 2))
+    np.testing.assert_array_equal(taught.groups, np.tile(pool.groups, 2))
+    of_student = load("accuracy.data").with_copies(
+        "numbers", pool.X, 2, (3, lessons.OF_STUDENT)
+    )
+    same = (of_student == taught.X).all(1)
+    assert same[:50].all()
+    assert not same[50:].all()
+
+
+def test_students_of_more_copies_take_equally_many_steps(load, tmp_path):
+    lessons, config = load("accuracy.lessons"), load("accuracy.config")
+    batch_size = load("methods").TRAINING["batch_size"]
+    by_rows = {}
+    for task in load("accuracy.tables").TABLES["augmented"].tasks:
+        by_rows.setdefault(task.drawn_as, []).append(task)
+    for tasks in by_rows.values():
+        assert [task.n_copies for task in tasks] == [1, 2, 4, 8]
+        assert all(task.arguments["pixels_alike"] for task in tasks)
+        steps = set()
+        for task in tasks:
+            assert task.epoch_bounds == (task.max_epochs, task.max_epochs)
+            n_batches, rest = divmod(task.n_student * task.n_copies, batch_size)
+            assert not rest
+            steps.add(task.max_epochs * n_batches)
+        assert len(steps) == 1
+        assert len({lessons.teacher_path(task, tmp_path, 3) for task in tasks}) == 1
+        assert len({config.digest(task, config.OURS) for task in tasks}) == 4
+
+
+@pytest.mark.parametrize("pixels_alike", [False, True])
+def test_rows_are_scaled_pixel_by_pixel_or_all_pixels_alike(load, pixels_alike):
+    train, score = np.random.default_rng(0).uniform(0, 16, size=(2, 50, 6))
+    train[:, 2] /= 100
+    task = load("tasks").standardised(
+        (train, np.arange(50) % 4),
+        (score, np.arange(50) % 4),
+        np.arange(4) % 2,
+        50,
+        8,
+        pixels_alike=pixels_alike,
+    )
+    axis = None if pixels_alike else 0
+    for X, original in ((task.X, train), (task.X_score, score)):
+        expected = (original - train.mean(axis)) / train.std(axis)
+        np.testing.assert_allclose(X, expected, rtol=1e-4, atol=1e-5)

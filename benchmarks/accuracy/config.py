@@ -54,6 +54,8 @@ class TaskConfig:
 
     Of all training rows the first `labelled_share` have a label: the teacher is trained
     on these alone, and the other rows of a student have the class it predicts.
+    A student has `n_copies` of its rows, a teacher `teacher_copies` of its own, all but
+    the first shifted pictures.
     """
 
     name: str
@@ -72,6 +74,8 @@ class TaskConfig:
     quick: Mapping[str, object] = field(default_factory=dict)
     rows_of: str = ""
     labelled_share: float = 1.0
+    n_copies: int = 1
+    teacher_copies: int = 1
 
     @property
     def drawn_as(self) -> str:
@@ -322,11 +326,15 @@ def digest(task: TaskConfig, method: str | None = None) -> str:
         "name": task.drawn_as,
         "draw": [task.draw, dict(task.arguments), task.teacher_steps],
     }
-    # Left out where it is 1, which it was for all before there was a choice.
+    # What is 1 is left out: it was 1 for all before there was a choice.
     if task.labelled_share != 1:
         parts["labelled"] = task.labelled_share
+    if task.teacher_copies != 1:
+        parts["copies for the teacher"] = task.teacher_copies
     if method is not None:
         parts["student"] = [task.n_student, task.n_units, TRAINING]
+        if task.n_copies != 1:
+            parts["copies"] = task.n_copies
         parts["method"] = TRAINABLE[method]
         defaults = LELPStudentClassifier().get_params() | LELPProjector().get_params()
         parts["defaults"] = {name: defaults[name] for name in DEFAULTS}

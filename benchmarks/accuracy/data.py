@@ -42,6 +42,52 @@ class Drawn:
     read_as_student: Callable[[int], tuple[Array, Array]] | None = None
 
 
+@dataclass(frozen=True)
+class Pictures:
+    """Rows that are pictures: some of equal size, one beside the other."""
+
+    n_abreast: int
+    height: int
+    width: int
+    max_shift: int
+
+    def shifted(self, X: Array, shifts: Array, background: float) -> Array:
+        """Return rows as far down and to the right as `shifts` says, (n, 2)."""
+        n, height, far = len(X), self.height, self.max_shift
+        apart = X.reshape(n, self.n_abreast, height, self.width)
+        whole = apart.swapaxes(1, 2).reshape(n, height, -1)
+        margin = ((0, 0), (far, far), (far, far))
+        padded = np.pad(whole, margin, constant_values=background)
+        down, right = far - shifts.T.reshape(2, n, 1, 1)
+        found = padded[
+            np.arange(n).reshape(n, 1, 1),
+            down + np.arange(height).reshape(-1, 1),
+            right + np.arange(whole.shape[2]),
+        ]
+        apart = found.reshape(n, height, self.n_abreast, self.width).swapaxes(1, 2)
+        return apart.reshape(X.shape)
+
+
+# The rows of these tasks, and how far they can be shifted.
+PICTURES = {"numbers": Pictures(2, 8, 8, 1), "clothes": Pictures(1, 28, 28, 2)}
+
+
+def with_copies(draw: str, X: Array, n_copies: int, seed: tuple[int, int]) -> Array:
+    """Return rows and, one copy of all after the other, shifted ones.
+
+    More copies begin as fewer do. All pixels have to be scaled alike: the least value
+    is then where there is no ink.
+    """
+    if n_copies == 1:
+        return X
+    pictures = PICTURES[draw]
+    far, size = pictures.max_shift, (n_copies - 1, len(X), 2)
+    rng = np.random.default_rng(seed)
+    shifts = rng.integers(-far, far, size=size, endpoint=True)
+    copies = [pictures.shifted(X, of_copy, X.min()) for of_copy in shifts]
+    return np.concatenate([X, *copies])
+
+
 def what_is_missing(config: TaskConfig, places: Places) -> str | None:
     """Say why a task cannot be drawn, None where it can."""
     if config.folder is not None:
@@ -75,9 +121,11 @@ def numbers(
     labeling: str,
     n_train: int = 30_000,
     n_score: int = 10_000,
+    pixels_alike: bool = False,
 ) -> Drawn:
     """Two handwritten digits side by side; a class is a set of two-digit numbers."""
-    return Drawn(TASKS[labeling](seed, part, n_train=n_train, n_score=n_score))
+    sizes = {"n_train": n_train, "n_score": n_score}
+    return Drawn(TASKS[labeling](seed, part, pixels_alike=pixels_alike, **sizes))
 
 
 def digits(places: Places, seed: int, part: str) -> Drawn:
@@ -108,6 +156,7 @@ def clothes(
     *,
     n_train: int = 50_000,
     n_score: int | None = None,
+    pixels_alike: bool = False,
 ) -> Drawn:
     """Images of clothes (Fashion-MNIST), even classes or odd."""
     X, y = _arrays(places.data / "fashion_mnist" / "train.npz")
@@ -116,8 +165,9 @@ def clothes(
     if part == "test":
         score = _arrays(places.data / "fashion_mnist" / "test.npz")
     score = score[0][:n_score], score[1][:n_score]
-    rows = rest[:n_train]
-    return Drawn(standardised((X[rows], y[rows]), score, np.arange(10) % 2, 0, 0))
+    rows = X[rest[:n_train]], y[rest[:n_train]]
+    class_of = np.arange(10) % 2
+    return Drawn(standardised(rows, score, class_of, 0, 0, pixels_alike=pixels_alike))
 
 
 def customers(

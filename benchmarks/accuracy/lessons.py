@@ -10,12 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from accuracy.config import TaskConfig, digest
-from accuracy.data import Places, derived_seed, draw
+from accuracy.data import Places, derived_seed, draw, with_copies
 from methods import Lesson, SubclassTeacher
 from peer_losses import alike_subclasses, class_logits, label_loss
 from peer_methods import N_SUBCLASSES, lay_out
 from tasks import Array, Task
 from teacher import BATCH_SIZE, Teacher, accuracy, embed, predict, train_teacher
+
+# Streams of shifts: what a student reads is none of what its teacher learned from.
+OF_TEACHER, OF_STUDENT = 1, 2
 
 
 def make_lesson(
@@ -31,22 +34,25 @@ def make_lesson(
     """
     own_seed = derived_seed(config.drawn_as, seed)
     drawn = draw(config, places, own_seed, part)
-    task, rows = drawn.task, slice(config.n_student)
+    task, first = drawn.task, drawn.task.X[: config.n_student]
+    rows = np.tile(np.arange(len(first)), config.n_copies)
     labelled = labelled_rows(task, config.labelled_share)
+    taught = taught_rows(config, labelled, own_seed)
     path = teacher_path(config, places.cache, seed)
-    teacher = trained_teacher(labelled, own_seed, config.teacher_steps, path)
-    X, X_score = task.X[rows], task.X_score
+    teacher = trained_teacher(taught, own_seed, config.teacher_steps, path)
+    seen = with_copies(config.draw, first, config.n_copies, (own_seed, OF_STUDENT))
+    X, X_score = seen, task.X_score
     if drawn.read_as_student is not None:
         X, X_score = drawn.read_as_student(config.n_student)
     subclass_teacher = None
     if "subclass_teacher" in wanted:
-        subclass_teacher = retrain(config, labelled, task.X[rows], own_seed, path)
+        subclass_teacher = retrain(config, taught, seen, own_seed, path)
     lesson = Lesson(
         X=X,
-        y=known_classes(labelled.y, teacher, task.X[rows]),
+        y=known_classes(labelled.y, teacher, first)[rows],
         true_y=task.y[rows],
         groups=task.groups[rows] if config.has_groups else None,
-        embeddings=embed(teacher, task.X[rows]),
+        embeddings=embed(teacher, seen),
         head=teacher.head,
         n_units=config.n_units,
         X_score=X_score,
@@ -65,6 +71,14 @@ def labelled_rows(task: Task, share: float) -> Task:
     """Return a task whose training rows are the share that comes first."""
     rows = slice(round(share * len(task.y)))
     return replace(task, X=task.X[rows], y=task.y[rows], groups=task.groups[rows])
+
+
+def taught_rows(config: TaskConfig, task: Task, seed: int) -> Task:
+    """Return a task with as many copies of the rows as the teacher learns from."""
+    n_copies = config.teacher_copies
+    X = with_copies(config.draw, task.X, n_copies, (seed, OF_TEACHER))
+    rows = np.tile(np.arange(len(task.y)), n_copies)
+    return replace(task, X=X, y=task.y[rows], groups=task.groups[rows])
 
 
 def known_classes(labels: Array, teacher: Teacher, X: Array) -> Array:
