@@ -205,7 +205,7 @@ def _augmented() -> tuple[tuple[TaskConfig, ...], tuple[Panel, ...]]:
 
     A pixel at the border is seldom lit. Scaled by itself it would be huge wherever a
     shift lights it, so here all pixels are scaled alike. The teacher has learned from a
-    shifted copy too: one that has not errs on four in ten shifted numbers.
+    shifted copy too: one that has not is often wrong on what it would teach.
     """
     tasks, panels = [], []
     for name in ("numbers, random halves", "Fashion-MNIST, 2 000 rows"):
