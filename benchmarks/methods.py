@@ -137,17 +137,39 @@ def fit(method: Method, lesson: Lesson, setting: Setting) -> ClassifierMixin:
     )
 
 
+def class_logits(method: Method, lesson: Lesson, setting: Setting) -> Array:
+    """Train a student and return the class logits of `X_score`, (n, C).
+
+    Two classes are told apart by a difference only: the first one's logit is 0.
+    """
+    try:
+        student = fit(method, lesson, setting)
+    except FloatingPointError:
+        # A setting that diverges is a bad one, and no reason to end a search.
+        return np.zeros((len(lesson.X_score), lesson.head.out_features), np.float32)
+    if method.is_fitnet:
+        return student.class_logits(lesson.X_score)
+    decision = student.decision_function(lesson.X_score)
+    if decision.ndim > 1:
+        return decision
+    return np.column_stack([np.zeros_like(decision), decision])
+
+
 def fit_fitnet(
     lesson: Lesson, temperature: float, setting: Setting
 ) -> FitNetClassifier:
     """Train a student by FitNet, whose schedule of learning rates is its own."""
+    module, module_params = lesson.module, lesson.module_params
+    if module is None:
+        module, module_params = OneHiddenLayer, {"n_units": lesson.n_units}
     return FitNetClassifier(
-        lesson.module or OneHiddenLayer,
-        module_params=lesson.module_params or {"n_units": lesson.n_units},
+        module,
+        module_params=module_params,
         temperature=temperature,
         random_state=lesson.seed,
         batch_size=lesson.training["batch_size"],
         weight_decay=lesson.training["weight_decay"],
+        device=lesson.training.get("device", "cpu"),
         **setting,
     ).fit(
         lesson.X,

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+import methods
 import peer_losses as losses
 import stacked
 from fitnet import scaled_embeddings
@@ -255,10 +256,17 @@ def class_logits(
 ) -> list[list[Array]]:
     """Train a student of any method on each lesson at each setting.
 
-    The lessons of a `Peer` are of one shape, and its settings of equally many epochs.
+    Where the lessons have a module it is one student after the other, and the method no
+    `Peer`. The lessons of a `Peer` are of one shape, its settings of equally many
+    epochs.
     Returns, for each lesson and each setting, the class logits of the lesson's
     `X_score`, (n, C).
     """
+    if lessons[0].module is not None:
+        return [
+            [methods.class_logits(method, lesson, setting) for setting in settings]
+            for lesson in lessons
+        ]
     if not isinstance(method, Peer):
         return stacked.class_logits(method, lessons, settings)
     stack = make_stack(method, lessons, settings)

@@ -49,13 +49,17 @@ class TaskConfig:
     function of ``data.py`` that takes the `arguments`, and `folder` what it wants under
     the folder of data. The student, of one hidden layer of `n_units`, has the first
     `n_student` rows. A search starts at `max_epochs` and stays within `epoch_bounds`.
-    `quick` replaces some of the arguments for a quick look. With `rows_of` a task has
-    the rows and, where they are taught alike, the teachers of another one.
+    `quick` replaces some of the arguments for a quick look, and `quick_fields` some of
+    what is here. With `rows_of` a task has the rows and, where they are taught alike,
+    the teachers of another one.
 
     Of all training rows the first `labelled_share` have a label: the teacher is trained
     on these alone, and the other rows of a student have the class it predicts.
     A student has `n_copies` of its rows, a teacher `teacher_copies` of its own, all but
     the first shifted pictures.
+
+    With a `teacher_width` teacher and student are convolutional, the first layer of the
+    teacher as wide, and students are trained one by one, on labelled rows as they are.
     """
 
     name: str
@@ -76,6 +80,13 @@ class TaskConfig:
     labelled_share: float = 1.0
     n_copies: int = 1
     teacher_copies: int = 1
+    teacher_width: int | None = None
+    quick_fields: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def is_convolutional(self) -> bool:
+        """Whether teacher and student are."""
+        return self.teacher_width is not None
 
     @property
     def drawn_as(self) -> str:
@@ -133,8 +144,8 @@ class Table:
     """What one command runs; with `panels`, it is a sweep over some quantities.
 
     Trials and results that the table named by `shares` has of the same methods and
-    tasks are taken over. `notes` tell what is to be known of a method, and
-    `quick_methods` are those of a quick look.
+    tasks are taken over. `notes` tell what is to be known of a method or of the data,
+    and `quick_methods` are those of a quick look.
     """
 
     title: str
@@ -288,10 +299,13 @@ def quick(table: Table) -> Table:
         replace(
             task,
             arguments={**task.arguments, **task.quick},
-            n_student=min(task.n_student, 500),
-            teacher_steps=300,
-            max_epochs=task.max_epochs // 4,
-            n_seeds=2,
+            **{
+                "n_student": min(task.n_student, 500),
+                "teacher_steps": 300,
+                "max_epochs": task.max_epochs // 4,
+                "n_seeds": 2,
+                **task.quick_fields,
+            },
         )
         for task in table.tasks
     )
@@ -331,6 +345,8 @@ def digest(task: TaskConfig, method: str | None = None) -> str:
         parts["labelled"] = task.labelled_share
     if task.teacher_copies != 1:
         parts["copies for the teacher"] = task.teacher_copies
+    if task.is_convolutional:
+        parts["teacher"] = task.teacher_width
     if method is not None:
         parts["student"] = [task.n_student, task.n_units, TRAINING]
         if task.n_copies != 1:

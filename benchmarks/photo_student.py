@@ -1,0 +1,30 @@
+"""A small convolutional student of photos."""
+
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+
+class PhotoStudent(nn.Module):
+    """Convolutions 3 x 3, the resolution halved between two, and a mean over places.
+
+    It has a `body`, from whose output FitNet regresses, and a `head`. `n_features` is
+    the number of channels.
+    """
+
+    def __init__(self, n_features, n_outputs, *, widths=(16, 32, 64)):
+        super().__init__()
+        layers = []
+        for n_in, n_out in pairwise((n_features, *widths)):
+            layers += [
+                nn.Conv2d(n_in, n_out, 3, padding=1, bias=False),
+                nn.BatchNorm2d(n_out),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+            ]
+        layers[-1:] = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        self.body = nn.Sequential(*layers)
+        self.head = nn.Linear(widths[-1], n_outputs)
+
+    def forward(self, X: Tensor) -> Tensor:
+        return self.head(self.body(X))
