@@ -80,7 +80,6 @@ NOTES_ON_PEERS = {
 CANDIDATES = (
     "k-means, S = 40, β = 0.1",
     "S = 40, λ from 3 to 0 at 50%",
-    "S = 40, λ from 3 to 0 at 25%",
     "40 outputs a class, λ = 0",
 )
 
