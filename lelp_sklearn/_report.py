@@ -98,6 +98,11 @@ class SubclassReport:
             return "does not help"
         return "unclear"
 
+    @property
+    def advised_n_subclasses(self) -> int:
+        """What to give the projector as `n_subclasses`: 1 where S does not help."""
+        return 1 if self.verdict == "does not help" else self.n_subclasses
+
     def __str__(self) -> str:
         gain = f"{_in_points(self.pilot_gain)} ± {100 * self.pilot_error:.1f} points"
         lines = [
@@ -177,7 +182,8 @@ def subclass_report(
     Returns
     -------
     SubclassReport
-        Print it for a table; `verdict` is "helps", "unclear" or "does not help".
+        Print it for a table; `verdict` is "helps", "unclear" or "does not help", and
+        `advised_n_subclasses` follows from it.
 
     Raises
     ------
@@ -230,6 +236,9 @@ def subclass_report(
     >>> print(report)
     Subclass targets: ... (5 subclasses a class, 1797 rows, 5 splits)
       pilot gain ...
+    >>> student = student.set_params(
+    ...     projector__n_subclasses=report.advised_n_subclasses
+    ... )
     """
     report_validation.check_student(student)
     report_validation.check_at_least(n_splits, 2, "n_splits")

@@ -79,6 +79,33 @@ def test_perfect_foresight_is_told_as_such(load, diagnosis, tmp_path, capsys):
     assert "| does not help | 0 | 2 |" in text
 
 
+def test_a_policy_keeps_the_gains_of_the_reports_that_it_heeds(diagnosis):
+    def reports(kind, *verdicts):
+        shares = {"helps": 0.5, "unclear": 0.9, "does not help": 0.9}
+        return [
+            {"kind": kind, "verdict": verdict, "confidence_share": shares[verdict]}
+            for verdict in verdicts
+        ]
+
+    by_task = [
+        reports("union", "helps", "unclear"),
+        reports("union", "helps", "helps"),
+        reports("plain", "does not help", "unclear"),
+    ]
+    leads = [np.full(5, 4.0), np.full(5, 2.0), np.full(5, -2.0)]
+    table = diagnosis.policies_table(by_task, leads)
+    by_policy = {
+        row.split(" | ")[0].strip("| "): [
+            cell.split()[0] for cell in row.split("|")[2:4]
+        ]
+        for row in table.splitlines()[2:]
+    }
+    always, advised, by_share, where_it_helps = by_policy.values()
+    assert always == ["+3.00", "-2.00"]
+    assert advised == ["+3.00", "-1.00"]
+    assert by_share == where_it_helps == ["+2.00", "+0.00"]
+
+
 def test_too_few_tasks_are_no_report(load, diagnosis, tmp_path, capsys):
     table = load("accuracy.tables").TABLES["methods"]
     path = tmp_path / "diagnosis.md"

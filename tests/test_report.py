@@ -281,6 +281,7 @@ def test_the_error_of_splits_that_share_no_rows_is_the_usual_one():
 def test_the_verdict_follows_from_the_gain_and_its_error(gain, error, verdict):
     report = SubclassReport(gain, error, 0.02, 0.1, 0.5, 1.5, 0.7, 0.5, 20, 2000, 5)
     assert report.verdict == verdict
+    assert report.advised_n_subclasses == (1 if verdict == "does not help" else 20)
     text = str(report)
     assert verdict in text.splitlines()[0]
     assert f"{100 * gain:+.1f} ± {100 * error:.1f} points" in text

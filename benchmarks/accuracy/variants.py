@@ -13,7 +13,7 @@ from sklearn.decomposition import PCA
 from sklearn.kernel_approximation import Nystroem
 
 from lelp_sklearn import LELPProjector
-from methods import Lesson, Method, subclasses
+from methods import METHODS, Lesson, Method, subclasses
 from tasks import Array
 
 DEFAULT, VANILLA = "default", "vanilla KD"
@@ -270,7 +270,14 @@ QUESTIONS = (
         | {
             "40 outputs a class, λ = 0": Method(
                 {"n_subclasses": 40}, {"subclass_weight": 0.0}
-            )
+            ),
+            "directions, λ from 3 to 0 at 50%": Method(
+                PRINCIPAL, {"subclass_weight": Fall(3.0, 0.5)}
+            ),
+            "oracle, λ from 3 to 0 at 50%": replace(
+                METHODS["oracle"],
+                training={**ONE, "subclass_weight": Fall(3.0, 0.5)},
+            ),
         },
     ),
 )
