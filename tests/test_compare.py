@@ -116,6 +116,15 @@ def test_search_leaves_a_grid_whose_edge_is_best(load, search):
     assert min(dict(key)["temperature"] for key in known) == 1
 
 
+def test_search_finds_a_summit_of_few_epochs_beyond_a_valley(load, search):
+    module = load("accuracy.search")
+    by_epochs = {7: 0.9, 15: 0.89, 240: 0.85, 480: 0.84}
+    known = {}
+    while wanted := module.next_settings(search, known):
+        known |= {module.key_of(s): by_epochs.get(s["max_epochs"], 0.8) for s in wanted}
+    assert module.finalists(search, known)[0]["max_epochs"] == 7
+
+
 @pytest.mark.parametrize("summit", [{}, {"learning_rate": 0.02, "max_epochs": 240}])
 def test_search_that_ends_early_spends_its_trials_elsewhere(
     load, search, summit, monkeypatch

@@ -41,6 +41,11 @@ SHUFFLED = "shuffled subclasses"
 UNION, PLAIN = "union", "plain"
 
 
+# How many times fewer epochs a search starts with too: between students that are best
+# because they stop early and those that are best after long there may be worse ones.
+TIMES_FEWER = 16
+
+
 @dataclass(frozen=True)
 class TaskConfig:
     """One task.
@@ -48,7 +53,8 @@ class TaskConfig:
     `kind` is UNION where each class is a union of many groups, else PLAIN. `draw` is a
     function of ``data.py`` that takes the `arguments`, and `folder` what it wants under
     the folder of data. The student, of one hidden layer of `n_units`, has the first
-    `n_student` rows. A search starts at `max_epochs` and stays within `epoch_bounds`.
+    `n_student` rows. A search starts at `max_epochs` and at a sixteenth of them, and
+    stays within `epoch_bounds`.
     `quick` replaces some of the arguments for a quick look, and `quick_fields` some of
     what is here. With `rows_of` a task has the rows and, where they are taught alike,
     the teachers of another one.
@@ -116,7 +122,11 @@ class Search:
 
     def of(self, task: TaskConfig, method: str) -> "Search":
         """Return the search of a method on a task."""
-        grid = {**self.grid, "max_epochs": (task.max_epochs,)}
+        lowest, _ = task.epoch_bounds
+        epochs = [
+            n for n in (task.max_epochs // TIMES_FEWER, task.max_epochs) if n >= lowest
+        ]
+        grid = {**self.grid, "max_epochs": tuple(epochs)}
         if method == "hard labels":
             del grid["temperature"]
         if (weight := own_weight(TRAINABLE[method])) is not None:
