@@ -10,6 +10,7 @@ turns, and the median counts.
 
 import argparse
 import json
+import re
 import statistics
 import time
 from collections.abc import Callable
@@ -264,7 +265,8 @@ def facts(device: torch.device) -> dict[str, object]:
 def _driver() -> str:
     """Version of the NVIDIA driver, where the system tells."""
     path = Path("/proc/driver/nvidia/version")
-    return path.read_text().splitlines()[0] if path.exists() else "unknown"
+    found = re.search(r"\d+\.\d+(\.\d+)*", path.read_text()) if path.exists() else None
+    return found.group() if found else "unknown"
 
 
 def keep(path: Path, part: str, entry: object, known: dict[str, object]) -> None:

@@ -100,7 +100,11 @@ class SubclassReport:
 
     @property
     def advised_n_subclasses(self) -> int:
-        """What to give the projector as `n_subclasses`: 1 where S does not help."""
+        """What to give a student's projector as `n_subclasses`.
+
+        1 where the verdict is that S does not help. Where it is wrong, a gain is
+        forgone; what it saves is outputs and the time to train them.
+        """
         return 1 if self.verdict == "does not help" else self.n_subclasses
 
     def __str__(self) -> str:

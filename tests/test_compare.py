@@ -116,6 +116,15 @@ def test_search_leaves_a_grid_whose_edge_is_best(load, search):
     assert min(dict(key)["temperature"] for key in known) == 1
 
 
+def test_every_quick_look_has_settings_to_try(load):
+    config, module = load("accuracy.config"), load("accuracy.search")
+    for table in map(config.quick, load("accuracy.tables").TABLES.values()):
+        for task in table.tasks:
+            for method in set(table.methods) & set(table.of(task)):
+                wanted = module.next_settings(table.search.of(task, method), {})
+                assert min(setting["max_epochs"] for setting in wanted) >= 1
+
+
 def test_search_finds_a_summit_of_few_epochs_beyond_a_valley(load, search):
     module = load("accuracy.search")
     by_epochs = {7: 0.9, 15: 0.89, 240: 0.85, 480: 0.84}
@@ -489,13 +498,20 @@ def test_question_shows_gain_and_lead_of_a_variant(load):
         scores["task"][method] = dict(enumerate(values))
     printed = report.variants_table(scores, ["task"], [config.OURS, "variant"])
     *_, row = printed.splitlines()
-    _, name, gain, lead, each, _ = map(str.strip, row.split("|"))
-    assert name == "variant"
+    _, name, gain, lead, lost, each, _ = map(str.strip, row.split("|"))
+    assert (name, lost) == ("variant", "")
     for cell, values in ((gain, 3 + noise[1]), (lead, 2 + noise[1] - noise[0])):
         low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
         assert f"[{low:+.2f}, {high:+.2f}]" in cell
     assert lead.endswith(r"\*")
     assert each == f"{3 + noise[1].mean():+.2f}"
+
+
+def test_students_far_below_the_others_are_counted(load):
+    n_lost = load("accuracy.question_report").n_lost
+    assert n_lost([90.0, 91.0, 92.0, 86.9, 86.0, 70.0, 91.0]) == 2
+    assert n_lost([50.0, 90.0, 90.0]) == 1
+    assert n_lost([88.0, 90.0, 92.0]) == 0
 
 
 def test_surface_looks_variants_up_by_both_arguments(load):

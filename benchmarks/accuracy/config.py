@@ -39,6 +39,8 @@ BASELINE, OURS, PUBLISHED = "vanilla KD", "LELP, library defaults", "LELP as pub
 FITNET, WIDE, ORACLE = "FitNet", "same outputs, λ = 0", "oracle"
 SHUFFLED = "shuffled subclasses"
 UNION, PLAIN = "union", "plain"
+# Tasks by which something was chosen: no mean of the others has them.
+CHOSEN_BY = "chosen by"
 
 
 # How many times fewer epochs a search starts with too: between students that are best
@@ -50,7 +52,8 @@ TIMES_FEWER = 16
 class TaskConfig:
     """One task.
 
-    `kind` is UNION where each class is a union of many groups, else PLAIN. `draw` is a
+    `kind` is UNION where each class is a union of many groups, else PLAIN, or CHOSEN_BY
+    in a table of what the task was used to choose. `draw` is a
     function of ``data.py`` that takes the `arguments`, and `folder` what it wants under
     the folder of data. The student, of one hidden layer of `n_units`, has the first
     `n_student` rows. A search starts at `max_epochs` and at a sixteenth of them, and
@@ -313,6 +316,7 @@ def quick(table: Table) -> Table:
                 "n_student": min(task.n_student, 500),
                 "teacher_steps": 300,
                 "max_epochs": task.max_epochs // 4,
+                "epoch_bounds": tuple(max(1, n // 4) for n in task.epoch_bounds),
                 "n_seeds": 2,
                 **task.quick_fields,
             },

@@ -160,6 +160,8 @@ def write_report(
             "a class, which is vanilla distillation: means over the tasks. Where the "
             "two reports of a task disagree, half of its gain counts.",
             policies_table(by_task, leads),
+            "The thresholds were chosen when most of these tasks had been measured. "
+            "The intervals are about the students' seeds, not the reports'.",
         ]
     )
     path.write_text(text + "\n", encoding="utf-8")

@@ -7,6 +7,7 @@ import numpy as np
 
 from accuracy.config import (
     BASELINE,
+    CHOSEN_BY,
     FITNET,
     ORACLE,
     OURS,
@@ -34,7 +35,7 @@ from accuracy.statistics import (
     paired,
 )
 
-KINDS = {UNION: "union tasks", PLAIN: "plain tasks"}
+KINDS = {UNION: "union tasks", PLAIN: "plain tasks", CHOSEN_BY: "tasks chosen by"}
 SIGNIFICANT = 0.05
 FOOTNOTE = (
     "Gains in points of test accuracy, paired by seed, with the 95 % confidence "
@@ -42,6 +43,12 @@ FOOTNOTE = (
 )
 
 CLEAR = "clearly above / below"
+
+
+def kinds_of(table: Table) -> list[str]:
+    """Return the kinds of tasks that a table has columns for."""
+    has_chosen = any(task.kind == CHOSEN_BY for task in table.tasks)
+    return [UNION, PLAIN, *([CHOSEN_BY] if has_chosen else [])]
 
 
 def scores_of(table: Table, lines: Iterable[Line], column: str = "accuracy") -> Scores:
@@ -180,7 +187,7 @@ def means_table(table: Table, scores: Scores) -> str:
     """
     means: dict[tuple[str, str], tuple[Estimate, int]] = {}
     for method in table.methods:
-        for kind in KINDS:
+        for kind in kinds_of(table):
             found = [
                 difference(scores[task.name], method, BASELINE)
                 for task in table.tasks
@@ -194,14 +201,14 @@ def means_table(table: Table, scores: Scores) -> str:
         if method == BASELINE:
             continue
         cells, share = [], ""
-        for kind in KINDS:
+        for kind in kinds_of(table):
             mean, n_tasks = means.get((method, kind), (None, 0))
             cells.append("" if mean is None else f"{interval(mean)} ({n_tasks})")
             if kind == UNION and mean and oracle and oracle.mean > 0:
                 share = f"{mean.mean / oracle.mean:.0%}"
-        rows.append([method, cells[0], share, cells[1]])
-    titles = [f"mean gain, {name} (number)" for name in KINDS.values()]
-    return markdown(["method", titles[0], "of the oracle's", titles[1]], rows)
+        rows.append([method, cells[0], share, *cells[1:]])
+    titles = [f"mean gain, {KINDS[kind]} (number)" for kind in kinds_of(table)]
+    return markdown(["method", titles[0], "of the oracle's", *titles[1:]], rows)
 
 
 def leads_table(table: Table, scores: Scores) -> str:
@@ -215,7 +222,7 @@ def leads_table(table: Table, scores: Scores) -> str:
         estimates = [paired(values) for values in leads]
         p_values = holm([estimate.p for estimate in estimates])
         cells = []
-        for kind in KINDS:
+        for kind in kinds_of(table):
             places = [i for i, task in enumerate(tasks) if task.kind == kind]
             mean = mean_over_tasks([leads[i] for i in places]) if places else None
             clear = [
@@ -224,7 +231,8 @@ def leads_table(table: Table, scores: Scores) -> str:
             cells.append("" if mean is None else interval(mean))
             cells.append(f"{clear.count(1)} / {clear.count(-1)} of {len(places)}")
         rows.append([method, *cells])
-    titles = [x for name in KINDS.values() for x in (f"mean lead, {name}", CLEAR)]
+    kinds = [KINDS[kind] for kind in kinds_of(table)]
+    titles = [x for name in kinds for x in (f"mean lead, {name}", CLEAR)]
     return markdown(["over", *titles], rows)
 
 

@@ -6,6 +6,7 @@ launch them. A recording, a CUDA graph, is launched as one.
 
 import gc
 import re
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -27,6 +28,8 @@ RECORDING_DEVICE = "cuda"
 # How torch begins to say that the host waits, and that it does not notice all of it.
 _WAITED = "called a synchronizing CUDA operation"
 _WATCHES = "Synchronization debug mode is a prototype"
+
+_pause = threading.Lock()
 
 # Before a step is recorded, so that what is set up once is there.
 _TIMES_TAKEN = 3
@@ -97,14 +100,18 @@ def renew_generator(device: torch.device) -> None:
 
 @contextmanager
 def collection_paused() -> Iterator[None]:
-    """Collect no garbage: an old recording that is freed meanwhile spoils a new one."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
+    """Collect no garbage: an old recording that is freed meanwhile spoils a new one.
+
+    One thread after the other, or the first to end would let it be collected again.
+    """
+    with _pause:
+        was_enabled = gc.isenabled()
+        gc.disable()
+        try:
+            yield
+        finally:
+            if was_enabled:
+                gc.enable()
 
 
 class RecordedSteps:

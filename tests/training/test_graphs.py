@@ -617,12 +617,48 @@ def test_no_garbage_is_collected_while_a_step_is_recorded(
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    before = gc.isenabled()
     try:
-        if not is_enabled:
-            gc.disable()
+        (gc.enable if is_enabled else gc.disable)()
         with pytest.raises(RuntimeError) if fails else nullcontext():
             graphs.Recording(step, torch.arange(3), 1.0, None)
         assert seen == [False]
         assert gc.isenabled() is is_enabled
     finally:
-        gc.enable()
+        (gc.enable if before else gc.disable)()
+
+
+def test_threads_pause_the_collection_one_after_the_other(monkeypatch):
+    waiting, entered, seen = threading.Event(), threading.Event(), []
+
+    class Lock:
+        """Says when somebody has to wait for it."""
+
+        held = threading.Lock()
+
+        def __enter__(self):
+            if self.held.locked():
+                waiting.set()
+            self.held.acquire()
+
+        def __exit__(self, *of):
+            self.held.release()
+
+    def first():
+        with graphs.collection_paused():
+            entered.set()
+            seen.append(waiting.wait(20))
+
+    def other():
+        with graphs.collection_paused():
+            seen.append(gc.isenabled())
+
+    monkeypatch.setattr(graphs, "_pause", Lock())
+    threads = [threading.Thread(target=target) for target in (first, other)]
+    threads[0].start()
+    assert entered.wait(20)
+    threads[1].start()
+    for thread in threads:
+        thread.join()
+    assert seen == [True, False]
+    assert gc.isenabled()
