@@ -269,6 +269,8 @@ OF_PHOTOS = Search(
     bounds=SEARCH.bounds,
     n_trials=14,
     seeds=(100, 101),
+    final_seeds=(102, 103, 104),
+    n_finalists=3,
 )
 
 _mixtures, _mixture_panels = _sweep()
