@@ -199,6 +199,18 @@ def test_teacher_is_kept_and_its_head_reads_its_embeddings(
     assert (lesson.logits.argmax(1) == lesson.y).mean() > 0.8
 
 
+def test_teacher_of_another_device_is_another(load, task, places, lesson, monkeypatch):
+    lessons = load("accuracy.lessons")
+
+    def train(drawn, seed, n_steps, width, device):
+        raise RuntimeError(f"trained on {device}")
+
+    monkeypatch.setattr(lessons, "train_photo_teacher", train)
+    on_gpu = replace(places, device="cuda")
+    with pytest.raises(RuntimeError, match="trained on cuda"):
+        lessons.make_lesson(task, on_gpu, 0, "validation")
+
+
 def test_teacher_leaves_global_state_as_it_was(load, task, places):
     module = load("photo_teacher")
     drawn = load("accuracy.data").draw(task, places, 0, "validation").task

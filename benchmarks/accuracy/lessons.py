@@ -78,7 +78,7 @@ def make_photo_lesson(
     own_seed = derived_seed(config.drawn_as, seed)
     drawn = draw(config, places, own_seed, part)
     task, rows = drawn.task, slice(config.n_student)
-    path = teacher_path(config, places.cache, seed)
+    path = teacher_path(config, places.cache, seed, places.device)
     teacher = trained_photo_teacher(config, task, own_seed, path, places.device)
     embeddings, scored = (
         embed_photos(teacher, X) for X in (task.X[rows], task.X_score)
@@ -123,10 +123,16 @@ def known_classes(labels: Array, teacher: Teacher, X: Array) -> Array:
     return np.concatenate([known, predict(teacher, unlabelled)])
 
 
-def teacher_path(config: TaskConfig, cache: Path, seed: int) -> Path:
-    """Return where the teacher of a seed is kept."""
+def teacher_path(
+    config: TaskConfig, cache: Path, seed: int, device: str | None = None
+) -> Path:
+    """Return where the teacher of a seed is kept.
+
+    Where teachers learn on more than one kind of `device`, each has its own.
+    """
+    of_device = "" if device is None else f"{torch.device(device).type}_"
     slug = "".join(c if c.isalnum() else "_" for c in config.drawn_as)
-    return cache / f"{slug}-{digest(config)}" / f"teacher_{seed}.pt"
+    return cache / f"{slug}-{digest(config)}" / f"teacher_{of_device}{seed}.pt"
 
 
 def trained_teacher(
