@@ -137,7 +137,7 @@ def fit(method: Method, lesson: Lesson, setting: Setting) -> ClassifierMixin:
     )
 
 
-def class_logits(method: Method, lesson: Lesson, setting: Setting) -> Array:
+def scored_logits(method: Method, lesson: Lesson, setting: Setting) -> Array:
     """Train a student and return the class logits of `X_score`, (n, C).
 
     Two classes are told apart by a difference only: the first one's logit is 0.

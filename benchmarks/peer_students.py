@@ -256,15 +256,21 @@ def class_logits(
 ) -> list[list[Array]]:
     """Train a student of any method on each lesson at each setting.
 
-    Where the lessons have a module it is one student after the other, and the method no
-    `Peer`. The lessons of a `Peer` are of one shape, its settings of equally many
-    epochs.
+    Where the lessons have a module it is one student after the other, and a `Peer` is
+    refused with a ValueError. The lessons of a `Peer` are of one shape, its settings of
+    equally many epochs.
     Returns, for each lesson and each setting, the class logits of the lesson's
     `X_score`, (n, C).
     """
     if lessons[0].module is not None:
+        if isinstance(method, Peer):
+            raise ValueError(
+                f"method has the loss {method.term!r}, which is written for students "
+                "of one hidden layer, but the lessons have a module: leave out the "
+                "method or the module"
+            )
         return [
-            [methods.class_logits(method, lesson, setting) for setting in settings]
+            [methods.scored_logits(method, lesson, setting) for setting in settings]
             for lesson in lessons
         ]
     if not isinstance(method, Peer):

@@ -272,7 +272,13 @@ def test_setting_that_diverges_is_scored_and_ends_no_search(load, lesson):
     method = methods.METHODS["vanilla KD"]
     with pytest.raises(FloatingPointError):
         methods.fit(method, lesson, setting)
-    assert not methods.class_logits(method, lesson, setting).any()
+    assert not methods.scored_logits(method, lesson, setting).any()
+
+
+def test_loss_for_one_hidden_layer_is_refused_to_a_module(load, lesson):
+    peer = load("peer_methods").PEERS["CRD, annealed"]
+    with pytest.raises(ValueError, match=r"'CRD'.*leave out the method"):
+        load("peer_students").class_logits(peer, [lesson], [SETTING])
 
 
 def test_fitnet_takes_half_precision_for_storage_only(load, lesson):
