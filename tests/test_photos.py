@@ -199,6 +199,22 @@ def test_teacher_is_kept_and_its_head_reads_its_embeddings(
     assert (lesson.logits.argmax(1) == lesson.y).mean() > 0.8
 
 
+@pytest.mark.parametrize(
+    "asked", [{"labelled_share": 0.5}, {"n_copies": 2}, {"teacher_copies": 2}]
+)
+def test_rows_that_photos_do_not_have_are_refused(load, task, asked):
+    (name,) = asked
+    with pytest.raises(ValueError, match=f"{name} of .* leave it at 1"):
+        # Nothing is drawn first: there is no place to draw from.
+        load("accuracy.lessons").make_lesson(replace(task, **asked), None, 0, "test")
+
+
+def test_costly_parts_that_photos_do_not_have_are_refused(load, task):
+    make_lesson = load("accuracy.lessons").make_lesson
+    with pytest.raises(ValueError, match=r"wanted has layout.* leave out"):
+        make_lesson(task, None, 0, "test", {"layout"})
+
+
 def test_teacher_of_another_device_is_another(load, task, places, lesson, monkeypatch):
     lessons = load("accuracy.lessons")
 

@@ -2,8 +2,10 @@
 
 import os
 from collections.abc import Callable, Collection
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +24,8 @@ from teacher import BATCH_SIZE, Teacher, accuracy, embed, predict, train_teacher
 # Streams of shifts: what a student reads is none of what its teacher learned from.
 OF_TEACHER, OF_STUDENT = 1, 2
 
+Network = TypeVar("Network", bound=nn.Module)
+
 
 def make_lesson(
     config: TaskConfig,
@@ -35,6 +39,7 @@ def make_lesson(
     `wanted` names fields of a lesson that are made only on demand.
     """
     if config.is_convolutional:
+        check_photo_lesson(config, wanted)
         return make_photo_lesson(config, places, seed, part)
     own_seed = derived_seed(config.drawn_as, seed)
     drawn = draw(config, places, own_seed, part)
@@ -83,14 +88,14 @@ def make_photo_lesson(
     embeddings, scored = (
         embed_photos(teacher, X) for X in (task.X[rows], task.X_score)
     )
-    head = teacher.head.cpu()
+    head = deepcopy(teacher.head).cpu()
     with torch.no_grad():
         found = head(torch.from_numpy(scored)).argmax(1).numpy()
     X, X_score = drawn.read_as_student(config.n_student)
     return Lesson(
         X=X,
         y=task.y[rows],
-        groups=task.groups[rows],
+        groups=task.groups[rows] if config.has_groups else None,
         embeddings=embeddings,
         head=head,
         n_units=config.n_units,
@@ -101,6 +106,21 @@ def make_photo_lesson(
         module=PhotoStudent,
         training={**TRAINING, "device": places.device},
     )
+
+
+def check_photo_lesson(config: TaskConfig, wanted: Collection[str]) -> None:
+    """Raise a ValueError if a lesson of photos is asked for what it does not heed."""
+    for name in ("labelled_share", "n_copies", "teacher_copies"):
+        if (found := getattr(config, name)) != 1:
+            raise ValueError(
+                f"{name} of {config.name!r} is {found}, but tasks with a teacher_width "
+                "have labelled rows as they are: leave it at 1"
+            )
+    if wanted:
+        raise ValueError(
+            f"wanted has {', '.join(sorted(wanted))}, which tasks with a teacher_width "
+            f"like {config.name!r} have not: leave out the methods that want it"
+        )
 
 
 def labelled_rows(task: Task, share: float) -> Task:
@@ -145,13 +165,11 @@ def trained_teacher(
 ) -> Teacher:
     """Load the teacher if it is there, else train it and keep it."""
     n_outputs = n_outputs or int(task.y.max()) + 1
-    if path.exists():
-        teacher = Teacher(task.X.shape[1], n_outputs)
-        teacher.load_state_dict(torch.load(path, weights_only=True))
-        return teacher.eval()
-    teacher = train_teacher(task, seed, n_steps, n_outputs, loss)
-    keep(teacher, path)
-    return teacher
+    return load_or_train(
+        path,
+        lambda: Teacher(task.X.shape[1], n_outputs),
+        lambda: train_teacher(task, seed, n_steps, n_outputs, loss),
+    )
 
 
 def trained_photo_teacher(
@@ -159,12 +177,25 @@ def trained_photo_teacher(
 ) -> PhotoTeacher:
     """Load the teacher if it is there, else train it and keep it."""
     place, width = torch.device(device), config.teacher_width
+    return load_or_train(
+        path,
+        lambda: PhotoTeacher(int(task.y.max()) + 1, width),
+        lambda: train_photo_teacher(task, seed, config.teacher_steps, width, place),
+    ).to(place)
+
+
+def load_or_train(
+    path: Path, build: Callable[[], Network], train: Callable[[], nn.Module]
+) -> Network:
+    """Return what `build` does, with the weights of what was trained and is kept."""
     if not path.exists():
-        keep(train_photo_teacher(task, seed, config.teacher_steps, width, place), path)
+        keep(train(), path)
+    with torch.random.fork_rng(devices=[]):
+        # The weights that it begins with are drawn for nothing.
+        teacher = build()
     # Read in any case: how the weights lie in memory is seen in the last digits.
-    teacher = PhotoTeacher(int(task.y.max()) + 1, width)
     teacher.load_state_dict(torch.load(path, weights_only=True))
-    return teacher.to(place).eval()
+    return teacher.eval()
 
 
 def keep(teacher: nn.Module, path: Path) -> None:
