@@ -148,6 +148,24 @@ def test_photos_are_decoded_once(load, places, monkeypatch):
     data.decode_photos(places)
 
 
+def test_photos_of_another_archive_are_not_the_kept_ones(load, places, tmp_path):
+    data = load("accuracy.data")
+    kept, _ = data.read_part(places, "test")
+    with np.load(places.data / "cifar10_jpeg" / "test.npz") as archive:
+        raw, ends, y = (archive[name] for name in ("jpeg", "offsets", "y"))
+    # As many files, in another order.
+    files = [raw[i:j] for i, j in pairwise(ends)][::-1]
+    (tmp_path / "cifar10_jpeg").mkdir()
+    np.savez(
+        tmp_path / "cifar10_jpeg" / "test.npz",
+        jpeg=np.concatenate(files),
+        offsets=np.cumsum([0, *map(len, files)]),
+        y=y[::-1],
+    )
+    found, _ = data.read_part(replace(places, data=tmp_path), "test")
+    np.testing.assert_array_equal(found, kept[::-1])
+
+
 # The teacher
 
 

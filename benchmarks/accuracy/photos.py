@@ -1,5 +1,6 @@
 """Photos as arrays: decoded once, and kept beside the teachers."""
 
+import hashlib
 import importlib.util
 import io
 import os
@@ -23,8 +24,8 @@ def read_photos(folder: Path, part: str, cache: Path) -> tuple[Array, Array]:
     where they begin and end in `offsets`, and `y`.
     """
     with np.load(folder / f"{part}.npz") as arrays:
-        y = arrays["y"].astype(int)
-    path = kept_path(folder, part, len(y), cache)
+        y, ends = arrays["y"].astype(int), arrays["offsets"]
+    path = kept_path(folder, part, ends, cache)
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".part")
@@ -34,9 +35,14 @@ def read_photos(folder: Path, part: str, cache: Path) -> tuple[Array, Array]:
     return np.load(path, mmap_mode="r"), y
 
 
-def kept_path(folder: Path, part: str, n: int, cache: Path) -> Path:
-    """Return where the decoded photos of a part are kept."""
-    return cache / "photos" / f"{folder.name}_{part}_{n}.npy"
+def kept_path(folder: Path, part: str, ends: Array, cache: Path) -> Path:
+    """Return where the decoded photos of a part are kept.
+
+    Where its files begin and end stands for an archive: those of another are seldom
+    all as long.
+    """
+    archive = hashlib.sha256(ends.astype(np.int64).tobytes()).hexdigest()[:12]
+    return cache / "photos" / f"{folder.name}_{part}_{archive}.npy"
 
 
 def decode(path: Path) -> Array:
