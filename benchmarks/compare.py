@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--device",
         choices=("auto", "cpu", "cuda"),
         default="auto",
-        help="where photos are trained on; auto is a GPU where there is one",
+        help="trains teachers and students of photos; auto: a GPU, if there is one",
     )
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="only these")
     parser.add_argument("--quick", action="store_true", help="minutes, not a result")

