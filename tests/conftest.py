@@ -1,8 +1,21 @@
-"""What holds around every test."""
+"""What holds around every test, and what many need."""
+
+import importlib
+from pathlib import Path
 
 import pytest
 import torch
 from threadpoolctl import threadpool_info
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def load():
+    """Import a module of the benchmarks by its name."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARKS)
+        yield importlib.import_module
 
 
 def _thread_limits():

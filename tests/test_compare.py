@@ -2,28 +2,15 @@
 
 import csv
 import gzip
-import importlib
 import shutil
 from collections import Counter
 from dataclasses import replace
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import pytest
 from filelock import FileLock
 from scipy import stats
-
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
-
-@pytest.fixture(scope="module")
-def load():
-    """Import a module of the benchmarks by its name."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        yield importlib.import_module
-
 
 # Statistics
 

@@ -1,20 +1,7 @@
 """What the report says, held to measured gains: thresholds, tables, interruptions."""
 
-import importlib
-from pathlib import Path
-
 import numpy as np
 import pytest
-
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
-
-@pytest.fixture(scope="module")
-def load():
-    """Import a module of the benchmarks by its name."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        yield importlib.import_module
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,7 @@
 """Students of other methods, side by side, learn what one alone would learn."""
 
-import importlib
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +9,6 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SETTINGS = [
     {"learning_rate": 0.02, "temperature": 2.0, "max_epochs": 4},
     {"learning_rate": 0.005, "temperature": 4.0, "max_epochs": 4},
@@ -26,14 +23,6 @@ PEERS = (
     "DIST",
     "Subclass Distillation",
 )
-
-
-@pytest.fixture(scope="module")
-def load():
-    """Import a module of the benchmarks by its name."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        yield importlib.import_module
 
 
 @pytest.fixture(scope="module")

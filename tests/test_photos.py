@@ -1,31 +1,26 @@
 """The comparison on photos: files, teacher, and students trained one by one."""
 
 import csv
-import importlib
 import io
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from sklearn.preprocessing import StandardScaler
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SIZES = {"train": 12, "test": 6}
 N_VALIDATION = 40
 SETTING = {"learning_rate": 0.01, "temperature": 4.0, "max_epochs": 2}
 
 
 @pytest.fixture(scope="module")
-def load():
-    """Import a module of the benchmarks by its name."""
+def load(load):
+    """Validate on few photos."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        data = importlib.import_module("accuracy.data")
-        patch.setattr(data, "N_PHOTOS_VALIDATION", N_VALIDATION)
-        yield importlib.import_module
+        patch.setattr(load("accuracy.data"), "N_PHOTOS_VALIDATION", N_VALIDATION)
+        yield load
 
 
 @pytest.fixture(scope="module")

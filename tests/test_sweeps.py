@@ -1,23 +1,11 @@
 """Sweeps of the comparison: over the share of labels and over shifted copies."""
 
-import importlib
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from scipy import ndimage
-
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
-
-@pytest.fixture(scope="module")
-def load():
-    """Import a module of the benchmarks by its name."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        yield importlib.import_module
 
 
 def small(load, table, words):
