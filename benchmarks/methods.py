@@ -44,7 +44,7 @@ class Lesson:
 
     A student has one hidden layer of `n_units` unless a `module` is given, to be called
     with `module_params` too. `training` holds arguments of every student. `true_y` are
-    the classes of the hidden groups where `y` has others, which a teacher predicted.
+    the classes of the hidden groups; `y` may have what a teacher predicted instead.
     The last two are costly and made only for the methods that want them: a teacher of
     subclasses, and where t-SNE lays out the embeddings, (n, 2).
     """

@@ -306,7 +306,7 @@ TABLES = {
         "Photos",
         PHOTOS,
         (
-            "hard labels",
+            HARD,
             BASELINE,
             PUBLISHED,
             OURS,
