@@ -5,7 +5,7 @@ epochs make up a setting: every method has its own best one, found by ``search.p
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from sklearn.base import ClassifierMixin
@@ -45,15 +45,17 @@ class Lesson:
     A student has one hidden layer of `n_units` unless a `module` is given, to be called
     with `module_params` too. `training` holds arguments of every student. `true_y` are
     the classes of the hidden groups; `y` may have what a teacher predicted instead.
-    The last two are costly and made only for the methods that want them: a teacher of
-    subclasses, and where t-SNE lays out the embeddings, (n, 2).
+    Without a `head` the teacher's logits are given.
+    The last three are made only for the methods that want them: a teacher of
+    subclasses, where t-SNE lays out the embeddings, (n, 2), and an earlier layer's
+    embeddings.
     """
 
     X: Array
     y: Array
     groups: Array | None
     embeddings: Array
-    head: nn.Linear
+    head: nn.Linear | None
     n_units: int
     X_score: Array
     y_score: Array
@@ -63,12 +65,16 @@ class Lesson:
     module_params: dict = field(default_factory=dict)
     training: dict = field(default_factory=lambda: TRAINING)
     true_y: Array | None = None
+    given_logits: Array | None = None
     subclass_teacher: SubclassTeacher | None = None
     layout: Array | None = None
+    earlier: Array | None = None
 
     @property
     def logits(self) -> Array:
         """The teacher's logits of the student's rows."""
+        if self.head is None:
+            return self.given_logits
         coef, intercept = (part.detach().numpy() for part in self.head.parameters())
         return self.embeddings @ coef.T + intercept
 
@@ -86,6 +92,29 @@ class Method:
     within: Callable[[Lesson], Array] | None = None
     labels_only: bool = False
     is_fitnet: bool = False
+
+    def taught(self, lesson: Lesson) -> Lesson:
+        """Return the lesson that the method learns from: all of it."""
+        return lesson
+
+
+@dataclass(frozen=True)
+class OfEarlierLayer(Method):
+    """A method that is given an earlier layer's embeddings, and the teacher's logits.
+
+    What maps those embeddings to the logits is no head: the projector fits one.
+    """
+
+    layer: str = "earlier"
+
+    def taught(self, lesson: Lesson) -> Lesson:
+        """Return the lesson with the embeddings of its earlier layer."""
+        return replace(
+            lesson,
+            embeddings=getattr(lesson, self.layer),
+            head=None,
+            given_logits=lesson.logits,
+        )
 
 
 def prepare(task: Task, seed: int, **teacher_options) -> Lesson:
@@ -110,6 +139,7 @@ def fit(method: Method, lesson: Lesson, setting: Setting) -> ClassifierMixin:
     """Train a student by a method, at a learning rate, a temperature and so on."""
     setting = dict(setting)
     temperature = setting.pop("temperature", 1.0)
+    lesson = method.taught(lesson)
     if method.is_fitnet:
         return fit_fitnet(lesson, temperature, setting)
     module_params = lesson.module_params
@@ -128,9 +158,16 @@ def fit(method: Method, lesson: Lesson, setting: Setting) -> ClassifierMixin:
         soft_targets = np.eye(2, dtype=np.float32)[lesson.y]
         return student.fit(lesson.X, lesson.y, soft_targets=soft_targets)
     if method.within is None:
-        return student.fit(lesson.X, lesson.y, teacher_embeddings=lesson.embeddings)
+        return student.fit(
+            lesson.X,
+            lesson.y,
+            teacher_embeddings=lesson.embeddings,
+            teacher_logits=lesson.given_logits,
+        )
     classes = projector(lesson, n_subclasses=1, temperature=temperature)
-    mass = classes.fit_transform(lesson.embeddings, lesson.y)
+    mass = classes.fit_transform(
+        lesson.embeddings, lesson.y, teacher_logits=lesson.given_logits
+    )
     soft_targets = mass[:, :, np.newaxis] * method.within(lesson)
     return student.fit(
         lesson.X, lesson.y, soft_targets=soft_targets.reshape(len(mass), -1)
@@ -146,7 +183,8 @@ def scored_logits(method: Method, lesson: Lesson, setting: Setting) -> Array:
         student = fit(method, lesson, setting)
     except FloatingPointError:
         # A setting that diverges is a bad one, and no reason to end a search.
-        return np.zeros((len(lesson.X_score), lesson.head.out_features), np.float32)
+        n_classes = lesson.logits.shape[1]
+        return np.zeros((len(lesson.X_score), n_classes), np.float32)
     if method.is_fitnet:
         return student.class_logits(lesson.X_score)
     decision = student.decision_function(lesson.X_score)
@@ -180,13 +218,15 @@ def fit_fitnet(
 
 
 def projector(lesson: Lesson, **options) -> LELPProjector:
-    """Return a projector that knows the teacher's head."""
+    """Return a projector that knows the teacher's head, if there is one."""
     return LELPProjector(head=lesson.head, random_state=lesson.seed, **options)
 
 
 def subclasses(lesson: Lesson, **splitting) -> Array:
     """Return each row's distribution over the subclasses of each class, (n, C, S)."""
-    fitted = projector(lesson, **splitting).fit(lesson.embeddings, lesson.y)
+    fitted = projector(lesson, **splitting).fit(
+        lesson.embeddings, lesson.y, teacher_logits=lesson.given_logits
+    )
     indifferent = np.zeros((len(lesson.y), len(fitted.classes_)), np.float32)
     soft = fitted.transform(lesson.embeddings, teacher_logits=indifferent)
     return soft.reshape(*indifferent.shape, -1) * len(fitted.classes_)
@@ -239,4 +279,13 @@ METHODS = {
         {"within_class_temperature": 1.0},
         within=true_groups,
     ),
+}
+
+EARLIER = {
+    f"{name}, earlier layer": OfEarlierLayer(
+        METHODS[name].splitting,
+        METHODS[name].training,
+        is_fitnet=METHODS[name].is_fitnet,
+    )
+    for name in ("LELP as published", "LELP, library defaults", "FitNet")
 }

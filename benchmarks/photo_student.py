@@ -9,21 +9,25 @@ class PhotoStudent(nn.Module):
     """Convolutions 3 x 3, the resolution halved between two, and a mean over places.
 
     It has a `body`, from whose output FitNet regresses, and a `head`. `n_features` is
-    the number of channels.
+    the number of channels. A `strided` one is cheaper: its convolutions take every
+    second place, where others are followed by a maximum over squares of four.
     """
 
-    def __init__(self, n_features, n_outputs, *, widths=(16, 32, 64)):
+    def __init__(self, n_features, n_outputs, *, widths=(16, 32, 64), strided=False):
         super().__init__()
         layers = []
         for n_in, n_out in pairwise((n_features, *widths)):
+            stride = 2 if strided else 1
             layers += [
-                nn.Conv2d(n_in, n_out, 3, padding=1, bias=False),
+                nn.Conv2d(n_in, n_out, 3, stride=stride, padding=1, bias=False),
                 nn.BatchNorm2d(n_out),
                 nn.ReLU(),
-                nn.MaxPool2d(2),
             ]
-        layers[-1:] = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-        self.body = nn.Sequential(*layers)
+            if not strided:
+                layers.append(nn.MaxPool2d(2))
+        if not strided:
+            layers.pop()
+        self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.head = nn.Linear(widths[-1], n_outputs)
 
     def forward(self, X: Tensor) -> Tensor:

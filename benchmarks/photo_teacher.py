@@ -116,9 +116,7 @@ def train_photo_teacher(
     with fastest_convolutions():
         for _ in range(n_steps):
             photos, y = batches.draw()
-            with torch.autocast(
-                device.type, torch.bfloat16, enabled=device.type == "cuda"
-            ):
+            with torch.autocast(device.type, torch.bfloat16):
                 logits = teacher(photos)
             optimizer.zero_grad()
             nn.functional.cross_entropy(logits.float(), y).backward()

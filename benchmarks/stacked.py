@@ -226,6 +226,7 @@ def class_logits(
     `X_score`, (n, C).
     """
     found = [[np.empty(0)] * len(settings) for _ in lessons]
+    lessons = [method.taught(lesson) for lesson in lessons]
     taught = [taught_within(method, lesson) for lesson in lessons]
     shapes = [
         (within.shape, lesson.X.shape, lesson.X_score.shape)

@@ -464,7 +464,8 @@ def test_leads_count_clear_tasks_of_each_kind(load, tiny):
             },
         },
     }
-    *_, row = report.leads_table(tiny.TABLES["tiny"], scores).splitlines()
+    table = report.leads_table(tiny.TABLES["tiny"], scores, config.OURS)
+    *_, row = table.splitlines()
     _, method, lead, clear_union, _, clear_plain, _ = map(str.strip, row.split("|"))
     assert method == config.BASELINE
     expected = stats.ttest_1samp(2 + np.array(list(noise.values())), 0)

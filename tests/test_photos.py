@@ -256,16 +256,30 @@ def test_teacher_leaves_global_state_as_it_was(load, task, places):
         assert torch.equal(a, b)
 
 
-def test_student_is_ninety_times_smaller_than_its_teacher(load):
-    width = load("accuracy.tables").PHOTOS[0].teacher_width
-    teacher = load("photo_teacher").PhotoTeacher(2, width)
-    # Twenty subclasses in each of two classes.
-    student = load("photo_student").PhotoStudent(3, 40)
+def test_students_are_many_times_smaller_than_their_teachers(load):
+    modules = load("photo_teacher"), load("photo_student")
 
     def size(module):
         return sum(p.numel() for p in module.parameters())
 
-    assert 90 <= size(teacher) / size(student) < 100
+    for task in load("accuracy.tables").PHOTOS:
+        teacher = modules[0].PhotoTeacher(2, task.teacher_width)
+        # Twenty subclasses in each of two classes.
+        student = modules[1].PhotoStudent(3, 40, **task.student_params)
+        assert size(teacher) > 18 * size(student)
+
+
+@pytest.mark.parametrize(("strided", "n_left"), [(False, 8), (True, 4)])
+def test_student_averages_over_what_its_layers_leave(load, strided, n_left):
+    student = load("photo_student").PhotoStudent(
+        3, 4, widths=(2, 5, 7), strided=strided
+    )
+    *layers, average, flatten = student.body
+    photos = torch.zeros(2, 3, 32, 32)
+    found = torch.nn.Sequential(*layers)(photos)
+    assert found.shape == (2, 7, n_left, n_left)
+    torch.testing.assert_close(flatten(average(found)), found.mean((2, 3)))
+    assert student(photos).shape == (2, 4)
 
 
 # Students

@@ -45,6 +45,7 @@ def lessons(stacked):
         y=names[:201] % 2,
         groups=names[:201],
         embeddings=X[:201, ::2],
+        earlier=X[:201, :24],
         head=nn.Linear(32, 2),
         n_units=12,
         X_score=X[500:600],
@@ -64,6 +65,7 @@ def lessons(stacked):
         y=names[rows] % 2,
         groups=names[rows],
         embeddings=X[rows, ::2],
+        earlier=X[rows, :24],
         head=nn.Linear(32, 2),
         seed=1,
     )
@@ -72,8 +74,9 @@ def lessons(stacked):
 
 def methods(stacked):
     names = importlib.import_module("methods").METHODS
+    earlier = importlib.import_module("methods").EARLIER
     variants = importlib.import_module("accuracy.variants").VARIANTS
-    names = {**names, **{name: variants[name] for name in VARIANTS}}
+    names = {**names, **earlier, **{name: variants[name] for name in VARIANTS}}
     few = {"n_subclasses": 3}
     return {
         name: method
@@ -93,6 +96,8 @@ def methods(stacked):
         "hard k-means, annealed",
         "same outputs, λ = 0",
         "oracle",
+        "LELP as published, earlier layer",
+        "LELP, library defaults, earlier layer",
         *VARIANTS,
     ],
 )
@@ -115,8 +120,9 @@ def test_stacked_students_are_those_of_the_public_api(stacked, lessons, name):
             )
 
 
-def test_stacked_fitnet_is_the_fitnet_of_the_benchmarks(stacked, lessons):
-    method = methods(stacked)["FitNet"]
+@pytest.mark.parametrize("name", ["FitNet", "FitNet, earlier layer"])
+def test_stacked_fitnet_is_the_fitnet_of_the_benchmarks(stacked, lessons, name):
+    method = methods(stacked)[name]
     # One row more: FitNet's own loop does not join a last batch of one row.
     images = [np.vstack([le.X, le.X[:1]]) for le in lessons]
     lessons = [
@@ -125,6 +131,7 @@ def test_stacked_fitnet_is_the_fitnet_of_the_benchmarks(stacked, lessons):
             X=X,
             y=np.append(lesson.y, lesson.y[0]),
             embeddings=X[:, ::2],
+            earlier=X[:, :24],
         )
         for lesson, X in zip(lessons, images, strict=True)
     ]

@@ -14,13 +14,13 @@ from functools import partial
 import lelp_sklearn
 from accuracy.variants import VARIANTS
 from lelp_sklearn import LELPProjector, LELPStudentClassifier
-from methods import METHODS, TRAINING, Method
+from methods import EARLIER, METHODS, TRAINING, Method
 from peer_methods import PEERS, own_weight
 
 CODE = 1
 
 # Everything that can be trained, by name.
-TRAINABLE: dict[str, Method] = {**METHODS, **PEERS, **VARIANTS}
+TRAINABLE: dict[str, Method] = {**METHODS, **EARLIER, **PEERS, **VARIANTS}
 
 # Defaults of the library that results hang on.
 DEFAULTS = (
@@ -68,7 +68,8 @@ class TaskConfig:
     the first shifted pictures.
 
     With a `teacher_width` teacher and student are convolutional, the first layer of the
-    teacher as wide, and students are trained one by one, on labelled rows as they are.
+    teacher as wide, and students, which have `student_params`, are trained one by one,
+    on labelled rows as they are.
     """
 
     name: str
@@ -90,6 +91,7 @@ class TaskConfig:
     n_copies: int = 1
     teacher_copies: int = 1
     teacher_width: int | None = None
+    student_params: Mapping[str, object] = field(default_factory=dict)
     quick_fields: Mapping[str, object] = field(default_factory=dict)
 
     @property
@@ -157,8 +159,9 @@ class Table:
     """What one command runs; with `panels`, it is a sweep over some quantities.
 
     Trials and results that the table named by `shares` has of the same methods and
-    tasks are taken over. `notes` tell what is to be known of a method or of the data,
-    and `quick_methods` are those of a quick look.
+    tasks are taken over. `chosen` names choices, each with the methods of which it
+    takes, task by task, the best on validation rows. `notes` tell what is to be known
+    of a method or of the data, and `quick_methods` are those of a quick look.
     """
 
     title: str
@@ -168,6 +171,7 @@ class Table:
     panels: tuple[Panel, ...] = ()
     quick_methods: tuple[str, ...] = (BASELINE, PUBLISHED, OURS, WIDE)
     shares: str | None = None
+    chosen: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
 
     def of(self, task: TaskConfig) -> list[str]:
@@ -354,7 +358,7 @@ def digest(task: TaskConfig, method: str | None = None) -> str:
         "name": task.drawn_as,
         "draw": [task.draw, dict(task.arguments), task.teacher_steps],
     }
-    # What is 1 is left out: it was 1 for all before there was a choice.
+    # What is 1 or empty is left out: it was so for all before there was a choice.
     if task.labelled_share != 1:
         parts["labelled"] = task.labelled_share
     if task.teacher_copies != 1:
@@ -365,6 +369,8 @@ def digest(task: TaskConfig, method: str | None = None) -> str:
         parts["student"] = [task.n_student, task.n_units, TRAINING]
         if task.n_copies != 1:
             parts["copies"] = task.n_copies
+        if task.student_params:
+            parts["module"] = dict(task.student_params)
         parts["method"] = TRAINABLE[method]
         defaults = LELPStudentClassifier().get_params() | LELPProjector().get_params()
         parts["defaults"] = {name: defaults[name] for name in DEFAULTS}

@@ -70,10 +70,25 @@ def make_lesson(
         seed=own_seed,
         subclass_teacher=subclass_teacher,
     )
+    if "earlier" in wanted:
+        lesson = replace(lesson, earlier=earlier_layer(config, teacher, seen))
     if "layout" in wanted:
         layout = kept_layout(lesson, path.with_name(f"layout_{seed}_{len(X)}.npy"))
         lesson = replace(lesson, layout=layout)
     return lesson
+
+
+@torch.no_grad()
+def earlier_layer(config: TaskConfig, teacher: Teacher, X: Array) -> Array:
+    """Return the embeddings of the layer before the last hidden one.
+
+    Of texts these are the sentence encoder's, which the teacher reads; of other rows
+    the first hidden layer, (n, 256).
+    """
+    if config.draw == "texts":
+        return X
+    first, activation, *_ = teacher.body
+    return activation(first(torch.from_numpy(X))).numpy()
 
 
 def make_photo_lesson(
@@ -104,6 +119,7 @@ def make_photo_lesson(
         teacher_accuracy=float(np.mean(found == task.y_score)),
         seed=own_seed,
         module=PhotoStudent,
+        module_params=dict(config.student_params),
         training={**TRAINING, "device": places.device},
     )
 

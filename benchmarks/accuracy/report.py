@@ -1,10 +1,12 @@
 """Tables in Markdown, and a figure, of the results that are there."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from accuracy.chosen import scores_of_choices, take
 from accuracy.config import (
     BASELINE,
     CHOSEN_BY,
@@ -84,6 +86,8 @@ def write_report(table: Table, trials: Records, results: Records, path: Path) ->
     ]
     if not table.panels:
         parts += summary_parts(table, scores)
+    if table.chosen:
+        parts += chosen_parts(table, trials, results, scores)
     parts.append("## Task by task")
     for name in scores:
         parts += task_parts(table, trials, results, scores, name)
@@ -99,24 +103,41 @@ def summary_parts(table: Table, scores: Scores) -> Iterable[str]:
     yield means_table(table, scores)
     yield "The tasks are taken as they are: an interval is about other seeds."
     if OURS in table.methods:
-        yield f"## {OURS}: its lead"
-        yield leads_table(table, scores)
-        yield "Clearly: p < 0.05, corrected for all tasks (Holm)."
-        yield from doubles(table, scores)
+        yield from lead_parts(table, scores, OURS, (PUBLISHED, FITNET))
 
 
-def doubles(table: Table, scores: Scores) -> Iterable[str]:
-    """Yield by how much our gain on union tasks is above twice that of peers."""
+def lead_parts(
+    table: Table, scores: Scores, leader: str, doubled: Iterable[str]
+) -> Iterable[str]:
+    """Yield a method's lead over the others, and over twice the gain of some."""
+    yield f"## {leader}: its lead"
+    yield leads_table(table, scores, leader)
+    yield "Clearly: p < 0.05, corrected for all tasks (Holm)."
     tasks = [x.name for x in table.tasks if x.kind == UNION and x.name in scores]
-    for method in (PUBLISHED, FITNET):
+    for method in doubled:
         if tasks and method in table.methods:
             lead = [
-                difference(scores[task], OURS, BASELINE)
+                difference(scores[task], leader, BASELINE)
                 - 2 * difference(scores[task], method, BASELINE)
                 for task in tasks
             ]
             mean = interval(mean_over_tasks(lead))
-            yield f"Our mean gain on union tasks, less twice that of {method}: {mean}."
+            yield f"Its mean gain on union tasks, less twice that of {method}: {mean}."
+
+
+def chosen_parts(
+    table: Table, trials: Records, results: Records, scores: Scores
+) -> Iterable[str]:
+    """Yield what choices on validation rows took, and what they reached."""
+    taken = take(table, trials, results, scores)
+    yield "## Chosen on validation rows"
+    rows = [[task, *of_task.values()] for task, of_task in taken.items()]
+    yield markdown(["task", *table.chosen], rows)
+    shown = (BASELINE, OURS, *table.chosen, ORACLE)
+    table, scores = replace(table, methods=shown), scores_of_choices(taken, scores)
+    yield means_table(table, scores)
+    leader, *others = table.chosen
+    yield from lead_parts(table, scores, leader, others)
 
 
 def gains_table(table: Table, lines: list[Line], scores: Scores) -> str:
@@ -211,14 +232,14 @@ def means_table(table: Table, scores: Scores) -> str:
     return markdown(["method", titles[0], "of the oracle's", *titles[1:]], rows)
 
 
-def leads_table(table: Table, scores: Scores) -> str:
-    """Return a line a method: our lead over it, and on how many tasks it is one."""
+def leads_table(table: Table, scores: Scores, leader: str) -> str:
+    """Return a line a method: the lead over it, and on how many tasks it is one."""
     rows = []
     for method in table.methods:
         tasks = [task for task in table.tasks if method in scores.get(task.name, ())]
-        if method == OURS or not tasks:
+        if method == leader or not tasks:
             continue
-        leads = [difference(scores[task.name], OURS, method) for task in tasks]
+        leads = [difference(scores[task.name], leader, method) for task in tasks]
         estimates = [paired(values) for values in leads]
         p_values = holm([estimate.p for estimate in estimates])
         cells = []

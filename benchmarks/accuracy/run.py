@@ -13,7 +13,7 @@ from accuracy.data import Places, decode_photos, embed_texts, what_is_missing
 from accuracy.lessons import make_lesson
 from accuracy.records import Line, Records, scores_by_setting, setting_of
 from accuracy.search import Key, finalists, is_on_edge, key_of, next_settings
-from methods import Lesson, Setting
+from methods import Lesson, OfEarlierLayer, Setting
 from peer_methods import SUBCLASS, Peer, tsne_kmeans
 from peer_students import class_logits
 from tasks import Array
@@ -133,7 +133,7 @@ class Comparison:
         if task.draw == "photos":
             decode_photos(self.places)
         methods = self.table.of(task)
-        wanted = {name for method in methods for name in costly_parts(method)}
+        wanted = {name for method in methods for name in parts_on_demand(method)}
         made = Parallel()(
             delayed(make_lesson)(task, self.places, seed, part, wanted)
             for seed in seeds
@@ -192,8 +192,10 @@ def trained_together(task: TaskConfig, settings: list[Setting]) -> list[list[Set
     ]
 
 
-def costly_parts(method: str) -> Iterator[str]:
+def parts_on_demand(method: str) -> Iterator[str]:
     """Yield the fields of a lesson that are made for few methods only."""
+    if isinstance(TRAINABLE[method], OfEarlierLayer):
+        yield TRAINABLE[method].layer
     if TRAINABLE[method].within is tsne_kmeans:
         yield "layout"
     if has_own_teacher(method):

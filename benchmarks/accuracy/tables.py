@@ -22,7 +22,7 @@ from accuracy.config import (
     TaskConfig,
 )
 from accuracy.variants import VARIANTS
-from methods import METHODS
+from methods import EARLIER, METHODS
 from peer_methods import PEERS
 
 BY_NAME = {task.name: task for task in TASKS}
@@ -75,6 +75,17 @@ NOTES_ON_PEERS = {
         "trains a teacher of its own, with its auxiliary loss at its authors' weight "
         "and temperature, 1 and 1, which were not searched for; the student has the "
         "labels' cross-entropy too"
+    ),
+}
+
+LAYER_CHOSEN = {
+    f"{name}, layer chosen": (name, f"{name}, earlier layer")
+    for name in (OURS, PUBLISHED, FITNET)
+}
+NOTES_ON_LAYERS = {
+    "earlier layer": (
+        "the teacher's first hidden layer of 256 units instead of its second, or where "
+        "it reads a sentence encoder's embeddings, these"
     ),
 }
 
@@ -251,6 +262,16 @@ _photos = partial(
     rows_of="CIFAR-10-bin",
 )
 PHOTOS = (
+    # Hours on two cores of a CPU; the others are for a GPU.
+    _photos(
+        "CIFAR-10-bin, 5 000 rows, small nets",
+        teacher_steps=1_000,
+        teacher_width=16,
+        student_params={"widths": (8, 16, 32), "strided": True},
+        n_student=5_000,
+        max_epochs=32,
+        epoch_bounds=(1, 256),
+    ),
     _photos(
         "CIFAR-10-bin, 5 000 rows",
         n_student=5_000,
@@ -301,6 +322,16 @@ TABLES = {
         (BASELINE, OURS, WIDE, *CANDIDATES, ORACLE),
         SEARCH,
         shares="methods",
+    ),
+    "layers": Table(
+        "Which layer to split",
+        TASKS,
+        (BASELINE, PUBLISHED, OURS, FITNET, *EARLIER, ORACLE),
+        SEARCH,
+        quick_methods=(BASELINE, *EARLIER),
+        shares="methods",
+        chosen=LAYER_CHOSEN,
+        notes=NOTES_ON_LAYERS,
     ),
     "photos": Table(
         "Photos",

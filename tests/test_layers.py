@@ -1,0 +1,144 @@
+"""Which of the teacher's layers is split: what a lesson has, and what is chosen."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from lelp_sklearn import LELPProjector
+
+
+@pytest.fixture(scope="module")
+def drawn(load, tmp_path_factory):
+    """A lesson with the earlier layer of its teacher, and that teacher."""
+    task = next(x for x in load("accuracy.config").TASKS if x.draw == "numbers")
+    arguments = {**task.arguments, "n_train": 300, "n_score": 100}
+    task = replace(task, arguments=arguments, n_student=120, teacher_steps=30)
+    lessons = load("accuracy.lessons")
+    places = load("accuracy.data").Places(None, tmp_path_factory.mktemp("cache"))
+    lesson = lessons.make_lesson(task, places, 3, "validation", {"earlier"})
+    path = lessons.teacher_path(task, places.cache, 3)
+    teacher = load("teacher").Teacher(lesson.X.shape[1], 2)
+    teacher.load_state_dict(torch.load(path, weights_only=True))
+    return SimpleNamespace(task=task, places=places, lesson=lesson, teacher=teacher)
+
+
+def test_upper_layers_make_the_logits_of_the_earlier_one(drawn):
+    upper = drawn.teacher.body[2:]
+    with torch.no_grad():
+        embeddings = upper(torch.from_numpy(drawn.lesson.earlier)).numpy()
+    assert drawn.lesson.earlier.shape == (120, 256)
+    np.testing.assert_allclose(embeddings, drawn.lesson.embeddings, rtol=1e-6)
+
+
+def test_earlier_layer_of_texts_is_what_the_teacher_reads(load, drawn):
+    lessons, X = load("accuracy.lessons"), drawn.lesson.X
+    of_texts = replace(drawn.task, draw="texts")
+    found = lessons.earlier_layer(of_texts, drawn.teacher, X)
+    np.testing.assert_array_equal(found, X)
+
+
+def test_only_methods_that_want_it_are_given_the_earlier_layer(load, drawn):
+    run, methods = load("accuracy.run"), load("methods")
+    for name in methods.EARLIER:
+        assert list(run.parts_on_demand(name)) == ["earlier"]
+    for name in methods.METHODS:
+        assert not list(run.parts_on_demand(name))
+    lesson = load("accuracy.lessons").make_lesson(
+        drawn.task, drawn.places, 3, "validation"
+    )
+    assert lesson.earlier is None
+
+
+def test_subclasses_are_those_of_the_public_api(load, drawn):
+    """The classes' mass, which the logits give, is divided as the projector does."""
+    methods, lesson = load("methods"), drawn.lesson
+    method = methods.EARLIER["LELP, library defaults, earlier layer"]
+    taught = method.taught(lesson)
+    np.testing.assert_array_equal(taught.logits, lesson.logits)
+    within = methods.subclasses(taught, n_subclasses=3)
+    mass = torch.softmax(torch.from_numpy(lesson.logits), 1).numpy()
+    projector = LELPProjector(n_subclasses=3, random_state=lesson.seed)
+    expected = projector.fit_transform(
+        lesson.earlier, lesson.y, teacher_logits=lesson.logits
+    )
+    found = (mass[:, :, np.newaxis] * within).reshape(len(mass), -1)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+# What is chosen
+
+
+@pytest.fixture
+def compared(load):
+    """A table that chooses one of two methods, which are best on one task each.
+
+    On validation rows that is seen on the seeds of the search and its finals together.
+    """
+    config, records = load("accuracy.config"), load("accuracy.records")
+    one, other = "LELP, library defaults", "FitNet"
+    tasks = config.TASKS[:2]
+    table = config.Table(
+        "Tiny",
+        tasks,
+        (config.BASELINE, one, other),
+        replace(config.SEARCH, seeds=(100,), final_seeds=(101,)),
+        chosen={"one or other": (one, other)},
+    )
+    best = {tasks[0].name: one, tasks[1].name: other}
+    trials, results = [], []
+    for level, (task, good) in zip((0.5, 0.6), best.items(), strict=True):
+        for method in table.methods:
+            setting = {"learning_rate": 0.1, "temperature": 2.0, "max_epochs": 9}
+            setting["regression_weight"] = None
+            line = {"task": task, "method": method, "teacher_accuracy": 0.9, **setting}
+            # The worse one leads on the first seed.
+            validated = (0.6, 0.9) if method == good else (0.7, 0.5)
+            trials += [
+                {**line, "seed": 100 + i, "accuracy": x}
+                for i, x in enumerate(validated)
+            ]
+            # On test rows it is far better: no choice may look there.
+            others = {config.BASELINE: 0.4, good: level}
+            results += [
+                {**line, "seed": seed, "accuracy": others.get(method, 0.9)}
+                for seed in range(3)
+            ]
+    return SimpleNamespace(
+        table=table,
+        best=best,
+        trials=records.Records(None, trials),
+        results=records.Records(None, results),
+    )
+
+
+def test_choice_is_the_best_on_all_validation_seeds(load, compared):
+    chosen, report = load("accuracy.chosen"), load("accuracy.report")
+    scores = report.scores_of(compared.table, compared.results.lines)
+    found = chosen.take(compared.table, compared.trials, compared.results, scores)
+    assert found == {
+        task: {"one or other": method} for task, method in compared.best.items()
+    }
+    reached = chosen.scores_of_choices(found, scores)
+    for level, task in zip((50.0, 60.0), compared.best, strict=True):
+        assert reached[task]["one or other"] == dict.fromkeys(range(3), level)
+
+
+def test_report_names_what_was_chosen_and_what_it_reached(load, compared):
+    report = load("accuracy.report")
+    scores = report.scores_of(compared.table, compared.results.lines)
+    parts = report.chosen_parts(
+        compared.table, compared.trials, compared.results, scores
+    )
+    text = "\n".join(parts)
+    for task, method in compared.best.items():
+        assert f"| {task} | {method} |" in text
+    means = text.split("| of the oracle's |")[1].split("##")[0]
+    (row,) = (x for x in means.splitlines() if x.startswith("| one or other |"))
+    # The first task is plain, the second a union.
+    assert row.split("|")[2:5:2] == [
+        " +20.00 [+20.00, +20.00] (1) ",
+        " +10.00 [+10.00, +10.00] (1) ",
+    ]
