@@ -14,6 +14,7 @@ from sklearn.base import (
     TransformerMixin,
 )
 from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import (
     _check_feature_names,
     _check_n_features,
@@ -34,6 +35,11 @@ _BETWEEN_LINES = 5.0
 _KEPT_BY_CLONES = ("_sklearn_output_config", "_metadata_request")
 
 
+def _gives_logits(extractor):
+    check_is_fitted(extractor)
+    return extractor._gives_logits
+
+
 class EmbeddingExtractor(
     ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
 ):
@@ -52,6 +58,8 @@ class EmbeddingExtractor(
     layer : str or None, default=None
         The layer whose input is the embedding, by its name in
         ``model.named_modules()``. None: the last ``torch.nn.Linear`` in that order.
+        The input of an earlier one may keep more of the groups in a class; it has no
+        head, and then the model's logits are what a student asks for.
     tokenizer : callable or None, default=None
         That of a Hugging Face model. Texts are cut to `max_length` tokens.
     max_length : int or None, default=None
@@ -72,7 +80,8 @@ class EmbeddingExtractor(
     ----------
     head_ : tuple of ndarray (n_outputs, n_embedding), (n_outputs,) or None
         Weights and intercepts of the layer, a `head` for :class:`LELPProjector`. None
-        where the layer is not linear.
+        where the layer is not linear, or neither the last linear one nor what the model
+        returns.
     layer_ : str
         The name of the layer; "sentence_embedding" for a sentence encoder.
     n_features_in_ : int
@@ -190,13 +199,13 @@ class EmbeddingExtractor(
         # them numbers.
         self._takes_codes = True
         try:
-            first = self._first_embeddings(rows, two)
+            found = self._teacher().examine(rows, two)
         except ValueError:
             if teachers.is_texts(rows) or not devices.is_integer(rows):
                 raise
             self._takes_codes = False
-            first = self._first_embeddings(rows, two)
-        self.head_ = self._teacher().head()
+            found = self._teacher().examine(rows, two)
+        first, self.head_, self._gives_logits = found
         self._n_features_out = first.shape[1]
         return self
 
@@ -220,6 +229,33 @@ class EmbeddingExtractor(
         for places, found in self._embedded(rows, batches):
             embeddings[places] = found
         return embeddings
+
+    @available_if(_gives_logits)
+    def predict_logits(self, X):
+        """Compute the model's logits of rows, the `teacher_logits` of its embeddings.
+
+        There is no such method where the model does not return a vector a row, such as
+        a sentence encoder. Of a classifier of Hugging Face it is `logits` in what it
+        returns.
+
+        Parameters
+        ----------
+        X : list of str or array-like, torch.Tensor of shape (n_samples, ...)
+            As in :meth:`fit`.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_outputs), float32
+            What the model returns, in the order of the rows.
+        """
+        check_is_fitted(self)
+        rows = self._check_rows(X, reset=False)
+        with self._teacher().answering() as answer:
+            batches = teachers.batches_of(rows, self.batch_size)
+            found = [answer(rows, places) for places in batches]
+        logits = np.empty((len(rows), found[0].shape[1]), np.float32)
+        logits[np.concatenate(batches)] = np.concatenate(found)
+        return logits
 
     def extract(self, X, path, *, dtype="float16"):
         """Write the embeddings of rows to a ``.npy`` file; go on where a call ended.
@@ -289,10 +325,6 @@ class EmbeddingExtractor(
                     file.done(array, n_done)
             file.finish()
         return file.open()
-
-    def _first_embeddings(self, rows, places):
-        with self._teacher().ready() as embed:
-            return embed(rows, places)
 
     def _embedded(self, rows, batches):
         """Yield the places of each batch and their embeddings."""

@@ -61,8 +61,10 @@ class LELPStudentClassifier(
         Turns X into embeddings, unless they are given. A clone is fitted by
         ``teacher.fit(X, y)``, unless frozen, also where `teacher_embeddings` are given;
         inside a Pipeline X is what the steps before made of it. Its `head_`, if there
-        is one, is the head of a projector that has none. It is no part of a pickled
-        fitted student. A torch module is wrapped in an :class:`EmbeddingExtractor`.
+        is one, is the head of a projector that has none; else what `predict_logits`
+        says, if it has a column a class, are the `teacher_logits`. It is no part of a
+        pickled fitted student. A torch module is wrapped in an
+        :class:`EmbeddingExtractor`.
     label_weight : float, default=0.0
         The weight α of the true labels. Rows without a label have no such term.
     subclass_weight : float, "anneal" or callable, default="anneal"

@@ -128,7 +128,7 @@ class TargetSource:
             sample.teacher_embeddings is None and not embeddable
         ):
             raise training_validation.targets_are_missing(self.projector is not None)
-        logits = sample.teacher_logits
+        logits = say_logits(sample, self.teacher, self.projector, len(self.classes))
         if self.labels_only:
             logits = np.zeros((len(sample), len(self.classes)))
             known = np.flatnonzero(codes >= 0)
@@ -317,6 +317,21 @@ def embed(sample: Sample, teacher: Any) -> Any:
     return sample.inputs
 
 
+def say_logits(sample: Sample, teacher: Any, projector: Any, n_classes: int) -> Any:
+    """Give the logits: those given, or of a teacher whose embeddings have no head.
+
+    These are None where they do not fit the classes, of which there may be none yet.
+    """
+    is_asked = sample.teacher_logits is None and sample.teacher_embeddings is None
+    has_head = projector.head is not None or getattr(teacher, "head_", None) is not None
+    if not is_asked or has_head or not hasattr(teacher, "predict_logits"):
+        return sample.teacher_logits
+    logits = teacher.predict_logits(sample.X)
+    # One column is that of a sigmoid; an encoder's output is no logits.
+    fits = not n_classes or logits.shape[1] in {n_classes, 1 if n_classes == 2 else 0}
+    return logits if fits else None
+
+
 def as_array(values: Any) -> Any:
     """Give an array of the CPU; tensors of half precision become float32."""
     if hasattr(values, "detach"):
@@ -436,6 +451,9 @@ def fitted_source(
     embeddings = None
     if teacher is not None or not frozen:
         embeddings = embed(sample, teacher)
+        n_classes = len(found if classes is None else classes)
+        logits = say_logits(sample, teacher, projector, n_classes)
+        sample = replace(sample, teacher_logits=logits)
     if not frozen:
         if projector.head is None and hasattr(teacher, "head_"):
             projector.set_params(head=_head_arrays(teacher.head_))

@@ -17,6 +17,7 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn import config_context
 from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import nn
@@ -201,6 +202,127 @@ def test_a_student_takes_an_extractor_as_its_teacher():
     given = clone(student).set_params(teacher=None)
     given.fit(X, y, teacher_embeddings=embeddings)
     assert_array_equal(found, given.predict_proba(X))
+
+
+# ------------------------------------------------------------------- an earlier layer
+
+
+def logits_of(model, X):
+    with torch.no_grad():
+        return model.eval()(torch.from_numpy(X)).numpy()
+
+
+def test_an_earlier_layer_has_no_head_and_the_models_logits():
+    X, model = rows(), make_model()
+    extractor = EmbeddingExtractor(model, layer="4", batch_size=16).fit(X)
+    assert extractor.head_ is None
+    with torch.no_grad():
+        expected = model.eval()[:4](torch.from_numpy(X)).numpy()
+    assert_allclose(extractor.transform(X), expected, rtol=1e-5, atol=1e-6)
+    found = extractor.predict_logits(X)
+    assert found.dtype == np.float32
+    assert_allclose(found, logits_of(model, X), rtol=1e-5, atol=1e-6)
+
+
+def test_logits_of_texts_keep_their_order():
+    texts = ["ab" * n for n in np.random.RandomState(0).permutation(30)]
+    extractor = EmbeddingExtractor(TextModel(), tokenizer=Texts(), batch_size=8)
+    embeddings = extractor.fit_transform(texts)
+    W, b = extractor.head_
+    found = extractor.predict_logits(texts)
+    assert_allclose(found, embeddings @ W.T + b, rtol=1e-4, atol=1e-5)
+
+
+class TwoHeads(nn.Module):
+    """The one that is returned is not the last."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Linear(6, 5)
+        self.head = nn.Linear(5, 2)
+        self.other = nn.Linear(5, 3)
+
+    def forward(self, x):
+        hidden = torch.relu(self.body(x))
+        self.other(hidden)
+        return self.head(hidden)
+
+
+def test_a_layer_that_the_model_returns_is_a_head():
+    X, model = rows(), TwoHeads()
+    extractor = EmbeddingExtractor(model, layer="head").fit(X)
+    W, b = extractor.head_
+    found = extractor.transform(X) @ W.T + b
+    assert_allclose(found, logits_of(model, X), rtol=1e-4, atol=1e-5)
+    assert EmbeddingExtractor(model, layer="body").fit(X).head_ is None
+
+
+def test_a_student_takes_the_logits_of_a_teacher_without_a_head():
+    X, model = rows(200), make_model()
+    y = (X[:, 0] > 0).astype(int)
+    extractor = EmbeddingExtractor(model, layer="4").fit(X)
+    student = LELPStudentClassifier(
+        teacher=extractor, projector=LELPProjector(2), max_epochs=2, random_state=0
+    )
+    of_teacher = {
+        "teacher_embeddings": extractor.transform(X),
+        "teacher_logits": extractor.predict_logits(X),
+    }
+    found = clone(student).fit(X, y)
+    given = clone(student).set_params(teacher=None).fit(X, y, **of_teacher)
+    assert_array_equal(found.predict_proba(X), given.predict_proba(X))
+    # As it does of the rows that come later.
+    found.partial_fit(X[:50], y[:50])
+    blocks = {name: array[:50] for name, array in of_teacher.items()}
+    given.partial_fit(X[:50], y[:50], **blocks)
+    assert_array_equal(found.predict_proba(X), given.predict_proba(X))
+    # Logits that are given count more than those of the model.
+    other = clone(student).fit(X, y, teacher_logits=np.zeros((200, 2)))
+    assert not np.array_equal(other.predict_proba(X), found.predict_proba(X))
+
+
+def test_the_layer_is_one_more_parameter_of_a_search():
+    X, model = rows(120), make_model()
+    y = (X[:, 0] > 0).astype(int)
+    student = LELPStudentClassifier(
+        teacher=EmbeddingExtractor(model),
+        projector=LELPProjector(2),
+        max_epochs=2,
+        random_state=0,
+    )
+    search = GridSearchCV(student, {"teacher__layer": [None, "4"]}, cv=2).fit(X, y)
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+
+
+class Encoder(nn.Module):
+    """Returns embeddings, of which no layer is a head, alone or in a dict."""
+
+    def __init__(self, in_a_dict):
+        super().__init__()
+        torch.manual_seed(0)
+        self.in_a_dict = in_a_dict
+        self.body, self.last = nn.Linear(6, 5), nn.Tanh()
+
+    def forward(self, x):
+        found = self.last(self.body(x))
+        return {"embedding": found} if self.in_a_dict else found
+
+
+@pytest.mark.parametrize("in_a_dict", [False, True])
+def test_what_an_encoder_returns_is_no_logits_of_the_classes(in_a_dict):
+    X = rows(200)
+    y = (X[:, 0] > 0).astype(int)
+    extractor = EmbeddingExtractor(Encoder(in_a_dict), layer="last")
+    assert not hasattr(extractor, "predict_logits")
+    embeddings = extractor.fit_transform(X)
+    assert hasattr(extractor, "predict_logits") is not in_a_dict
+    student = LELPStudentClassifier(
+        projector=LELPProjector(2), max_epochs=2, random_state=0
+    )
+    found = clone(student).set_params(teacher=extractor).fit(X, y)
+    given = student.fit(X, y, teacher_embeddings=embeddings)
+    assert_array_equal(found.predict_proba(X), given.predict_proba(X))
 
 
 # ---------------------------------------------------------------- the model is unharmed

@@ -57,6 +57,7 @@ def test_a_sequence_classifier_gives_pooled_outputs_and_its_head(bert):
         logits = model(**encoded).logits.numpy()
     assert extractor.layer_ == "classifier"
     assert_allclose(found, pooled, atol=1e-5)
+    assert_allclose(extractor.predict_logits(TEXTS), logits, atol=1e-5)
     W, b = extractor.head_
     assert_allclose(found @ W.T + b, logits, atol=1e-5)
 

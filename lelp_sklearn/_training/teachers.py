@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -39,6 +38,8 @@ _BESIDE_BACKEND = (
 )
 
 Embed = Callable[[Any, NDArray[np.intp]], NDArray[Any]]
+# Weights (C, d) and intercepts (C,).
+Head = tuple[NDArray[Any], NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,46 @@ class Teacher:
     precision: torch.dtype
     takes_codes: bool
 
-    def head(self) -> tuple[NDArray[Any], NDArray[Any]] | None:
-        """Weights (C, d) and intercepts (C,) of the layer; None if it is not linear."""
+    def examine(
+        self, rows: Any, places: NDArray[np.intp]
+    ) -> tuple[NDArray[Any], Head | None, bool]:
+        """Call the model once: give embeddings, its head, and whether it gives logits.
+
+        The layer is a head if it is linear, and the last such layer or one whose output
+        is what the model returns. A model gives logits that returns a vector a row.
+        """
+        outputs: list[Any] = []
+        last: list[Any] = []
+        with ExitStack() as stack:
+            seen = stack.enter_context(self._watching())
+            if self.layer != SENTENCE_OUTPUT:
+                layer = self.model.get_submodule(self.layer)
+                hook = layer.register_forward_hook(lambda *of: outputs.append(of[-1]))
+                stack.callback(hook.remove)
+
+            def look(rows: Any, places: NDArray[np.intp]) -> NDArray[Any]:
+                outputs.clear()
+                found, returned = self._see(seen, rows, places)
+                last[:] = [_logits_in(returned), len(places)]
+                return found
+
+            # Even of so few rows memory may not hold all at once.
+            embeddings = _Halving(look)(rows, places)
+            logits, n_rows = last
+            gives_logits = _is_table(logits, n_rows)
+            is_head = gives_logits and any(
+                isinstance(output, Tensor) and torch.equal(output, logits)
+                for output in outputs
+            )
+        return embeddings, self._head(is_head), gives_logits
+
+    def _head(self, is_returned: bool) -> Head | None:
         if self.layer == SENTENCE_OUTPUT:
             return None
         linear = self.model.get_submodule(self.layer)
         if not isinstance(linear, nn.Linear):
+            return None
+        if not is_returned and self.layer != find_layer(self.model, None):
             return None
         coef = linear.weight.detach().double().cpu().numpy().copy()
         if linear.bias is None:
@@ -88,7 +123,20 @@ class Teacher:
 
         Afterwards the model is as it was: its mode, its hooks and where it lies.
         """
-        seen: list[Any] = []
+        with self._watching() as seen:
+            yield _Halving(lambda rows, places: self._see(seen, rows, places)[0])
+
+    @contextmanager
+    def answering(self) -> Iterator[Embed]:
+        """Give a function from rows and places in them to logits (b, C), float32.
+
+        Afterwards the model is as it was.
+        """
+        with self._running():
+            yield _Halving(self._logits)
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
         with ExitStack() as stack:
             stack.enter_context(_evaluating(self.model))
             stack.enter_context(_lying_on(self.model, self.device))
@@ -96,6 +144,14 @@ class Teacher:
             if self.precision != torch.float32:
                 kind = self.device.type
                 stack.enter_context(torch.autocast(kind, dtype=self.precision))
+            yield
+
+    @contextmanager
+    def _watching(self) -> Iterator[list[Any]]:
+        """Have the model ready, and give a list that the layer's inputs come to."""
+        seen: list[Any] = []
+        with ExitStack() as stack:
+            stack.enter_context(self._running())
             if self.layer != SENTENCE_OUTPUT:
                 layer = self.model.get_submodule(self.layer)
                 hook = layer.register_forward_pre_hook(
@@ -103,19 +159,25 @@ class Teacher:
                     with_kwargs=True,
                 )
                 stack.callback(hook.remove)
-            yield _Halving(partial(self._embed, seen))
+            yield seen
 
-    def _embed(
+    def _logits(self, rows: Any, places: NDArray[np.intp]) -> NDArray[Any]:
+        inputs = self._inputs(take(rows, places))
+        # What went wrong on an accelerator is known when its results are read.
+        with _naming(inputs, places):
+            logits: NDArray[Any] = _logits_in(self._call(inputs)).float().cpu().numpy()
+        return logits
+
+    def _see(
         self, seen: list[Any], rows: Any, places: NDArray[np.intp]
-    ) -> NDArray[Any]:
+    ) -> tuple[NDArray[Any], Any]:
+        """Give the embeddings of rows, and what the model returns."""
         seen.clear()
         inputs = self._inputs(take(rows, places))
         with _naming(inputs, places):
-            out = (
-                self.model(inputs) if isinstance(inputs, Tensor) else self._call(inputs)
-            )
+            returned = self._call(inputs)
         if self.layer == SENTENCE_OUTPUT:
-            found = out[SENTENCE_OUTPUT]
+            found = returned[SENTENCE_OUTPUT]
         else:
             validation.check_ran_once(len(seen), self.layer)
             found = seen[0]
@@ -124,10 +186,10 @@ class Teacher:
         # What went wrong on an accelerator is known when its results are read.
         with _naming(inputs, places):
             embeddings: NDArray[Any] = found.float().cpu().numpy()
-        return embeddings
+        return embeddings, returned
 
-    def _call(self, inputs: dict[str, Any]) -> Any:
-        if is_sentence_encoder(self.model):
+    def _call(self, inputs: Any) -> Any:
+        if isinstance(inputs, Tensor) or is_sentence_encoder(self.model):
             return self.model(inputs)
         return self.model(**inputs)
 
@@ -216,6 +278,21 @@ def _naming(inputs: Any, places: NDArray[np.intp]) -> Iterator[None]:
         raise
     except Exception as reason:
         raise validation.failing_model(_shapes(inputs), places, reason) from reason
+
+
+def _logits_in(out: Any) -> Any:
+    """Give the logits in what a model returns: all of it, or what is called so."""
+    return getattr(out, "logits", out)
+
+
+def _is_table(found: Any, n_rows: int) -> bool:
+    """Whether something has a vector of numbers for each row."""
+    return (
+        isinstance(found, Tensor)
+        and found.is_floating_point()
+        and found.ndim == 2
+        and len(found) == n_rows
+    )
 
 
 def is_texts(rows: Any) -> bool:
