@@ -2,23 +2,31 @@
 
     python benchmarks/diagnose.py --data-dir FOLDER --cache FOLDER
     python benchmarks/diagnose.py --report
+    python benchmarks/diagnose.py --layers --data-dir FOLDER --cache FOLDER
 
 The tasks are those of ``compare.py methods``, with the same teachers. Every report goes
 to ``results/accuracy/diagnosis.csv`` as soon as it is there, and the same command goes
 on after an interruption; ``diagnosis.md`` has, of the tasks that ``methods.csv`` has
 results of, each measure beside the measured gain, and how well it foresees it. No row
 that a result is scored on is read. ``--report`` only writes the tables.
+
+``--layers`` asks about an earlier layer of the teachers too, in
+``diagnosis_earlier.csv``; then ``diagnosis_layers.md`` has, of the tasks that
+``layers.csv`` has results of, whether the reports tell which layer to split.
 """
 
 import argparse
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from accuracy import diagnosis
-from accuracy.config import TaskConfig
+from accuracy.config import OURS, Table, TaskConfig
 from accuracy.data import Places, embed_texts, what_is_missing
+from accuracy.layer_diagnosis import EARLIER_LAYER, write_layers
 from accuracy.lessons import make_lesson
-from accuracy.records import read
+from accuracy.records import Records, read
+from accuracy.run import parts_on_demand
 from accuracy.tables import TABLES
 from compare import RESULTS
 from timing import one_thread
@@ -31,41 +39,71 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--cache", type=Path, help="keeps teachers and embeddings")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="only these")
     parser.add_argument("--report", action="store_true", help="only the tables")
+    parser.add_argument(
+        "--layers", action="store_true", help="the teachers' earlier layer too"
+    )
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of CSV")
     parser.add_argument("--methods", type=Path, help="methods.csv, if elsewhere")
     options = parser.parse_args(arguments)
-    table = TABLES["methods"]
+    table = TABLES["layers" if options.layers else "methods"]
     by_name = {task.name: task for task in table.tasks}
     if unknown := set(options.tasks or ()) - by_name.keys():
         parser.error(f"no such task: {', '.join(unknown)}; there are {[*by_name]}")
     if not options.report and options.cache is None:
         parser.error("name a folder that keeps teachers: --cache")
+    tasks = [] if options.report else [by_name[x] for x in options.tasks or by_name]
+    places = Places(options.data_dir, options.cache)
     path = options.results / "diagnosis.csv"
-    lines = diagnosis.read(path, table)
-    if not options.report:
-        places = Places(options.data_dir, options.cache)
-        for name in options.tasks or by_name:
-            for seed in diagnosis.SEEDS:
-                if not any((x["task"], x["seed"]) == (name, seed) for x in lines):
-                    lines += diagnose(by_name[name], places, seed)
-                    diagnosis.write(path, lines, table)
-    results = read(options.methods or options.results / "methods.csv")
-    diagnosis.write_report(table, lines, results, path.with_suffix(".md"))
+    lines = reports_on(OURS, table, tasks, places, path)
+    if not options.layers:
+        results = read(options.methods or options.results / "methods.csv")
+        diagnosis.write_report(table, lines, results, path.with_suffix(".md"))
+        return
+    earlier = path.with_stem("diagnosis_earlier")
+    reports = {
+        "last": lines,
+        "earlier": reports_on(EARLIER_LAYER, table, tasks, places, earlier),
+    }
+    trials, results = (
+        Records.open(options.results / f"layers{end}.csv", table, anew=False)
+        for end in ("_trials", "")
+    )
+    write_layers(table, reports, trials, results, path.with_name("diagnosis_layers.md"))
 
 
-def diagnose(task: TaskConfig, places: Places, seed: int) -> list[diagnosis.Line]:
+def reports_on(
+    method: str,
+    table: Table,
+    tasks: Iterable[TaskConfig],
+    places: Places,
+    path: Path,
+) -> list[diagnosis.Line]:
+    """Return the reports on a method that a file has, after those that it lacked."""
+    lines = diagnosis.read(path, table, method)
+    for task in tasks:
+        for seed in diagnosis.SEEDS:
+            if not any((x["task"], x["seed"]) == (task.name, seed) for x in lines):
+                lines += diagnose(task, places, seed, method)
+                diagnosis.write(path, lines, table)
+    return lines
+
+
+def diagnose(
+    task: TaskConfig, places: Places, seed: int, method: str
+) -> list[diagnosis.Line]:
     """Return the line of a report, none where the data are missing."""
     if reason := what_is_missing(task, places):
         print(f"Skipped: {task.name}: {reason}.", flush=True)
         return []
     if task.draw == "texts":
         embed_texts(task, places)
+    wanted = set(parts_on_demand(method))
     with one_thread():
-        lesson = make_lesson(task, places, seed, "validation")
+        lesson = make_lesson(task, places, seed, "validation", wanted)
         start = time.perf_counter()
-        line = diagnosis.diagnose(task, lesson, seed)
+        line = diagnosis.diagnose(task, lesson, seed, method)
     print(
-        f"{task.name}, seed {seed}: {line['verdict']}, pilot gain "
+        f"{task.name}, seed {seed}, {method}: {line['verdict']}, pilot gain "
         f"{100 * line['pilot_gain']:+.1f} ± {100 * line['pilot_error']:.1f}, "
         f"{time.perf_counter() - start:.0f} s",
         flush=True,

@@ -111,7 +111,7 @@ def test_reports_are_made_once_and_those_of_another_configuration_anew(
     (tmp_path / "methods.csv").write_text(",".join(load("accuracy.records").COMMON))
     command, asked = load("diagnose"), []
 
-    def report(task, places, seed):
+    def report(task, places, seed, method):
         asked.append((task.name, seed))
         return [lines[0] | {"made_with": diagnosis.made_with(task), "seed": seed}]
 

@@ -142,3 +142,101 @@ def test_report_names_what_was_chosen_and_what_it_reached(load, compared):
         " +20.00 [+20.00, +20.00] (1) ",
         " +10.00 [+10.00, +10.00] (1) ",
     ]
+
+
+# What reports say beforehand
+
+
+def reports_of(task, layer, gain):
+    """Two reports, of which only the mean has that gain in points."""
+    return [
+        {"task": task, "layer": layer, "pilot_gain": (gain + by) / 100}
+        | {"ranking_gain": 0.0, "pilot_error": 0.01}
+        for by in (-3, 3)
+    ]
+
+
+def test_layer_is_chosen_by_the_mean_of_reports(load, compared, tmp_path, capsys):
+    """The reports are right on the first task, wrong on the second."""
+    module = load("accuracy.layer_diagnosis")
+    first, second = compared.best
+    last, earlier = module.LAYERS.values()
+    # What the fixture calls FitNet is the earlier layer here.
+    table = replace(
+        compared.table,
+        methods=(*compared.table.methods[:2], earlier),
+        chosen={"layer chosen": (last, earlier)},
+    )
+    for records in (compared.trials, compared.results):
+        for line in records.lines:
+            if line["method"] == "FitNet":
+                line["method"] = earlier
+    reports = {
+        "last": [*reports_of(first, "last", 2), *reports_of(second, "last", 4)],
+        "earlier": [
+            *reports_of(first, "earlier", 1),
+            *reports_of(second, "earlier", 3.5),
+        ],
+    }
+    path = tmp_path / "layers.md"
+    module.write_layers(table, reports, compared.trials, compared.results, path)
+    text = path.read_text("utf-8")
+    assert text in capsys.readouterr().out
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()
+    ]
+    by_name = {row[0]: row[1:] for row in rows if len(row) > 1}
+    # On rows to validate on the first layer is best on the first task only; on test
+    # rows, which hindsight alone sees, it is the other way round.
+    assert by_name[first][:2] == ["+2.0 ± 1.0", "+1.0 ± 1.0"]
+    assert by_name[first][4:] == ["last", "last", "last"]
+    assert by_name[second][:2] == ["+4.0 ± 1.0", "+3.5 ± 1.0"]
+    assert by_name[second][4:] == ["last", "last", "earlier"]
+    assert by_name["by the pilot gain"][2] == "1 of 2"
+    assert by_name["on validation rows"][2] == "0 of 2"
+    assert by_name["with hindsight"][2] == "2 of 2"
+    gains = {
+        name: [cell.split()[0] for cell in by_name[name][:2]]
+        for name in ("the last layer", "the earlier layer", "with hindsight")
+    }
+    # First the union task, then the plain one.
+    assert gains == {
+        "the last layer": ["+50.00", "+10.00"],
+        "the earlier layer": ["+20.00", "+50.00"],
+        "with hindsight": ["+50.00", "+50.00"],
+    }
+
+
+def test_layers_without_reports_are_no_table(load, compared, tmp_path, capsys):
+    module = load("accuracy.layer_diagnosis")
+    path = tmp_path / "layers.md"
+    reports = {"last": reports_of("single digits", "last", 2), "earlier": []}
+    module.write_layers(
+        compared.table, reports, compared.trials, compared.results, path
+    )
+    assert not path.exists()
+    assert "nothing to report" in capsys.readouterr().out
+
+
+def test_report_is_asked_about_the_layer_of_a_method(load, drawn, monkeypatch):
+    diagnosis, asked = load("accuracy.diagnosis"), []
+    config, earlier = load("accuracy.config"), "LELP, library defaults, earlier layer"
+    report = diagnosis.subclass_report
+
+    def watched(student, X, y, **given):
+        asked.append((student.projector.head, given))
+        return report(student, X, y, **given, n_splits=2, max_epochs=2)
+
+    monkeypatch.setattr(diagnosis, "subclass_report", watched)
+    # 20 subclasses a class are too many for these rows.
+    monkeypatch.setattr(
+        diagnosis, "LELPProjector", lambda **options: LELPProjector(2, **options)
+    )
+    monkeypatch.setattr(diagnosis, "made_with", lambda task, method: method)
+    line = diagnosis.diagnose(drawn.task, drawn.lesson, 100, earlier)
+    assert line["made_with"] == earlier
+    ((head, given),) = asked
+    assert head is None
+    np.testing.assert_array_equal(given["teacher_embeddings"], drawn.lesson.earlier)
+    np.testing.assert_array_equal(given["teacher_logits"], drawn.lesson.logits)
+    assert config.digest(drawn.task, earlier) != config.digest(drawn.task, config.OURS)

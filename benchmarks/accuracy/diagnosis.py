@@ -11,7 +11,16 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import spearmanr
 
-from accuracy.config import BASELINE, OURS, PLAIN, UNION, Table, TaskConfig, digest
+from accuracy.config import (
+    BASELINE,
+    OURS,
+    PLAIN,
+    TRAINABLE,
+    UNION,
+    Table,
+    TaskConfig,
+    digest,
+)
 from accuracy.records import Line
 from accuracy.report import SIGNIFICANT, interval, markdown, scores_of
 from accuracy.statistics import Estimate, difference, holm, mean_over_tasks, paired
@@ -59,15 +68,19 @@ FOOTNOTE = (
 )
 
 
-def made_with(task: TaskConfig) -> str:
-    """Return what stands for the configuration of a report."""
+def made_with(task: TaskConfig, method: str = OURS) -> str:
+    """Return what stands for the configuration of a report on a method."""
     defaults = subclass_report.__kwdefaults__
-    parts = [digest(task, OURS), SETTING, TEMPERATURE, SEEDS, defaults]
+    parts = [digest(task, method), SETTING, TEMPERATURE, SEEDS, defaults]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
-def diagnose(task: TaskConfig, lesson: Lesson, seed: int) -> Line:
-    """Return the line of a report on a lesson, whose rows to score are not touched."""
+def diagnose(task: TaskConfig, lesson: Lesson, seed: int, method: str = OURS) -> Line:
+    """Return the line of a report on a lesson, whose rows to score are not touched.
+
+    The method says which embeddings are asked about; its other arguments do not count.
+    """
+    lesson = TRAINABLE[method].taught(lesson)
     student = LELPStudentClassifier(
         module_params={"hidden_layer_sizes": (lesson.n_units,)},
         projector=LELPProjector(head=lesson.head, temperature=TEMPERATURE),
@@ -79,6 +92,7 @@ def diagnose(task: TaskConfig, lesson: Lesson, seed: int) -> Line:
         lesson.X,
         lesson.y,
         teacher_embeddings=lesson.embeddings,
+        teacher_logits=lesson.given_logits,
         random_state=lesson.seed,
     )
     found = asdict(report)
@@ -86,16 +100,16 @@ def diagnose(task: TaskConfig, lesson: Lesson, seed: int) -> Line:
         **{"task": task.name, "kind": task.kind, "seed": seed},
         "verdict": report.verdict,
         **{name: round(found[name], 6) for name in NUMBERS},
-        "made_with": made_with(task),
+        "made_with": made_with(task, method),
         **versions(),
     }
 
 
-def read(path: Path, table: Table) -> list[Line]:
+def read(path: Path, table: Table, method: str = OURS) -> list[Line]:
     """Return the lines of a file that this configuration made."""
     if not path.exists():
         return []
-    current = {task.name: made_with(task) for task in table.tasks}
+    current = {task.name: made_with(task, method) for task in table.tasks}
     with path.open(newline="") as file:
         lines: list[Line] = list(csv.DictReader(file))
     for line in lines:
