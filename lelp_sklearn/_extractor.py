@@ -14,7 +14,6 @@ from sklearn.base import (
     TransformerMixin,
 )
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import (
     _check_feature_names,
     _check_n_features,
@@ -35,11 +34,6 @@ _BETWEEN_LINES = 5.0
 _KEPT_BY_CLONES = ("_sklearn_output_config", "_metadata_request")
 
 
-def _gives_logits(extractor):
-    check_is_fitted(extractor)
-    return extractor._gives_logits
-
-
 class EmbeddingExtractor(
     ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
 ):
@@ -57,9 +51,9 @@ class EmbeddingExtractor(
         sentence-transformers, whose output is the embedding. Clones share it.
     layer : str or None, default=None
         The layer whose input is the embedding, by its name in
-        ``model.named_modules()``. None: the last ``torch.nn.Linear`` in that order.
-        The input of an earlier one may keep more of the groups in a class; it has no
-        head, and then the model's logits are what a student asks for.
+        ``model.named_modules()``. None: the last ``torch.nn.Linear`` in that order. The
+        input of an earlier one may keep more of the groups in a class; then
+        `predict_logits` has the logits.
     tokenizer : callable or None, default=None
         That of a Hugging Face model. Texts are cut to `max_length` tokens.
     max_length : int or None, default=None
@@ -79,9 +73,14 @@ class EmbeddingExtractor(
     Attributes
     ----------
     head_ : tuple of ndarray (n_outputs, n_embedding), (n_outputs,) or None
-        Weights and intercepts of the layer, a `head` for :class:`LELPProjector`. None
-        where the layer is not linear, or neither the last linear one nor what the model
-        returns.
+        Weights and intercepts of the layer, a `head` for :class:`LELPProjector` unless
+        the layer is an earlier one. None where it is not linear.
+    head_layer_ : str or None
+        The name of the layer whose output are the logits: the linear one whose output
+        the model returned for the first rows, else the last linear one, or None where
+        that does not run once or gives no vector a row.
+    n_logits_ : int
+        How many logits a row has; 0 without such a layer.
     layer_ : str
         The name of the layer; "sentence_embedding" for a sentence encoder.
     n_features_in_ : int
@@ -199,13 +198,16 @@ class EmbeddingExtractor(
         # them numbers.
         self._takes_codes = True
         try:
-            found = self._teacher().examine(rows, two)
+            first, self.head_layer_ = self._teacher().examine(rows, two)
         except ValueError:
             if teachers.is_texts(rows) or not devices.is_integer(rows):
                 raise
             self._takes_codes = False
-            found = self._teacher().examine(rows, two)
-        first, self.head_, self._gives_logits = found
+            first, self.head_layer_ = self._teacher().examine(rows, two)
+        self.head_ = self._teacher().head()
+        self.n_logits_ = 0
+        if self.head_layer_ is not None:
+            self.n_logits_ = self.model.get_submodule(self.head_layer_).out_features
         self._n_features_out = first.shape[1]
         return self
 
@@ -230,13 +232,10 @@ class EmbeddingExtractor(
             embeddings[places] = found
         return embeddings
 
-    @available_if(_gives_logits)
     def predict_logits(self, X):
-        """Compute the model's logits of rows, the `teacher_logits` of its embeddings.
+        """Compute the logits of rows, the `teacher_logits` of an earlier layer.
 
-        There is no such method where the model does not return a vector a row, such as
-        a sentence encoder. Of a classifier of Hugging Face it is `logits` in what it
-        returns.
+        The model is called anew, as often as by :meth:`transform`.
 
         Parameters
         ----------
@@ -245,16 +244,22 @@ class EmbeddingExtractor(
 
         Returns
         -------
-        ndarray of shape (n_samples, n_outputs), float32
-            What the model returns, in the order of the rows.
+        ndarray of shape (n_samples, n_logits_), float32
+            The output of `head_layer_`, in the order of the rows.
+
+        Raises
+        ------
+        ValueError
+            If the model has no such layer.
         """
         check_is_fitted(self)
+        extraction_validation.check_has_logits(self.head_layer_)
         rows = self._check_rows(X, reset=False)
-        with self._teacher().answering() as answer:
-            batches = teachers.batches_of(rows, self.batch_size)
-            found = [answer(rows, places) for places in batches]
-        logits = np.empty((len(rows), found[0].shape[1]), np.float32)
-        logits[np.concatenate(batches)] = np.concatenate(found)
+        logits = np.empty((len(rows), self.n_logits_), np.float32)
+        batches = teachers.batches_of(rows, self.batch_size)
+        with self._teacher().answering(self.head_layer_) as answer:
+            for places, found in self._computed(answer, rows, batches, "logits"):
+                logits[places] = found
         return logits
 
     def extract(self, X, path, *, dtype="float16"):
@@ -329,12 +334,16 @@ class EmbeddingExtractor(
     def _embedded(self, rows, batches):
         """Yield the places of each batch and their embeddings."""
         with self._teacher().ready() as embed:
-            progress = _Progress(sum(map(len, batches)), self.verbose)
-            for places in batches:
-                found = embed(rows, places)
-                extraction_validation.check_embeddings(found, places)
-                yield places, found
-                progress.add(len(places))
+            yield from self._computed(embed, rows, batches, "embedding")
+
+    def _computed(self, compute, rows, batches, what):
+        """Yield the places of each batch and what is computed of their rows."""
+        progress = _Progress(sum(map(len, batches)), self.verbose)
+        for places in batches:
+            found = compute(rows, places)
+            extraction_validation.check_finite_rows(found, places, what)
+            yield places, found
+            progress.add(len(places))
 
     def _teacher(self):
         if self.device == "auto":

@@ -61,9 +61,9 @@ class LELPStudentClassifier(
         Turns X into embeddings, unless they are given. A clone is fitted by
         ``teacher.fit(X, y)``, unless frozen, also where `teacher_embeddings` are given;
         inside a Pipeline X is what the steps before made of it. Its `head_`, if there
-        is one, is the head of a projector that has none; else what `predict_logits`
-        says, if it has a column a class, are the `teacher_logits`. It is no part of a
-        pickled fitted student. A torch module is wrapped in an
+        is one, is the head of a projector that has none; an :class:`EmbeddingExtractor`
+        of an earlier layer is called once more for the logits that are not given. It is
+        no part of a pickled fitted student. A torch module is wrapped in an
         :class:`EmbeddingExtractor`.
     label_weight : float, default=0.0
         The weight α of the true labels. Rows without a label have no such term.
@@ -371,7 +371,9 @@ class LELPStudentClassifier(
             Their labels: what they are scored against where the teacher's class
             probabilities are not known.
         teacher_embeddings_val : array-like of shape (n_val, n_embedding), default=None
-            The teacher's embeddings of the validation rows.
+            The teacher's embeddings of the validation rows. Without a head, and without
+            a `teacher` to ask, their class probabilities are those of the least-squares
+            map to the logits of the other rows.
 
         Returns
         -------

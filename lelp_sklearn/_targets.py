@@ -95,6 +95,8 @@ class TargetSource:
         The classes, in the order of the columns.
     temperature : float
         The temperature of the class targets.
+    asks_logits : bool
+        Whether the teacher is asked for logits that are not given.
     """
 
     projector: Any
@@ -103,6 +105,7 @@ class TargetSource:
     labels_only: bool
     classes: np.ndarray
     temperature: float
+    asks_logits: bool = False
 
     def knows_classes_of(self, sample: Sample) -> bool:
         """Tell whether the teacher says the class probabilities of the rows."""
@@ -128,7 +131,9 @@ class TargetSource:
             sample.teacher_embeddings is None and not embeddable
         ):
             raise training_validation.targets_are_missing(self.projector is not None)
-        logits = say_logits(sample, self.teacher, self.projector, len(self.classes))
+        logits = sample.teacher_logits
+        if logits is None and self.asks_logits:
+            logits = _teacher_here(self.teacher).predict_logits(sample.X)
         if self.labels_only:
             logits = np.zeros((len(sample), len(self.classes)))
             known = np.flatnonzero(codes >= 0)
@@ -309,27 +314,17 @@ def embed(sample: Sample, teacher: Any) -> Any:
     """Give the embeddings: those given, those of the teacher, or the rows."""
     if sample.teacher_embeddings is not None:
         return sample.teacher_embeddings
-    if isinstance(teacher, OmittedTeacher):
-        raise training_validation.omitted_teacher(teacher.name)
     if teacher is not None:
-        return teacher.transform(sample.X)
+        return _teacher_here(teacher).transform(sample.X)
     training_validation.check_embeddable(sample.inputs.ndim)
     return sample.inputs
 
 
-def say_logits(sample: Sample, teacher: Any, projector: Any, n_classes: int) -> Any:
-    """Give the logits: those given, or of a teacher whose embeddings have no head.
-
-    These are None where they do not fit the classes, of which there may be none yet.
-    """
-    is_asked = sample.teacher_logits is None and sample.teacher_embeddings is None
-    has_head = projector.head is not None or getattr(teacher, "head_", None) is not None
-    if not is_asked or has_head or not hasattr(teacher, "predict_logits"):
-        return sample.teacher_logits
-    logits = teacher.predict_logits(sample.X)
-    # One column is that of a sigmoid; an encoder's output is no logits.
-    fits = not n_classes or logits.shape[1] in {n_classes, 1 if n_classes == 2 else 0}
-    return logits if fits else None
+def _teacher_here(teacher: Any) -> Any:
+    """Give a teacher, or raise where it was left out of a pickle."""
+    if isinstance(teacher, OmittedTeacher):
+        raise training_validation.omitted_teacher(teacher.name)
+    return teacher
 
 
 def as_array(values: Any) -> Any:
@@ -451,11 +446,13 @@ def fitted_source(
     embeddings = None
     if teacher is not None or not frozen:
         embeddings = embed(sample, teacher)
-        n_classes = len(found if classes is None else classes)
-        logits = say_logits(sample, teacher, projector, n_classes)
-        sample = replace(sample, teacher_logits=logits)
+    n_classes = len(found if classes is None else classes)
+    wants_head = not frozen and projector.head is None
+    asks_logits = wants_head and _asks_logits(teacher, n_classes)
+    if asks_logits and sample.teacher_logits is None:
+        sample = replace(sample, teacher_logits=teacher.predict_logits(sample.X))
     if not frozen:
-        if projector.head is None and hasattr(teacher, "head_"):
+        if wants_head and not asks_logits and hasattr(teacher, "head_"):
             projector.set_params(head=_head_arrays(teacher.head_))
             _check_width(projector, sample, embeddings)
         options: dict[str, Any] = {"sample_weight": sample.weight * used}
@@ -477,6 +474,7 @@ def fitted_source(
         labels_only=labels_only,
         classes=of_projector,
         temperature=projector.temperature,
+        asks_logits=asks_logits,
     )
     if teacher is not None:
         sample = replace(sample, teacher_embeddings=embeddings)
@@ -492,6 +490,24 @@ def _fit_teacher(teacher: Any, sample: Sample, used: np.ndarray) -> Any:
     rows = np.flatnonzero(used)
     y = None if sample.y is None else sample.y[rows]
     return clone(teacher).fit(_safe_indexing(sample.X, rows), y)
+
+
+def _asks_logits(teacher: Any, n_classes: int) -> bool:
+    """Tell whether a teacher's embeddings have no head, but the teacher has logits.
+
+    That is so for an `EmbeddingExtractor` of an earlier layer. Where no class is known
+    yet (`n_classes` is 0) there is no telling.
+    """
+    head_layer = getattr(teacher, "head_layer_", None)
+    if head_layer is None or head_layer == teacher.layer_ or not n_classes:
+        return False
+    # One row is that of a sigmoid.
+    fitting = {n_classes, 1} if n_classes == 2 else {n_classes}
+    if teacher.head_ is None:
+        return teacher.n_logits_ in fitting
+    # A linear layer in the midst of the model, as a rule; logits that do not fit either
+    # are refused as a head would be.
+    return len(teacher.head_[0]) not in fitting
 
 
 def _head_arrays(head: Any) -> Any:

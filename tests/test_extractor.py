@@ -2,6 +2,7 @@
 
 import errno
 import json
+import pickle
 import re
 import shutil
 import signal
@@ -17,12 +18,19 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn import config_context
 from sklearn.base import clone
-from sklearn.model_selection import GridSearchCV
+from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
+from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import nn
 
-from lelp_sklearn import EmbeddingExtractor, LELPProjector, LELPStudentClassifier
+from lelp_sklearn import (
+    EmbeddingExtractor,
+    LELPProjector,
+    LELPStudentClassifier,
+    subclass_report,
+)
 from lelp_sklearn._common import resumable
 from lelp_sklearn._common.locking import locked
 
@@ -212,16 +220,17 @@ def logits_of(model, X):
         return model.eval()(torch.from_numpy(X)).numpy()
 
 
-def test_an_earlier_layer_has_no_head_and_the_models_logits():
+def test_logits_are_those_of_the_model_whichever_layer_is_taken():
     X, model = rows(), make_model()
     extractor = EmbeddingExtractor(model, layer="4", batch_size=16).fit(X)
-    assert extractor.head_ is None
     with torch.no_grad():
         expected = model.eval()[:4](torch.from_numpy(X)).numpy()
     assert_allclose(extractor.transform(X), expected, rtol=1e-5, atol=1e-6)
     found = extractor.predict_logits(X)
     assert found.dtype == np.float32
+    assert found.shape == (50, extractor.n_logits_)
     assert_allclose(found, logits_of(model, X), rtol=1e-5, atol=1e-6)
+    assert extractor.head_layer_ == "6"
 
 
 def test_logits_of_texts_keep_their_order():
@@ -233,6 +242,40 @@ def test_logits_of_texts_keep_their_order():
     assert_allclose(found, embeddings @ W.T + b, rtol=1e-4, atol=1e-5)
 
 
+class Ending(nn.Module):
+    """Does something with the logits before it returns them."""
+
+    def __init__(self, ending, n_outputs):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Linear(6, 5)
+        self.head = nn.Linear(5, n_outputs)
+        self.ending = ending
+
+    def forward(self, x):
+        return self.ending(self.head(torch.relu(self.body(x))))
+
+
+@pytest.mark.parametrize(
+    ("ending", "n_outputs"),
+    [
+        (nn.Softmax(1), 2),
+        (nn.Sigmoid(), 1),
+        (lambda logits: logits.relu_(), 2),
+        (lambda logits: logits.squeeze(-1), 1),
+        (lambda logits: {"logits": logits}, 2),
+        (lambda logits: (logits, None), 2),
+    ],
+)
+def test_logits_are_what_the_last_linear_layer_puts_out(ending, n_outputs):
+    """One row more than whole batches: a model may squeeze what it returns."""
+    X, model = rows(33), Ending(ending, n_outputs)
+    extractor = EmbeddingExtractor(model, layer="body", batch_size=16).fit(X)
+    with torch.no_grad():
+        expected = model.head(torch.relu(model.body(torch.from_numpy(X)))).numpy()
+    assert_allclose(extractor.predict_logits(X), expected, rtol=1e-5, atol=1e-6)
+
+
 class TwoHeads(nn.Module):
     """The one that is returned is not the last."""
 
@@ -241,7 +284,7 @@ class TwoHeads(nn.Module):
         torch.manual_seed(0)
         self.body = nn.Linear(6, 5)
         self.head = nn.Linear(5, 2)
-        self.other = nn.Linear(5, 3)
+        self.other = nn.Linear(5, 2)
 
     def forward(self, x):
         hidden = torch.relu(self.body(x))
@@ -249,74 +292,164 @@ class TwoHeads(nn.Module):
         return self.head(hidden)
 
 
-def test_a_layer_that_the_model_returns_is_a_head():
+def test_logits_are_of_the_head_that_the_model_returns():
     X, model = rows(), TwoHeads()
-    extractor = EmbeddingExtractor(model, layer="head").fit(X)
-    W, b = extractor.head_
-    found = extractor.transform(X) @ W.T + b
-    assert_allclose(found, logits_of(model, X), rtol=1e-4, atol=1e-5)
-    assert EmbeddingExtractor(model, layer="body").fit(X).head_ is None
+    extractor = EmbeddingExtractor(model, layer="body").fit(X)
+    assert_allclose(extractor.predict_logits(X), logits_of(model, X), rtol=1e-5)
+    W, b = EmbeddingExtractor(model, layer="head").fit(X).head_
+    hidden = EmbeddingExtractor(model, layer="head").fit_transform(X)
+    assert_allclose(hidden @ W.T + b, logits_of(model, X), rtol=1e-4, atol=1e-5)
 
 
-def test_a_student_takes_the_logits_of_a_teacher_without_a_head():
-    X, model = rows(200), make_model()
-    y = (X[:, 0] > 0).astype(int)
+class NoLogits(nn.Module):
+    """Its last linear layer sees every place of a row."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.pool = nn.Linear(1, 2), nn.Flatten()
+
+    def forward(self, x):
+        return self.pool(self.linear(x[:, :, None]))
+
+
+def test_a_model_without_logits_has_none():
+    X = rows()
+    extractor = EmbeddingExtractor(NoLogits(), layer="pool")
+    with pytest.raises(NotFittedError):
+        extractor.predict_logits(X)
+    with pytest.raises(ValueError, match="takes an input of shape"):
+        extractor.fit(X)
+    model = nn.Sequential(NoLogits(), nn.Tanh(), nn.Identity())
+    extractor = EmbeddingExtractor(model, layer="2").fit(X)
+    assert (extractor.head_layer_, extractor.n_logits_) == (None, 0)
+    with pytest.raises(ValueError, match="model has no logits"):
+        extractor.predict_logits(X)
+
+
+def test_logits_that_are_not_finite_are_refused_by_row():
+    X, model = rows(), make_model()
+    extractor = EmbeddingExtractor(model, layer="4").fit(X)
+    with torch.no_grad():
+        model[-1].bias.fill_(np.inf)
+    with pytest.raises(ValueError, match="logits of row 0 holds NaN or infinity"):
+        extractor.predict_logits(X)
+
+
+def test_embeddings_are_kept_from_what_the_model_does_in_place():
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(inplace=True), nn.Linear(5, 2))
+    X = rows()
+    found = EmbeddingExtractor(model, layer="1").fit_transform(X)
+    with torch.no_grad():
+        expected = model[0](torch.from_numpy(X)).numpy()
+    assert (expected < 0).any()
+    assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def earlier_layer(model, X, y, **options):
+    """A student of a model's earlier layer, and what that teacher says of rows."""
     extractor = EmbeddingExtractor(model, layer="4").fit(X)
     student = LELPStudentClassifier(
-        teacher=extractor, projector=LELPProjector(2), max_epochs=2, random_state=0
+        teacher=extractor,
+        projector=LELPProjector(2),
+        max_epochs=2,
+        random_state=0,
+        **options,
     )
-    of_teacher = {
+    return student, {
         "teacher_embeddings": extractor.transform(X),
         "teacher_logits": extractor.predict_logits(X),
     }
-    found = clone(student).fit(X, y)
+
+
+@pytest.mark.parametrize("n_outputs", [2, 1])
+def test_a_student_takes_the_logits_of_a_teacher_without_a_head(n_outputs):
+    X, model = rows(200), make_model()
+    model[-1] = nn.Linear(5, n_outputs)
+    y = (X[:, 0] > 0).astype(int)
+    student, of_teacher = earlier_layer(model, X, y)
     given = clone(student).set_params(teacher=None).fit(X, y, **of_teacher)
-    assert_array_equal(found.predict_proba(X), given.predict_proba(X))
-    # As it does of the rows that come later.
-    found.partial_fit(X[:50], y[:50])
+    expected = given.predict_proba(X)
+    embeddings = {"teacher_embeddings": of_teacher["teacher_embeddings"]}
+    frozen = clone(student).set_params(teacher=FrozenEstimator(student.teacher))
+    for found in (
+        clone(student).fit(X, y),
+        clone(student).fit(X, y, **embeddings),
+        frozen.fit(X, y),
+    ):
+        assert_array_equal(found.predict_proba(X), expected)
+        # Of rows that come later it asks too.
+        found.partial_fit(X[:50], y[:50])
     blocks = {name: array[:50] for name, array in of_teacher.items()}
     given.partial_fit(X[:50], y[:50], **blocks)
     assert_array_equal(found.predict_proba(X), given.predict_proba(X))
     # Logits that are given count more than those of the model.
     other = clone(student).fit(X, y, teacher_logits=np.zeros((200, 2)))
-    assert not np.array_equal(other.predict_proba(X), found.predict_proba(X))
+    assert not np.array_equal(other.predict_proba(X), expected)
+
+
+def test_validation_rows_are_judged_by_the_models_logits():
+    """With a teacher that knows nothing all probabilities are equally good."""
+    X, X_val, model = rows(200), rows(60, seed=1), make_model()
+    y, y_val = (X[:, 0] > 0).astype(int), (X_val[:, 0] > 0).astype(int)
+    with torch.no_grad():
+        model[-1].weight.zero_()
+        model[-1].bias.zero_()
+    student, _ = earlier_layer(model, X, y, early_stopping=True)
+    student.fit(X, y, X_val=X_val, y_val=y_val)
+    scores = np.array(student.validation_scores_)
+    probabilities = student.predict_proba(X_val)
+    assert_allclose(scores[-1], np.log(probabilities).mean(), rtol=1e-4)
+
+
+def test_a_pickled_student_asks_for_the_teacher_that_it_left_behind():
+    X, model = rows(200), make_model()
+    y = (X[:, 0] > 0).astype(int)
+    student, of_teacher = earlier_layer(model, X, y)
+    loaded = pickle.loads(pickle.dumps(student.fit(X, y)))
+    embeddings = {"teacher_embeddings": of_teacher["teacher_embeddings"]}
+    with pytest.raises(ValueError, match="was left out"):
+        loaded.partial_fit(X, y, **embeddings)
+    student.partial_fit(X, y, **embeddings)
+    loaded.partial_fit(X, y, **of_teacher)
+    assert_array_equal(loaded.predict_proba(X), student.predict_proba(X))
 
 
 def test_the_layer_is_one_more_parameter_of_a_search():
     X, model = rows(120), make_model()
     y = (X[:, 0] > 0).astype(int)
-    student = LELPStudentClassifier(
-        teacher=EmbeddingExtractor(model),
-        projector=LELPProjector(2),
-        max_epochs=2,
-        random_state=0,
-    )
+    student, of_teacher = earlier_layer(model, X, y)
     search = GridSearchCV(student, {"teacher__layer": [None, "4"]}, cv=2).fit(X, y)
-    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+    given = clone(student).set_params(teacher=None)
+    expected = cross_val_score(given, X, y, cv=2, params=of_teacher)
+    assert search.cv_results_["mean_test_score"][1] == expected.mean()
 
 
-class Encoder(nn.Module):
-    """Returns embeddings, of which no layer is a head, alone or in a dict."""
-
-    def __init__(self, in_a_dict):
-        super().__init__()
-        torch.manual_seed(0)
-        self.in_a_dict = in_a_dict
-        self.body, self.last = nn.Linear(6, 5), nn.Tanh()
-
-    def forward(self, x):
-        found = self.last(self.body(x))
-        return {"embedding": found} if self.in_a_dict else found
-
-
-@pytest.mark.parametrize("in_a_dict", [False, True])
-def test_what_an_encoder_returns_is_no_logits_of_the_classes(in_a_dict):
-    X = rows(200)
+def test_a_report_asks_about_an_earlier_layer():
+    X, model = rows(200), make_model()
     y = (X[:, 0] > 0).astype(int)
-    extractor = EmbeddingExtractor(Encoder(in_a_dict), layer="last")
-    assert not hasattr(extractor, "predict_logits")
+    student, of_teacher = earlier_layer(model, X, y)
+    few = {"n_splits": 2, "max_epochs": 2, "random_state": 0}
+    given = clone(student).set_params(teacher=None)
+    assert subclass_report(student, X, y, **few) == subclass_report(
+        given, X, y, **of_teacher, **few
+    )
+
+
+def test_a_layer_whose_model_has_other_classes_is_refused():
+    X, model = rows(200), make_model()
+    model[-1] = nn.Linear(5, 3)
+    y = (X[:, 0] > 0).astype(int)
+    student, _ = earlier_layer(model, X, y)
+    with pytest.raises(ValueError, match="3 columns"):
+        student.fit(X, y)
+
+
+def test_what_an_encoder_puts_out_is_no_logits_of_the_classes():
+    """It has no head either: the classes are told by the labels."""
+    X, model = rows(200), nn.Sequential(nn.Linear(6, 5), nn.Tanh())
+    y = (X[:, 0] > 0).astype(int)
+    extractor = EmbeddingExtractor(model, layer="1")
     embeddings = extractor.fit_transform(X)
-    assert hasattr(extractor, "predict_logits") is not in_a_dict
     student = LELPStudentClassifier(
         projector=LELPProjector(2), max_epochs=2, random_state=0
     )

@@ -143,11 +143,20 @@ def check_no_text_columns(X: Any) -> None:
         )
 
 
-def check_embeddings(block: NDArray[Any], rows: NDArray[Any]) -> None:
-    """Raise where an embedding is not finite; `rows` are its places in X."""
+def check_finite_rows(block: NDArray[Any], rows: NDArray[Any], what: str) -> None:
+    """Raise where what the model makes of rows, at these places in X, is not finite."""
     row = _first_not_finite(block, rows)
     if row is not None:
-        raise ValueError(f"The model's embedding of row {row} holds NaN or infinity.")
+        raise ValueError(f"The model's {what} of row {row} holds NaN or infinity.")
+
+
+def check_has_logits(head_layer: str | None) -> None:
+    """Raise where no layer of the model makes logits."""
+    if head_layer is None:
+        raise ValueError(
+            "model has no logits: its last linear layer does not run once, or gives no "
+            "vector a row. Leave them out, or make them from what you know of it."
+        )
 
 
 def check_half(

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -38,8 +39,6 @@ _BESIDE_BACKEND = (
 )
 
 Embed = Callable[[Any, NDArray[np.intp]], NDArray[Any]]
-# Weights (C, d) and intercepts (C,).
-Head = tuple[NDArray[Any], NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -71,51 +70,27 @@ class Teacher:
     precision: torch.dtype
     takes_codes: bool
 
-    def examine(
-        self, rows: Any, places: NDArray[np.intp]
-    ) -> tuple[NDArray[Any], Head | None, bool]:
-        """Call the model once: give embeddings, its head, and whether it gives logits.
-
-        The layer is a head if it is linear, and the last such layer or one whose output
-        is what the model returns. A model gives logits that returns a vector a row.
-        """
-        outputs: list[Any] = []
-        last: list[Any] = []
-        with ExitStack() as stack:
-            seen = stack.enter_context(self._watching())
-            if self.layer != SENTENCE_OUTPUT:
-                layer = self.model.get_submodule(self.layer)
-                hook = layer.register_forward_hook(lambda *of: outputs.append(of[-1]))
-                stack.callback(hook.remove)
-
-            def look(rows: Any, places: NDArray[np.intp]) -> NDArray[Any]:
-                outputs.clear()
-                found, returned = self._see(seen, rows, places)
-                last[:] = [_logits_in(returned), len(places)]
-                return found
-
-            # Even of so few rows memory may not hold all at once.
-            embeddings = _Halving(look)(rows, places)
-            logits, n_rows = last
-            gives_logits = _is_table(logits, n_rows)
-            is_head = gives_logits and any(
-                isinstance(output, Tensor) and torch.equal(output, logits)
-                for output in outputs
-            )
-        return embeddings, self._head(is_head), gives_logits
-
-    def _head(self, is_returned: bool) -> Head | None:
+    def head(self) -> tuple[NDArray[Any], NDArray[Any]] | None:
+        """Weights (C, d) and intercepts (C,) of the layer; None if it is not linear."""
         if self.layer == SENTENCE_OUTPUT:
             return None
         linear = self.model.get_submodule(self.layer)
         if not isinstance(linear, nn.Linear):
             return None
-        if not is_returned and self.layer != find_layer(self.model, None):
-            return None
         coef = linear.weight.detach().double().cpu().numpy().copy()
         if linear.bias is None:
             return coef, np.zeros(len(coef))
         return coef, linear.bias.detach().double().cpu().numpy().copy()
+
+    def examine(
+        self, rows: Any, places: NDArray[np.intp]
+    ) -> tuple[NDArray[Any], str | None]:
+        """Give the embeddings of a few rows, and the layer that makes the logits.
+
+        None where no linear layer gives a vector a row.
+        """
+        with self.ready() as embed, _LinearOutputs(self.model) as outputs:
+            return embed(rows, places), outputs.head_layer()
 
     @contextmanager
     def ready(self) -> Iterator[Embed]:
@@ -123,17 +98,32 @@ class Teacher:
 
         Afterwards the model is as it was: its mode, its hooks and where it lies.
         """
-        with self._watching() as seen:
-            yield _Halving(lambda rows, places: self._see(seen, rows, places)[0])
+        seen: list[Any] = []
+        with ExitStack() as stack:
+            stack.enter_context(self._running())
+            if self.layer != SENTENCE_OUTPUT:
+                layer = self.model.get_submodule(self.layer)
+                hook = layer.register_forward_pre_hook(
+                    lambda _, args, kwargs: seen.append(_kept(_first(args, kwargs))),
+                    with_kwargs=True,
+                )
+                stack.callback(hook.remove)
+            yield _Halving(partial(self._embed, seen))
 
     @contextmanager
-    def answering(self) -> Iterator[Embed]:
+    def answering(self, head_layer: str) -> Iterator[Embed]:
         """Give a function from rows and places in them to logits (b, C), float32.
 
         Afterwards the model is as it was.
         """
-        with self._running():
-            yield _Halving(self._logits)
+        seen: list[Any] = []
+        with ExitStack() as stack:
+            stack.enter_context(self._running())
+            hook = self.model.get_submodule(head_layer).register_forward_hook(
+                lambda _, args, output: seen.append(_kept(output))
+            )
+            stack.callback(hook.remove)
+            yield _Halving(partial(self._answer, seen, head_layer))
 
     @contextmanager
     def _running(self) -> Iterator[None]:
@@ -146,38 +136,28 @@ class Teacher:
                 stack.enter_context(torch.autocast(kind, dtype=self.precision))
             yield
 
-    @contextmanager
-    def _watching(self) -> Iterator[list[Any]]:
-        """Have the model ready, and give a list that the layer's inputs come to."""
-        seen: list[Any] = []
-        with ExitStack() as stack:
-            stack.enter_context(self._running())
-            if self.layer != SENTENCE_OUTPUT:
-                layer = self.model.get_submodule(self.layer)
-                hook = layer.register_forward_pre_hook(
-                    lambda _, args, kwargs: seen.append(_first(args, kwargs)),
-                    with_kwargs=True,
-                )
-                stack.callback(hook.remove)
-            yield seen
-
-    def _logits(self, rows: Any, places: NDArray[np.intp]) -> NDArray[Any]:
-        inputs = self._inputs(take(rows, places))
-        # What went wrong on an accelerator is known when its results are read.
-        with _naming(inputs, places):
-            logits: NDArray[Any] = _logits_in(self._call(inputs)).float().cpu().numpy()
-        return logits
-
-    def _see(
-        self, seen: list[Any], rows: Any, places: NDArray[np.intp]
-    ) -> tuple[NDArray[Any], Any]:
-        """Give the embeddings of rows, and what the model returns."""
+    def _answer(
+        self, seen: list[Any], layer: str, rows: Any, places: NDArray[np.intp]
+    ) -> NDArray[Any]:
         seen.clear()
         inputs = self._inputs(take(rows, places))
         with _naming(inputs, places):
-            returned = self._call(inputs)
+            self._call(inputs)
+        validation.check_ran_once(len(seen), layer)
+        # What went wrong on an accelerator is known when its results are read.
+        with _naming(inputs, places):
+            logits: NDArray[Any] = seen[0].float().cpu().numpy()
+        return logits
+
+    def _embed(
+        self, seen: list[Any], rows: Any, places: NDArray[np.intp]
+    ) -> NDArray[Any]:
+        seen.clear()
+        inputs = self._inputs(take(rows, places))
+        with _naming(inputs, places):
+            out = self._call(inputs)
         if self.layer == SENTENCE_OUTPUT:
-            found = returned[SENTENCE_OUTPUT]
+            found = out[SENTENCE_OUTPUT]
         else:
             validation.check_ran_once(len(seen), self.layer)
             found = seen[0]
@@ -186,7 +166,7 @@ class Teacher:
         # What went wrong on an accelerator is known when its results are read.
         with _naming(inputs, places):
             embeddings: NDArray[Any] = found.float().cpu().numpy()
-        return embeddings, returned
+        return embeddings
 
     def _call(self, inputs: Any) -> Any:
         if isinstance(inputs, Tensor) or is_sentence_encoder(self.model):
@@ -241,6 +221,51 @@ class Teacher:
         return f"{type(tokenizer).__name__} {found}"
 
 
+class _LinearOutputs:
+    """Watches what linear layers and the model put out in the last call."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._outputs: dict[str, list[Tensor]] = {}
+        self._returned: Any = None
+
+    def __enter__(self) -> "_LinearOutputs":
+        model = self._model
+        self._hooks = [
+            model.register_forward_pre_hook(lambda *_: self._outputs.clear()),
+            model.register_forward_hook(self._see_returned),
+        ]
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Linear):
+                see = partial(self._see, name)
+                self._hooks.append(module.register_forward_hook(see))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _see(self, name: str, layer: nn.Module, args: Any, output: Tensor) -> None:
+        # That of every token would be large.
+        if output.ndim == 2:
+            self._outputs.setdefault(name, []).append(output.clone())
+
+    def _see_returned(self, model: nn.Module, args: Any, output: Any) -> None:
+        self._returned = getattr(output, "logits", output)
+
+    def head_layer(self) -> str | None:
+        """Name the layer whose output is returned, else the last linear one."""
+        once = {name: out[0] for name, out in self._outputs.items() if len(out) == 1}
+        returned = self._returned
+        if isinstance(returned, Tensor):
+            for name, output in reversed(once.items()):
+                if output.shape == returned.shape and torch.equal(output, returned):
+                    return name
+        modules = self._model.named_modules()
+        linear = [name for name, module in modules if isinstance(module, nn.Linear)]
+        return linear[-1] if linear and linear[-1] in once else None
+
+
 _OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 
 
@@ -278,21 +303,6 @@ def _naming(inputs: Any, places: NDArray[np.intp]) -> Iterator[None]:
         raise
     except Exception as reason:
         raise validation.failing_model(_shapes(inputs), places, reason) from reason
-
-
-def _logits_in(out: Any) -> Any:
-    """Give the logits in what a model returns: all of it, or what is called so."""
-    return getattr(out, "logits", out)
-
-
-def _is_table(found: Any, n_rows: int) -> bool:
-    """Whether something has a vector of numbers for each row."""
-    return (
-        isinstance(found, Tensor)
-        and found.is_floating_point()
-        and found.ndim == 2
-        and len(found) == n_rows
-    )
 
 
 def is_texts(rows: Any) -> bool:
@@ -439,6 +449,11 @@ def _reading(model: Any, max_length: int | None) -> Iterator[None]:
     finally:
         for module, length in zip(modules, before, strict=True):
             module.max_seq_length = length
+
+
+def _kept(found: Any) -> Any:
+    """Give a copy of a tensor, which the model may go on to work on in place."""
+    return found.clone() if isinstance(found, Tensor) else found
 
 
 def _first(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
