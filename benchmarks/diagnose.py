@@ -25,7 +25,7 @@ from accuracy.config import OURS, Table, TaskConfig
 from accuracy.data import Places, embed_texts, what_is_missing
 from accuracy.layer_diagnosis import EARLIER_LAYER, write_layers
 from accuracy.lessons import make_lesson
-from accuracy.records import Records, read
+from accuracy.records import OtherResultsError, Records, read
 from accuracy.run import parts_on_demand
 from accuracy.tables import TABLES
 from compare import RESULTS
@@ -54,6 +54,14 @@ def main(arguments: list[str] | None = None) -> None:
     tasks = [] if options.report else [by_name[x] for x in options.tasks or by_name]
     places = Places(options.data_dir, options.cache)
     path = options.results / "diagnosis.csv"
+    if options.layers:
+        try:
+            trials, results = (
+                Records.open(options.results / f"layers{end}.csv", table, anew=False)
+                for end in ("_trials", "")
+            )
+        except OtherResultsError as error:
+            parser.error(f"{error} (compare.py layers has that option.)")
     lines = reports_on(OURS, table, tasks, places, path)
     if not options.layers:
         results = read(options.methods or options.results / "methods.csv")
@@ -64,10 +72,6 @@ def main(arguments: list[str] | None = None) -> None:
         "last": lines,
         "earlier": reports_on(EARLIER_LAYER, table, tasks, places, earlier),
     }
-    trials, results = (
-        Records.open(options.results / f"layers{end}.csv", table, anew=False)
-        for end in ("_trials", "")
-    )
     write_layers(table, reports, trials, results, path.with_name("diagnosis_layers.md"))
 
 

@@ -111,7 +111,7 @@ class OfEarlierLayer(Method):
         """Return the lesson with the embeddings of its earlier layer."""
         return replace(
             lesson,
-            embeddings=getattr(lesson, self.layer),
+            embeddings=lesson.earlier,
             head=None,
             given_logits=lesson.logits,
         )
@@ -281,11 +281,13 @@ METHODS = {
     ),
 }
 
+
+def of_earlier_layer(name: str) -> str:
+    """Name a method that is given an earlier layer."""
+    return f"{name}, earlier layer"
+
+
 EARLIER = {
-    f"{name}, earlier layer": OfEarlierLayer(
-        METHODS[name].splitting,
-        METHODS[name].training,
-        is_fitnet=METHODS[name].is_fitnet,
-    )
+    of_earlier_layer(name): OfEarlierLayer(**vars(METHODS[name]))
     for name in ("LELP as published", "LELP, library defaults", "FitNet")
 }

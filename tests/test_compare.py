@@ -110,6 +110,8 @@ def test_every_quick_look_has_settings_to_try(load):
             for method in table.of(task):
                 wanted = module.next_settings(table.search.of(task, method), {})
                 assert min(setting["max_epochs"] for setting in wanted) >= 1
+        for methods in table.chosen.values():
+            assert set(methods) <= set(table.methods)
 
 
 def test_search_finds_a_summit_of_few_epochs_beyond_a_valley(load, search):

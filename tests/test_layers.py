@@ -151,8 +151,8 @@ def reports_of(task, layer, gain):
     """Two reports, of which only the mean has that gain in points."""
     return [
         {"task": task, "layer": layer, "pilot_gain": (gain + by) / 100}
-        | {"ranking_gain": 0.0, "pilot_error": 0.01}
-        for by in (-3, 3)
+        | {"ranking_gain": 0.0, "pilot_error": 0.01, "seed": seed}
+        for seed, by in ((100, -3), (101, 3))
     ]
 
 
@@ -207,10 +207,11 @@ def test_layer_is_chosen_by_the_mean_of_reports(load, compared, tmp_path, capsys
     }
 
 
-def test_layers_without_reports_are_no_table(load, compared, tmp_path, capsys):
+def test_layers_without_all_reports_are_no_table(load, compared, tmp_path, capsys):
     module = load("accuracy.layer_diagnosis")
     path = tmp_path / "layers.md"
-    reports = {"last": reports_of("single digits", "last", 2), "earlier": []}
+    last, earlier = (reports_of("single digits", x, 2) for x in ("last", "earlier"))
+    reports = {"last": last, "earlier": earlier[:1]}
     module.write_layers(
         compared.table, reports, compared.trials, compared.results, path
     )

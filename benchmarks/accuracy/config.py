@@ -343,6 +343,7 @@ def quick(table: Table) -> Table:
         search=search,
         panels=(),
         shares=None,
+        chosen={},
     )
 
 

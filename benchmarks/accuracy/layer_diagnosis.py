@@ -4,14 +4,15 @@ from pathlib import Path
 
 import numpy as np
 
-from accuracy.chosen import take
+from accuracy.chosen import Taken, take
 from accuracy.config import BASELINE, OURS, PLAIN, UNION, Table
-from accuracy.diagnosis import GAINS
+from accuracy.diagnosis import GAINS, SEEDS
 from accuracy.records import Line, Records
 from accuracy.report import KINDS, interval, markdown, scores_of
 from accuracy.statistics import Scores, difference, mean_over_tasks, paired
+from methods import of_earlier_layer
 
-EARLIER_LAYER = f"{OURS}, earlier layer"
+EARLIER_LAYER = of_earlier_layer(OURS)
 LAYERS = {"last": OURS, "earlier": EARLIER_LAYER}
 # The layer that a way of choosing takes on each task.
 Choice = dict[str, str]
@@ -26,8 +27,15 @@ def write_layers(
 ) -> None:
     """Write what reports on each layer say, beside what was measured, to `path`."""
     scores = scores_of(table, results.lines)
-    asked = [{line["task"] for line in of_layer} for of_layer in reports.values()]
-    tasks = [name for name in scores if all(name in of_layer for of_layer in asked)]
+    asked = [
+        {(line["task"], line["seed"]) for line in of_layer}
+        for of_layer in reports.values()
+    ]
+    tasks = [
+        name
+        for name in scores
+        if all((name, seed) in of_layer for of_layer in asked for seed in SEEDS)
+    ]
     if not tasks:
         print("No task has both reports and results: nothing to report.")
         return
@@ -39,7 +47,8 @@ def write_layers(
         for layer in LAYERS
         for task in tasks
     }
-    choices = choices_of(table, means, trials, results, tasks)
+    taken = take(table, trials, results, tasks)
+    choices = choices_of(means, taken, tasks)
     text = "\n\n".join(
         [
             "# Which layer the report would split",
@@ -48,10 +57,12 @@ def write_layers(
             tasks_table(tasks, means, choices, scores),
             "The measured gain is that over tuned vanilla distillation, in points of "
             "test accuracy, with its 95 % interval; what the reports say is the mean "
-            "of two, of other seeds, and no test row is among theirs.",
+            "of two, of other seeds, and no test row is among theirs; ± is the mean of "
+            "their errors.",
             means_table(table, choices, scores),
             "Means over the tasks of each kind. With hindsight: the layer that turned "
-            "out the better one on test rows, which nobody can choose.",
+            "out the better one on these test rows, which nobody can choose, and which "
+            "is too good therefore.",
         ]
     )
     path.write_text(text + "\n", encoding="utf-8")
@@ -59,26 +70,20 @@ def write_layers(
 
 
 def choices_of(
-    table: Table,
-    means: dict[tuple[str, str, str], float],
-    trials: Records,
-    results: Records,
-    tasks: list[str],
+    means: dict[tuple[str, str, str], float], taken: Taken, tasks: list[str]
 ) -> dict[str, Choice]:
-    """Return the layer that is taken on each task, by whom asks what."""
+    """Return the layer that is taken on each task, by the way of choosing it."""
     found: dict[str, Choice] = {
-        f"the {layer} layer": dict.fromkeys(tasks, layer) for layer in LAYERS
-    }
-    for name in GAINS:
-        found[f"by the {name.replace('_', ' ')}"] = {
+        f"by the {name.replace('_', ' ')}": {
             task: max(LAYERS, key=lambda layer: means[name, layer, task])
             for task in tasks
         }
-    (choice,) = (c for c, methods in table.chosen.items() if OURS in methods)
-    taken = take(table, trials, results, tasks)
+        for name in GAINS
+    }
     by_method = {method: layer for layer, method in LAYERS.items()}
     found["on validation rows"] = {
-        task: by_method[taken[task][choice]] for task in tasks
+        task: next(by_method[m] for m in taken[task].values() if m in by_method)
+        for task in tasks
     }
     return found
 
@@ -101,13 +106,12 @@ def tasks_table(
             interval(paired(difference(scores[task], method, BASELINE)))
             for method in LAYERS.values()
         )
-        taken = (choices[name][task] for name in choices if not name.startswith("the "))
+        taken = (choice[task] for choice in choices.values())
         rows.append([task, *pilots, *gains, *taken])
     titles = [
         f"{what}, {layer} layer" for what in ("pilot gain", "gain") for layer in LAYERS
     ]
-    ways = [name for name in choices if not name.startswith("the ")]
-    return markdown(["task", *titles, *ways], rows)
+    return markdown(["task", *titles, *choices], rows)
 
 
 def means_table(table: Table, choices: dict[str, Choice], scores: Scores) -> str:
@@ -121,8 +125,9 @@ def means_table(table: Table, choices: dict[str, Choice], scores: Scores) -> str
     hindsight = {
         task: max(LAYERS, key=lambda layer: leads[layer, task].mean()) for task in tasks
     }
+    always = {f"the {layer} layer": dict.fromkeys(tasks, layer) for layer in LAYERS}
     rows = []
-    for name, choice in {**choices, "with hindsight": hindsight}.items():
+    for name, choice in {**always, **choices, "with hindsight": hindsight}.items():
         cells = []
         for kind in (UNION, PLAIN):
             of_kind = [
@@ -130,7 +135,11 @@ def means_table(table: Table, choices: dict[str, Choice], scores: Scores) -> str
                 for task in table.tasks
                 if task.kind == kind and task.name in choice
             ]
-            cells.append(interval(mean_over_tasks(of_kind)) if of_kind else "")
+            mean = mean_over_tasks(of_kind) if of_kind else None
+            if mean is not None and choice is hindsight:
+                cells.append(f"{mean.mean:+.2f}")
+            else:
+                cells.append("" if mean is None else interval(mean))
         n_right = sum(choice[task] == hindsight[task] for task in tasks)
         rows.append([name, *cells, f"{n_right} of {len(tasks)}"])
     titles = [f"mean gain, {KINDS[kind]}" for kind in (UNION, PLAIN)]

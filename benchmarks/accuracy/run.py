@@ -195,7 +195,7 @@ def trained_together(task: TaskConfig, settings: list[Setting]) -> list[list[Set
 def parts_on_demand(method: str) -> Iterator[str]:
     """Yield the fields of a lesson that are made for few methods only."""
     if isinstance(TRAINABLE[method], OfEarlierLayer):
-        yield TRAINABLE[method].layer
+        yield "earlier"
     if TRAINABLE[method].within is tsne_kmeans:
         yield "layout"
     if has_own_teacher(method):

@@ -22,7 +22,7 @@ from accuracy.config import (
     TaskConfig,
 )
 from accuracy.variants import VARIANTS
-from methods import EARLIER, METHODS
+from methods import EARLIER, METHODS, of_earlier_layer
 from peer_methods import PEERS
 
 BY_NAME = {task.name: task for task in TASKS}
@@ -79,7 +79,7 @@ NOTES_ON_PEERS = {
 }
 
 LAYER_CHOSEN = {
-    f"{name}, layer chosen": (name, f"{name}, earlier layer")
+    f"{name}, layer chosen": (name, of_earlier_layer(name))
     for name in (OURS, PUBLISHED, FITNET)
 }
 NOTES_ON_LAYERS = {
