@@ -23,7 +23,7 @@ from pathlib import Path
 from accuracy import diagnosis
 from accuracy.config import OURS, Table, TaskConfig
 from accuracy.data import Places, embed_texts, what_is_missing
-from accuracy.layer_diagnosis import EARLIER_LAYER, write_layers
+from accuracy.layer_diagnosis import EARLIER_LAYER, agreements, write_layers
 from accuracy.lessons import make_lesson
 from accuracy.records import OtherResultsError, Records, read
 from accuracy.run import parts_on_demand
@@ -106,6 +106,8 @@ def diagnose(
         lesson = make_lesson(task, places, seed, "validation", wanted)
         start = time.perf_counter()
         line = diagnosis.diagnose(task, lesson, seed, method)
+        if method == EARLIER_LAYER:
+            line |= agreements(lesson)
     print(
         f"{task.name}, seed {seed}, {method}: {line['verdict']}, pilot gain "
         f"{100 * line['pilot_gain']:+.1f} ± {100 * line['pilot_error']:.1f}, "

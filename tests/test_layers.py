@@ -152,6 +152,7 @@ def reports_of(task, layer, gain):
     return [
         {"task": task, "layer": layer, "pilot_gain": (gain + by) / 100}
         | {"ranking_gain": 0.0, "pilot_error": 0.01, "seed": seed}
+        | {"last_agreement": None, "earlier_agreement": 0.5 + 0.1 * by}
         for seed, by in ((100, -3), (101, 3))
     ]
 
@@ -189,9 +190,9 @@ def test_layer_is_chosen_by_the_mean_of_reports(load, compared, tmp_path, capsys
     # On rows to validate on the first layer is best on the first task only; on test
     # rows, which hindsight alone sees, it is the other way round.
     assert by_name[first][:2] == ["+2.0 ± 1.0", "+1.0 ± 1.0"]
-    assert by_name[first][4:] == ["last", "last", "last"]
+    assert by_name[first][4:] == ["last", "last", "last", "", "0.50"]
     assert by_name[second][:2] == ["+4.0 ± 1.0", "+3.5 ± 1.0"]
-    assert by_name[second][4:] == ["last", "last", "earlier"]
+    assert by_name[second][4:7] == ["last", "last", "earlier"]
     assert by_name["by the pilot gain"][2] == "1 of 2"
     assert by_name["on validation rows"][2] == "0 of 2"
     assert by_name["with hindsight"][2] == "2 of 2"
@@ -241,3 +242,23 @@ def test_report_is_asked_about_the_layer_of_a_method(load, drawn, monkeypatch):
     np.testing.assert_array_equal(given["teacher_embeddings"], drawn.lesson.earlier)
     np.testing.assert_array_equal(given["teacher_logits"], drawn.lesson.logits)
     assert config.digest(drawn.task, earlier) != config.digest(drawn.task, config.OURS)
+
+
+def test_agreement_is_one_where_subclasses_are_the_groups(load, drawn):
+    """Groups far apart in the last layer, and nothing but noise in the earlier one."""
+    module, rng = load("accuracy.layer_diagnosis"), np.random.default_rng(0)
+    n_groups = 20
+    groups = np.arange(800) % (2 * n_groups)
+    noise = rng.normal(size=(800, 50)).astype(np.float32)
+    lesson = replace(
+        drawn.lesson,
+        y=groups % 2,
+        groups=groups,
+        embeddings=np.eye(50, dtype=np.float32)[groups] + 0.01 * noise,
+        earlier=rng.normal(size=(800, 50)).astype(np.float32),
+        head=torch.nn.Linear(50, 2),
+    )
+    found = module.agreements(lesson)
+    assert found["last_agreement"] > 0.99
+    assert abs(found["earlier_agreement"]) < 0.1
+    assert set(module.agreements(replace(lesson, groups=None)).values()) == {None}

@@ -48,6 +48,10 @@ NUMBERS = ("pilot_error", *MEASURES)
 VERDICTS = ("helps", "unclear", "does not help")
 COLUMNS = ("task", "kind", "seed", "verdict", *NUMBERS, "made_with", *versions())
 
+# How well the subclasses of each layer agree with the groups, None without groups: columns
+# of the reports on an earlier layer.
+AGREEMENTS = ("last_agreement", "earlier_agreement")
+
 # Whether to take subclasses at all, by what a report says. The library's report advises
 # the second; the third could be asked of the embeddings alone. 0.8 was chosen when the
 # tasks up to the letters with all rows had been measured.
@@ -114,6 +118,8 @@ def read(path: Path, table: Table, method: str = OURS) -> list[Line]:
         lines: list[Line] = list(csv.DictReader(file))
     for line in lines:
         line |= {name: float(line[name]) for name in NUMBERS}
+        for name in line.keys() & set(AGREEMENTS):
+            line[name] = float(line[name]) if line[name] else None
         line["seed"] = int(line["seed"])
     return [line for line in lines if current.get(line["task"]) == line["made_with"]]
 
@@ -124,7 +130,8 @@ def write(path: Path, lines: list[Line], table: Table) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".part")
     with unfinished.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        names = [name for name in AGREEMENTS if any(name in line for line in lines)]
+        writer = csv.DictWriter(file, [*COLUMNS, *names], lineterminator="\n")
         writer.writeheader()
         writer.writerows(
             sorted(lines, key=lambda x: (order.index(x["task"]), x["seed"]))
