@@ -244,7 +244,7 @@ class EmbeddingExtractor(
 
         Returns
         -------
-        ndarray of shape (n_samples, n_logits_), float32
+        ndarray of shape (n_samples, n_outputs), float32
             The output of `head_layer_`, in the order of the rows.
 
         Raises

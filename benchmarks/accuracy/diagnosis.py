@@ -48,8 +48,8 @@ NUMBERS = ("pilot_error", *MEASURES)
 VERDICTS = ("helps", "unclear", "does not help")
 COLUMNS = ("task", "kind", "seed", "verdict", *NUMBERS, "made_with", *versions())
 
-# How well the subclasses of each layer agree with the groups, None without groups: columns
-# of the reports on an earlier layer.
+# How well the subclasses of each layer agree with the groups, None without groups.
+# Reports on an earlier layer have these columns.
 AGREEMENTS = ("last_agreement", "earlier_agreement")
 
 # Whether to take subclasses at all, by what a report says. The library's report advises
