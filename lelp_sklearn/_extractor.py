@@ -113,6 +113,15 @@ class EmbeddingExtractor(
     >>> likeliest = (embeddings @ W.T + b).argmax(axis=1)
     >>> projector.fit_transform(embeddings, likeliest).shape
     (100, 4)
+
+    Of an earlier layer, with the logits in place of a head:
+
+    >>> extractor = EmbeddingExtractor(teacher, layer="1")
+    >>> embeddings = extractor.fit_transform(X)
+    >>> logits = extractor.predict_logits(X)
+    >>> projector = LELPProjector(n_subclasses=2)
+    >>> projector.fit_transform(embeddings, likeliest, teacher_logits=logits).shape
+    (100, 4)
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
