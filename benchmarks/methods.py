@@ -105,6 +105,7 @@ class OfEarlierLayer(Method):
     What maps those embeddings to the logits is no head: the projector fits one.
     """
 
+    # Tells its digest from that of the same method of the last layer.
     layer: str = "earlier"
 
     def taught(self, lesson: Lesson) -> Lesson:

@@ -235,11 +235,8 @@ class EmbeddingExtractor(
         """
         check_is_fitted(self)
         rows = self._check_rows(X, reset=False)
-        embeddings = np.empty((len(rows), self._n_features_out), np.float32)
         batches = teachers.batches_of(rows, self.batch_size)
-        for places, found in self._embedded(rows, batches):
-            embeddings[places] = found
-        return embeddings
+        return _in_order(self._embedded(rows, batches), len(rows), self._n_features_out)
 
     def predict_logits(self, X):
         """Compute the logits of rows, the `teacher_logits` of an earlier layer.
@@ -264,12 +261,10 @@ class EmbeddingExtractor(
         check_is_fitted(self)
         extraction_validation.check_has_logits(self.head_layer_)
         rows = self._check_rows(X, reset=False)
-        logits = np.empty((len(rows), self.n_logits_), np.float32)
         batches = teachers.batches_of(rows, self.batch_size)
         with self._teacher().answering(self.head_layer_) as answer:
-            for places, found in self._computed(answer, rows, batches, "logits"):
-                logits[places] = found
-        return logits
+            computed = self._computed(answer, rows, batches, "logits")
+            return _in_order(computed, len(rows), self.n_logits_)
 
     def extract(self, X, path, *, dtype="float16"):
         """Write the embeddings of rows to a ``.npy`` file; go on where a call ended.
@@ -431,6 +426,14 @@ class _Progress:
             f"{self._n_done:,} of {self._n_rows:,} rows, {rate:,.0f} a second, "
             f"{left:,.0f} s left"
         )
+
+
+def _in_order(computed, n_rows, n_columns):
+    """Give what is computed of batches as one array, by the places of the rows."""
+    found = np.empty((n_rows, n_columns), np.float32)
+    for places, of_batch in computed:
+        found[places] = of_batch
+    return found
 
 
 def _as_texts(X):

@@ -108,7 +108,7 @@ class Teacher:
                     with_kwargs=True,
                 )
                 stack.callback(hook.remove)
-            yield _Halving(partial(self._embed, seen))
+            yield _Halving(partial(self._see, seen, self.layer))
 
     @contextmanager
     def answering(self, head_layer: str) -> Iterator[Embed]:
@@ -123,7 +123,7 @@ class Teacher:
                 lambda _, args, output: seen.append(_kept(output))
             )
             stack.callback(hook.remove)
-            yield _Halving(partial(self._answer, seen, head_layer))
+            yield _Halving(partial(self._see, seen, head_layer))
 
     @contextmanager
     def _running(self) -> Iterator[None]:
@@ -136,37 +136,25 @@ class Teacher:
                 stack.enter_context(torch.autocast(kind, dtype=self.precision))
             yield
 
-    def _answer(
+    def _see(
         self, seen: list[Any], layer: str, rows: Any, places: NDArray[np.intp]
     ) -> NDArray[Any]:
-        seen.clear()
-        inputs = self._inputs(take(rows, places))
-        with _naming(inputs, places):
-            self._call(inputs)
-        validation.check_ran_once(len(seen), layer)
-        # What went wrong on an accelerator is known when its results are read.
-        with _naming(inputs, places):
-            logits: NDArray[Any] = seen[0].float().cpu().numpy()
-        return logits
-
-    def _embed(
-        self, seen: list[Any], rows: Any, places: NDArray[np.intp]
-    ) -> NDArray[Any]:
+        """Call the model, and give what a hook of the layer has put into `seen`."""
         seen.clear()
         inputs = self._inputs(take(rows, places))
         with _naming(inputs, places):
             out = self._call(inputs)
-        if self.layer == SENTENCE_OUTPUT:
+        if layer == SENTENCE_OUTPUT:
             found = out[SENTENCE_OUTPUT]
         else:
-            validation.check_ran_once(len(seen), self.layer)
+            validation.check_ran_once(len(seen), layer)
             found = seen[0]
         shape = tuple(found.shape) if isinstance(found, Tensor) else type(found)
-        validation.check_embedding_shape(shape, len(places), self.layer)
+        validation.check_embedding_shape(shape, len(places), layer)
         # What went wrong on an accelerator is known when its results are read.
         with _naming(inputs, places):
-            embeddings: NDArray[Any] = found.float().cpu().numpy()
-        return embeddings
+            numbers: NDArray[Any] = found.float().cpu().numpy()
+        return numbers
 
     def _call(self, inputs: Any) -> Any:
         if isinstance(inputs, Tensor) or is_sentence_encoder(self.model):
@@ -235,10 +223,9 @@ class _LinearOutputs:
             model.register_forward_pre_hook(lambda *_: self._outputs.clear()),
             model.register_forward_hook(self._see_returned),
         ]
-        for name, module in model.named_modules():
-            if isinstance(module, nn.Linear):
-                see = partial(self._see, name)
-                self._hooks.append(module.register_forward_hook(see))
+        for name in _linear_layers(model):
+            see = partial(self._see, name)
+            self._hooks.append(model.get_submodule(name).register_forward_hook(see))
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -261,9 +248,8 @@ class _LinearOutputs:
             for name, output in reversed(once.items()):
                 if output.shape == returned.shape and torch.equal(output, returned):
                     return name
-        modules = self._model.named_modules()
-        linear = [name for name, module in modules if isinstance(module, nn.Linear)]
-        return linear[-1] if linear and linear[-1] in once else None
+        *_, last = None, *_linear_layers(self._model)
+        return last if last in once else None
 
 
 _OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
@@ -334,11 +320,16 @@ def find_layer(model: nn.Module, layer: str | None) -> str:
         return layer
     if is_sentence_encoder(model):
         return SENTENCE_OUTPUT
-    modules = dict(model.named_modules())
-    linear = [name for name in names if isinstance(modules[name], nn.Linear)]
+    linear = _linear_layers(model)
     if not linear:
         raise validation.no_linear(model)
     return linear[-1]
+
+
+def _linear_layers(model: nn.Module) -> list[str]:
+    """Name the linear layers, in the order of the model."""
+    modules = model.named_modules()
+    return [name for name, layer in modules if name and isinstance(layer, nn.Linear)]
 
 
 def lies_on(model: nn.Module) -> torch.device:
