@@ -67,6 +67,16 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """Try random cases, 3000 of each test or as many as the first argument says."""
+    install(session, "-e", ".[all]", *group("test"))
+    n_cases, *options = session.posargs or ["3000"]
+    profile = "--hypothesis-profile=fuzz", "--hypothesis-show-statistics"
+    environment = {**TEST_ENVIRONMENT, "FUZZ_CASES": n_cases}
+    session.run("pytest", "tests/fuzz", *profile, *options, env=environment)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style, format and spelling."""
     install(session, *group("lint"))

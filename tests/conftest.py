@@ -1,13 +1,29 @@
 """What holds around every test, and what many need."""
 
 import importlib
+import os
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from threadpoolctl import threadpool_info
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+# The first call compiles kernels and a busy machine is slow, so that a case has no
+# deadline. The test run tries the same cases each time.
+_PROFILE = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("default", max_examples=100, derandomize=True, **_PROFILE)
+settings.register_profile(
+    "fuzz",
+    max_examples=int(os.environ.get("FUZZ_CASES", 3000)),
+    derandomize=False,
+    print_blob=True,
+    **_PROFILE,
+)
+# Hypothesis takes another one where it sees a CI server.
+settings.load_profile("default")
 
 
 @pytest.fixture(scope="module")
