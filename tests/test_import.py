@@ -6,6 +6,8 @@ import textwrap
 
 import pytest
 
+from lelp_sklearn._projection.compilation import can_compile
+
 
 def run_in_new_process(code):
     command = [sys.executable, "-W", "error", "-c", textwrap.dedent(code)]
@@ -13,14 +15,15 @@ def run_in_new_process(code):
     assert done.returncode == 0, done.stderr
 
 
-def test_import_loads_no_torch():
+@pytest.mark.parametrize("library", ["torch", "numba", "llvmlite"])
+def test_import_loads_what_is_slow_at_its_first_use(library):
     run_in_new_process(
-        """
+        f"""
         import sys
         import lelp_sklearn
 
         lelp_sklearn.LELPProjector
-        assert "torch" not in sys.modules
+        assert "{library}" not in sys.modules
         """
     )
 
@@ -38,6 +41,7 @@ def test_import_compiles_nothing():
     )
 
 
+@pytest.mark.skipif(not can_compile(), reason="no kernel is compiled")
 def test_kernels_wait_for_their_first_call():
     """An eager signature would be compiled, or read from the cache, at import."""
     run_in_new_process(

@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 import lelp_sklearn
 from lelp_sklearn import LELPProjector
-from lelp_sklearn._projection import class_kernels, kernels, threads
+from lelp_sklearn._projection import class_kernels, compilation, kernels, threads
 from tests.problems import make_problem
 
 ROOT = Path(__file__).parents[1]
@@ -224,6 +224,12 @@ COMPILE = """
 """
 
 
+needs_compiled_code = pytest.mark.skipif(
+    not compilation.can_compile(), reason="no kernel is compiled"
+)
+
+
+@needs_compiled_code
 @pytest.mark.parametrize(("switch", "kept"), [(None, True), ("0", False)])
 def test_compiled_code_is_kept_on_disk_unless_switched_off(switch, kept, tmp_path):
     run_in_new_process(
@@ -234,6 +240,7 @@ def test_compiled_code_is_kept_on_disk_unless_switched_off(switch, kept, tmp_pat
     assert any(tmp_path.rglob("*.nbc")) == kept
 
 
+@needs_compiled_code
 def test_a_read_only_installation_compiles_in_each_process(tmp_path):
     no_folder = tmp_path / "no_folder"
     no_folder.touch()

@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lelp_sklearn._common.typing import FloatArray, IntArray
-from lelp_sklearn._projection.compilation import compiled
+from lelp_sklearn._projection import fallback
+from lelp_sklearn._projection.compilation import compiled, kernel
+from lelp_sklearn._projection.fallback import CENTRE_ROWS
 from lelp_sklearn._projection.instructions import (
     COLUMNS_AT_ONCE,
     REGISTER_BYTES,
@@ -28,8 +30,6 @@ _TILE_BYTES = 2**18
 _SPARE = 8
 # So many rows are summed in single precision, the sums of them in double.
 _PART_ROWS = 4096
-# As many rows of a class have a mean near enough to that of a block.
-_CENTRE_ROWS = 64
 
 
 def class_products(
@@ -88,7 +88,7 @@ def _scaled(weight: FloatArray, dtype: np.dtype[Any]) -> tuple[FloatArray, float
     return (weight / unit).astype(dtype), unit
 
 
-@compiled
+@kernel(plain=fallback.add_products)
 def add_products(
     X: NDArray[Any],
     codes: IntArray,
@@ -149,7 +149,7 @@ def add_products(
         _move(part[c], total[c])
 
 
-@compiled
+@kernel(plain=fallback.add_scatters)
 def add_scatters(
     X: NDArray[Any],
     codes: IntArray,
@@ -208,7 +208,7 @@ def add_scatters(
         _move(part_sums[c], sums[c : c + 1])
 
 
-@compiled
+@kernel(plain=fallback.add_to_nearest)
 def add_to_nearest(
     X: NDArray[Any],
     codes: IntArray,
@@ -265,18 +265,18 @@ def add_to_nearest(
         _move(part[c], sums[c])
 
 
-@compiled
+@kernel(plain=fallback.find_centres)
 def find_centres(X: NDArray[Any], codes: IntArray, centres: FloatArray) -> None:
     """Write the mean of the first rows of each class; `centres` (C, d) is zeros."""
     n_classes = len(centres)
     taken, n_full = np.zeros(n_classes, np.int64), 0
     for r in range(len(X)):
         c = codes[r]
-        if c >= 0 and taken[c] < _CENTRE_ROWS:
+        if c >= 0 and taken[c] < CENTRE_ROWS:
             for k in range(X.shape[1]):
                 centres[c, k] += as_number(X[r, k])
             taken[c] += 1
-            n_full += taken[c] == _CENTRE_ROWS
+            n_full += taken[c] == CENTRE_ROWS
         if n_full == n_classes:
             break
     for c in range(n_classes):

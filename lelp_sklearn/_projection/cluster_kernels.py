@@ -4,15 +4,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lelp_sklearn._common.typing import FloatArray, IntArray
-from lelp_sklearn._projection.compilation import compiled
+from lelp_sklearn._projection import fallback
+from lelp_sklearn._projection.compilation import compiled, kernel
+from lelp_sklearn._projection.fallback import PATIENCE
 from lelp_sklearn._projection.instructions import REGISTER_BYTES, multiply_add
 
 # Points of a tile: a multiple of three vectors, whatever the processor.
 _TILE_POINTS = 192
 # Centroids that are multiplied at once.
 _AT_ONCE = 4
-# Later iterations are not expected to gain more than so many times what one did.
-_PATIENCE = 3.0
 
 
 def tiles(points: FloatArray) -> FloatArray:
@@ -25,7 +25,7 @@ def tiles(points: FloatArray) -> FloatArray:
     return np.ascontiguousarray(by_tile.transpose(0, 2, 1))
 
 
-@compiled
+@kernel(plain=fallback.lloyd)
 def lloyd(
     tiles: FloatArray,
     weight: FloatArray,
@@ -93,11 +93,11 @@ def lloyd(
         # Less than this part of what is explained may be rounding.
         inertia = max(squares - explained, tolerance * explained)
         gain = explained - before
-        if iteration and gain <= max(tolerance * inertia, (inertia - goal) / _PATIENCE):
+        if iteration and gain <= max(tolerance * inertia, (inertia - goal) / PATIENCE):
             break
 
 
-@compiled
+@kernel(plain=fallback.measure)
 def measure(
     points: FloatArray,
     weight: FloatArray,

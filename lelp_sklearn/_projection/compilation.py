@@ -1,4 +1,7 @@
-"""How kernels are compiled: at the first call, and kept on disk for later processes."""
+"""How kernels are compiled: at the first call, and kept on disk for later processes.
+
+Where they cannot be compiled, their plain twins are used.
+"""
 
 import gc
 import os
@@ -25,13 +28,42 @@ def _no_garbage_collection() -> Iterator[None]:
 
 # Half of the time of this import goes by in collections that find nothing.
 with _no_garbage_collection():
-    from numba import njit
+    from numba import config, njit
+    from numba.core.codegen import get_host_cpu_features
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 # Read here and nowhere else. NUMBA_CACHE_DIR moves the compiled code, but Numba has no
 # variable that keeps a library's code off the disk.
 _KEPT = os.environ.get("LELP_SKLEARN_NUMBA_CACHE", "1") != "0"
+
+
+# The kernels are written for processors that have these. Half precision needs the last
+# one: without it Numba ends the process.
+_NEEDED_FEATURES = {"avx2", "fma", "f16c"}
+
+
+def processor_features() -> set[str]:
+    """Return what the processor that Numba compiles for has, by LLVM's names."""
+    # What is configured, type checkers do not see.
+    configured = getattr(config, "CPU_FEATURES", None)
+    features = get_host_cpu_features() if configured is None else configured
+    return {each[1:] for each in features.split(",") if each.startswith("+")}
+
+
+def can_compile() -> bool:
+    """Return whether the kernels are compiled: Numba may, and the processor fits."""
+    is_disabled = getattr(config, "DISABLE_JIT", False)
+    return not is_disabled and processor_features() >= _NEEDED_FEATURES
+
+
+def kernel(plain: Function) -> Callable[[Function], Function]:
+    """Have a function compiled, or replaced by its plain twin where that is needed."""
+
+    def choose(function: Function) -> Function:
+        return compiled(function) if can_compile() else plain
+
+    return choose
 
 
 def compiled(function: Function) -> Function:

@@ -7,26 +7,15 @@ import math
 from typing import Any
 
 import numpy as np
-from llvmlite import binding, ir
-from numba import config, types
+from llvmlite import ir
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
+from lelp_sklearn._projection.compilation import processor_features
 
-def _has_wide_registers() -> bool:
-    """Whether Numba compiles for a processor that is known to have AVX-512."""
-    # What is configured, type checkers do not see.
-    if getattr(config, "CPU_NAME", None) not in (None, "host"):
-        return False
-    try:
-        return bool(binding.get_host_cpu_features().get("avx512f"))
-    except RuntimeError:
-        # Of some processors LLVM knows no features.
-        return False
-
-
-# Bytes of a vector register. A processor with less splits the vectors by itself.
-REGISTER_BYTES = 64 if _has_wide_registers() else 32
+# Bytes of a vector register.
+REGISTER_BYTES = 64 if "avx512f" in processor_features() else 32
 # Rows and columns whose products are summed in registers at once: where vectors are
 # wide there are 32 registers, else 16.
 ROWS_AT_ONCE, COLUMNS_AT_ONCE = (8, 3) if REGISTER_BYTES == 64 else (4, 3)

@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lelp_sklearn._common.typing import FloatArray
-from lelp_sklearn._projection.compilation import compiled
+from lelp_sklearn._projection import fallback
+from lelp_sklearn._projection.compilation import compiled, kernel
 from lelp_sklearn._projection.instructions import (
     COLUMNS_AT_ONCE,
     ROWS_AHEAD,
@@ -21,7 +22,7 @@ from lelp_sklearn._projection.tiles import TILE_COLUMNS, TILE_ROWS, zeros
 _HALF_OF_THE_BITS = np.uint64(32)
 
 
-@compiled
+@kernel(plain=fallback.soft_labels)
 def soft_labels(
     X: NDArray[Any],
     centre: FloatArray,
@@ -80,7 +81,7 @@ def soft_labels(
     return finite
 
 
-@compiled
+@kernel(plain=fallback.digest_rows)
 def digest_rows(
     X: NDArray[Any],
     factors: NDArray[np.uint64],
