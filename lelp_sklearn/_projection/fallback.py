@@ -219,6 +219,6 @@ def _centred_rows(
                 yield c, _numbers(X[index]) - centre, weight[index]
 
 
-def _members(labels: IntArray, weight: FloatArray, n_clusters: int) -> FloatArray:
+def _members(labels: NDArray[Any], weight: FloatArray, n_clusters: int) -> FloatArray:
     """Return weights as a matrix (clusters, rows): times the rows, their sums."""
     return np.where(labels == np.arange(n_clusters)[:, None], weight, 0)
