@@ -6,6 +6,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+from numpy.testing import assert_allclose
+
+from lelp_sklearn import LELPProjector
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -61,3 +65,24 @@ def test_a_size_that_does_not_fit_the_disk_is_skipped(speed, monkeypatch, tmp_pa
     table = memory.table(entry)
     assert table.count("skipped, needs") == len(memory.FULL)
     assert not any(tmp_path.iterdir())
+
+
+def test_the_peers_compute_the_soft_labels_of_the_projector(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    peers = importlib.import_module("peers")
+    problems = importlib.import_module("speed_parts.problems")
+    shape = problems.Shape(300, 20, 2, 3)
+    teacher = problems.Teacher(shape)
+    X, y = teacher.draw(shape.n_rows)
+    projector = LELPProjector(
+        shape.n_subclasses, splitter="pca", head=teacher.head, random_state=0
+    )
+    expected = projector.fit(X, y).transform(X)
+    columns = peers.soft_label_columns(projector, X.dtype)
+    offsets_shape = projector.offsets_.shape
+    found = peers.numpy_soft_labels(X, *columns, offsets_shape)
+    assert_allclose(found, expected, rtol=0, atol=1e-5)
+    tensors = [torch.from_numpy(array) for array in (X, *columns)]
+    for peer in (peers.torch_soft_labels, peers.torch_transposed_soft_labels):
+        found = peer(*tensors, offsets_shape).numpy()
+        assert_allclose(found, expected, rtol=0, atol=1e-5)

@@ -35,6 +35,9 @@ def _measure(shape: Shape, repeats: int, bandwidth: float, flops: float) -> dict
     ).fit(X[:5000], y[:5000])
     half = X.astype(np.float16)
     peers = soft_label_peers(X, projector)
+    ours = projector.transform(X)
+    for name, peer in peers.items():
+        np.testing.assert_allclose(peer(), ours, rtol=0, atol=1e-5, err_msg=name)
     runs = {
         "ours": lambda: projector.transform(X),
         **peers,
