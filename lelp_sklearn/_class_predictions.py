@@ -68,12 +68,15 @@ class StudentFit:
             validation_scores=None if scores is None else list(scores),
         )
 
-    def describe_epoch(self, last: int) -> str:
-        """Say in one line what the newest of `last` epochs came to."""
+    def describe_epoch(self, last: int, seconds: float, remaining: float) -> str:
+        """Say in one line what the newest of `last` epochs came to.
+
+        `seconds` is the time it took, `remaining` that of the epochs to come.
+        """
         line = f"Epoch {len(self.loss_curve)}/{last}: loss {self.loss_curve[-1]:.6f}"
         if self.validation_scores:
             line += f", validation score {self.validation_scores[-1]:.6f}"
-        return line
+        return f"{line}, {seconds:.2f} s, {remaining:.0f} s left"
 
     def attributes(self) -> dict[str, Any]:
         """Give the attributes of the estimator with which it predicts."""
@@ -131,6 +134,24 @@ class ClassPredictionMixin:
             Probabilities, in the order of `classes_`.
         """
         return torch.softmax(self._class_logits(X), dim=1).cpu().numpy()
+
+    def predict_log_proba(self, X):
+        """Predict the logarithms of class probabilities.
+
+        They are computed from the class logits, so that they are finite where
+        `predict_proba` rounds to zero.
+
+        Parameters
+        ----------
+        X : {array-like, torch.Tensor} of shape (n_samples, n_features, ...)
+            Rows of the shape seen in fit.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes)
+            Log-probabilities, in the order of `classes_`.
+        """
+        return torch.log_softmax(self._class_logits(X), dim=1).cpu().numpy()
 
     def predict_subclass_proba(self, X):
         """Predict the probabilities of subclasses.
@@ -257,9 +278,8 @@ class ClassPredictionMixin:
         check_is_fitted(self)
         student = self._fit.student
         inputs = as_tensor(self._check_inputs(X, self._fit.expected_rows))
-        return torch.cat(
-            list(outputs(student.net, inputs, self.batch_size, student.dtype))
-        )
+        batches = outputs(student.net, inputs, int(self.batch_size), student.dtype)
+        return torch.cat(list(batches))
 
     def _class_logits(self, X):
         logits = self._logits(X)

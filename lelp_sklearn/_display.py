@@ -183,7 +183,7 @@ def subclass_table(
     projector,
     X,
     y,
-    samples,
+    samples=None,
     *,
     n_samples=3,
     teacher_logits=None,
@@ -199,9 +199,9 @@ def subclass_table(
         Embeddings.
     y : array-like of shape (n_samples,)
         Their classes.
-    samples : sequence, array, Series or DataFrame of length n_samples
+    samples : sequence, array, Series or DataFrame of length n_samples, default=None
         What the rows are, texts for instance, in their order: an index does not
-        matter. The rows of a DataFrame are shown as dicts.
+        matter. The rows of a DataFrame are shown as dicts. None: no samples are shown.
     n_samples : int, default=3
         How many typical samples are shown, at least one.
     teacher_logits : array-like of shape (n_samples, n_classes), default=None
@@ -227,7 +227,8 @@ def subclass_table(
             logit of the class less the largest other: near 1 or -1 it tells how
             confident the teacher is.
         ``samples``
-            The typical ones: those of these rows most like their mean.
+            Only with `samples`. The typical ones: those of these rows most like their
+            mean.
         ``fine_label``, ``fine_share``
             Only with `fine_labels`: the commonest among these rows, and its share.
 
@@ -244,7 +245,8 @@ def subclass_table(
     import pandas
 
     display_validation.check_n_samples(n_samples)
-    check_consistent_length(X, samples)
+    if samples is not None:
+        check_consistent_length(X, samples)
     rows = _Rows.read(projector, X, y, teacher_logits)
     if fine_labels is not None:
         check_consistent_length(X, fine_labels)
@@ -254,10 +256,10 @@ def subclass_table(
         own = rows.of_class(c)
         for s in range(own.shares.shape[1]):
             line = own.describe(s)
-            typical = own.typical(s, n_samples)
-            shown = _safe_indexing(samples, typical)
-            is_table = isinstance(shown, pandas.DataFrame)
-            line["samples"] = shown.to_dict("records") if is_table else list(shown)
+            if samples is not None:
+                shown = _safe_indexing(samples, own.typical(s, n_samples))
+                is_table = isinstance(shown, pandas.DataFrame)
+                line["samples"] = shown.to_dict("records") if is_table else list(shown)
             if fine_labels is not None:
                 line |= _commonest(fine_labels[own.places[own.members(s)]])
             lines.append(line)

@@ -235,7 +235,7 @@ class EmbeddingExtractor(
         """
         check_is_fitted(self)
         rows = self._check_rows(X, reset=False)
-        batches = teachers.batches_of(rows, self.batch_size)
+        batches = teachers.batches_of(rows, int(self.batch_size))
         return _in_order(self._embedded(rows, batches), len(rows), self._n_features_out)
 
     def predict_logits(self, X):
@@ -261,7 +261,7 @@ class EmbeddingExtractor(
         check_is_fitted(self)
         extraction_validation.check_has_logits(self.head_layer_)
         rows = self._check_rows(X, reset=False)
-        batches = teachers.batches_of(rows, self.batch_size)
+        batches = teachers.batches_of(rows, int(self.batch_size))
         with self._teacher().answering(self.head_layer_) as answer:
             computed = self._computed(answer, rows, batches, "logits")
             return _in_order(computed, len(rows), self.n_logits_)
@@ -315,17 +315,15 @@ class EmbeddingExtractor(
 
     def _extract(self, rows, path, dtype):
         dtype = np.dtype(dtype)
-        batches = teachers.batches_of(rows, self.batch_size)
+        batches = teachers.batches_of(rows, int(self.batch_size))
         shape = len(rows), self._n_features_out
         file = ResumableNpy(path, shape, dtype, self._identity(rows, dtype))
         if not file.is_finished(len(rows)):
             with file.filling() as array:
                 n_done = file.n_done
                 order = np.concatenate(batches)[n_done:]
-                left = [
-                    order[i : i + self.batch_size]
-                    for i in range(0, len(order), self.batch_size)
-                ]
+                size = int(self.batch_size)
+                left = [order[i : i + size] for i in range(0, len(order), size)]
                 for places, found in self._embedded(rows, left):
                     array[places] = _cast(
                         found, dtype, places, file.files() if n_done else []
@@ -358,7 +356,7 @@ class EmbeddingExtractor(
             self.model,
             self.layer_,
             self.tokenizer,
-            self.max_length,
+            None if self.max_length is None else int(self.max_length),
             device,
             getattr(torch, self.precision),
             self._takes_codes,

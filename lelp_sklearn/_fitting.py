@@ -1,5 +1,6 @@
 """What a student does to be fitted: from checked rows to a trained module."""
 
+import time
 import warnings
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -128,12 +129,12 @@ class StudentFittingMixin:
         done = len(fit.loss_curve)
         with undone_by_error(trainer.module, trainer.optimizer):
             if fit.learning_rate is not None:
-                factor = self.learning_rate / fit.learning_rate
+                factor = float(self.learning_rate) / fit.learning_rate
                 scale_learning_rates(trainer.optimizer, factor)
             fit.loss_curve.append(trainer.run_epoch(done, done))
         optimizer = {
             "optimizer": trainer.optimizer,
-            "learning_rate": self.learning_rate,
+            "learning_rate": float(self.learning_rate),
         }
         self._keep(replace(fit, **optimizer, stop_reason=None))
 
@@ -151,7 +152,7 @@ class StudentFittingMixin:
         )
         for name in ("subclass_weight", "learning_rate_schedule"):
             if callable(value := getattr(self, name)):
-                schedules.check_schedule(value, name, self.max_epochs)
+                schedules.check_schedule(value, name, int(self.max_epochs))
 
     def _read(self, X, y, given, sample_weight, previous):
         inputs = self._check_inputs(X, previous and previous.expected_rows)
@@ -162,7 +163,7 @@ class StudentFittingMixin:
         used = self._usable(sample)
         if not self.early_stopping or judged is not None:
             return used, None
-        held_out = hold_out(sample, used, self.validation_fraction, seed)
+        held_out = hold_out(sample, used, float(self.validation_fraction), seed)
         used[held_out] = False
         return used, held_out
 
@@ -210,7 +211,7 @@ class StudentFittingMixin:
         if not ranks.is_first:
             return NO_TASK
         fits_projector = previous is None and sample.soft_targets is None
-        n_steps = self.max_epochs + fits_projector
+        n_steps = int(self.max_epochs) + fits_projector
         data = scorable(sample, y, sample_weight)
         return begin_fit(self, **data, max_subtasks=n_steps)
 
@@ -291,8 +292,9 @@ class StudentFittingMixin:
             learning_rate=schedules.learning_rate_schedule(
                 self.learning_rate_schedule, endless=endless
             ),
-            max_epochs=self.max_epochs,
-            batch_size=self.batch_size,
+            # torch's and fixed-width NumPy numbers do not mix.
+            max_epochs=int(self.max_epochs),
+            batch_size=int(self.batch_size),
             max_grad_norm=self.max_grad_norm,
             augment=self.augment,
             precision=precision,
@@ -318,16 +320,16 @@ class StudentFittingMixin:
         n_classes, within = len(source.classes), self.within_class_temperature
         if within == "auto":
             within = 1.0 if is_hard(soft, n_classes) else source.temperature
-        return Objective(n_classes, source.temperature, within, self.label_weight)
+        weight = float(self.label_weight)
+        return Objective(n_classes, source.temperature, float(within), weight)
 
     def _make_optimizer(self, fit):
         """Go on with the optimizer of `partial_fit`, or make one."""
         if isinstance(fit.optimizer, torch.optim.Optimizer):
             optimizer = fit.optimizer
         else:
-            optimizer = make_optimizer(
-                self.optimizer, fit.student.net, self.learning_rate, self.weight_decay
-            )
+            numbers = float(self.learning_rate), float(self.weight_decay)
+            optimizer = make_optimizer(self.optimizer, fit.student.net, *numbers)
             if fit.optimizer is not None:
                 optimizer.load_state_dict(modules.to_tensors(fit.optimizer))
         return optimizer
@@ -362,7 +364,7 @@ class StudentFittingMixin:
             yield None
             return
         identity = self._identity(sample, judged, fit)
-        arguments = self.checkpoint, identity, self.checkpoint_interval
+        arguments = self.checkpoint, identity, int(self.checkpoint_interval)
         with ExitStack() as stack:
             yield ranks.on_first(
                 lambda: stack.enter_context(open_checkpoint(*arguments))
@@ -373,9 +375,14 @@ class StudentFittingMixin:
         params = self.get_params(deep=False)
         for name in _FREE_TO_CHANGE:
             del params[name]
+        for name, value in params.items():
+            if isinstance(value, np.generic):
+                # NumPy's 8 is the number 8.
+                params[name] = value.item()
         # What is built counts, not what builds it.
         params["module"] = fit.student.net.state_dict()
-        progress = np.arange(self.max_epochs + 1) / self.max_epochs
+        max_epochs = int(self.max_epochs)
+        progress = np.arange(max_epochs + 1) / max_epochs
         for name in ("subclass_weight", "learning_rate_schedule"):
             if callable(schedule := params[name]):
                 params[name] = [float(schedule(part)) for part in progress.tolist()]
@@ -388,18 +395,24 @@ class StudentFittingMixin:
     def _train(self, fit, trainer, task, held_out, checkpoint):
         """Run the epochs, and keep what they come to."""
         patient_from = schedules.first_final_epoch(
-            trainer.subclass_weight, self.max_epochs
+            trainer.subclass_weight, trainer.max_epochs
         )
         if self.early_stopping and fit.validation_scores is None:
             fit.validation_scores = []
-        last = len(fit.loss_curve) + self.max_epochs
+        last = len(fit.loss_curve) + trainer.max_epochs
+        # A resumed fit measures its own epochs only.
+        begun = []
 
         def begin_epoch():
             step = task.begin("epoch")
+            begun.append(time.perf_counter())
 
             def end():
                 if self.verbose:
-                    print(fit.describe_epoch(last))
+                    now = time.perf_counter()
+                    mean = (now - begun[0]) / len(begun)
+                    remaining = mean * (last - len(fit.loss_curve))
+                    print(fit.describe_epoch(last, now - begun[-1], remaining))
                 return step.end(lambda: fit.snapshot().attributes())
 
             return end

@@ -106,7 +106,8 @@ class LELPProjector(
         orthonormal ones; or the caller's own, used as given. All but the last lie in
         the null space of the head.
     head : None, (coef, intercept), linear classifier or torch.nn.Linear, default=None
-        The linear map from embeddings to the teacher's logits, ``coef`` (C, d). The one
+        The linear map from embeddings to the teacher's logits, ``coef`` (C, d). An
+        intercept of None stands for zeros. The one
         row of a sigmoid head, w, stands for the two rows -w/2 and w/2. Rows are in the
         order of the sorted labels, unless a classifier says its own. A fitted
         classifier stays so in clones; one not yet fitted is cloned and fitted on the
@@ -505,7 +506,8 @@ class LELPProjector(
         solves = isinstance(self.splitter, str) and self.splitter == "pca"
         n_vectors = 0
         if solves and self.svd_solver != "full" and self.n_subclasses != 1:
-            n_vectors = self._n_directions() + max(self.n_oversamples, N_PROBES)
+            n_oversamples = max(int(self.n_oversamples), N_PROBES)
+            n_vectors = self._n_directions() + n_oversamples
         centres, starts = [], []
         for drawn in class_samples(data, n_classes, random_state):
             centres.append(drawn.mean)
@@ -516,7 +518,7 @@ class LELPProjector(
 
     def _n_wanted(self):
         """The number of subclasses; None where it is chosen here."""
-        return None if self.n_subclasses == "auto" else self.n_subclasses
+        return None if self.n_subclasses == "auto" else int(self.n_subclasses)
 
     def _n_directions(self):
         """How many principal directions to look for."""
@@ -590,11 +592,11 @@ class LELPProjector(
             and not streaming
         ):
             return partial(full_directions, sample.data, covariance, removed)
-        power = None if self.iterated_power == "auto" else self.iterated_power
+        power = None if self.iterated_power == "auto" else int(self.iterated_power)
         if not isinstance(covariance, ExplicitCovariance):
             started = covariance.started
         elif self.svd_solver == "randomized":
-            n_vectors = self._n_directions() + self.n_oversamples
+            n_vectors = self._n_directions() + int(self.n_oversamples)
             bases = [
                 random_start(removed, n_vectors, random_state) for _ in sample.classes
             ]

@@ -10,6 +10,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from lelp_sklearn._class_predictions import ClassPredictionMixin
+from lelp_sklearn._common import training_validation
 from lelp_sklearn._common.callbacks import CallbackSupportMixin, with_callbacks
 from lelp_sklearn._fitting import StudentFittingMixin
 from lelp_sklearn._projector import LELPProjector
@@ -121,7 +122,8 @@ class LELPStudentClassifier(
         Whether `fit` goes on from the fitted module. The fitted projector is kept,
         since the outputs stand for its subclasses, and the curves are continued.
     verbose : int, default=0
-        1 prints a line an epoch.
+        1 prints a line an epoch: its mean loss, the score on the validation rows where
+        there are any, its seconds, and the time that remains until `max_epochs`.
     checkpoint : path-like, default=None
         Where to keep what an interrupted `fit` goes on from: called again with the same
         data and parameters it ends with the same weights. A file that ends in
@@ -320,6 +322,29 @@ class LELPStudentClassifier(
         self.device = device
         self.precision = precision
         self.random_state = random_state
+
+    def set_params(self, **params):
+        """Set the parameters of this student, and of its projector and its teacher.
+
+        Parameters
+        ----------
+        **params : dict
+            By name; those of the projector and the teacher as ``projector__...`` and
+            ``teacher__...``.
+
+        Returns
+        -------
+        self : LELPStudentClassifier
+            The student.
+
+        Raises
+        ------
+        ValueError
+            If a parameter does not exist, or is one of a `projector` or a `teacher`
+            that is None.
+        """
+        training_validation.check_nested_parameters(self, params)
+        return super().set_params(**params)
 
     @with_callbacks
     def fit(

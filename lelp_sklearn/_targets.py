@@ -378,15 +378,15 @@ def given_source(sample: Sample, projector: Any, classes: Any) -> TargetSource:
     elif classes is None and sample.labelled.any():
         classes = np.unique(sample.labels[sample.labelled])
     elif classes is None:
-        n_subclasses = projector.n_subclasses
-        if isinstance(n_subclasses, str):
+        if isinstance(projector.n_subclasses, str):
             raise training_validation.unknown_classes()
+        n_subclasses = int(projector.n_subclasses)
         training_validation.check_subclass_columns(n_columns, n_subclasses)
         classes = np.arange(n_columns // n_subclasses)
     training_validation.check_soft_target_columns(n_columns, np.asarray(classes))
     if not frozen and not isinstance(projector.n_subclasses, str):
         training_validation.check_target_subclasses(
-            n_columns, len(classes), projector.n_subclasses
+            n_columns, len(classes), int(projector.n_subclasses)
         )
     return TargetSource(
         projector if frozen else None,
@@ -394,7 +394,7 @@ def given_source(sample: Sample, projector: Any, classes: Any) -> TargetSource:
         reads_inputs=False,
         labels_only=False,
         classes=validation.check_several_classes(np.asarray(classes)),
-        temperature=projector.temperature,
+        temperature=float(projector.temperature),
     )
 
 
@@ -473,7 +473,7 @@ def fitted_source(
         reads_inputs=sample.teacher_embeddings is None and teacher is None,
         labels_only=labels_only,
         classes=of_projector,
-        temperature=projector.temperature,
+        temperature=float(projector.temperature),
         asks_logits=asks_logits,
     )
     if teacher is not None:

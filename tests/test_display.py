@@ -323,6 +323,15 @@ def test_the_table_tells_of_each_subclass():
         assert {group[place] for place in places} == {line["fine_label"]}
 
 
+def test_the_table_without_samples_is_the_same_but_for_them():
+    pytest.importorskip("pandas")
+    projector, X, y, group = fitted()
+    options = {"fine_labels": group}
+    shown = subclass_table(projector, X, y, X, **options)
+    table = subclass_table(projector, X, y, **options)
+    assert table.equals(shown.drop(columns="samples"))
+
+
 @pytest.mark.parametrize("indexed", ["list", "tuple", "array", "Series", "DataFrame"])
 def test_samples_are_taken_by_their_place(indexed):
     pandas = pytest.importorskip("pandas")

@@ -7,10 +7,12 @@ import pytest
 import torch
 from joblib import Parallel, delayed
 from numpy.testing import assert_allclose, assert_array_equal
-from scipy.special import logsumexp, softmax
+from scipy.special import log_softmax, logsumexp, softmax
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
+from sklearn.model_selection import GridSearchCV
 from sklearn.utils import check_random_state
+from sklearn.utils.class_weight import compute_sample_weight
 from torch.nn.functional import cross_entropy
 
 from lelp_sklearn import LELPProjector, LELPStudentClassifier, NoTeacherWarning
@@ -351,6 +353,30 @@ def test_class_logits_fold_the_subclasses_at_the_temperature(fitted):
     assert_allclose(student.predict_subclass_proba(X), expected)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_log_probabilities_are_finite_where_probabilities_are_not(dtype):
+    X, y, targets = make_soft_targets(n_classes=3)
+    projector = LELPProjector(temperature=2.0)
+    options = {"projector": projector, "optimizer": SGD, "max_epochs": 1}
+    student = quick(**options).fit(X.astype(dtype), y, soft_targets=targets)
+    far = (1e5 * X).astype(dtype)
+    with torch.no_grad():
+        logits = student.module_(torch.tensor(far)).double().numpy()
+    A = 2 * logsumexp(logits.reshape(len(X), 3, -1) / 2, axis=2)
+    found = student.predict_log_proba(far)
+    assert found.dtype == dtype
+    assert np.isfinite(found).all()
+    assert (student.predict_proba(far) == 0).any()
+    error = 4 * np.finfo(dtype).eps * np.abs(A).max()
+    assert_allclose(found, log_softmax(A, axis=1), atol=error)
+    near = X.astype(dtype)
+    assert_allclose(
+        student.predict_log_proba(near),
+        np.log(student.predict_proba(near)),
+        rtol=1e4 * np.finfo(dtype).eps,
+    )
+
+
 def test_subclass_probabilities_add_up_to_those_of_classes(fitted):
     student, X = fitted
     sums = student.predict_subclass_proba(X).reshape(len(X), 3, 4).sum(axis=2)
@@ -515,6 +541,38 @@ def test_balanced_classes_have_equal_totals():
     totals = np.bincount(y, weight)
     by_row = quick().fit(X, y, soft_targets=targets, sample_weight=weight / totals[y])
     assert_allclose(balanced.predict_proba(X), by_row.predict_proba(X))
+
+
+@pytest.mark.parametrize(
+    "class_weight",
+    [{}, {0: 3}, {0: 3, 1: 2}, {0: 3, 1: 2, 7: 5}, {7: 5}, {0: 3, 7: 5}, {"0": 3}],
+)
+def test_class_weight_of_no_class_is_ignored_where_scikit_learn_ignores_it(
+    class_weight,
+):
+    X, y, targets = make_soft_targets(n_rows=60)
+    try:
+        weight = compute_sample_weight(class_weight, y)
+    except ValueError:
+        with pytest.raises(ValueError, match=r"class_weight has weights for \[.*none"):
+            quick(class_weight=class_weight).fit(X, y, soft_targets=targets)
+        return
+    by_class = quick(class_weight=class_weight).fit(X, y, soft_targets=targets)
+    by_row = quick().fit(X, y, soft_targets=targets, sample_weight=weight)
+    assert_allclose(by_class.predict_proba(X), by_row.predict_proba(X))
+
+
+def test_a_fold_may_lack_a_class_that_has_a_weight():
+    X, _, E, _ = make_groups(n_rows=90)
+    y = np.repeat([0, 1, 2], [40, 40, 10])
+    student = quick(
+        projector=LELPProjector(2), class_weight={0: 1.0, 1: 2.0, 2: 3.0}, max_epochs=1
+    )
+    # The training rows of the first split have two classes.
+    split = (np.arange(80), np.arange(80, 90)), (np.arange(90), np.arange(80))
+    search = GridSearchCV(student, {"max_epochs": [1]}, cv=split, error_score="raise")
+    search.fit(X, y, teacher_embeddings=E)
+    assert len(search.best_estimator_.classes_) == 3
 
 
 def test_class_weight_counts_a_row_without_label_as_its_likeliest_class():

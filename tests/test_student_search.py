@@ -258,3 +258,34 @@ def test_a_fitted_classifier_as_head_stays_fitted_in_a_search(problem):
     # It says the classes where there are no labels.
     student.fit(X, teacher_embeddings=E)
     assert_array_equal(student.classes_, head.classes_)
+
+
+@pytest.mark.parametrize(
+    ("name", "needed"),
+    [
+        ("projector__n_subclasses", r"projector=LELPProjector\(\)"),
+        ("teacher__layer", "teacher=EmbeddingExtractor"),
+    ],
+)
+def test_parameters_of_what_is_none(name, needed, problem):
+    X, y, E, _ = problem
+    message = f"{name} cannot be set: {name.partition('__')[0]} is None.*{needed}"
+    search = GridSearchCV(LELPStudentClassifier(max_epochs=1), {name: [1, 2]}, cv=2)
+    with pytest.raises(ValueError, match=message):
+        search.fit(X, y, teacher_embeddings=E)
+    student = LELPStudentClassifier()
+    with pytest.raises(ValueError, match=message):
+        student.set_params(**{name: 1})
+    with pytest.raises(ValueError, match=message):
+        LELPStudentClassifier(
+            projector=LELPProjector(), teacher=EmbeddingExtractor(nn.Identity())
+        ).set_params(**{name: 1, name.partition("__")[0]: None})
+    # Set in the same call, they are there.
+    given = {"projector": LELPProjector(), "teacher": EmbeddingExtractor(nn.Identity())}
+    student.set_params(**given, **{name: 1})
+    assert student.get_params()[name] == 1
+
+
+def test_parameters_that_do_not_exist():
+    with pytest.raises(ValueError, match="Invalid parameter 'projectors'"):
+        LELPStudentClassifier().set_params(projectors__n_subclasses=1)

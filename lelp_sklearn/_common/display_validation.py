@@ -39,8 +39,8 @@ def check_n_samples(n_samples: object) -> None:
         )
     if n_samples < 1:
         raise ValueError(
-            f"n_samples={n_samples} must be at least 1: leave the column 'samples' out "
-            "of the table if none are wanted."
+            f"n_samples={n_samples} must be at least 1: pass no samples if none are to "
+            "be shown."
         )
 
 

@@ -65,6 +65,20 @@ def check_frozen(projector: Any, kind: type) -> None:
         )
 
 
+def check_nested_parameters(student: Any, params: dict[str, Any]) -> None:
+    """Raise where parameters of a projector or a teacher are set and there is none."""
+    for name, needed in (
+        ("projector", "projector=LELPProjector()"),
+        ("teacher", "the teacher, such as teacher=EmbeddingExtractor(model)"),
+    ):
+        nested = [each for each in params if each.startswith(f"{name}__")]
+        if nested and params.get(name, getattr(student, name)) is None:
+            raise ValueError(
+                f"{nested[0]} cannot be set: {name} is None, which has no parameters. "
+                f"Construct the student with {needed}."
+            )
+
+
 def check_tensor_rows(X: Any) -> None:
     """Raise unless a tensor has rows with entries, dense, real and finite."""
     if X.ndim < 2 or 0 in X.shape:
@@ -309,12 +323,17 @@ def check_class_weight(class_weight: Any) -> None:
 
 
 def check_weighted_classes(class_weight: dict[Any, Any], classes: NDArray[Any]) -> None:
-    """Raise where a weight is given to what is no class."""
-    unknown = [label for label in class_weight if label not in classes.tolist()]
-    if unknown:
+    """Raise where keys match no class while classes have no key, as scikit-learn does.
+
+    A key beside those of all classes is ignored: a fold may lack its class.
+    """
+    labels = classes.tolist()
+    unknown = [label for label in class_weight if label not in labels]
+    without = [label for label in labels if label not in class_weight]
+    if unknown and without:
         raise ValueError(
             f"class_weight has weights for {unknown}, which are not among the classes "
-            f"{classes.tolist()}."
+            f"{labels}, and none for {without}: the keys must be labels of y."
         )
 
 

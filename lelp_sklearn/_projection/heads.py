@@ -41,14 +41,16 @@ def resolve_head(head: Any, n_features: int) -> tuple[Head | None, NDArray[Any] 
         teacher_validation.check_one_vs_rest(head, head.classes_)
         coef, intercept, classes = head.coef_, head.intercept_, head.classes_
     elif hasattr(head, "weight") and hasattr(head, "out_features"):
-        coef, intercept = head.weight, 0.0 if head.bias is None else head.bias
+        coef, intercept = head.weight, head.bias
     elif hasattr(head, "steps"):
         raise teacher_validation.composed_head(head)
     elif is_unfitted_classifier(head):
         return None, None
     else:
         raise teacher_validation.unknown_head(head)
-    arrays = tensors.to_array(coef), tensors.to_array(intercept)
+    # A layer without bias has None for it.
+    intercept = 0.0 if intercept is None else tensors.to_array(intercept)
+    arrays = tensors.to_array(coef), intercept
     return Head(*validation.check_head(*arrays, n_features)), classes
 
 

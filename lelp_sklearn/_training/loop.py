@@ -327,6 +327,7 @@ class Trainer:
         factor = self.learning_rate(progress)
         name = "learning_rate_schedule"
         validation.check_schedule_value(factor, name, progress, at)
+        factor = float(factor)
         for group, base in zip(self.optimizer.param_groups, base_rates, strict=True):
             set_learning_rate(group, base * factor)
         return base_rates[0] * factor

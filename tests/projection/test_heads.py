@@ -132,6 +132,22 @@ def test_torch_linear(n_classes, bias, dtype):
     assert linear.weight.grad is None
 
 
+@pytest.mark.parametrize("kind", [tuple, list])
+@pytest.mark.filterwarnings("ignore::lelp_sklearn.ClassOrderWarning")
+def test_a_pair_without_intercept_is_a_layer_without_bias(kind):
+    problem = make_problem(n_classes=3)
+    linear = torch.nn.Linear(12, 3, bias=False, dtype=torch.float64)
+    layer, pair = (
+        LELPProjector(n_subclasses=2, head=head, random_state=0)
+        for head in (linear, kind((linear.weight, linear.bias)))
+    )
+    assert_array_equal(
+        pair.fit_transform(problem.X, problem.codes),
+        layer.fit_transform(problem.X, problem.codes),
+    )
+    assert_array_equal(pair.intercept_, np.zeros(3))
+
+
 @pytest.mark.filterwarnings("ignore::lelp_sklearn.ClassOrderWarning")
 def test_torch_linear_with_one_output_is_a_sigmoid_head():
     problem = make_problem()
