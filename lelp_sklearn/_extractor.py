@@ -271,8 +271,9 @@ class EmbeddingExtractor(
 
         However a call ends, by an error or by the death of the process, the next one
         with the same arguments goes on from what is in ``<path>.part``, by the notes in
-        ``<path>.journal``, and the file is as if there had been one call. `path` itself
-        appears when it is complete; if it is there already nothing is computed again.
+        ``<path>.journal``, and the file is as if there had been one call. Rows that are
+        not those that the journal counts are refused. `path` itself appears when it is
+        complete; if it is there already nothing is computed again.
         While it is written, ``<path>.lock`` keeps other calls from it, also those of
         other processes; the empty file stays. Fits first.
 
@@ -303,8 +304,9 @@ class EmbeddingExtractor(
         ValueError
             As :meth:`fit` does; if the file or what there is of it is of another model
             or tokenizer, other rows, another layer, `max_length`, precision or dtype,
-            or is cut short; if another call writes it; if the disk has too little room;
-            or if an embedding is not finite (as half precision may be).
+            or is damaged; if another call writes it; if a symbolic link is in its
+            place; if the disk has too little room; or if an embedding is not finite (as
+            half precision may be).
         """
         path = Path(path)
         extraction_validation.check_dtype(dtype)
@@ -318,18 +320,16 @@ class EmbeddingExtractor(
         batches = teachers.batches_of(rows, int(self.batch_size))
         shape = len(rows), self._n_features_out
         file = ResumableNpy(path, shape, dtype, self._identity(rows, dtype))
-        if not file.is_finished(len(rows)):
-            with file.filling() as array:
-                n_done = file.n_done
-                order = np.concatenate(batches)[n_done:]
+        if not file.is_finished():
+            order = np.concatenate(batches)
+            with file.filling(order) as write:
                 size = int(self.batch_size)
-                left = [order[i : i + size] for i in range(0, len(order), size)]
+                left = [
+                    order[i : i + size] for i in range(file.n_done, len(order), size)
+                ]
                 for places, found in self._embedded(rows, left):
-                    array[places] = _cast(
-                        found, dtype, places, file.files() if n_done else []
-                    )
-                    n_done += len(places)
-                    file.done(array, n_done)
+                    leftovers = file.files() if file.n_done else []
+                    write(places, _cast(found, dtype, places, leftovers))
             file.finish()
         return file.open()
 

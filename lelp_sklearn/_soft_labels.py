@@ -44,8 +44,10 @@ class SoftLabelMixin:
             that gives only probabilities pass their logarithm, zeros clipped.
         out : ndarray or path, default=None
             Where to write the result: an array of its shape and dtype, or a ``.npy``
-            file, which is written beside its place and renamed once complete. Not for
-            a dask array, whose soft labels dask itself stores.
+            file, which is written beside its place and renamed once complete. Its room
+            on the disk is reserved first; a process that is killed leaves
+            ``.<name>.<random>.part``. Not for a dask array, whose soft labels dask
+            itself stores.
 
         Returns
         -------

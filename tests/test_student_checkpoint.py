@@ -99,6 +99,8 @@ def test_killed_twice_it_ends_with_the_weights_of_an_undisturbed_fit(
     run_until_killed(path, "os", "replace", 2)
     resumed = make_student(checkpoint=path).fit(X, y, **metadata)
     assert_same_student(resumed, undisturbed)
+    names = ["student.ckpt", "student.ckpt.lock"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == names
 
 
 @pytest.mark.parametrize("n_epochs", [1, 3, 6])

@@ -1,6 +1,7 @@
 """Checks of what a user passes to the extractor, and their messages."""
 
 from collections.abc import Iterator, Mapping, Sequence, Set
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -196,6 +197,15 @@ def check_unused(path: object, is_ours: bool) -> None:
         raise ValueError(
             f"path={str(path)!r} is in use by another call of extract: give each a "
             "file of its own, or wait until that one is done and call again to read it."
+        )
+
+
+def check_no_link(path: Path) -> None:
+    """Raise where a link lies in the place of a file that is to be written."""
+    if path.is_symlink():
+        raise ValueError(
+            f"path: {str(path)!r} is a symbolic link, and is not written to: delete it "
+            "or choose another path."
         )
 
 

@@ -1,16 +1,24 @@
 """Files that are either whole or not there."""
 
 import errno
+import glob
+import io
+import math
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
+
+# A full disk, a quota, a limit on the size of a file.
+_NO_ROOM = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
+
+_BLOCK_BYTES = 1 << 20
 
 
 @contextmanager
@@ -26,29 +34,87 @@ def new_npy(
     ------
     ValueError
         If `path` does not end in ``.npy``, its folder does not exist or cannot be
-        written, or the disk has less room than the array needs.
+        written, or the disk has less room than the file needs.
     """
     target = Path(path)
-    check_writable(target, int(np.prod(shape)) * dtype.itemsize, "out")
-    with renamed_into_place(target) as partial:
-        array = np.lib.format.open_memmap(partial, mode="w+", dtype=dtype, shape=shape)
+    n_bytes = npy_size(shape, dtype)
+    check_writable(target, n_bytes, "out")
+    with new_file(target, n_bytes, "out") as file:
+        array = map_new_npy(file, shape, dtype)
         yield array
         array.flush()
 
 
-@contextmanager
-def renamed_into_place(target: Path) -> Iterator[Path]:
-    """Give a name beside `target`, renamed to it when the block ends well.
+def npy_size(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    """Return the bytes of a ``.npy`` file, its header included."""
+    return len(_npy_header(shape, dtype)) + math.prod(shape) * dtype.itemsize
 
-    An error removes the file, so that `target` stays as it was.
+
+def map_new_npy(
+    file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> np.memmap[Any, Any]:
+    """Write the header of an array to a file with room for it, and map the array."""
+    file.write(_npy_header(shape, dtype))
+    file.flush()
+    return np.memmap(file, dtype, "r+", offset=file.tell(), shape=shape)
+
+
+def _npy_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
+    described = {
+        "descr": np.lib.format.dtype_to_descr(dtype),
+        "fortran_order": False,
+        "shape": shape,
+    }
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, described)
+    return header.getvalue()
+
+
+@contextmanager
+def new_file(target: Path, n_bytes: int, argument: str) -> Iterator[BinaryIO]:
+    """Give a file with room for so many bytes, renamed to `target` at the end.
+
+    It is on the disk before it is renamed. An error removes it, so that `target` stays
+    as it was. Its name is random and new, so that no link is followed.
+
+    Raises
+    ------
+    ValueError
+        If the disk has less room, which names the argument.
     """
     partial = target.with_name(f".{target.name}.{uuid4().hex}.part")
     try:
-        yield partial
+        with partial.open("x+b") as file:
+            reserve(file, n_bytes, target, argument)
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(partial, target)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+    sync_folder(target.parent)
+
+
+def remove_leftovers(target: Path) -> None:
+    """Remove what killed processes left of `new_file`.
+
+    Only for who holds the lock of `target`: others may be writing.
+    """
+    pattern = f".{glob.escape(target.name)}.{'[0-9a-f]' * 32}.part"
+    for partial in target.parent.glob(pattern):
+        partial.unlink()
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk, where the system can."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def check_writable(
@@ -73,7 +139,7 @@ def check_writable(
         )
     free = shutil.disk_usage(folder).free
     if n_bytes > free:
-        raise _full_disk(target, n_bytes, argument)
+        raise _full_disk(target, n_bytes, free, argument)
 
 
 def n_missing_bytes(path: Path, n_bytes: int) -> int:
@@ -86,29 +152,48 @@ def n_missing_bytes(path: Path, n_bytes: int) -> int:
     return max(0, n_bytes - held)
 
 
-def reserve(partial: Path, target: Path, argument: str) -> None:
-    """Fill the holes of a file that becomes `target`, or raise.
+def reserve(file: BinaryIO, n_bytes: int, target: Path, argument: str) -> None:
+    """Give a file that becomes `target` room for so many bytes, or raise.
 
-    Who writes through a memory map into a hole for which the disk has no room is killed
-    and cannot say why.
+    What it holds stays. Who writes through a memory map where the disk has no room is
+    killed and cannot say why.
     """
-    if not hasattr(os, "posix_fallocate"):
-        return
-    n_bytes = partial.stat().st_size
-    with partial.open("r+b") as file:
+    free = shutil.disk_usage(target.parent).free
+    try:
+        _allocate(file, n_bytes)
+    except OSError as reason:
+        if reason.errno not in _NO_ROOM:
+            raise
+        raise _full_disk(target, n_bytes, free, argument) from reason
+
+
+def _allocate(file: BinaryIO, n_bytes: int) -> None:
+    if hasattr(os, "posix_fallocate"):
         try:
             os.posix_fallocate(file.fileno(), 0, n_bytes)
+            return
         except OSError as reason:
-            # Others say that this file system reserves nothing.
-            if reason.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise _full_disk(target, n_bytes, argument) from reason
+            # Others say that this file system cannot.
+            if reason.errno in _NO_ROOM:
+                raise
+    # Every byte is written, as it is or as zero.
+    for start in range(0, n_bytes, _BLOCK_BYTES):
+        size = min(_BLOCK_BYTES, n_bytes - start)
+        file.seek(start)
+        held = file.read(size)
+        file.seek(start)
+        file.write(held.ljust(size, b"\0"))
+    file.flush()
+    file.seek(0)
 
 
-def _full_disk(target: Path, n_bytes: int, argument: str) -> ValueError:
-    free = shutil.disk_usage(target.parent).free
+def _full_disk(target: Path, n_bytes: int, free: int, argument: str) -> ValueError:
     left = f"the disk has {free:,} left"
     if free > n_bytes:
-        left += ", which the system does not give (there may be a quota)"
+        left += (
+            ", which the system does not give (there may be a quota, or a limit on the "
+            "size of a file)"
+        )
     return ValueError(
         f"{argument}={str(target)!r} needs {n_bytes:,} bytes and {left}; free some "
         "space or choose another folder."

@@ -3,21 +3,35 @@
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lelp_sklearn._common import extraction_validation as validation
-from lelp_sklearn._common.files import check_writable, n_missing_bytes, reserve
+from lelp_sklearn._common.files import (
+    check_writable,
+    map_new_npy,
+    n_missing_bytes,
+    new_file,
+    npy_size,
+    remove_leftovers,
+    reserve,
+    sync_folder,
+)
 from lelp_sklearn._common.locking import locked
+from lelp_sklearn._common.typing import IntArray
 
 # Seconds between two notes of how far the work has come.
 _BETWEEN_MARKS = 2.0
+
+# Rows that are checked at once.
+_CHECKED_ROWS = 4096
 
 
 @contextmanager
@@ -42,8 +56,8 @@ class ResumableNpy:
     """An array (n, d) in a ``.npy`` file, with a journal of how far it is filled.
 
     It is written as ``<path>.part`` and renamed when it is complete; ``<path>.journal``
-    says what it holds and how many pieces of work are done and on the disk. What was
-    not noted is done again, and gives the same.
+    says what it holds, how many rows are on the disk and their checksum. Rows that the
+    journal does not count are written again, and are the same.
 
     Parameters
     ----------
@@ -52,81 +66,97 @@ class ResumableNpy:
     shape : (n, d)
     dtype : numpy dtype
     identity : dict of str
-        What the content hangs on: with another one the file is refused.
-    n_done : int
-        Pieces that are in the file.
+        What the content depends on: with another one the file is refused.
     """
 
     path: Path
     shape: tuple[int, int]
     dtype: np.dtype[Any]
     identity: Mapping[str, str]
-    n_done: int = field(default=0, init=False)
+    # How many rows are in the file, and their checksum: one value, so that an interrupt
+    # never comes between them.
+    _done: tuple[int, int] = field(default=(0, 0), init=False, repr=False)
     _marked: float = field(default_factory=time.monotonic, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        validation.check_no_link(self._part)
         is_begun = self._part.exists() or self.path.exists()
         # A journal beside no file speaks of one that is gone.
         if is_begun and self._journal.exists():
-            self.n_done = self._read_journal()
+            self._read_journal()
         elif self.path.exists():
             raise validation.foreign_file(self.path)
         if not self.path.exists():
-            n_bytes = int(np.prod(self.shape)) * self.dtype.itemsize
-            n_bytes = n_missing_bytes(self._part, n_bytes)
+            n_bytes = n_missing_bytes(self._part, self._n_bytes)
             check_writable(self.path, n_bytes, "path")
 
-    def is_finished(self, n_pieces: int) -> bool:
+    @property
+    def n_done(self) -> int:
+        """How many rows are in the file."""
+        return self._done[0]
+
+    def is_finished(self) -> bool:
         """Whether the file is complete; checks that it is what was written."""
-        if self.n_done < n_pieces:
-            if self.path.exists():
-                reason = "its journal is not complete"
-                raise validation.damaged_file(self.path, self.files(), reason)
+        if not self.path.exists():
             return False
-        if self._part.exists():
-            # The end came between the last note and the renaming.
-            os.replace(self._part, self.path)
+        if self.n_done < self.shape[0]:
+            raise self._damaged(self.path, "its journal is not complete")
         self.open()
         return True
 
     def open(self) -> NDArray[Any]:
         """Give the complete array as a read-only memory map."""
-        return self._checked(self.path, "r")
+        with self.path.open("rb") as file:
+            offset = self._check_header(file, self.path)
+        return np.memmap(self.path, self.dtype, "r", offset, self.shape)
 
     @contextmanager
-    def filling(self) -> Iterator[NDArray[Any]]:
-        """Give the array to fill; what is done is noted also when an error ends it.
+    def filling(
+        self, order: IntArray
+    ) -> Iterator[Callable[[IntArray, NDArray[Any]], None]]:
+        """Give a function that writes some rows, by their places and values.
 
-        Where nothing is done, nothing is left.
+        They come in `order`, from `n_done` on. What is written is noted also when an
+        error ends it; where nothing is written, nothing is left.
         """
-        if self.n_done and self._part.exists():
-            array = self._checked(self._part, "r+")
-        else:
-            self.n_done = 0
+        is_begun = self.n_done > 0
+        if not is_begun:
             # It speaks of a file that is gone, and would vouch for the empty one.
             self._journal.unlink(missing_ok=True)
-            array = np.lib.format.open_memmap(
-                self._part, mode="w+", dtype=self.dtype, shape=self.shape
-            )
+            self._part.unlink(missing_ok=True)
+        remove_leftovers(self._journal)
         n_before = self.n_done
         try:
-            reserve(self._part, self.path, "path")
-            yield array
-        finally:
-            if self.n_done > n_before:
-                self._mark(array)
-            elif not self.n_done:
-                self._discard()
+            with self._open_part(new=not is_begun) as file:
+                if is_begun:
+                    offset = self._check_header(file, self._part)
+                    array = np.memmap(file, self.dtype, "r+", offset, self.shape)
+                    self._check_rows(array, order)
+                reserve(file, self._n_bytes, self.path, "path")
+                if not is_begun:
+                    array = map_new_npy(file, self.shape, self.dtype)
 
-    def done(self, array: NDArray[Any], n_done: int) -> None:
-        """Say that so many pieces are in the array; noted every few seconds."""
-        self.n_done = n_done
-        if time.monotonic() - self._marked > _BETWEEN_MARKS:
-            self._mark(array)
+                def write(places: IntArray, rows: NDArray[Any]) -> None:
+                    array[places] = rows
+                    n_done, checksum = self._done
+                    checksum = zlib.crc32(np.ascontiguousarray(rows).data, checksum)
+                    self._done = n_done + len(places), checksum
+                    if time.monotonic() - self._marked > _BETWEEN_MARKS:
+                        self._mark(array, file)
+
+                try:
+                    yield write
+                finally:
+                    if self.n_done > n_before:
+                        self._mark(array, file)
+        finally:
+            if not self.n_done:
+                self._discard()
 
     def finish(self) -> None:
         """Rename the complete array to its path."""
         os.replace(self._part, self.path)
+        sync_folder(self.path.parent)
 
     def files(self) -> list[Path]:
         """Name those that hold the array, complete or not, and say how far it is."""
@@ -140,46 +170,83 @@ class ResumableNpy:
     def _journal(self) -> Path:
         return self.path.with_name(self.path.name + ".journal")
 
+    @property
+    def _n_bytes(self) -> int:
+        return npy_size(self.shape, self.dtype)
+
+    def _open_part(self, *, new: bool) -> BinaryIO:
+        if new:
+            return self._part.open("x+b")
+        # A link that came after the check is not followed either.
+        flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+        return os.fdopen(os.open(self._part, flags), "r+b")
+
     def _discard(self) -> None:
         # Windows keeps a file that is mapped; without a journal it counts for nothing.
         with suppress(PermissionError):
             self._part.unlink(missing_ok=True)
 
-    def _mark(self, array: Any) -> None:
+    def _mark(self, array: Any, file: BinaryIO) -> None:
+        # The rows are on the disk before the journal counts them.
         array.flush()
-        entry = {"done": self.n_done, "identity": dict(self.identity)}
-        # Renamed into place, so that a journal is whole whenever the end comes.
-        fresh = self._journal.with_name(self._journal.name + ".new")
-        with fresh.open("w") as file:
-            json.dump(entry, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(fresh, self._journal)
+        os.fsync(file.fileno())
+        n_done, checksum = self._done
+        entry = {
+            "done": n_done,
+            "checksum": checksum,
+            "identity": dict(self.identity),
+        }
+        content = json.dumps(entry, indent=1).encode()
+        with new_file(self._journal, len(content), "path") as journal:
+            journal.write(content)
         self._marked = time.monotonic()
 
-    def _read_journal(self) -> int:
+    def _read_journal(self) -> None:
         try:
-            entry = json.loads(self._journal.read_text())
-            found, n_done = entry["identity"], int(entry["done"])
-        except (ValueError, KeyError, TypeError) as reason:
-            why = "unreadable journal"
-            raise validation.damaged_file(self.path, self.files(), why) from reason
+            entry = json.loads(self._journal.read_bytes())
+            n_done, checksum = entry["done"], entry["checksum"]
+            found = dict(entry["identity"])
+        except (ValueError, KeyError, TypeError, RecursionError) as reason:
+            raise self._damaged(self.path, "unreadable journal") from reason
         for key, wanted in self.identity.items():
             if found.get(key) != wanted:
                 raise validation.other_file(
                     self.path, key, found.get(key), wanted, self.files()
                 )
-        return n_done
+        n_rows = self.shape[0]
+        if type(n_done) is not int or not 0 <= n_done <= n_rows:
+            counted = f"its journal counts {n_done!r} of {n_rows} rows"
+            raise self._damaged(self.path, counted)
+        self._done = n_done, checksum
 
-    def _checked(self, path: Path, mode: Any) -> NDArray[Any]:
+    def _check_rows(self, array: NDArray[Any], order: IntArray) -> None:
+        """Raise where the file does not hold the rows that its journal counts.
+
+        A copy that was made during the work may have a later journal.
+        """
+        n_done, checksum = self._done
+        found = 0
+        for start in range(0, n_done, _CHECKED_ROWS):
+            places = order[start : min(start + _CHECKED_ROWS, n_done)]
+            found = zlib.crc32(array[places].data, found)
+        if found != checksum:
+            reason = f"the {n_done} rows that its journal counts are others"
+            raise self._damaged(self._part, reason)
+
+    def _check_header(self, file: BinaryIO, path: Path) -> int:
+        """Return where the rows begin in a file of the right size and header."""
         try:
-            # To be written to, NumPy would lengthen a file that was cut short.
-            array = np.lib.format.open_memmap(path, mode="r")
-            if mode != "r":
-                array = np.lib.format.open_memmap(path, mode=mode)
-        except (ValueError, OSError) as reason:
-            raise validation.damaged_file(path, self.files(), reason) from reason
-        if array.shape != self.shape or array.dtype != self.dtype:
-            found = f"{array.dtype} of shape {array.shape}"
-            raise validation.damaged_file(path, self.files(), found)
-        return array
+            version = np.lib.format.read_magic(file)
+            header = np.lib.format.read_array_header_1_0(file)
+        # A damaged header may fail in any way.
+        except Exception as reason:
+            raise self._damaged(path, reason) from reason
+        n_bytes = os.fstat(file.fileno()).st_size
+        if (version, header) != ((1, 0), (self.shape, False, self.dtype)):
+            raise self._damaged(path, f"its header says {header}")
+        if n_bytes != self._n_bytes:
+            raise self._damaged(path, f"{n_bytes:,} of {self._n_bytes:,} bytes")
+        return file.tell()
+
+    def _damaged(self, path: Path, reason: object) -> ValueError:
+        return validation.damaged_file(path, self.files(), reason)

@@ -14,6 +14,7 @@ import torch
 
 from lelp_sklearn._common import checkpoint_validation as validation
 from lelp_sklearn._common.checkpoint_validation import SUFFIX
+from lelp_sklearn._common.files import new_file, remove_leftovers
 from lelp_sklearn._common.locking import locked
 
 _HEADER = b"lelp_sklearn checkpoint 1\n"
@@ -68,17 +69,10 @@ class Checkpoint:
         buffer = io.BytesIO()
         saved = {"identity": dict(self.identity), "state": dict(state)}
         torch.save(saved, buffer)
-        unfinished = self.path.with_name(self.path.name + ".part")
-        try:
-            with unfinished.open("wb") as file:
-                file.write(_signed(buffer.getbuffer()))
-                file.write(buffer.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(unfinished, self.path)
-        except BaseException:
-            unfinished.unlink(missing_ok=True)
-            raise
+        head, body = _signed(buffer.getbuffer()), buffer.getbuffer()
+        with new_file(self.path, len(head) + len(body), "checkpoint") as file:
+            file.write(head)
+            file.write(body)
 
 
 @contextmanager
@@ -101,6 +95,7 @@ def open_checkpoint(
     if target.suffix == SUFFIX:
         with locked(target) as is_ours:
             validation.check_unused(target, is_ours)
+            remove_leftovers(target)
             yield Checkpoint(target, identity, interval)
         return
     target.mkdir(parents=True, exist_ok=True)
@@ -109,6 +104,7 @@ def open_checkpoint(
         file = target / f"{name}{f'-{number}' if number else ''}{SUFFIX}"
         with locked(file) as is_ours:
             if is_ours:
+                remove_leftovers(file)
                 yield Checkpoint(file, identity, interval)
                 return
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lelp_sklearn._common import export_validation as validation
-from lelp_sklearn._common.files import renamed_into_place
+from lelp_sklearn._common.files import new_file
 
 # Below this temperature the mass of a class can vanish in single precision although
 # its probability, a power of the mass, does not.
@@ -158,8 +158,8 @@ def export_onnx(
         content = _onnx_bytes(
             module, rows.float() if rows.is_floating_point() else rows
         )
-    with renamed_into_place(path) as partial:
-        partial.write_bytes(content)
+    with new_file(path, len(content), "path") as file:
+        file.write(content)
 
 
 def _detached(
