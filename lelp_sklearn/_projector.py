@@ -114,7 +114,8 @@ class LELPProjector(
         labelled rows, which are copied where others lack a label or weight. It must
         have a row of `coef_` for each class, and be no Pipeline. None: the weighted
         least-squares map to `teacher_logits` where these are given, else the linear
-        discriminant of the labels with pooled, shrunk covariance.
+        discriminant of the labels with a pooled covariance whose correlations are
+        shrunk. The units of the columns do not change either.
     null_space : bool, default=True
         Whether directions avoid the row space of the head, which the class
         probabilities carry already. A softmax head of two rows spans two dimensions and

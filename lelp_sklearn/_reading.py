@@ -83,14 +83,14 @@ class Sample:
         validation.check_every_class(moments.weight, self.classes)
         if self.head is not None:
             return self
-        mean, within, total = moments.pooled()
-        of_embeddings = slice(self.data.shape[1])
-        variance = np.diag(within)[of_embeddings] / moments.weight.sum()
-        validation.check_no_underflow(mean[of_embeddings], variance, within.dtype)
+        n_samples, (mean, within, total) = moments.weight.sum(), moments.pooled()
+        n_features = self.data.shape[1]
+        variance = np.diag(within)[:n_features] / n_samples
+        validation.check_no_underflow(mean[:n_features], variance, within.dtype)
         if self.has_logits:
-            head = heads.least_squares_head(mean, total, self.data.shape[1])
+            head = heads.least_squares_head(n_samples, mean, total, n_features)
             return replace(self, head=head)
-        head = heads.discriminant_head(moments.weight, moments.mean, within)
+        head = heads.discriminant_head(moments.weight, moments.mean, moments.scatter)
         if self.any_unlabelled:
             n_classes = len(self.classes)
             moments.merge(

@@ -48,39 +48,62 @@ def class_weights_and_means(X, codes, n_classes, sample_weight=None):
     return totals, np.array(means) / totals[:, None]
 
 
-def oas_covariance(covariance, n_samples):
-    """Shrink a covariance towards a multiple of the identity (Chen et al., 2010)."""
-    d = len(covariance)
-    scale = np.trace(covariance) / d
-    mean_square = np.mean(covariance**2)
-    denominator = (n_samples + 1) * (mean_square - scale**2 / d)
+def shrunk_correlation(rows, weight):
+    """Covariance of rows about zero, its correlations shrunk (Chen et al., 2010).
+
+    Towards the identity. Constant columns are left out.
+    """
+    n = weight.sum()
+    covariance = (rows * weight[:, None]).T @ rows / n
+    varies = np.ptp(rows[weight > 0], axis=0) > 0
+    d = varies.sum()
+    deviations = np.sqrt(np.diag(covariance)[varies])
+    correlation = covariance[np.ix_(varies, varies)] / np.outer(deviations, deviations)
+    mean_square = np.mean(correlation**2) if d else 0.0
+    denominator = (n + 1) * (mean_square - 1 / max(d, 1))
     shrinkage = 1.0
     if denominator > 0:
-        shrinkage = min((mean_square + scale**2) / denominator, 1.0)
-    return (1 - shrinkage) * covariance + shrinkage * scale * np.eye(d)
+        shrinkage = min((mean_square + 1) / denominator, 1.0)
+    shrunk = (1 - shrinkage) * correlation + shrinkage * np.eye(d)
+    covariance[np.ix_(varies, varies)] = shrunk * np.outer(deviations, deviations)
+    return covariance
 
 
 def discriminant_head(X, codes, n_classes, sample_weight=None):
-    """Linear discriminant of the class means and the pooled, shrunk covariance.
+    """Linear discriminant of the class means and the mean, shrunk class covariance.
 
     The class means are taken about the mean of all rows, a shift common to all classes
     that leaves the probabilities as they are and makes the row space independent of
-    where the embeddings lie: its rank is C - 1.
+    where the embeddings lie: its rank is C - 1. Constant columns take no part; others
+    have at least 1e-4 of their variance within the classes.
     """
     X = as_float64(X)[0]
     weight = unit_weights(sample_weight, len(X))
     totals, means = class_weights_and_means(X, codes, n_classes, weight)
+    priors = totals / totals.sum()
     residuals = X - means[codes]
-    pooled = (residuals * weight[:, None]).T @ residuals / weight.sum()
-    inverse = np.linalg.inv(oas_covariance(pooled, weight.sum()))
     centre = weight @ X / weight.sum()
-    coef = (means - centre) @ inverse
-    log_prior = np.log(totals / totals.sum())
-    return coef, log_prior - 0.5 * np.sum(coef * (means + centre), axis=1)
+    varies = np.ptp(X[weight > 0], axis=0) > 0
+    pooled = sum(
+        priors[c]
+        * shrunk_correlation(residuals[codes == c][:, varies], weight[codes == c])
+        for c in range(n_classes)
+    )
+    least = 1e-4 * (weight @ (X - centre)[:, varies] ** 2) / weight.sum()
+    pooled[np.diag_indices_from(pooled)] = np.maximum(np.diag(pooled), least)
+    # In units without scale: the inverse of unlike scales is found no worse.
+    unit = np.sqrt(np.diag(pooled))
+    inverse = np.linalg.inv(pooled / np.outer(unit, unit)) / np.outer(unit, unit)
+    coef = np.zeros_like(means)
+    coef[:, varies] = (means - centre)[:, varies] @ inverse
+    return coef, np.log(priors) - 0.5 * np.sum(coef * (means + centre), axis=1)
 
 
 def least_squares_head(X, logits, sample_weight=None):
-    """Weighted least squares of the logits on the rows, with intercept, min-norm."""
+    """Weighted least squares of the logits on the rows, with intercept.
+
+    Of the smallest coefficients for columns of unit variance.
+    """
     X, logits = as_float64(X, logits)
     if logits.shape[1] == 1:
         logits = two_columns(logits)
@@ -88,9 +111,11 @@ def least_squares_head(X, logits, sample_weight=None):
     mean_x = weight @ X / weight.sum()
     mean_logits = weight @ logits / weight.sum()
     root = np.sqrt(weight)[:, None]
+    unit = np.sqrt(weight @ (X - mean_x) ** 2 / weight.sum())
     solution = np.linalg.lstsq(
-        root * (X - mean_x), root * (logits - mean_logits), rcond=None
+        root * (X - mean_x) / unit, root * (logits - mean_logits), rcond=None
     )[0]
+    solution /= unit[:, None]
     return solution.T, mean_logits - mean_x @ solution
 
 

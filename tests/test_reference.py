@@ -61,22 +61,23 @@ def test_weights_act_as_repetitions():
 
 def test_discriminant_equals_that_of_scikit_learn():
     problem = make_problem(n_classes=3)
-    _, means = reference.class_weights_and_means(problem.X, problem.codes, 3)
-    residuals = problem.X - means[problem.codes]
-    _, shrinkage = oas(residuals, assume_centered=True)
-    pooled = residuals.T @ residuals / len(residuals)
-    assert_allclose(
-        reference.oas_covariance(pooled, len(residuals)),
-        oas(residuals, assume_centered=True)[0],
-    )
+    pooled, shrinkages = 0, []
+    for c in range(3):
+        residuals = problem.X[problem.codes == c]
+        residuals = residuals - residuals.mean(axis=0)
+        deviations = residuals.std(axis=0)
+        correlation, shrinkage = oas(residuals / deviations, assume_centered=True)
+        covariance = correlation * np.outer(deviations, deviations)
+        assert_allclose(
+            reference.shrunk_correlation(residuals, np.ones(len(residuals))), covariance
+        )
+        pooled = pooled + np.mean(problem.codes == c) * covariance
+        shrinkages.append(shrinkage)
     lda = LinearDiscriminantAnalysis(
-        solver="lsqr",
-        covariance_estimator=_FixedCovariance(
-            reference.oas_covariance(pooled, len(residuals))
-        ),
+        solver="lsqr", covariance_estimator=_FixedCovariance(pooled)
     ).fit(problem.X, problem.codes)
     coef, intercept = reference.discriminant_head(problem.X, problem.codes, 3)
-    assert 0 < shrinkage < 1
+    assert 0 < min(shrinkages) < max(shrinkages) < 1
     assert np.linalg.matrix_rank(coef, rtol=1e-6) == 2
     assert_allclose(
         reference.class_probabilities(problem.X @ coef.T + intercept),

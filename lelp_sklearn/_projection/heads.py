@@ -1,6 +1,5 @@
 """The teacher's linear head: where it comes from when it is not given."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,13 @@ from sklearn.base import is_classifier
 from lelp_sklearn._common import teacher_validation, validation
 from lelp_sklearn._common.typing import FloatArray
 from lelp_sklearn._projection import tensors
+
+# A column varies within the classes by at least this share of its variance: where a
+# class has one value, the head stays finite.
+_LEAST_WITHIN = 1e-4
+_LEAST_SHRINKAGE = 1e-8
+# Sums over rows leave so much of a constant.
+_ROUNDING = 1e3 * np.finfo(np.float64).eps
 
 
 @dataclass(frozen=True)
@@ -60,55 +66,84 @@ def is_unfitted_classifier(head: Any) -> bool:
     return is_classifying and not hasattr(head, "classes_")
 
 
-def least_squares_head(mean: FloatArray, scatter: FloatArray, n_features: int) -> Head:
+def least_squares_head(
+    n_samples: float, mean: FloatArray, scatter: FloatArray, n_features: int
+) -> Head:
     """Linear map from embeddings to logits by weighted least squares.
 
-    `mean` (d + C,) and `scatter` (d + C, d + C) are those of all joint rows (embedding,
-    logits). The smallest map is taken where several fit alike; exact where the logits
-    are linear.
+    `n_samples`, `mean` (d + C,) and `scatter` (d + C, d + C) are those of all joint
+    rows (embedding, logits). The map whose coefficients are smallest, in standard
+    deviations of the columns, is taken where several fit alike; it is exact where the
+    logits are linear.
     """
     inputs, logits = slice(n_features), slice(n_features, None)
-    coef = (linalg.pinvh(scatter[inputs, inputs]) @ scatter[inputs, logits]).T
+    unit = _deviations(np.diag(scatter)[inputs] / n_samples, mean[inputs])
+    correlation = scatter[inputs, inputs] / n_samples / unit / unit[:, None]
+    products = scatter[inputs, logits] / n_samples / unit[:, None]
+    coef = (linalg.pinvh(correlation) @ products).T / unit
     return Head(coef, mean[logits] - coef @ mean[inputs])
 
 
 def discriminant_head(
-    weight: FloatArray, class_means: FloatArray, scatter: FloatArray
+    weight: FloatArray, class_means: FloatArray, scatters: FloatArray
 ) -> Head:
-    r"""Linear discriminant from class weights, means and the scatter within classes.
+    r"""Linear discriminant from the weight, mean and scatter of each class.
 
     .. math:: w_c = \Sigma^{-1} (\mu_c - \bar\mu), \quad
               b_c = -\tfrac12 (\mu_c - \bar\mu) \cdot w_c - w_c \cdot \bar\mu
                     + \log \pi_c
 
     Measured from the mean of all rows, so that moving the embeddings moves nothing and
-    the rows of w span C - 1 dimensions. The shrinkage is the oracle approximating one
-    (Chen, Wiesel, Eldar and Hero, 2010), a function of the scatter alone: exact under
-    weights and streams.
+    the rows of w span C - 1 dimensions. :math:`\Sigma` is the mean of the covariances
+    of the classes, whose correlations are shrunk: as in scikit-learn's
+    ``LinearDiscriminantAnalysis``, the unit of a column changes nothing. Everything is
+    a function of the sums alone: exact under weights and streams.
     """
     n_samples = weight.sum()
     mean = weight @ class_means / n_samples
     steps = class_means - mean
-    coef = steps @ linalg.pinvh(shrink(scatter / n_samples, n_samples))
+    covariance = np.zeros_like(scatters[0])
+    for own_weight, own_mean, scatter in zip(
+        weight, class_means, scatters, strict=True
+    ):
+        share = own_weight / n_samples
+        covariance += share * shrink(scatter / own_weight, own_weight, own_mean)
+    within = np.diag(covariance)
+    total = within + weight @ steps**2 / n_samples
+    unit = _deviations(
+        np.maximum(within, _LEAST_WITHIN * total), np.abs(class_means).max(axis=0)
+    )
+    correlation = covariance / unit / unit[:, None]
+    np.fill_diagonal(correlation, 1)
+    coef = linalg.solve(correlation, (steps / unit).T, assume_a="pos").T / unit
     quadratic = np.einsum("cd,cd->c", steps, coef) / 2
     return Head(coef, np.log(weight / n_samples) - quadratic - coef @ mean)
 
 
-def shrink(covariance: FloatArray, n_samples: float) -> FloatArray:
-    """Shrink a covariance (d, d) towards a multiple of the identity.
+def shrink(covariance: FloatArray, n_samples: float, mean: FloatArray) -> FloatArray:
+    """Shrink the correlations of a covariance (d, d); its variances stay.
 
-    The oracle approximating shrinkage of Chen et al. (2010), as in
-    :func:`sklearn.covariance.oas`.
+    The oracle approximating shrinkage of the correlation matrix towards the identity
+    (Chen, Wiesel, Eldar and Hero, 2010), as in :func:`sklearn.covariance.oas`. Columns
+    that are constant, at `mean` (d,), are left out.
     """
-    n_features = covariance.shape[0]
-    # Without units, since squares may be more or less than a number can be.
-    unit = math.ldexp(1.0, math.frexp(np.trace(covariance))[1] - 1)
-    covariance = covariance / unit
-    target = np.trace(covariance) / n_features
-    squares = np.mean(covariance**2)
-    distance = (n_samples + 1) * (squares - target**2 / n_features)
-    weight = 1.0 if distance == 0 else min(1.0, (squares + target**2) / distance)
-    shrunk = (1 - weight) * covariance
-    shrunk.flat[:: n_features + 1] += weight * target
-    shrunk *= unit
+    variance = np.diag(covariance)
+    unit = _deviations(variance, mean)
+    n_features = np.isfinite(unit).sum()
+    squares = np.sum((covariance / unit / unit[:, None]) ** 2) / max(1, n_features**2)
+    distance = (n_samples + 1) * (squares - 1 / max(1, n_features))
+    weight = min(1.0, (squares + 1) / distance) if distance > 0 else 1.0
+    # Collinear columns of very many rows have an inverse too.
+    shrunk = (1 - max(weight, _LEAST_SHRINKAGE)) * covariance
+    np.fill_diagonal(shrunk, variance)
     return shrunk
+
+
+def _deviations(variance: FloatArray, mean: FloatArray) -> FloatArray:
+    """Standard deviations (d,); infinity, which takes a column out, for a constant.
+
+    What is less than rounding leaves of a constant as large as `mean` (d,) is one.
+    """
+    rounding = (_ROUNDING * mean) ** 2
+    varies = variance > np.maximum(rounding, np.finfo(np.float64).tiny)
+    return np.sqrt(np.where(varies, variance, np.inf))
