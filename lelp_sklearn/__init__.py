@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from lelp_sklearn._common.exceptions import (
     ClassOrderWarning,
+    NoLinearHeadWarning,
     NoTeacherWarning,
     ProbabilitiesAsLogitsWarning,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "EmbeddingExtractor",
     "LELPProjector",
     "LELPStudentClassifier",
+    "NoLinearHeadWarning",
     "NoTeacherWarning",
     "ProbabilitiesAsLogitsWarning",
     "SubclassDisplay",

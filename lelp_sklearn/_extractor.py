@@ -2,6 +2,8 @@
 
 import copy
 import time
+import warnings
+from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,6 +24,8 @@ from sklearn.utils.validation import (
 )
 
 from lelp_sklearn._common import extraction_validation, training_validation, validation
+from lelp_sklearn._common.callers import users_level
+from lelp_sklearn._common.exceptions import NoLinearHeadWarning
 from lelp_sklearn._common.files import check_writable
 from lelp_sklearn._common.resumable import ResumableNpy, held
 from lelp_sklearn._training import devices, teachers
@@ -37,11 +41,15 @@ _KEPT_BY_CLONES = ("_sklearn_output_config", "_metadata_request")
 class EmbeddingExtractor(
     ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
 ):
-    """Embeddings of a trained torch model, and its last linear layer as the head.
+    """Embeddings of a trained torch model, and the linear layer that reads them.
 
-    The embedding of a row is what goes into the model's last ``torch.nn.Linear``. The
-    model is neither trained nor changed: its mode, its hooks, where it lies and which
-    parameters require gradients are afterwards as before, also after an error.
+    The embedding of a row is the input of the linear layer whose output the model
+    returns. This layer is found by running the model on the first rows: its weights
+    times its input are compared with the logits that the model returns. Where no layer
+    makes them, there is no head; the embedding is the input of the layer nearest to the
+    output, and `predict_logits` returns the logits of the model. The model is neither
+    trained nor changed: its mode, its hooks, where it lies and which parameters require
+    gradients are afterwards as before, also after an error.
 
     Parameters
     ----------
@@ -51,9 +59,11 @@ class EmbeddingExtractor(
         sentence-transformers, whose output is the embedding. Clones share it.
     layer : str or None, default=None
         The layer whose input is the embedding, by its name in
-        ``model.named_modules()``. None: the last ``torch.nn.Linear`` in that order. The
-        input of an earlier one may keep more of the groups in a class; then
-        `predict_logits` has the logits.
+        ``model.named_modules()``. None: the layer of the head, else the layer nearest
+        to the output. The input of an earlier one may keep more of the groups in a
+        class; then `predict_logits` has the logits. The input of a convolution is
+        averaged over positions. Where the head runs on every token and the model then
+        takes one token, as decoder-only classifiers do, that token is taken.
     tokenizer : callable or None, default=None
         That of a Hugging Face model. Texts are cut to `max_length` tokens.
     max_length : int or None, default=None
@@ -73,14 +83,16 @@ class EmbeddingExtractor(
     Attributes
     ----------
     head_ : tuple of ndarray (n_outputs, n_embedding), (n_outputs,) or None
-        Weights and intercepts of the layer, a `head` for :class:`LELPProjector` unless
-        the layer is an earlier one. None where it is not linear.
+        Weights and intercepts of the layer, a `head` for :class:`LELPProjector`: with
+        the embeddings they make the logits that the model returns for the first rows,
+        up to a log-softmax or a softmax after the layer. None where they do not, as for
+        an earlier layer.
     head_layer_ : str or None
-        The name of the layer whose output are the logits: the linear one whose output
-        the model returned for the first rows, else the last linear one, or None where
-        that does not run once or gives no vector a row.
+        The name of the linear layer that makes the logits, whichever layer is taken;
+        None where there is none.
     n_logits_ : int
-        How many logits a row has; 0 without such a layer.
+        Number of logits that the model returns for a row; 0 where it returns no vector
+        for each row.
     layer_ : str
         The name of the layer; "sentence_embedding" for a sentence encoder.
     n_features_in_ : int
@@ -172,7 +184,7 @@ class EmbeddingExtractor(
         return tags
 
     def fit(self, X, y=None):
-        """Find the layer, and what its input looks like for the first rows.
+        """Find the layer, and compare it with what the model returns.
 
         Parameters
         ----------
@@ -192,32 +204,46 @@ class EmbeddingExtractor(
             If the model is no torch module, X one text, a generator, a dict, a
             DataLoader or a Dataset, or if X holds texts and something else.
         ValueError
-            If there is no such layer or no linear one, if it does not run exactly once
-            or its input is not a vector a row, if texts come without a tokenizer or as
-            a table rather than its column, if the model cannot cut them to
-            `max_length`, or if it fails on the rows.
+            If there is no such layer or none with weights, if a layer that is named
+            does not run exactly once, if its input is not a vector a row, if texts come
+            without a tokenizer or as a table rather than its column, if the model
+            cannot cut them to `max_length`, or if it fails on the rows.
+
+        Warns
+        -----
+        NoLinearHeadWarning
+            If no linear layer makes the logits that the model returns, and no `layer`
+            is named. It names the layer that is taken, and the linear layer that comes
+            closest with the largest difference.
         """
         self._validate_params()
         is_module = isinstance(self.model, torch.nn.Module)
         extraction_validation.check_is_model(is_module, self.model)
         rows = self._check_rows(X, reset=True)
-        self.layer_ = teachers.find_layer(self.model, self.layer)
-        two = np.arange(min(2, len(rows)))
+        layer = teachers.named_layer(self.model, self.layer)
         # Integers are codes, such as those of tokens, or to a model that does not take
         # them numbers.
-        self._takes_codes = True
         try:
-            first, self.head_layer_ = self._teacher().examine(rows, two)
+            teacher, width = self._unfitted_teacher(layer, True).examined(rows)
         except ValueError:
             if teachers.is_texts(rows) or not devices.is_integer(rows):
                 raise
-            self._takes_codes = False
-            first, self.head_layer_ = self._teacher().examine(rows, two)
-        self.head_ = self._teacher().head()
-        self.n_logits_ = 0
-        if self.head_layer_ is not None:
-            self.n_logits_ = self.model.get_submodule(self.head_layer_).out_features
-        self._n_features_out = first.shape[1]
+            teacher, width = self._unfitted_teacher(layer, False).examined(rows)
+        output = self._output = teacher.output
+        self._run, self._takes_codes = teacher.run, teacher.takes_codes
+        self.layer_ = teacher.layer
+        self.head_ = teacher.head()
+        self.head_layer_ = None if output.head is None else output.head.module
+        self.n_logits_ = output.n_logits
+        self._n_features_out = width
+        if layer is None and self.head_ is None:
+            warnings.warn(
+                extraction_validation.without_head(
+                    self.layer_, output.closest, output.difference, self.n_logits_
+                ),
+                NoLinearHeadWarning,
+                stacklevel=users_level(),
+            )
         return self
 
     def transform(self, X):
@@ -239,8 +265,10 @@ class EmbeddingExtractor(
         return _in_order(self._embedded(rows, batches), len(rows), self._n_features_out)
 
     def predict_logits(self, X):
-        """Compute the logits of rows, the `teacher_logits` of an earlier layer.
+        """Compute the logits of rows, the `teacher_logits` where `head_` is None.
 
+        These are what the model returns, or the entry "logits" of it, else the first
+        tensor in it. Of probabilities, rows that sum to one, they are the logarithm.
         The model is called anew, as often as by :meth:`transform`.
 
         Parameters
@@ -251,18 +279,18 @@ class EmbeddingExtractor(
         Returns
         -------
         ndarray of shape (n_samples, n_outputs), float32
-            The output of `head_layer_`, in the order of the rows.
+            The logits, in the order of the rows.
 
         Raises
         ------
         ValueError
-            If the model has no such layer.
+            If the model does not return one vector for each row.
         """
         check_is_fitted(self)
-        extraction_validation.check_has_logits(self.head_layer_)
+        extraction_validation.check_has_logits(self.n_logits_)
         rows = self._check_rows(X, reset=False)
         batches = teachers.batches_of(rows, int(self.batch_size))
-        with self._teacher().answering(self.head_layer_) as answer:
+        with self._teacher().answering() as answer:
             computed = self._computed(answer, rows, batches, "logits")
             return _in_order(computed, len(rows), self.n_logits_)
 
@@ -348,18 +376,23 @@ class EmbeddingExtractor(
             progress.add(len(places))
 
     def _teacher(self):
+        """Give the model with what fit found, to run as the parameters say now."""
+        teacher = self._unfitted_teacher(self.layer_, self._takes_codes)
+        return replace(teacher, output=self._output, run=self._run)
+
+    def _unfitted_teacher(self, layer, takes_codes):
         if self.device == "auto":
             device = teachers.lies_on(self.model)
         else:
             device = devices.resolve_device(self.device, None)
         return teachers.Teacher(
             self.model,
-            self.layer_,
+            layer,
             self.tokenizer,
             None if self.max_length is None else int(self.max_length),
             device,
             getattr(torch, self.precision),
-            self._takes_codes,
+            takes_codes,
         )
 
     def _check_rows(self, X, *, reset):

@@ -63,7 +63,7 @@ class LELPStudentClassifier(
         ``teacher.fit(X, y)``, unless frozen, also where `teacher_embeddings` are given;
         inside a Pipeline X is what the steps before made of it. Its `head_`, if there
         is one, is the head of a projector that has none; an :class:`EmbeddingExtractor`
-        of an earlier layer is called once more for the logits that are not given. It is
+        without a head is called once more for the logits that are not given. It is
         no part of a pickled fitted student. A torch module is wrapped in an
         :class:`EmbeddingExtractor`.
     label_weight : float, default=0.0

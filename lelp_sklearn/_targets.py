@@ -495,19 +495,18 @@ def _fit_teacher(teacher: Any, sample: Sample, used: np.ndarray) -> Any:
 def _asks_logits(teacher: Any, n_classes: int) -> bool:
     """Tell whether a teacher's embeddings have no head, but the teacher has logits.
 
-    That is so for an `EmbeddingExtractor` of an earlier layer. Where no class is known
-    yet (`n_classes` is 0) there is no telling.
+    That is so for an `EmbeddingExtractor` of an earlier layer, and of a model whose
+    logits no linear layer makes. Where no class is known yet (`n_classes` is 0) there
+    is no telling.
     """
-    head_layer = getattr(teacher, "head_layer_", None)
-    if head_layer is None or head_layer == teacher.layer_ or not n_classes:
+    if not n_classes or getattr(teacher, "head_", ()) is not None:
         return False
-    # One row is that of a sigmoid.
+    # One column is that of a sigmoid.
     fitting = {n_classes, 1} if n_classes == 2 else {n_classes}
-    if teacher.head_ is None:
-        return teacher.n_logits_ in fitting
-    # A linear layer in the midst of the model, as a rule; logits that do not fit either
-    # are refused as a head would be.
-    return len(teacher.head_[0]) not in fitting
+    n_logits = getattr(teacher, "n_logits_", 0)
+    # A model without a head may be an encoder, whose output is of no classes; logits of
+    # a head that do not fit are refused, as the head would be.
+    return n_logits in fitting or getattr(teacher, "head_layer_", None) is not None
 
 
 def _head_arrays(head: Any) -> Any:

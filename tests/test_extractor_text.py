@@ -7,7 +7,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
-from lelp_sklearn import EmbeddingExtractor
+from lelp_sklearn import EmbeddingExtractor, NoLinearHeadWarning
 
 TEXTS = [
     "my card has not arrived",
@@ -60,6 +60,113 @@ def test_a_sequence_classifier_gives_pooled_outputs_and_its_head(bert):
     assert_allclose(extractor.predict_logits(TEXTS), logits, atol=1e-5)
     W, b = extractor.head_
     assert_allclose(found @ W.T + b, logits, atol=1e-5)
+
+
+class Ids:
+    """A tokenizer: a number a character, and zeros on the side where there is room."""
+
+    def __init__(self, side):
+        self.side = side
+
+    def __call__(self, texts, **options):
+        ids = [[1 + ord(c) % 90 for c in text] for text in texts]
+        length = max(map(len, ids))
+        fill = [[0] * (length - len(each)) for each in ids]
+        is_left = self.side == "left"
+        padded = [f + i if is_left else i + f for f, i in zip(fill, ids, strict=True)]
+        ids = torch.tensor(padded)
+        return {"input_ids": ids, "attention_mask": (ids > 0).long()}
+
+
+class CosineScore(torch.nn.Linear):
+    """A head with a forward of its own."""
+
+    def forward(self, x):
+        weight = torch.nn.functional.normalize(self.weight)
+        return 8 * torch.nn.functional.linear(
+            torch.nn.functional.normalize(x, dim=-1), weight
+        )
+
+
+def llama(n_labels):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=100,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+        num_labels=n_labels,
+        pad_token_id=0,
+    )
+    return transformers.LlamaForSequenceClassification(config).eval()
+
+
+@pytest.mark.parametrize("n_labels", [1, 2])
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("layer", [None, "model.norm"])
+@pytest.mark.parametrize("is_cosine", [False, True])
+def test_a_decoder_gives_the_embedding_of_the_token_that_it_pools(
+    n_labels, side, layer, is_cosine, tmp_path
+):
+    texts = ["good film", "bad", "so so, all in all", "b", *"abcdefgh"]
+    model, tokenizer = llama(n_labels), Ids(side)
+    if is_cosine:
+        model.score = CosineScore(16, n_labels, bias=False)
+    extractor = EmbeddingExtractor(
+        model, layer=layer, tokenizer=tokenizer, batch_size=3
+    )
+    if is_cosine and layer is None:
+        with pytest.warns(NoLinearHeadWarning, match="'score' come closest"):
+            extractor.fit(texts)
+    else:
+        extractor.fit(texts)
+    # Each text by itself needs no filling, and ends with the token that is pooled.
+    named, expected, logits = model.get_submodule(layer or "score"), [], []
+    hook = named.register_forward_pre_hook(
+        lambda _, args: expected.append(args[0][0, -1].numpy())
+    )
+    with torch.no_grad():
+        for text in texts:
+            logits.append(model(**tokenizer([text])).logits[0].numpy())
+    hook.remove()
+    found = extractor.transform(texts)
+    assert_allclose(found, expected, atol=1e-5)
+    assert_allclose(extractor.predict_logits(texts), logits, atol=1e-5)
+    if is_cosine or layer is not None:
+        assert extractor.head_ is None
+    else:
+        W, b = extractor.head_
+        assert_allclose(found @ W.T + b, logits, atol=1e-5)
+        path = tmp_path / "e.npy"
+        file = extractor.extract(texts, path, dtype="float32")
+        assert_allclose(file, found, atol=1e-6)
+
+
+def test_the_mean_of_two_heads_is_no_head():
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.DeiTConfig(
+        image_size=32,
+        patch_size=8,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        num_labels=2,
+    )
+    model = transformers.DeiTForImageClassificationWithTeacher(config).eval()
+    X = np.random.default_rng(0).normal(size=(20, 3, 32, 32)).astype(np.float32)
+    extractor = EmbeddingExtractor(model)
+    with pytest.warns(NoLinearHeadWarning):
+        found = extractor.fit_transform(X)
+    with torch.no_grad():
+        tokens = model.deit(torch.from_numpy(X)).last_hidden_state
+        logits = model(torch.from_numpy(X)).logits
+    assert extractor.layer_ == "distillation_classifier"
+    assert_allclose(found, tokens[:, 1], atol=1e-5)
+    assert_allclose(extractor.predict_logits(X), logits, atol=1e-5)
 
 
 def test_texts_are_cut_to_max_length(bert):

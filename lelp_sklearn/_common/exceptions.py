@@ -66,3 +66,10 @@ class ProbabilitiesAsLogitsWarning(UserWarning):
 
     Their logarithms, zeros clipped, are logits.
     """
+
+
+class NoLinearHeadWarning(UserWarning):
+    """No linear layer of a torch teacher makes the logits that it returns.
+
+    It then has no head; the logits that it returns are used beside its embeddings.
+    """

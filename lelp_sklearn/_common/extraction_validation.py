@@ -24,17 +24,17 @@ def unknown_layer(layer: str, names: Sequence[str]) -> ValueError:
     )
 
 
-def no_linear(model: object) -> ValueError:
+def no_layer(model: object) -> ValueError:
     """There is no layer whose input could be the embedding."""
     return ValueError(
-        f"model ({type(model).__name__}) has no torch.nn.Linear whose input could be "
-        "the embeddings: name a layer, layer='...'."
+        f"model ({type(model).__name__}) runs no torch.nn.Linear and no other layer "
+        "with weights whose input could be the embeddings: name a layer, layer='...'."
     )
 
 
-def check_ran_once(n_runs: int, layer: str) -> None:
-    """Raise unless the layer has one input a batch."""
-    if n_runs == 1:
+def check_ran(n_runs: int, run: int | None, layer: str | None) -> None:
+    """Raise unless the layer has run, and only once where no run is named."""
+    if n_runs == 1 or (run is not None and n_runs >= -run):
         return
     ran = "did not run" if not n_runs else f"ran {n_runs} times"
     raise ValueError(
@@ -43,13 +43,45 @@ def check_ran_once(n_runs: int, layer: str) -> None:
     )
 
 
-def check_embedding_shape(found: object, n_rows: int, layer: str) -> None:
+def without_head(
+    layer: str, closest: str | None, difference: float, n_logits: int
+) -> str:
+    """No linear layer makes what the model returns: what is taken instead."""
+    logits = "predict_logits returns its logits"
+    if not n_logits:
+        reason = "model does not return one vector of logits for each row"
+        logits = "it has no logits"
+    elif closest is None:
+        reason = "No torch.nn.Linear makes the logits that model returns"
+    else:
+        reason = (
+            "The logits that model returns are not weights times input of a linear "
+            f"layer: those of {closest!r} come closest, and their log-probabilities "
+            f"differ by up to {difference:.2g}"
+        )
+    return (
+        f"{reason}. head_ is None, the embeddings are the input of {layer!r}, and "
+        f"{logits}; layer= names another layer."
+    )
+
+
+def check_embedding_shape(found: object, n_rows: int, layer: str | None) -> None:
     """Raise unless the layer's input is a vector for each row."""
     if not (isinstance(found, tuple) and len(found) == 2 and found[0] == n_rows):
         raise ValueError(
             f"layer={layer!r} takes an input of shape {found} for {n_rows} rows; "
             "embeddings are (n_rows, n_features): name a layer after the pooling."
         )
+
+
+def other_logits(
+    found: tuple[int, ...] | None, n_rows: int, n_logits: int
+) -> ValueError:
+    """The model returns another number of logits than for the first rows."""
+    return ValueError(
+        f"model returned a tensor of shape {found} for {n_rows} rows, and {n_logits} "
+        "logits for each of the first rows: it must return as many for every row."
+    )
 
 
 def failing_model(shapes: object, rows: NDArray[Any], reason: object) -> ValueError:
@@ -151,12 +183,12 @@ def check_finite_rows(block: NDArray[Any], rows: NDArray[Any], what: str) -> Non
         raise ValueError(f"The model's {what} of row {row} holds NaN or infinity.")
 
 
-def check_has_logits(head_layer: str | None) -> None:
-    """Raise where no layer of the model makes logits."""
-    if head_layer is None:
+def check_has_logits(n_logits: int) -> None:
+    """Raise where the model returns no logits."""
+    if not n_logits:
         raise ValueError(
-            "model has no logits: its last linear layer does not run once, or gives no "
-            "vector a row. Leave them out, or make them from what you know of it."
+            "model has no logits: it does not return one vector for each row. Omit "
+            "teacher_logits, or compute them from what the model returns."
         )
 
 

@@ -4,9 +4,9 @@ import hashlib
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,13 @@ from lelp_sklearn._common import extraction_validation as validation
 from lelp_sklearn._common.callers import users_level
 from lelp_sklearn._common.identity import digest_of
 from lelp_sklearn._training.batches import as_tensor
+from lelp_sklearn._training.heads import (
+    Output,
+    answer_of,
+    find_output,
+    first_input,
+    nearest_positions,
+)
 
 # The output of a sentence encoder, which has no head to look for.
 SENTENCE_OUTPUT = "sentence_embedding"
@@ -38,6 +45,12 @@ _BESIDE_BACKEND = (
     "truncation_side",
 )
 
+# Rows by which the layers are found: enough that nothing which a model does to its
+# logits, such as cutting them off at zero, is likely to change none of them.
+_FIRST_ROWS = 8
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
 Embed = Callable[[Any, NDArray[np.intp]], NDArray[Any]]
 
 
@@ -48,9 +61,9 @@ class Teacher:
     Parameters
     ----------
     model : torch.nn.Module
-    layer : str
+    layer : str or None
         Its input is the embedding; `SENTENCE_OUTPUT` stands for the output of a
-        sentence encoder.
+        sentence encoder. None until it is found.
     tokenizer : callable or None
         Gives what the model takes of a list of texts.
     max_length : int or None
@@ -60,37 +73,58 @@ class Teacher:
         That of products; float32 for the model's own.
     takes_codes : bool
         Whether integers stand for something, or are numbers.
+    output : Output
+        What the model returns, and the layers that make it.
+    run : int or None
+        Which run of the layer in a call, from the last; None where it must run once.
     """
 
     model: nn.Module
-    layer: str
+    layer: str | None
     tokenizer: Callable[..., Any] | None
     max_length: int | None
     device: torch.device
     precision: torch.dtype
     takes_codes: bool
+    output: Output = field(default_factory=Output)
+    run: int | None = None
 
     def head(self) -> tuple[NDArray[Any], NDArray[Any]] | None:
-        """Weights (C, d) and intercepts (C,) of the layer; None if it is not linear."""
-        if self.layer == SENTENCE_OUTPUT:
+        """Weights (C, d) and intercepts (C,) of the layer; None if it is no head."""
+        if self.output.head is None or self.output.head.module != self.layer:
             return None
-        linear = self.model.get_submodule(self.layer)
-        if not isinstance(linear, nn.Linear):
-            return None
+        linear: Any = self.model.get_submodule(self.layer)
         coef = linear.weight.detach().double().cpu().numpy().copy()
         if linear.bias is None:
             return coef, np.zeros(len(coef))
         return coef, linear.bias.detach().double().cpu().numpy().copy()
 
-    def examine(
-        self, rows: Any, places: NDArray[np.intp]
-    ) -> tuple[NDArray[Any], str | None]:
-        """Give the embeddings of a few rows, and the layer that makes the logits.
+    def examined(self, rows: Any) -> tuple["Teacher", int]:
+        """Find the layers by the first rows; give the width of the embeddings too."""
+        places = np.arange(min(_FIRST_ROWS, len(rows)))
+        while True:
+            try:
+                return self._examined(rows, places)
+            except _OUT_OF_MEMORY:
+                if len(places) == 1:
+                    raise
+                places = places[: len(places) // 2]
 
-        None where no linear layer gives a vector a row.
-        """
-        with self.ready() as embed, _LinearOutputs(self.model) as outputs:
-            return embed(rows, places), outputs.head_layer()
+    def _examined(self, rows: Any, places: NDArray[np.intp]) -> tuple["Teacher", int]:
+        output = Output()
+        if self.layer != SENTENCE_OUTPUT:
+            inputs = self._inputs(take(rows, places))
+            with self._running(), _naming(inputs, places):
+                call = partial(self._call, inputs)
+                output = find_output(self.model, call, len(places))
+        layer, run = self.layer, None
+        if layer is None:
+            if output.layer is None:
+                raise validation.no_layer(self.model)
+            layer, run = output.layer
+        teacher = replace(self, layer=layer, run=run, output=output)
+        with teacher.ready() as embed:
+            return teacher, embed(rows, places).shape[1]
 
     @contextmanager
     def ready(self) -> Iterator[Embed]:
@@ -98,32 +132,46 @@ class Teacher:
 
         Afterwards the model is as it was: its mode, its hooks and where it lies.
         """
-        seen: list[Any] = []
+        given: list[Any] = []
+        made: list[Any] = []
+        source = self.output.position_source
         with ExitStack() as stack:
             stack.enter_context(self._running())
             if self.layer != SENTENCE_OUTPUT:
-                layer = self.model.get_submodule(self.layer)
-                hook = layer.register_forward_pre_hook(
-                    lambda _, args, kwargs: seen.append(_kept(_first(args, kwargs))),
+                hook = self._module.register_forward_pre_hook(
+                    lambda _, args, kwargs: given.append(
+                        _kept(first_input(args, kwargs))
+                    ),
                     with_kwargs=True,
                 )
                 stack.callback(hook.remove)
-            yield _Halving(partial(self._see, seen, self.layer))
+            if source is not None:
+                hook = self.model.get_submodule(source.module).register_forward_hook(
+                    lambda _, args, returned: made.append(_kept(answer_of(returned)))
+                )
+                stack.callback(hook.remove)
+
+            def embed(rows: Any, places: NDArray[np.intp]) -> NDArray[Any]:
+                given.clear()
+                made.clear()
+                find = partial(self._embedding, given, made, len(places))
+                return self._see(rows, places, find)
+
+            yield _Halving(embed)
 
     @contextmanager
-    def answering(self, head_layer: str) -> Iterator[Embed]:
+    def answering(self) -> Iterator[Embed]:
         """Give a function from rows and places in them to logits (b, C), float32.
 
         Afterwards the model is as it was.
         """
-        seen: list[Any] = []
-        with ExitStack() as stack:
-            stack.enter_context(self._running())
-            hook = self.model.get_submodule(head_layer).register_forward_hook(
-                lambda _, args, output: seen.append(_kept(output))
-            )
-            stack.callback(hook.remove)
-            yield _Halving(partial(self._see, seen, head_layer))
+
+        def answer(rows: Any, places: NDArray[np.intp]) -> NDArray[Any]:
+            find = partial(self.output.logits, n_rows=len(places))
+            return self._see(rows, places, find)
+
+        with self._running():
+            yield _Halving(answer)
 
     @contextmanager
     def _running(self) -> Iterator[None]:
@@ -137,24 +185,55 @@ class Teacher:
             yield
 
     def _see(
-        self, seen: list[Any], layer: str, rows: Any, places: NDArray[np.intp]
+        self,
+        rows: Any,
+        places: NDArray[np.intp],
+        find: Callable[[Any], Any],
     ) -> NDArray[Any]:
-        """Call the model, and give what a hook of the layer has put into `seen`."""
-        seen.clear()
+        """Call the model, and give what is found of each row."""
         inputs = self._inputs(take(rows, places))
         with _naming(inputs, places):
-            out = self._call(inputs)
-        if layer == SENTENCE_OUTPUT:
-            found = out[SENTENCE_OUTPUT]
-        else:
-            validation.check_ran_once(len(seen), layer)
-            found = seen[0]
-        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found)
-        validation.check_embedding_shape(shape, len(places), layer)
+            returned = self._call(inputs)
+        found = find(returned)
         # What went wrong on an accelerator is known when its results are read.
         with _naming(inputs, places):
             numbers: NDArray[Any] = found.float().cpu().numpy()
         return numbers
+
+    def _embedding(
+        self, given: list[Any], made: list[Any], n_rows: int, returned: Any
+    ) -> Any:
+        """Give the input of the layer, of several positions that of the logits."""
+        if self.layer == SENTENCE_OUTPUT:
+            found = returned[SENTENCE_OUTPUT]
+        else:
+            validation.check_ran(len(given), self.run, self.layer)
+            found = given[self.run or -1]
+        if isinstance(found, Tensor) and found.ndim > 2:
+            found = self._pooled(found, made, returned)
+        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found)
+        validation.check_embedding_shape(shape, n_rows, self.layer)
+        return found
+
+    def _pooled(self, found: Tensor, made: list[Any], returned: Any) -> Tensor:
+        """Average what a convolution takes; else take the position of the logits."""
+        if isinstance(self._module, _CONVOLUTIONS):
+            return found.float().flatten(2).mean(2)
+        source = self.output.position_source
+        if source is None or found.ndim != 3:
+            return found
+        outputs = made[source.from_last]
+        if outputs.shape[:2] != found.shape[:2]:
+            return found
+        logits = self.output.logits(returned, len(found))
+        positions = nearest_positions(outputs, logits)
+        return found[torch.arange(len(found), device=found.device), positions]
+
+    @property
+    def _module(self) -> nn.Module:
+        """The layer."""
+        assert self.layer is not None
+        return self.model.get_submodule(self.layer)
 
     def _call(self, inputs: Any) -> Any:
         if isinstance(inputs, Tensor) or is_sentence_encoder(self.model):
@@ -207,49 +286,6 @@ class Teacher:
             blocks = (texts[start : start + _BLOCK_TEXTS] for start in starts)
             found = digest_of([digest_of(dict(self._encoded(b))) for b in blocks])
         return f"{type(tokenizer).__name__} {found}"
-
-
-class _LinearOutputs:
-    """Watches what linear layers and the model put out in the last call."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        self._outputs: dict[str, list[Tensor]] = {}
-        self._returned: Any = None
-
-    def __enter__(self) -> "_LinearOutputs":
-        model = self._model
-        self._hooks = [
-            model.register_forward_pre_hook(lambda *_: self._outputs.clear()),
-            model.register_forward_hook(self._see_returned),
-        ]
-        for name in _linear_layers(model):
-            see = partial(self._see, name)
-            self._hooks.append(model.get_submodule(name).register_forward_hook(see))
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for hook in self._hooks:
-            hook.remove()
-
-    def _see(self, name: str, layer: nn.Module, args: Any, output: Tensor) -> None:
-        # That of every token would be large.
-        if output.ndim == 2:
-            self._outputs.setdefault(name, []).append(output.clone())
-
-    def _see_returned(self, model: nn.Module, args: Any, output: Any) -> None:
-        self._returned = getattr(output, "logits", output)
-
-    def head_layer(self) -> str | None:
-        """Name the layer whose output is returned, else the last linear one."""
-        once = {name: out[0] for name, out in self._outputs.items() if len(out) == 1}
-        returned = self._returned
-        if isinstance(returned, Tensor):
-            for name, output in reversed(once.items()):
-                if output.shape == returned.shape and torch.equal(output, returned):
-                    return name
-        *_, last = None, *_linear_layers(self._model)
-        return last if last in once else None
 
 
 _OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
@@ -311,25 +347,14 @@ def _preprocess(model: nn.Module) -> Any:
     return getattr(model, "preprocess", None) or getattr(model, "tokenize", None)
 
 
-def find_layer(model: nn.Module, layer: str | None) -> str:
-    """Name the layer whose input is taken: the last linear one if None."""
+def named_layer(model: nn.Module, layer: str | None) -> str | None:
+    """Name the layer whose input is taken; None where it is to be found."""
     names: list[str] = [name for name, _ in model.named_modules() if name]
     if layer is not None:
         if layer not in names:
             raise validation.unknown_layer(layer, names)
         return layer
-    if is_sentence_encoder(model):
-        return SENTENCE_OUTPUT
-    linear = _linear_layers(model)
-    if not linear:
-        raise validation.no_linear(model)
-    return linear[-1]
-
-
-def _linear_layers(model: nn.Module) -> list[str]:
-    """Name the linear layers, in the order of the model."""
-    modules = model.named_modules()
-    return [name for name, layer in modules if name and isinstance(layer, nn.Linear)]
+    return SENTENCE_OUTPUT if is_sentence_encoder(model) else None
 
 
 def lies_on(model: nn.Module) -> torch.device:
@@ -445,11 +470,6 @@ def _reading(model: Any, max_length: int | None) -> Iterator[None]:
 def _kept(found: Any) -> Any:
     """Give a copy of a tensor, which the model may go on to work on in place."""
     return found.clone() if isinstance(found, Tensor) else found
-
-
-def _first(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """Give the input of a layer, which may be passed by name."""
-    return [*args, *kwargs.values(), None][0]
 
 
 def _shapes(inputs: Any) -> str:
