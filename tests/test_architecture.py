@@ -51,6 +51,7 @@ LEVELS = {
     "_projection.tensors": -1,
     "_projection.compilation": -2,
     "_projection.fallback": 0,
+    "_projection.threads": -1,
     "_projection.instructions": -1,
     "_training.run": 4,
     "_training.export": 3,

@@ -5,8 +5,9 @@ docstring describes them. The rows of X are read in batches, so temporary arrays
 small.
 """
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from scipy.special import softmax
 from sklearn.utils import gen_batches
 
 from lelp_sklearn._common.typing import FloatArray, IntArray
+from lelp_sklearn._projection.threads import one_blas_thread
 
 # Rows of a batch. Its sums are in the precision of the kernel, those of the batches in
 # double precision.
@@ -23,11 +25,21 @@ CENTRE_ROWS = 64
 # Later iterations are not expected to gain more than so many times what one did.
 PATIENCE = 3.0
 
-# Callers look for overflow in the results.
-_without_warnings = np.errstate(over="ignore", invalid="ignore")
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-@_without_warnings
+def _like_compiled(function: Function) -> Function:
+    """Have a function keep to its thread and be silent on overflow, as kernels are."""
+
+    @wraps(function)
+    def run(*arguments: Any) -> Any:
+        with one_blas_thread, np.errstate(over="ignore", invalid="ignore"):
+            return function(*arguments)
+
+    return cast("Function", run)
+
+
+@_like_compiled
 def soft_labels(
     X: NDArray[Any],
     centre: FloatArray,
@@ -52,6 +64,7 @@ def soft_labels(
     return finite
 
 
+@_like_compiled
 def digest_rows(
     X: NDArray[Any],
     factors: NDArray[np.uint64],
@@ -69,7 +82,7 @@ def digest_rows(
     return finite
 
 
-@_without_warnings
+@_like_compiled
 def add_products(
     X: NDArray[Any],
     codes: IntArray,
@@ -88,7 +101,7 @@ def add_products(
         squares[c] += np.einsum("nd,nd->d", weighted, rows).sum(dtype=np.float64)
 
 
-@_without_warnings
+@_like_compiled
 def add_scatters(
     X: NDArray[Any],
     codes: IntArray,
@@ -105,7 +118,7 @@ def add_scatters(
         held[c] += w.sum(dtype=np.float64)
 
 
-@_without_warnings
+@_like_compiled
 def add_to_nearest(
     X: NDArray[Any],
     codes: IntArray,
@@ -124,7 +137,7 @@ def add_to_nearest(
         held[c] += members.sum(axis=1, dtype=np.float64)
 
 
-@_without_warnings
+@_like_compiled
 def find_centres(X: NDArray[Any], codes: IntArray, centres: FloatArray) -> None:
     for c in range(len(centres)):
         first = np.flatnonzero(codes == c)[:CENTRE_ROWS]
@@ -132,6 +145,7 @@ def find_centres(X: NDArray[Any], codes: IntArray, centres: FloatArray) -> None:
             centres[c] = _numbers(X[first]).mean(axis=0)
 
 
+@_like_compiled
 def lloyd(
     tiles: FloatArray,
     weight: FloatArray,
@@ -165,6 +179,7 @@ def lloyd(
             break
 
 
+@_like_compiled
 def measure(
     points: FloatArray,
     weight: FloatArray,
