@@ -155,8 +155,8 @@ def lloyd(
     max_iterations: int,
     goal: float,
 ) -> None:
-    n_clusters, n_axes = centroids.shape
-    points = tiles.transpose(0, 2, 1).reshape(-1, n_axes)[: len(labels)]
+    n_clusters = len(centroids)
+    points = np.concatenate([tile.T for tile in tiles])[: len(labels)]
     total = float(weight @ np.einsum("nm,nm->n", points, points))
     explained = 0.0
     labels[:] = -1

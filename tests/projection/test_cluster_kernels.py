@@ -43,6 +43,13 @@ def test_lloyd_ends_where_that_of_scikit_learn_does(
 
 
 @compiled_and_plain
+def test_points_without_axes_are_one_cluster(module):
+    points, weight = points_and_weights(200, 0)
+    _, labels = run_lloyd(module, points, weight, points[:1])
+    assert_array_equal(labels, 0)
+
+
+@compiled_and_plain
 def test_a_centroid_without_points_stays(module):
     points, weight = points_and_weights(100, 3)
     start = np.vstack([points[:2], np.full((1, 3), 50.0)])
