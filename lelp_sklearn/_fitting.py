@@ -23,7 +23,6 @@ from lelp_sklearn._common.exceptions import NoTeacherWarning
 from lelp_sklearn._common.identity import digest_of
 from lelp_sklearn._projector import LELPProjector
 from lelp_sklearn._targets import (
-    OmittedTeacher,
     check_several_labels,
     encode,
     fitted_source,
@@ -38,6 +37,7 @@ from lelp_sklearn._targets import (
     scorable,
     warn_of_class_order,
 )
+from lelp_sklearn._teachers import OmittedTeacher
 from lelp_sklearn._training import devices, modules, schedules
 from lelp_sklearn._training.batches import as_tensor, make_rows
 from lelp_sklearn._training.checkpoints import open_checkpoint
@@ -219,6 +219,7 @@ class StudentFittingMixin:
         """Give what makes the targets, fitted if it is not yet, and the targets."""
         if previous is not None:
             source = previous.source
+            sample = source.embed_again(sample, used)
         else:
             if classes is not None:
                 classes = np.unique(classes)

@@ -3,7 +3,7 @@
 import copy
 
 from lelp_sklearn._common.sealing import sealed, unsealed
-from lelp_sklearn._targets import OmittedTeacher
+from lelp_sklearn._teachers import OmittedTeacher
 from lelp_sklearn._training import modules
 
 

@@ -61,11 +61,16 @@ class LELPStudentClassifier(
     teacher : transformer or None, default=None
         Turns X into embeddings, unless they are given. A clone is fitted by
         ``teacher.fit(X, y)``, unless frozen, also where `teacher_embeddings` are given;
-        inside a Pipeline X is what the steps before made of it. Its `head_`, if there
-        is one, is the head of a projector that has none; an :class:`EmbeddingExtractor`
-        without a head is called once more for the logits that are not given. It is
-        no part of a pickled fitted student. A torch module is wrapped in an
-        :class:`EmbeddingExtractor`.
+        inside a Pipeline X is what the steps before made of it. Where it has a
+        `fit_transform` of its own, as a Pipeline and
+        :class:`~sklearn.preprocessing.TargetEncoder` have, that makes the embeddings of
+        the rows that it is fitted on, and of the same rows in later calls, and
+        `transform` those of all others. Embeddings of several members, (n_members,
+        n_samples, n_features), are averaged. `random_state` does not reach it. Its
+        `head_`, if there is one, is the head of a projector that has none; an
+        :class:`EmbeddingExtractor` without a head is called once more for the logits
+        that are not given. It is no part of a pickled fitted student. A torch
+        module is wrapped in an :class:`EmbeddingExtractor`.
     label_weight : float, default=0.0
         The weight α of the true labels. Rows without a label have no such term.
     subclass_weight : float, "anneal" or callable, default="anneal"
@@ -375,7 +380,9 @@ class LELPStudentClassifier(
             Class labels. Rows marked `unlabeled`, or all rows where y is None, take the
             class that the teacher finds likeliest.
         teacher_embeddings : array-like of shape (n_samples, n_embedding), default=None
-            The teacher's embeddings of the rows.
+            The teacher's embeddings of the rows. An array of three dimensions,
+            (n_members, n_samples, n_embedding), is averaged over the members; before
+            cross-validation, which slices the first axis, average it yourself.
         teacher_logits : array-like of shape (n_samples, n_classes) or (n_samples, 1), \
                 default=None
             The teacher's logits, as in :meth:`LELPProjector.fit`.

@@ -19,20 +19,16 @@ from lelp_sklearn._common import (
     validation,
 )
 from lelp_sklearn._common.callbacks import FitTask
-
-
-@dataclass(frozen=True)
-class OmittedTeacher:
-    """Stands for the teacher in a fitted student that was pickled."""
-
-    name: str
-
-    @classmethod
-    def of(cls, teacher: Any) -> Any:
-        """Stand for a teacher; where there is none or one stands already, for none."""
-        if teacher is None or isinstance(teacher, cls):
-            return teacher
-        return cls(type(teacher).__name__)
+from lelp_sklearn._common.identity import digest_of
+from lelp_sklearn._teachers import (
+    OmittedTeacher,
+    fit_transformed,
+    fitted,
+    makes_training_embeddings,
+    mean_over_members,
+    present,
+    transformed,
+)
 
 
 @dataclass(frozen=True)
@@ -97,6 +93,9 @@ class TargetSource:
         The temperature of the class targets.
     asks_logits : bool
         Whether the teacher is asked for logits that are not given.
+    fitted_on : str or None
+        Digest of the rows that the teacher was fitted on, where it has a
+        `fit_transform` of its own.
     """
 
     projector: Any
@@ -106,6 +105,7 @@ class TargetSource:
     classes: np.ndarray
     temperature: float
     asks_logits: bool = False
+    fitted_on: str | None = None
 
     def knows_classes_of(self, sample: Sample) -> bool:
         """Tell whether the teacher says the class probabilities of the rows."""
@@ -115,6 +115,21 @@ class TargetSource:
             and not self.labels_only
             and (embeddable or sample.teacher_embeddings is not None)
         )
+
+    def embed_again(self, sample: Sample, used: np.ndarray) -> Sample:
+        """Give rows that the teacher was fitted on the embeddings they had then.
+
+        Those of its `transform` may differ. All other rows stay as they are.
+        """
+        if (
+            self.fitted_on is None
+            or sample.teacher_embeddings is not None
+            or self.fitted_on != _digest_of_rows(sample)
+        ):
+            return sample
+        rows = sample.X, sample.y, used
+        _, embeddings = fit_transformed(self.teacher, *rows)
+        return replace(sample, teacher_embeddings=embeddings)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "TargetSource":
         return TargetSource(**copy.deepcopy(vars(self), memo))
@@ -133,7 +148,7 @@ class TargetSource:
             raise training_validation.targets_are_missing(self.projector is not None)
         logits = sample.teacher_logits
         if logits is None and self.asks_logits:
-            logits = _teacher_here(self.teacher).predict_logits(sample.X)
+            logits = present(self.teacher).predict_logits(sample.X)
         if self.labels_only:
             logits = np.zeros((len(sample), len(self.classes)))
             known = np.flatnonzero(codes >= 0)
@@ -170,6 +185,10 @@ def read_sample(
         soft_targets = training_validation.check_soft_targets(as_array(soft_targets))
         validation.check_finite_block(soft_targets, 0, "soft_targets")
         training_validation.check_probabilities(soft_targets)
+    if embeddings is not None:
+        name = f"teacher_embeddings{suffix}"
+        teacher_validation.check_is_array(embeddings, name)
+        embeddings = mean_over_members(embeddings, n_samples, name)
     given = {
         "teacher_embeddings": embeddings,
         "teacher_logits": logits,
@@ -315,16 +334,9 @@ def embed(sample: Sample, teacher: Any) -> Any:
     if sample.teacher_embeddings is not None:
         return sample.teacher_embeddings
     if teacher is not None:
-        return _teacher_here(teacher).transform(sample.X)
+        return transformed(teacher, sample.X, len(sample))
     training_validation.check_embeddable(sample.inputs.ndim)
     return sample.inputs
-
-
-def _teacher_here(teacher: Any) -> Any:
-    """Give a teacher, or raise where it was left out of a pickle."""
-    if isinstance(teacher, OmittedTeacher):
-        raise training_validation.omitted_teacher(teacher.name)
-    return teacher
 
 
 def as_array(values: Any) -> Any:
@@ -441,11 +453,17 @@ def fitted_source(
         says = projector.head, sample.teacher_logits, teacher
         if sample.labelled.all() or all(each is None for each in says):
             training_validation.check_block_classes(found, classes)
+    embeddings = fitted_on = None
     if teacher is not None:
-        teacher = _fit_teacher(teacher, sample, used)
-    embeddings = None
-    if teacher is not None or not frozen:
-        embeddings = embed(sample, teacher)
+        rows = sample.X, sample.y, used
+        if sample.teacher_embeddings is None:
+            teacher, embeddings = fit_transformed(teacher, *rows)
+        else:
+            teacher, embeddings = fitted(teacher, *rows), sample.teacher_embeddings
+        if makes_training_embeddings(teacher):
+            fitted_on = _digest_of_rows(sample)
+    elif not frozen:
+        embeddings = embed(sample, None)
     n_classes = len(found if classes is None else classes)
     wants_head = not frozen and projector.head is None
     asks_logits = wants_head and _asks_logits(teacher, n_classes)
@@ -475,21 +493,15 @@ def fitted_source(
         classes=of_projector,
         temperature=float(projector.temperature),
         asks_logits=asks_logits,
+        fitted_on=fitted_on,
     )
     if teacher is not None:
         sample = replace(sample, teacher_embeddings=embeddings)
     return source, sample
 
 
-def _fit_teacher(teacher: Any, sample: Sample, used: np.ndarray) -> Any:
-    """Give the teacher as it is if frozen, else a clone fitted on the rows `used`."""
-    if isinstance(teacher, OmittedTeacher):
-        raise training_validation.omitted_teacher(teacher.name)
-    if isinstance(teacher, FrozenEstimator):
-        return teacher
-    rows = np.flatnonzero(used)
-    y = None if sample.y is None else sample.y[rows]
-    return clone(teacher).fit(_safe_indexing(sample.X, rows), y)
+def _digest_of_rows(sample: Sample) -> str:
+    return digest_of([sample.X, sample.y])
 
 
 def _asks_logits(teacher: Any, n_classes: int) -> bool:

@@ -29,6 +29,7 @@ LEVELS = {
     "_class_predictions": 4,
     "_targets": 4,
     "_soft_labels": 4,
+    "_teachers": 3,
     "losses": 2,
     "_projection.kmeans": 5,
     "_projection.coordinates": 4,

@@ -149,6 +149,26 @@ def check_is_array(values: Any, name: str) -> None:
         )
 
 
+def check_member_rows(shape: tuple[int, ...], n_samples: int, name: str) -> None:
+    """Raise unless embeddings of several members have a row for each of X."""
+    if shape[1] != n_samples:
+        raise ValueError(
+            f"{name} has shape {shape} and X has {n_samples} rows: three-dimensional "
+            "embeddings must be (n_members, n_samples, n_features), and are averaged "
+            "over the members. Cross-validation slices the first axis: there pass "
+            "embeddings.mean(axis=0)."
+        )
+
+
+def check_dense_embeddings(is_sparse: bool, name: str) -> None:
+    """Raise where a teacher makes sparse embeddings."""
+    if is_sparse:
+        raise TypeError(
+            f"Sparse data was passed: {name} is sparse, and embeddings must be dense. "
+            "End the teacher in a step that makes them dense, such as TruncatedSVD."
+        )
+
+
 def check_embedding_width(
     n_features: int, expected: int, name: str, *, is_given: bool
 ) -> None:
