@@ -28,6 +28,7 @@ from lelp_sklearn._common.callers import users_level
 from lelp_sklearn._common.exceptions import NoLinearHeadWarning
 from lelp_sklearn._common.files import check_writable
 from lelp_sklearn._common.resumable import ResumableNpy, held
+from lelp_sklearn._common.thread_locks import exclusive
 from lelp_sklearn._training import devices, teachers
 
 # Seconds between two lines of progress.
@@ -176,6 +177,13 @@ class EmbeddingExtractor(
                 setattr(cloned, name, copy.deepcopy(getattr(self, name)))
         return cloned
 
+    def __deepcopy__(self, memo):
+        # While another thread runs the model, it has hooks and another mode.
+        with exclusive(self.model):
+            twin = memo[id(self)] = type(self).__new__(type(self))
+            vars(twin).update(copy.deepcopy(vars(self), memo))
+        return twin
+
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.input_tags.string = True
@@ -262,7 +270,9 @@ class EmbeddingExtractor(
         check_is_fitted(self)
         rows = self._check_rows(X, reset=False)
         batches = teachers.batches_of(rows, int(self.batch_size))
-        return _in_order(self._embedded(rows, batches), len(rows), self._n_features_out)
+        with self._teacher().ready() as embed:
+            computed = self._computed(embed, rows, batches, "embedding")
+            return _in_order(computed, len(rows), self._n_features_out)
 
     def predict_logits(self, X):
         """Compute the logits of rows, the `teacher_logits` where `head_` is None.
@@ -350,21 +360,16 @@ class EmbeddingExtractor(
         file = ResumableNpy(path, shape, dtype, self._identity(rows, dtype))
         if not file.is_finished():
             order = np.concatenate(batches)
-            with file.filling(order) as write:
+            with file.filling(order) as write, self._teacher().ready() as embed:
                 size = int(self.batch_size)
                 left = [
                     order[i : i + size] for i in range(file.n_done, len(order), size)
                 ]
-                for places, found in self._embedded(rows, left):
+                for places, found in self._computed(embed, rows, left, "embedding"):
                     leftovers = file.files() if file.n_done else []
                     write(places, _cast(found, dtype, places, leftovers))
             file.finish()
         return file.open()
-
-    def _embedded(self, rows, batches):
-        """Yield the places of each batch and their embeddings."""
-        with self._teacher().ready() as embed:
-            yield from self._computed(embed, rows, batches, "embedding")
 
     def _computed(self, compute, rows, batches, what):
         """Yield the places of each batch and what is computed of their rows."""

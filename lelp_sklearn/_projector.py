@@ -19,6 +19,7 @@ from lelp_sklearn._common.callbacks import (
     begin_fit,
     with_callbacks,
 )
+from lelp_sklearn._common.thread_locks import exclusive
 from lelp_sklearn._projection import dask_arrays, splitters
 from lelp_sklearn._projection.directions import Solver, Start
 from lelp_sklearn._projection.kmeans import RunningCentroids, class_centroids
@@ -291,7 +292,8 @@ class LELPProjector(
 
     def __sklearn_clone__(self):
         # A fitted classifier as head is what the teacher knows: it stays fitted.
-        twin = super().__sklearn_clone__()
+        with exclusive(self.head):
+            twin = super().__sklearn_clone__()
         if hasattr(self.head, "coef_"):
             twin.head = copy.deepcopy(self.head)
         return twin

@@ -3,6 +3,7 @@
 import copy
 
 from lelp_sklearn._common.sealing import sealed, unsealed
+from lelp_sklearn._common.thread_locks import exclusive
 from lelp_sklearn._teachers import OmittedTeacher
 from lelp_sklearn._training import modules
 
@@ -17,11 +18,17 @@ class SavedStudentMixin:
             return state
         return sealed({**state, "teacher": OmittedTeacher.of(self.teacher)})
 
+    def __sklearn_clone__(self):
+        # `module` is copied, and may be what another thread runs as a teacher.
+        with exclusive(self.module):
+            return super().__sklearn_clone__()
+
     def __deepcopy__(self, memo):
         # Unlike a pickle, a copy keeps the teacher, and needs no seal.
         twin = memo[id(self)] = type(self).__new__(type(self))
         state = {name: v for name, v in vars(self).items() if name != "module_"}
-        twin._restore(copy.deepcopy(state, memo))
+        with exclusive(self.module):
+            twin._restore(copy.deepcopy(state, memo))
         return twin
 
     def __setstate__(self, state):

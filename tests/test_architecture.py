@@ -64,6 +64,7 @@ LEVELS = {
     "_common.export_validation": 1,
     "_common.resumable": 1,
     "_common.sealing": 1,
+    "_common.thread_locks": -3,
     "_common.typing": -2,
     "_common.exceptions": -1,
 }

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
+from lelp_sklearn._common.thread_locks import hold_at_fork
+
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
@@ -30,6 +32,10 @@ def _no_garbage_collection() -> Iterator[None]:
 with _no_garbage_collection():
     from numba import config, njit
     from numba.core.codegen import get_host_cpu_features
+    from numba.core.compiler_lock import global_compiler_lock
+
+# A child that is forked while another thread compiles would wait for it for ever.
+hold_at_fork(global_compiler_lock)
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

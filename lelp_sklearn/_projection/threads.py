@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 from sklearn.utils._openmp_helpers import _openmp_effective_n_threads
 from sklearn.utils.parallel import _get_threadpool_controller
 
+from lelp_sklearn._common.thread_locks import at_fork, hold_at_fork
+
 Part = TypeVar("Part")
 Result = TypeVar("Result")
 
@@ -70,6 +72,8 @@ class _OneBlasThread:
         self._lock = Lock()
         self._holders = 0
         self._limits: Any = None
+        hold_at_fork(self._lock)
+        at_fork(after_in_child=self._let_go)
 
     def __enter__(self) -> None:
         with self._lock:
@@ -83,6 +87,12 @@ class _OneBlasThread:
             self._holders -= 1
             if not self._holders:
                 self._limits.restore_original_limits()
+
+    def _let_go(self) -> None:
+        """Restore the limit in a forked child, where the holders do not run."""
+        if self._holders:
+            self._holders = 0
+            self._limits.restore_original_limits()
 
 
 one_blas_thread = _OneBlasThread()

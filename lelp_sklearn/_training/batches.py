@@ -1,6 +1,5 @@
 """Rows as tensors on the training device, and the batches sliced from them."""
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -56,11 +55,24 @@ def as_tensor(
     if not array.dtype.isnative or any(stride < 0 for stride in array.strides):
         # A single row of negative stride counts as contiguous: only a copy mends it.
         array = array.astype(array.dtype.newbyteorder("="), order="C")
-    with warnings.catch_warnings():
-        # Nothing writes to the tensor, so that a read-only array is as good.
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-        tensor = torch.from_numpy(array)
-    return tensor.to(device=device, dtype=dtype)
+    if not array.flags.writeable:
+        array = np.asarray(_Writable(array))
+    return torch.from_numpy(array).to(device=device, dtype=dtype)
+
+
+class _Writable:
+    """The memory of a read-only array, of which torch would warn.
+
+    Nothing writes to the tensor. To filter the warning is no way: its filters belong to
+    all threads.
+    """
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._array = array
+        self.__array_interface__ = {
+            **array.__array_interface__,
+            "data": (array.ctypes.data, False),
+        }
 
 
 def make_rows(

@@ -3,21 +3,41 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
-from threading import RLock
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import torch
+from threadpoolctl import ThreadpoolController
 
 from lelp_sklearn._common import training_validation as validation
+from lelp_sklearn._common.thread_locks import ForkSafeLock, at_fork
 
 Dtype = torch.dtype
 
 _ACCELERATORS = ("cuda", "xpu", "mps")
 
 # Modules draw from generators that all threads share: one fit borrows them at a time.
-_borrowing_generators = RLock()
+_borrowing_generators = ForkSafeLock()
+
+
+def _end_openmp_threads() -> None:
+    """End the OpenMP threads of the calling thread; its next product starts new ones.
+
+    The child of a fork has none of them, but GNU's OpenMP would wait for them there.
+    """
+    soft = 1
+    for library in _openmp_libraries():
+        library.omp_pause_resource_all(soft)
+
+
+@cache
+def _openmp_libraries() -> list[Any]:
+    found = ThreadpoolController().select(prefix="libgomp").lib_controllers
+    return [each.dynlib for each in found]
+
+
+at_fork(before=_end_openmp_threads)
 
 
 def resolve_device(
@@ -81,7 +101,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
     Blocks of other threads wait, so that what each draws depends on its seed alone.
     """
-    with _borrowing_generators, ExitStack() as restorations:
+    with _borrowing_generators.held(), ExitStack() as restorations:
         for place in {torch.device("cpu"), device}:
             get_state, set_state = _random_state_access(place)
             restorations.callback(set_state, get_state())

@@ -1,6 +1,5 @@
 """A student by itself: a torch module of class probabilities, and an ONNX file."""
 
-import copy
 import io
 import logging
 import warnings
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from lelp_sklearn._common import export_validation as validation
 from lelp_sklearn._common.files import new_file
+from lelp_sklearn._common.thread_locks import copied
 
 # Below this temperature the mass of a class can vanish in single precision although
 # its probability, a power of the mass, does not.
@@ -165,7 +165,7 @@ def export_onnx(
 def _detached(
     kind: type[ClassProbabilities], net: nn.Module, *form: Any
 ) -> ClassProbabilities:
-    module = kind(copy.deepcopy(net).cpu(), *form)
+    module = kind(copied(net).cpu(), *form)
     return module.eval().requires_grad_(False)
 
 

@@ -1,6 +1,5 @@
 """The default student, modules with as many outputs as needed, and their weights."""
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lelp_sklearn._common import training_validation as validation
+from lelp_sklearn._common.thread_locks import copied
 from lelp_sklearn._training.batches import as_tensor
 from lelp_sklearn._training.devices import input_dtype, seeded
 
@@ -76,7 +76,7 @@ def build_module(
 
 
 def _copied(module: nn.Module) -> nn.Module:
-    twin = copy.deepcopy(module)
+    twin: nn.Module = copied(module)
     _share_gradient_hooks(module, twin)
     return twin
 
@@ -198,7 +198,7 @@ class Student:
         """Give a copy whose weights stay as they are now."""
         twin = Student.__new__(Student)
         twin.recipe, twin.dtype = self.recipe, self.dtype
-        twin.net = copy.deepcopy(self.net)
+        twin.net = copied(self.net)
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
@@ -290,4 +290,4 @@ def on_cpu(module: Any) -> Any:
     tensors = [*module.parameters(), *module.buffers()]
     if all(tensor.device.type == "cpu" for tensor in tensors):
         return module
-    return copy.deepcopy(module).cpu()
+    return copied(module).cpu()

@@ -1,6 +1,5 @@
 """Mixed precision: products in half precision, weights and sums in single."""
 
-import warnings
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -30,15 +29,17 @@ class Precision:
         self.scaler: torch.amp.GradScaler | None = None
         if self.dtype is None:
             return
-        # Where it has no such products torch warns, and goes on without.
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            try:
-                torch.autocast(self.device_type, dtype=self.dtype)
-                if self.dtype == torch.float16:
-                    self.scaler = torch.amp.GradScaler(self.device_type)
-            except (RuntimeError, UserWarning) as reason:
-                raise validation.unusable_precision(name, device, reason) from reason
+        try:
+            with torch.autocast(self.device_type, dtype=self.dtype):
+                is_usable = torch.is_autocast_enabled(self.device_type)
+            if self.dtype == torch.float16:
+                self.scaler = torch.amp.GradScaler(self.device_type)
+                is_usable = is_usable and self.scaler.is_enabled()
+        except RuntimeError as reason:
+            raise validation.unusable_precision(name, device, reason) from reason
+        if not is_usable:
+            what = "torch does not support it there"
+            raise validation.unusable_precision(name, device, what)
 
     def outputs(self, module: nn.Module, X: Tensor) -> Tensor:
         """Give what a module makes of a batch, perhaps in half precision."""

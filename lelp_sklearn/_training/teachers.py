@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lelp_sklearn._common import extraction_validation as validation
 from lelp_sklearn._common.callers import users_level
 from lelp_sklearn._common.identity import digest_of
+from lelp_sklearn._common.thread_locks import ForkSafeLock, exclusive
 from lelp_sklearn._training.batches import as_tensor
 from lelp_sklearn._training.heads import (
     Output,
@@ -50,6 +51,9 @@ _BESIDE_BACKEND = (
 _FIRST_ROWS = 8
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+# Each call of a tokenizer writes how it cuts and pads into the tokenizer itself.
+_tokenizing = ForkSafeLock()
 
 Embed = Callable[[Any, NDArray[np.intp]], NDArray[Any]]
 
@@ -176,6 +180,7 @@ class Teacher:
     @contextmanager
     def _running(self) -> Iterator[None]:
         with ExitStack() as stack:
+            stack.enter_context(exclusive(self.model))
             stack.enter_context(_evaluating(self.model))
             stack.enter_context(_lying_on(self.model, self.device))
             stack.enter_context(torch.no_grad())
@@ -254,16 +259,17 @@ class Teacher:
         }
 
     def _encoded(self, texts: list[str]) -> Any:
-        if self.tokenizer is None:
-            with _reading(self.model, self.max_length):
-                return _preprocess(self.model)(texts)
-        return self.tokenizer(
-            texts,
-            padding=True,
-            truncation=True,
-            max_length=self.max_length,
-            return_tensors="pt",
-        )
+        with _tokenizing.held():
+            if self.tokenizer is None:
+                with _reading(self.model, self.max_length):
+                    return _preprocess(self.model)(texts)
+            return self.tokenizer(
+                texts,
+                padding=True,
+                truncation=True,
+                max_length=self.max_length,
+                return_tensors="pt",
+            )
 
     def digest_of_tokenizer(self, texts: list[str]) -> str:
         """Name the kind of the tokenizer, and digest what it does.
@@ -271,6 +277,10 @@ class Teacher:
         That is its vocabulary and settings where these can be read; else what it makes
         of all the texts, since the state of an object may change from call to call.
         """
+        with exclusive(self.model), _tokenizing.held():
+            return self._digest_of_tokenizer(texts)
+
+    def _digest_of_tokenizer(self, texts: list[str]) -> str:
         inner = getattr(self.model, "tokenizer", None)
         tokenizer = inner if self.tokenizer is None else self.tokenizer
         backend: Any = getattr(tokenizer, "backend_tokenizer", None)
@@ -358,9 +368,10 @@ def named_layer(model: nn.Module, layer: str | None) -> str | None:
 
 
 def lies_on(model: nn.Module) -> torch.device:
-    """Give the device of a model."""
-    first = next(model.parameters(), None)
-    return torch.device("cpu") if first is None else first.device
+    """Give the device of a model, to which every run brings it back."""
+    with exclusive(model):
+        first = next(model.parameters(), None)
+        return torch.device("cpu") if first is None else first.device
 
 
 def digest_of_model(model: nn.Module) -> str:
@@ -372,10 +383,11 @@ def digest_of_model(model: nn.Module) -> str:
     # An object that prints its place in memory has another in each process.
     layers = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(model))
     digest = hashlib.sha256(f"{type(model).__qualname__} {layers}".encode())
-    for name, tensor in model.state_dict().items():
-        if isinstance(tensor, Tensor):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(_bytes_of(tensor))
+    with exclusive(model):
+        for name, tensor in model.state_dict().items():
+            if isinstance(tensor, Tensor):
+                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(_bytes_of(tensor))
     return digest.hexdigest()
 
 
