@@ -47,9 +47,10 @@ class LELPStudentClassifier(
     module : torch.nn.Module, callable or None, default=None
         The student. A callable ``(n_features, n_outputs, **module_params)``, such as a
         class, returns the module; `n_features` is ``X.shape[1]``. An instance is a
-        template: it is copied and the copy's last :class:`torch.nn.Linear`, unless it
-        has K outputs already, replaced by a new one of K; the other weights are where
-        training starts. None is a multilayer perceptron with ReLU on the flattened
+        template: it is copied and, unless it has K outputs already, the
+        :class:`torch.nn.Linear` of the copy whose output it returns for the first rows
+        is replaced by a new one of K outputs; the other weights are where training
+        starts. None is a multilayer perceptron with ReLU on the flattened
         rows, which takes ``hidden_layer_sizes``, default ``(128,)``, in
         `module_params`.
     module_params : dict, default=None

@@ -230,8 +230,28 @@ def test_module_params_that_the_module_does_not_have():
     refused("MultilayerPerceptron cannot be called", error=TypeError, options=options)
 
 
+class Every(nn.Module):
+    """Every second number."""
+
+    def forward(self, x):
+        return x[:, ::2]
+
+
 def test_template_without_a_linear_layer():
-    refused("without a torch.nn.Linear to widen", options={"module": nn.ReLU()})
+    refused("runs no torch.nn.Linear to widen", options={"module": Every()})
+
+
+@pytest.mark.parametrize(
+    ("after", "message"),
+    [
+        (Every(), r"output of shape \(2, 3\).*must be \(2, 6\)"),
+        (nn.LayerNorm(4), "module fails on the first rows of X"),
+    ],
+)
+def test_template_whose_other_layers_depend_on_its_outputs(after, message):
+    module = nn.Sequential(nn.Linear(6, 4), after)
+    message = f"{message}.*Only its linear layer '0' was widened: pass a callable"
+    refused(message, options={"module": module})
 
 
 def test_module_without_parameters():

@@ -1,5 +1,7 @@
 """What the student takes: rows of any rank and kind, modules of any kind."""
 
+import pickle
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -231,6 +233,51 @@ def test_template_may_be_a_linear_layer(problem):
     X, y, targets = problem
     student = quick(nn.Linear(6, 2)).fit(X, y, soft_targets=targets)
     assert student.module_.weight.shape == (6, 6)
+
+
+class AnyOrder(nn.Module):
+    """The head is made first, and another one last, whose output is not returned."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.head, self.body, self.other = (
+            nn.Linear(8, 2),
+            nn.Linear(6, 8),
+            nn.Linear(8, 2),
+        )
+
+    def forward(self, X):
+        hidden = torch.relu(self.body(X))
+        logits = self.head(hidden)
+        return logits + 0 * self.other(hidden).mean()
+
+
+def test_the_layer_whose_output_a_template_returns_is_widened(problem):
+    X, y, targets = problem
+    student = quick(AnyOrder()).fit(X, y, soft_targets=targets)
+    found = {name: p.shape for name, p in student.module_.named_parameters()}
+    expected = {name: p.shape for name, p in AnyOrder().named_parameters()}
+    assert found == {**expected, "head.weight": (6, 8), "head.bias": (6,)}
+    loaded = pickle.loads(pickle.dumps(student))
+    assert_array_equal(loaded.predict_proba(X), student.predict_proba(X))
+
+
+class Distances(nn.Module):
+    """No linear layer, and as many outputs as needed."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = nn.Parameter(torch.eye(6))
+
+    def forward(self, X):
+        return -torch.cdist(X, self.rows)
+
+
+def test_template_with_as_many_outputs_needs_no_linear_layer(problem):
+    X, y, targets = problem
+    student = quick(Distances()).fit(X, y, soft_targets=targets)
+    assert student.module_.rows.shape == (6, 6)
 
 
 def test_frozen_layers_of_a_template_stay_frozen(problem):

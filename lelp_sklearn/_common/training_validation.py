@@ -491,30 +491,45 @@ def check_is_module(is_module: bool, built: object) -> None:
         )
 
 
-def check_has_linear(n_linear: int, module: object) -> None:
+def check_has_linear(has_linear: bool, module: object) -> None:
     """Raise unless a template has a layer to widen."""
-    if not n_linear:
+    if not has_linear:
         raise ValueError(
-            f"module is an instance of {type(module).__name__} without a "
+            f"module is an instance of {type(module).__name__} that runs no "
             "torch.nn.Linear to widen: pass a callable (n_features, n_outputs)."
         )
 
 
-def failing_module(rows: Any, reason: object) -> ValueError:
-    """The module does not take the rows."""
+def failing_module(rows: Any, reason: object, widened: str | None = None) -> ValueError:
+    """The module does not take the rows; see `check_module_outputs` for `widened`."""
     return ValueError(
         f"module fails on the first rows of X, a tensor of shape {tuple(rows.shape)} "
-        f"and dtype {rows.dtype}: {reason}"
+        f"and dtype {rows.dtype}: {reason}{_of_widening(widened)}"
     )
 
 
-def check_module_outputs(found: object, n_rows: int, n_outputs: int) -> None:
-    """Raise unless the module makes one column an output."""
+def check_module_outputs(
+    found: object, n_rows: int, n_outputs: int, widened: str | None
+) -> None:
+    """Raise unless the module makes one column an output.
+
+    `widened` is the layer of a template that was given as many.
+    """
     if found != (n_rows, n_outputs):
         raise ValueError(
             f"module makes an output of shape {found} of {n_rows} rows; it must be "
             f"({n_rows}, {n_outputs}), n_classes * n_subclasses columns of logits."
+            f"{_of_widening(widened)}"
         )
+
+
+def _of_widening(widened: str | None) -> str:
+    if widened is None:
+        return ""
+    return (
+        f" (Only its linear layer {widened!r} was widened: pass a callable "
+        "(n_features, n_outputs) where others depend on its outputs.)"
+    )
 
 
 def check_trainable(n_parameters: int) -> None:

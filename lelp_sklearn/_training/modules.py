@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, partial
 from math import prod
 from typing import Any
 
@@ -14,6 +14,7 @@ from lelp_sklearn._common import training_validation as validation
 from lelp_sklearn._common.thread_locks import copied
 from lelp_sklearn._training.batches import as_tensor
 from lelp_sklearn._training.devices import input_dtype, seeded
+from lelp_sklearn._training.heads import find_output
 
 ModuleBuilder = Callable[..., nn.Module]
 
@@ -49,6 +50,7 @@ def build_module(
     module_params: Mapping[str, Any] | None,
     row_shape: tuple[int, ...],
     n_outputs: int,
+    widened: str | None = None,
 ) -> nn.Module:
     """Make a module for rows of a shape; the caller's own is never touched.
 
@@ -62,9 +64,12 @@ def build_module(
         Shape of one row; n_features is its first entry.
     n_outputs : int
         Number of outputs.
+    widened : str or None
+        The linear layer of a template that is to have as many; None for none.
     """
     if isinstance(module, nn.Module):
-        return _widen_last_linear(_copied(module), n_outputs)
+        template = _copied(module)
+        return template if widened is None else _widen(template, widened, n_outputs)
     params = module_params or {}
     if module is None:
         net = MultilayerPerceptron(prod(row_shape), n_outputs, **params)
@@ -92,21 +97,49 @@ def _share_gradient_hooks(module: nn.Module, other: nn.Module) -> None:
                 others[name].register_post_accumulate_grad_hook(hook)
 
 
-def _widen_last_linear(module: nn.Module, n_outputs: int) -> nn.Module:
-    linears = [(n, m) for n, m in module.named_modules() if isinstance(m, nn.Linear)]
-    validation.check_has_linear(len(linears), module)
-    name, last = linears[-1]
-    if last.out_features == n_outputs:
-        return module
-    bias = last.bias is not None
-    wider = nn.Linear(last.in_features, n_outputs, bias=bias)
-    wider.to(device=last.weight.device, dtype=last.weight.dtype)
-    _share_gradient_hooks(last, wider)
-    if not name:
+def layer_to_widen(
+    template: nn.Module, n_outputs: int, first_rows: Tensor
+) -> str | None:
+    """Name the linear layer whose output a template returns for the first rows.
+
+    That is the layer that comes closest where none makes what is returned, or the last
+    one to run. None where the template has as many outputs as needed.
+    """
+    # Lazy layers and counters change in a call, and the template stays as it is.
+    net = _copied(template).to(first_rows.device)
+    if first_rows.is_floating_point():
+        net = net.to(first_rows.dtype)
+    with torch.no_grad():
+        output = find_output(net, partial(_try, net, first_rows), len(first_rows))
+    if output.n_logits == n_outputs:
+        return None
+    closest = output.closest if output.head is None else output.head.module
+    layer = output.last_linear if closest is None else closest
+    validation.check_has_linear(layer is not None, template)
+    return layer
+
+
+def _widen(module: nn.Module, layer: str, n_outputs: int) -> nn.Module:
+    narrow: Any = module.get_submodule(layer)
+    wider = nn.Linear(narrow.in_features, n_outputs, bias=narrow.bias is not None)
+    wider.to(device=narrow.weight.device, dtype=narrow.weight.dtype)
+    _share_gradient_hooks(narrow, wider)
+    if not layer:
         return wider
-    parent, _, attribute = name.rpartition(".")
+    parent, _, attribute = layer.rpartition(".")
     setattr(module.get_submodule(parent), attribute, wider)
     return module
+
+
+def _try(net: nn.Module, first_rows: Tensor, widened: str | None = None) -> Any:
+    """Call a module in evaluation mode."""
+    net.eval()
+    try:
+        with torch.no_grad():
+            return net(first_rows.clone())
+    # A user's module may fail in any way; the error says which module and rows.
+    except Exception as reason:
+        raise validation.failing_module(first_rows, reason, widened) from reason
 
 
 class Student:
@@ -122,6 +155,8 @@ class Student:
         Number of outputs.
     dtype : torch.dtype
         That of the inputs.
+    first_rows : tensor of shape (n, *row_shape)
+        Rows by which the layer of a template that is widened is found.
     """
 
     def __init__(
@@ -131,9 +166,13 @@ class Student:
         row_shape: tuple[int, ...],
         n_outputs: int,
         dtype: torch.dtype,
+        first_rows: Tensor,
     ) -> None:
         self.recipe = module, dict(module_params or {}), row_shape, n_outputs
         self.dtype = dtype
+        self.widened: str | None = None
+        if isinstance(module, nn.Module):
+            self.widened = layer_to_widen(module, n_outputs, first_rows)
         self.net = self._build()
 
     @property
@@ -164,20 +203,16 @@ class Student:
         return net.eval()
 
     def _build(self) -> nn.Module:
-        net = build_module(*self.recipe)
+        net = build_module(*self.recipe, self.widened)
         return net if self.takes_codes else net.to(self.dtype)
 
     def check_outputs(self, first_rows: Tensor) -> None:
         """Raise unless the module takes the rows and makes the outputs of them."""
-        self.net.eval()
-        try:
-            with torch.no_grad():
-                made = self.net(first_rows.clone())
-        # A user's module may fail in any way; the error says which module and rows.
-        except Exception as reason:
-            raise validation.failing_module(first_rows, reason) from reason
+        made = _try(self.net, first_rows, self.widened)
         shape = tuple(made.shape) if isinstance(made, Tensor) else type(made)
-        validation.check_module_outputs(shape, len(first_rows), self.n_outputs)
+        validation.check_module_outputs(
+            shape, len(first_rows), self.n_outputs, self.widened
+        )
 
     def check_augmented(
         self,
@@ -198,6 +233,7 @@ class Student:
         """Give a copy whose weights stay as they are now."""
         twin = Student.__new__(Student)
         twin.recipe, twin.dtype = self.recipe, self.dtype
+        twin.widened = self.widened
         twin.net = copied(self.net)
         return twin
 
@@ -207,12 +243,14 @@ class Student:
         return {
             "recipe": (on_cpu(module), *rest),
             "dtype": str(self.dtype).removeprefix("torch."),
+            "widened": self.widened,
             "weights": to_arrays(self.net.state_dict()) if is_built else self._weights,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.recipe = tuple(state["recipe"])
         self.dtype = getattr(torch, state["dtype"])
+        self.widened = state["widened"]
         self._weights = state["weights"]
 
 
@@ -248,10 +286,11 @@ def build_student(
         dtype = input_dtype(
             inputs, device, integers_are_codes=integers_are_codes, precision=precision
         )
+        first_rows = as_tensor(inputs[:2], device, dtype)
         with seeded(seed, device):
-            student = Student(*recipe, dtype)
+            student = Student(*recipe, dtype, first_rows)
             student.net.to(device)
-            student.check_outputs(as_tensor(inputs[:2], device, dtype))
+            student.check_outputs(first_rows)
         return student
 
     try:
