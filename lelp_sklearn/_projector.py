@@ -108,8 +108,9 @@ class LELPProjector(
         the null space of the head.
     head : None, (coef, intercept), linear classifier or torch.nn.Linear, default=None
         The linear map from embeddings to the teacher's logits, ``coef`` (C, d). An
-        intercept of None stands for zeros. The one
-        row of a sigmoid head, w, stands for the two rows -w/2 and w/2. Rows are in the
+        intercept of None stands for zeros. A layer is refused where its output is not
+        its weights times its input plus its bias. The one row of a sigmoid head, w,
+        stands for the two rows -w/2 and w/2. Rows are in the
         order of the sorted labels, unless a classifier says its own. A fitted
         classifier stays so in clones; one not yet fitted is cloned and fitted on the
         labelled rows, which are copied where others lack a label or weight. It must

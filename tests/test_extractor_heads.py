@@ -1,5 +1,7 @@
 """The head of a torch teacher is compared with what the teacher returns."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -298,6 +300,24 @@ def test_a_model_that_is_a_linear_layer_is_its_head():
     extractor = EmbeddingExtractor(model)
     assert_array_equal(extractor.fit_transform(X), X)
     assert_array_equal(extractor.head_[0], model.weight.detach())
+
+
+def test_a_model_with_a_compiled_part_has_its_head():
+    X, model = rows(), nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        model[0] = torch.jit.script(model[0])
+    assert EmbeddingExtractor(model).fit(X).layer_ == "2"
+
+
+def test_the_layer_nearest_to_the_output_of_an_encoder_is_its_last():
+    """All of its layers are as wide as what it takes and returns."""
+    X = rows()
+    model = nn.Sequential(*[nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in "abc"])
+    extractor = EmbeddingExtractor(model)
+    with pytest.warns(NoLinearHeadWarning):
+        found = extractor.fit_transform(X)
+    assert_allclose(found, returned_by(model[:2], X), rtol=1e-5, atol=1e-6)
 
 
 def test_a_layer_that_runs_twice_gives_the_input_of_the_last_run():

@@ -87,6 +87,15 @@ def composed_head(head: object) -> TypeError:
     )
 
 
+def other_than_its_weights(head: object) -> ValueError:
+    """A layer with a forward of its own, whose output its weights do not make."""
+    return ValueError(
+        f"head is {type(head).__name__}, whose output is not its weights times its "
+        "input plus its bias: pass head=None, and the logits of the model as "
+        "teacher_logits."
+    )
+
+
 def unknown_head(head: object) -> TypeError:
     """Nothing that gives a linear map."""
     return TypeError(

@@ -41,13 +41,14 @@ def resolve_head(head: Any, n_features: int) -> tuple[Head | None, NDArray[Any] 
     if head is None:
         return None, None
     classes = None
+    is_layer = hasattr(head, "weight") and hasattr(head, "out_features")
     if isinstance(head, tuple | list) and len(head) == 2:
         coef, intercept = head
     elif hasattr(head, "coef_") and hasattr(head, "classes_"):
         teacher_validation.check_one_vs_rest(head, head.classes_)
         coef, intercept, classes = head.coef_, head.intercept_, head.classes_
-    elif hasattr(head, "weight") and hasattr(head, "out_features"):
-        coef, intercept = head.weight, head.bias
+    elif is_layer:
+        coef, intercept = head.weight, getattr(head, "bias", None)
     elif hasattr(head, "steps"):
         raise teacher_validation.composed_head(head)
     elif is_unfitted_classifier(head):
@@ -57,7 +58,10 @@ def resolve_head(head: Any, n_features: int) -> tuple[Head | None, NDArray[Any] 
     # A layer without bias has None for it.
     intercept = 0.0 if intercept is None else tensors.to_array(intercept)
     arrays = tensors.to_array(coef), intercept
-    return Head(*validation.check_head(*arrays, n_features)), classes
+    resolved = Head(*validation.check_head(*arrays, n_features))
+    if is_layer and not tensors.is_linear(head, *arrays):
+        raise teacher_validation.other_than_its_weights(head)
+    return resolved, classes
 
 
 def is_unfitted_classifier(head: Any) -> bool:

@@ -34,6 +34,29 @@ def is_tensor(array: object) -> bool:
     return torch is not None and isinstance(array, torch.Tensor)
 
 
+def is_linear(layer: Any, coef: NDArray[Any], intercept: Any) -> bool:
+    """Tell whether a layer returns coef (C, d) times its input plus the intercept."""
+    import torch
+
+    rows = np.random.RandomState(0).normal(size=(4, coef.shape[1]))
+    weight = layer.weight
+    try:
+        with torch.no_grad():
+            given = torch.from_numpy(rows).to(weight.dtype).to(weight.device)
+            returned = to_array(layer(given))
+    # A layer may be any, such as one that takes labels beside the rows.
+    except Exception:
+        return False
+    rows = to_array(given)
+    products = rows @ coef.T + intercept
+    # Rounding errors of products add up like their squares; single precision may
+    # multiply with fewer digits than it has (TF32).
+    size = np.sqrt(rows**2 @ coef.T**2 + intercept**2)
+    slack = 8 * max(torch.finfo(weight.dtype).eps, 2.0**-11) * size
+    same_shape = np.shape(returned) == products.shape
+    return same_shape and bool((np.abs(returned - products) <= slack).all())
+
+
 class TensorRows:
     """A 2-D tensor whose rows are read where they lie.
 

@@ -190,6 +190,9 @@ class _Comparison:
         """Call the model with hooks on all its modules."""
         with ExitStack() as stack:
             for name, module in self._model.named_modules():
+                # Its parts run where no hook sees them.
+                if isinstance(module, torch.jit.ScriptModule):
+                    continue
                 for hook in (
                     module.register_forward_pre_hook(self._begin, with_kwargs=True),
                     module.register_forward_hook(partial(self._end, name)),
@@ -203,10 +206,9 @@ class _Comparison:
 
     def output(self) -> Output:
         """Decide which layer is the head, and which is nearest to the output."""
-        n_logits = 0 if self._answer is None else self._answer.shape[1]
 
         def nearness(layer: _Compared) -> tuple[bool, bool]:
-            return layer.is_answer, n_logits in layer.shape[1:]
+            return layer.is_answer, self._has_logits(layer.shape)
 
         # Of several that are equal, the first of the reversed ones ran last.
         latest = self._compared[::-1]
@@ -216,7 +218,7 @@ class _Comparison:
         linear = (e for e in self._compared if e.weights_differ is not None)
         closest = min(linear, key=lambda e: e.weights_differ or 0.0, default=None)
         return Output(
-            n_logits=n_logits,
+            n_logits=0 if self._answer is None else self._answer.shape[1],
             are_probabilities=self._are_probabilities,
             head=self._run_of(head),
             layer=self._run_of(head or nearest),
@@ -252,13 +254,15 @@ class _Comparison:
         if not _are_embeddings(given, self._n_rows):
             return
         inner = self._layers[n_before:]
-        beside = [
-            e for e in inner if (e.source, e.shape) == (compared.source, made.shape)
-        ]
-        if beside:
-            self._layers[n_before:] = beside[:1]
+        readers = [each for each in inner if each.source == compared.source]
+        adapted = [each for each in readers if each.shape == made.shape]
+        if adapted and len(readers) > 1 and self._has_logits(made.shape):
+            self._layers[n_before:] = adapted[:1]
         elif not inner and _mixes_features(module, given, made):
             self._layers.append(compared)
+
+    def _has_logits(self, shape: torch.Size) -> bool:
+        return self._answer is not None and self._answer.shape[1] in shape[1:]
 
     def _makes_logits(self, made: Tensor) -> bool:
         answer = self._answer

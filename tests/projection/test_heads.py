@@ -132,6 +132,57 @@ def test_torch_linear(n_classes, bias, dtype):
     assert linear.weight.grad is None
 
 
+class Cosine(torch.nn.Linear):
+    """Normalises its weights."""
+
+    def forward(self, x):
+        return 16 * torch.nn.functional.linear(
+            x, torch.nn.functional.normalize(self.weight)
+        )
+
+
+class WithLabels(torch.nn.Linear):
+    """Takes the labels too, as heads with a margin do in training."""
+
+    def forward(self, x, labels):
+        return super().forward(x) - torch.nn.functional.one_hot(labels)
+
+
+class Adapted(torch.nn.Module):
+    """Shows the weights of the layer that it changes."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base, self.change = base, torch.nn.Linear(12, 2, bias=False)
+        self.weight, self.out_features = base.weight, base.out_features
+
+    def forward(self, x):
+        return self.base(x) + self.change(x)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [Cosine(12, 2, bias=False), WithLabels(12, 2), Adapted(torch.nn.Linear(12, 2))],
+)
+def test_a_layer_with_a_forward_of_its_own_is_no_head(head):
+    problem = make_problem()
+    with pytest.raises(
+        ValueError, match=r"not its weights times its input.*teacher_logits"
+    ):
+        LELPProjector(2, head=head).fit(problem.X, problem.codes)
+
+
+@pytest.mark.filterwarnings("ignore::lelp_sklearn.ClassOrderWarning")
+def test_a_layer_with_weight_norm_is_a_head():
+    problem = make_problem()
+    linear = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(12, 2))
+    projector = LELPProjector(2, head=linear).fit(problem.X, problem.codes)
+    with torch.no_grad():
+        logits = linear(torch.as_tensor(problem.X, dtype=torch.float32)).numpy()
+    found = problem.X @ projector.coef_.T + projector.intercept_
+    assert_allclose(found, logits, atol=1e-4)
+
+
 @pytest.mark.parametrize("kind", [tuple, list])
 @pytest.mark.filterwarnings("ignore::lelp_sklearn.ClassOrderWarning")
 def test_a_pair_without_intercept_is_a_layer_without_bias(kind):
