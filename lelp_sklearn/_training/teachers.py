@@ -98,10 +98,10 @@ class Teacher:
         if self.output.head is None or self.output.head.module != self.layer:
             return None
         linear: Any = self.model.get_submodule(self.layer)
-        coef = linear.weight.detach().double().cpu().numpy().copy()
+        coef = linear.weight.detach().cpu().double().numpy().copy()
         if linear.bias is None:
             return coef, np.zeros(len(coef))
-        return coef, linear.bias.detach().double().cpu().numpy().copy()
+        return coef, linear.bias.detach().cpu().double().numpy().copy()
 
     def examined(self, rows: Any) -> tuple["Teacher", int]:
         """Find the layers by the first rows; give the width of the embeddings too."""
@@ -117,10 +117,11 @@ class Teacher:
     def _examined(self, rows: Any, places: NDArray[np.intp]) -> tuple["Teacher", int]:
         output = Output()
         if self.layer != SENTENCE_OUTPUT:
-            inputs = self._inputs(take(rows, places))
-            with self._running(), _naming(inputs, places):
-                call = partial(self._call, inputs)
-                output = find_output(self.model, call, len(places))
+            with self._running():
+                inputs = self._inputs(take(rows, places))
+                with _naming(inputs, places):
+                    call = partial(self._call, inputs)
+                    output = find_output(self.model, call, len(places))
         layer, run = self.layer, None
         if layer is None:
             if output.layer is None:
