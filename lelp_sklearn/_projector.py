@@ -40,6 +40,7 @@ from lelp_sklearn._projection.statistics import (
     ExplicitCovariance,
     StreamedCovariance,
     class_weights,
+    quick_dtype,
 )
 from lelp_sklearn._projection.threads import one_blas_thread
 from lelp_sklearn._reading import read_sample
@@ -513,11 +514,16 @@ class LELPProjector(
             n_oversamples = max(int(self.n_oversamples), N_PROBES)
             n_vectors = self._n_directions() + n_oversamples
         centres, starts = [], []
+        dtype = quick_dtype(data, n_classes)
         for drawn in class_samples(data, n_classes, random_state):
             centres.append(drawn.mean)
             starts.append(sampled_start(drawn, removed, n_vectors, random_state))
         return StreamedCovariance(
-            data, weight, centres=np.stack(centres), removed=removed, starts=starts
+            data,
+            weight,
+            centres=np.stack(centres).astype(dtype),
+            removed=removed,
+            starts=starts,
         )
 
     def _n_wanted(self):
@@ -533,6 +539,9 @@ class LELPProjector(
         head = sample.head
         split = self._split(sample, covariance, removed, draws, stream)
         variance, scale = splitters.score_moments(split, covariance)
+        if not scale:
+            # Divided by rounding, the scores would be noise.
+            split = splitters.without_directions(split)
         null_variance = covariance.null_variance
         self.classes_ = sample.classes
         self.n_subclasses_ = split.offsets.shape[1]

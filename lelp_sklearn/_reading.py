@@ -18,6 +18,7 @@ from lelp_sklearn._projection.statistics import (
     ExplicitCovariance,
     class_moments,
     moments_of_unlabelled,
+    quick_dtype,
     scatter_moments,
 )
 
@@ -63,9 +64,9 @@ class Sample:
     def scatters(self, removed: FloatArray) -> ExplicitCovariance:
         """Class covariances, summed quickly."""
         n_classes = len(self.classes)
-        moments = self.data.fold(scatter_moments, ClassMoments.merge, n_classes)
+        dtype = quick_dtype(self.data, n_classes)
+        moments = self.data.fold(scatter_moments, ClassMoments.merge, n_classes, dtype)
         validation.check_every_class(moments.weight, self.classes)
-        dtype = np.result_type(self.data.dtype, np.float32)
         return ExplicitCovariance(moments, removed, dtype)
 
     def completed(self) -> "Sample":

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import gen_batches
 from sklearn.utils._chunking import get_chunk_n_rows
 
@@ -24,6 +24,8 @@ _LEAST_NUMBERS = 2**16
 # Arrays of a block's size that are alive at once: the block, its rows of one class,
 # those rows centred, and weighted.
 _BLOCK_TEMPORARIES = 4
+# Weights of a class that differ by more are very unequal.
+_LIKE_WEIGHTS = 100
 
 Result = TypeVar("Result")
 
@@ -139,6 +141,21 @@ class LabelledRows(InMemory):
         sums = np.bincount(self.codes[held], self.weight[held], minlength=n_classes)
         return sums.astype(np.float64)
 
+    def weight_ranges(self, n_classes: int) -> FloatArray:
+        """Smallest weight of each class, and the largest negated: (2, C).
+
+        Those of more rows are the minima of both.
+        """
+        held = self.codes >= 0
+        codes, weight = self.codes[held], self.weight[held]
+        ranges = np.full((2, n_classes), np.inf)
+        if weight.size and weight.min() == weight.max():
+            ranges[:, np.unique(codes)] = [[weight[0]], [-weight[0]]]
+        else:
+            np.minimum.at(ranges[0], codes, weight)
+            np.minimum.at(ranges[1], codes, -weight)
+        return ranges
+
     def only_unlabelled(
         self, head: Callable[[FloatArray], FloatArray] | None
     ) -> "LabelledRows":
@@ -172,6 +189,20 @@ def _likeliest(
         for rows in row_slices(data.X)
     ]
     return np.concatenate(found)
+
+
+def sum_dtype(
+    dtype: np.dtype[Any], lightest: ArrayLike, heaviest: ArrayLike
+) -> np.dtype[Any]:
+    """In which sums over some thousand rows of a class are made where speed counts.
+
+    The precision of the rows, at least single; double where weights, from the lightest
+    to the heaviest of each class, are so unequal that single precision would lose what
+    the light rows add.
+    """
+    if np.any(np.asarray(heaviest) > _LIKE_WEIGHTS * np.asarray(lightest)):
+        return np.dtype(np.float64)
+    return np.result_type(dtype, np.float32)
 
 
 def added(left: list[FloatArray], right: list[FloatArray]) -> list[FloatArray]:

@@ -73,12 +73,15 @@ def cluster_sums(
     centres: FloatArray,
     packed: FloatArray,
     half_squares: FloatArray,
+    ties: FloatArray,
 ) -> tuple[FloatArray, FloatArray]:
     """Give the sums (C, k, d) and weights (C, k) of `add_to_nearest`."""
     sums = np.zeros((*half_squares.shape, centres.shape[1]))
     held = np.zeros(half_squares.shape)
     own_weight, unit = _scaled(weight, packed.dtype)
-    add_to_nearest(rows, codes, own_weight, centres, packed, half_squares, sums, held)
+    add_to_nearest(
+        rows, codes, own_weight, centres, packed, half_squares, ties, sums, held
+    )
     return sums * unit, held * unit
 
 
@@ -216,6 +219,7 @@ def add_to_nearest(
     centres: FloatArray,
     packed: FloatArray,
     half_squares: FloatArray,
+    ties: FloatArray,
     sums: FloatArray,
     held: FloatArray,
 ) -> None:
@@ -226,6 +230,8 @@ def add_to_nearest(
     X, codes, weight, centres : as for `add_products`
     packed : by `pack` of centroids (k_c, d) of each class relative to its centre
     half_squares : (C, k) half of their squared lengths; infinity where there is none
+    ties : (C, k) by how much less the score of a centroid may be than the largest: the
+        first of such centroids counts as the nearest
     sums : (C, k, d), held : (C, k) float64
     """
     n_classes, n_columns, width = packed.shape
@@ -248,9 +254,12 @@ def add_to_nearest(
         best[:] = -np.inf
         for k in range(half_squares.shape[1]):
             for r in range(n):
-                ahead = scores[k, r] - half_squares[c, k]
-                nearest[r] = k if ahead > best[r] else nearest[r]
-                best[r] = max(best[r], ahead)
+                scores[k, r] -= half_squares[c, k]
+                best[r] = max(best[r], scores[k, r])
+        for k in range(half_squares.shape[1] - 1, -1, -1):
+            for r in range(n):
+                is_near = scores[k, r] >= best[r] - ties[c, k]
+                nearest[r] = k if is_near else nearest[r]
         for r in range(n):
             own_sum, own, w = part[c, nearest[r]], rows[r], tile_weight[c, r]
             held[c, nearest[r]] += w

@@ -8,7 +8,7 @@ from scipy import linalg
 from lelp_sklearn._common.typing import FloatArray, IntArray
 from lelp_sklearn._projection import tensor_passes
 from lelp_sklearn._projection.blocks import Data, LabelledRows, row_slices
-from lelp_sklearn._projection.directions import tidy
+from lelp_sklearn._projection.directions import tidy, to_null_space
 from lelp_sklearn._projection.starts import (
     ClassSample,
     Sketch,
@@ -29,6 +29,8 @@ _EXTRA_DIRECTIONS = 10
 # Multiplications by the covariance of the sample that find them: clusters move among
 # all coordinates afterwards.
 _POWERS = 2
+# Points are moved by at most this share of their distance from the mean.
+_STRETCH = 1e-4
 
 # The coordinates and preferences of rows of each class, block by block.
 Found = list[list[tuple[FloatArray, FloatArray]]]
@@ -93,20 +95,22 @@ def class_points(
             sketches, preferring, is_whole, is_small, strict=True
         )
     ]
-    places, axes = [index for index, _ in drawn], [each.axes for each in samples]
+    places, axes = [each.places for each in drawn], [each.axes for each in samples]
     found = data.fold(_at_places, _joined, places, mean, removed, axes, spread)
     result = []
-    for c, (index, weight) in enumerate(drawn):
+    for c, held in enumerate(drawn):
         known = samples[c]
         if not is_small[c]:
             points, preference = map(np.concatenate, zip(*found[c], strict=True))
-            sampled, _ = preferring[c].draw(seed, len(known.points))
+            sampled = preferring[c].draw(seed, len(known.points))
+            # The sample's rows are in the order of what they hold.
+            sampled_places = sampled.places[sampled.digests.argsort()]
             known = replace(
                 known,
-                points=points,
-                weight=weight / preference,
+                points=_untied(points, known.axes.T @ _tie_breaker(removed)),
+                weight=held.weight / preference,
                 is_whole=is_whole[c],
-                sample=np.searchsorted(index, sampled),
+                sample=np.searchsorted(held.places, sampled_places),
             )
         result.append(known)
     return result
@@ -125,6 +129,8 @@ def _of_sample(
         shift = sample.mean - mean
         preference = _preference(sample.rows, -shift, removed, spread)
         sample = sample.reweighted(sample.weight / preference)
+    rows = _untied(sample.rows, _tie_breaker(removed))
+    sample = replace(sample, rows=rows)
     axes = _axes(sample, removed, n_clusters, random_state)
     points = sample.rows @ axes.astype(sample.rows.dtype) + (sample.mean - mean) @ axes
     return ClassPoints(
@@ -136,6 +142,27 @@ def _of_sample(
         sample=np.arange(len(points)),
         sample_weight=sample.weight,
     )
+
+
+def _tie_breaker(removed: FloatArray) -> FloatArray:
+    """Direction (d,) in the null space, always the same, of no symmetry."""
+    draw = np.random.RandomState(0).standard_normal((len(removed), 1))
+    return to_null_space(draw, removed)[:, 0]
+
+
+def _untied(points: FloatArray, direction: FloatArray) -> FloatArray:
+    """Stretch points (n, m) about the origin a little, some more than others.
+
+    By how far they lie along a direction (m,). Distances that are equal by a symmetry
+    of the points are no longer, so that rounding, which the order of rows changes, does
+    not decide what is a cluster. Clusters move among the rows as they are afterwards.
+    """
+    along = points @ direction.astype(points.dtype)
+    farthest = np.abs(along).max(initial=0)
+    if not farthest:
+        return points
+    stretched: FloatArray = points * (1 + _STRETCH / farthest * along)[:, None]
+    return stretched
 
 
 def _fits(sketch: Sketch, size: int) -> bool:

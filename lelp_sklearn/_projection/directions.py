@@ -10,6 +10,8 @@ from lelp_sklearn._common.typing import FloatArray
 
 # Rows of a head that sum to zero, as a softmax's often do, do so to single precision.
 _RANK_TOLERANCE = 1e-6
+# Components of a direction by which its sign is fixed: this share of the largest.
+_TOP = 0.99
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,9 @@ def tidy(
     orthonormal, upper = np.linalg.qr(clean)
     orthonormal = orthonormal * np.sign(np.diag(upper))
     if orthonormal.size:
-        top = np.abs(orthonormal).argmax(axis=0)
+        # The first of the components that are largest but for rounding.
+        lengths = np.abs(orthonormal)
+        top = (lengths >= _TOP * lengths.max(axis=0)).argmax(axis=0)
         orthonormal = orthonormal * np.sign(
             orthonormal[top, np.arange(orthonormal.shape[1])]
         )

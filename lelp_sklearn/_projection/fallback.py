@@ -126,13 +126,15 @@ def add_to_nearest(
     centres: FloatArray,
     packed: FloatArray,
     half_squares: FloatArray,
+    ties: FloatArray,
     sums: FloatArray,
     held: FloatArray,
 ) -> None:
     n_clusters = half_squares.shape[1]
     for c, rows, w in _centred_rows(X, codes, weight, centres):
         scores = rows @ packed[c, :n_clusters, : X.shape[1]].T - half_squares[c]
-        members = _members(scores.argmax(axis=1), w, n_clusters)
+        is_near = scores >= scores.max(axis=1, keepdims=True) - ties[c]
+        members = _members(is_near.argmax(axis=1), w, n_clusters)
         sums[c] += members @ rows
         held[c] += members.sum(axis=1, dtype=np.float64)
 

@@ -24,7 +24,7 @@ from lelp_sklearn._projection.clustering import (
 from lelp_sklearn._projection.coordinates import ClassPoints, class_points
 from lelp_sklearn._projection.directions import to_null_space
 from lelp_sklearn._projection.statistics import Covariance
-from lelp_sklearn._projection.tensors import where_they_lie
+from lelp_sklearn._projection.tensors import tie_share, where_they_lie
 from lelp_sklearn._projection.threads import map_parts, one_blas_thread
 
 
@@ -232,7 +232,11 @@ def _lloyd_pass(
 def _nearest_sums(
     data: LabelledRows, mean: FloatArray, centroids: list[FloatArray]
 ) -> list[FloatArray]:
-    """Sums (k_c, d) and then weights (k_c,) of the rows nearest to each centroid."""
+    """Sums (k_c, d) and then weights (k_c,) of the rows nearest to each centroid.
+
+    Of centroids that are as near but for rounding the first: the order of rows, on
+    which rounding depends, must not decide.
+    """
     # Imported at the first call: numba would slow the import of the package.
     from lelp_sklearn._projection import class_kernels, tiles
 
@@ -243,12 +247,13 @@ def _nearest_sums(
     half_squares = np.full((len(sizes), max(sizes)), np.inf, dtype)
     for own, each in zip(half_squares, centroids, strict=True):
         own[: len(each)] = np.einsum("kd,kd->k", each, each) / 2
+    ties = np.where(np.isfinite(half_squares), tie_share(dtype) * half_squares, 0)
 
     def work(block: slice) -> tuple[FloatArray, FloatArray]:
         rows = tiles.readable(data.X[block], dtype)
         codes, weight = data.codes[block], data.weight[block]
         return class_kernels.cluster_sums(
-            rows, codes, weight, centres, packed, half_squares
+            rows, codes, weight, centres, packed, half_squares, ties.astype(dtype)
         )
 
     sums = np.zeros((*half_squares.shape, mean.shape[1]))

@@ -100,7 +100,15 @@ def random_split(
     for _ in classes:
         draw = random_state.standard_normal((n_features, n_subclasses))
         components.append(np.linalg.qr(to_null_space(draw, rows))[0].T)
-    return _about_means(np.stack(components), covariance)
+    split = _about_means(np.stack(components), covariance)
+    # What a class that does not vary makes of its directions would be rounding.
+    variance = _variances(split.components, covariance)
+    still = variance <= covariance.noise[:, None]
+    return Split(
+        np.where(still[:, :, None], 0, split.components),
+        np.where(still, 0, split.offsets),
+        variance=np.where(still, 0, variance),
+    )
 
 
 def given_split(components: FloatArray, covariance: Covariance) -> Split:
@@ -133,6 +141,16 @@ def centroid_split(
     split = _about_means(np.stack(centroids), covariance)
     half_squares = np.einsum("csd,csd->cs", split.components, split.components) / 2
     return replace(split, offsets=split.offsets + half_squares)
+
+
+def without_directions(split: Split) -> Split:
+    """Split of the same shape that gives every subclass the same share."""
+    return Split(
+        np.zeros_like(split.components),
+        np.zeros_like(split.offsets),
+        split.spectrum,
+        np.zeros_like(split.offsets),
+    )
 
 
 def draw_rotation(
@@ -170,22 +188,22 @@ def score_moments(split: Split, covariance: Covariance) -> tuple[FloatArray, flo
         Variance of z.
     scale : float
         Root mean square of z over all rows and subclasses: one unit of
-        ``subclass_temperature``.
+        ``subclass_temperature``. 0 where nothing varies along any direction.
     """
     # Centroids have the unit of X, and the squares of z its fourth power, which may be
     # more or less than a number can be: here they have no unit.
     unit = math.ldexp(1.0, math.frexp(np.abs(split.components).max(initial=0))[1] - 1)
     components, offsets = split.components / unit, split.offsets / unit
     if split.variance is None:
-        bases = [each.T for each in components]
-        products = zip(bases, covariance.apply(bases), strict=True)
-        variance = np.stack([np.einsum("dk,dk->k", b, p) for b, p in products])
-        variance = np.maximum(variance, 0)
+        variance = _variances(components, covariance)
     else:
         variance = split.variance / unit**2
     mean = np.einsum("csd,cd->cs", components, covariance.mean) - offsets
     square = (variance + mean**2).mean(axis=1)
     scale = float(np.sqrt(np.average(square, weights=covariance.weight)))
+    lengths = np.einsum("csd,csd->cs", components, components)
+    if np.all(variance <= covariance.noise[:, None] * lengths):
+        return np.zeros_like(variance), 0.0
     with np.errstate(over="ignore", under="ignore"):
         variance = variance * unit**2
     check_no_overflow(variance, variance.dtype)
@@ -198,7 +216,16 @@ def resolve_subclass_temperature(
     """Absolute beta from its value in units of `scale`, or "auto"."""
     if value == "auto":
         value = AUTO_SUBCLASS_TEMPERATURE[splitter]
-    return float(value) * scale
+    # Without a scale all scores are 0, whatever divides them.
+    return float(value) * (scale or 1.0)
+
+
+def _variances(components: FloatArray, covariance: Covariance) -> FloatArray:
+    """Variance (C, S) of the class along each of its directions (C, S, d)."""
+    bases = [each.T for each in components]
+    products = zip(bases, covariance.apply(bases), strict=True)
+    variance = np.stack([np.einsum("dk,dk->k", b, p) for b, p in products])
+    return np.maximum(variance, 0)
 
 
 def _about_means(components: FloatArray, covariance: Covariance) -> Split:

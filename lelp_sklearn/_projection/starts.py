@@ -9,7 +9,7 @@ from scipy import linalg
 
 from lelp_sklearn._common.typing import FloatArray, IntArray
 from lelp_sklearn._projection import tensor_passes
-from lelp_sklearn._projection.blocks import Data, LabelledRows, row_slices
+from lelp_sklearn._projection.blocks import Data, LabelledRows, row_slices, sum_dtype
 from lelp_sklearn._projection.digests import Digests, scramble, scrambling
 from lelp_sklearn._projection.directions import Start, orthonormal, to_null_space
 from lelp_sklearn._projection.tensors import is_on_device, where_they_lie
@@ -102,15 +102,18 @@ class Sketch:
             is_whole=self.is_whole and other.is_whole,
         )
 
-    def draw(self, seed: np.uint64, size: int) -> tuple[IntArray, FloatArray]:
-        """Places of at most `size` rows, in the order of the rows, and their weights.
+    def draw(self, seed: np.uint64, size: int) -> "Sketch":
+        """Draw at most `size` rows, in the order of their places.
 
-        A smaller draw is part of a larger one.
+        With the weights that they have in the sample. A smaller draw is part of a
+        larger one.
         """
-        size = min(size, len(self.digests))
-        drawn, weight = _draw(self.digests ^ seed, self.weight, size)
+        n_rows = len(self.digests)
+        drawn, weight = _draw(self.digests ^ seed, self.weight, min(size, n_rows))
         order = self.places[drawn].argsort()
-        return self.places[drawn[order]], weight[order]
+        drawn = drawn[order]
+        is_whole = self.is_whole and len(drawn) == n_rows
+        return Sketch(self.digests[drawn], self.places[drawn], weight[order], is_whole)
 
 
 def class_samples(
@@ -138,19 +141,25 @@ def class_sketches(data: Data, n_classes: int, seed: np.uint64) -> list[Sketch]:
 def samples_of(
     data: Data, sketches: list[Sketch], seed: np.uint64
 ) -> Iterator[ClassSample]:
-    """Take the rows of a sample of each class, one class after the other."""
+    """Take the rows of a sample of each class, one class after the other.
+
+    Rows of a class are in the order of what they hold, so that all that is computed
+    from a sample is the same for any order of the rows, rounding included.
+    """
     drawn = [
         sketch.draw(seed, sample_size(len(sketch.places), data.shape[1]))
         for sketch in sketches
     ]
-    taken = data.take([places for places, _ in drawn])
-    for sketch, (places, weight), rows in zip(sketches, drawn, taken, strict=True):
-        rows = np.asarray(rows, dtype=np.result_type(rows.dtype, np.float32))
+    taken = data.take([each.places for each in drawn])
+    for sample, rows in zip(drawn, taken, strict=True):
+        order = sample.digests.argsort()
+        weight = sample.weight[order]
+        dtype = sum_dtype(rows.dtype, weight.min(), weight.max())
+        rows = np.asarray(rows[order], dtype=dtype)
         weight = weight / weight.sum()
         mean = weight.astype(rows.dtype) @ rows
         rows -= mean
-        is_whole = sketch.is_whole and len(places) == len(sketch.places)
-        yield ClassSample(rows, weight, mean.astype(np.float64), is_whole)
+        yield ClassSample(rows, weight, mean.astype(np.float64), sample.is_whole)
 
 
 def _sketch_tensors(

@@ -15,6 +15,7 @@ from lelp_sklearn._projection.blocks import (
     added,
     class_blocks,
     row_slices,
+    sum_dtype,
 )
 from lelp_sklearn._projection.directions import Start
 from lelp_sklearn._projection.tensors import where_they_lie
@@ -92,13 +93,15 @@ def _exact_moments_of_tensors(
     rows: LabelledRows, n_classes: int, with_logits: bool = False
 ) -> ClassMoments:
     extra = rows.logits if with_logits else None
-    found = tensor_passes.moments(rows, n_classes, extra, quick=False)
+    found = tensor_passes.moments(rows, n_classes, extra, np.dtype(np.float64))
     return ClassMoments(*found)
 
 
-def _quick_moments_of_tensors(rows: LabelledRows, n_classes: int) -> ClassMoments:
-    found = tensor_passes.moments(rows, n_classes, None, quick=True)
-    check_no_overflow(found[-1], rows.dtype)
+def _quick_moments_of_tensors(
+    rows: LabelledRows, n_classes: int, dtype: np.dtype[Any]
+) -> ClassMoments:
+    found = tensor_passes.moments(rows, n_classes, None, dtype)
+    check_no_overflow(found[-1], dtype)
     return ClassMoments(*found)
 
 
@@ -117,16 +120,15 @@ def class_moments(
 
 
 @where_they_lie(_quick_moments_of_tensors)
-def scatter_moments(rows: LabelledRows, n_classes: int) -> ClassMoments:
+def scatter_moments(
+    rows: LabelledRows, n_classes: int, dtype: np.dtype[Any]
+) -> ClassMoments:
     """Moments as `class_moments` gives them, in one quick reading.
 
-    A block is summed in the precision of X, at least single, about a centre amid the
-    first of its rows.
+    A block is summed in `dtype`, about a centre amid the first of its rows.
     """
     # Imported at the first call: numba would slow the import of the package.
     from lelp_sklearn._projection import class_kernels, tiles
-
-    dtype = np.result_type(rows.dtype, np.float32)
 
     def work(block: slice) -> ClassMoments:
         X = tiles.readable(rows.X[block], dtype)
@@ -148,6 +150,12 @@ def moments_of_unlabelled(
 ) -> ClassMoments:
     """Moments of the rows that have no class, each in that which the head gives it."""
     return class_moments(rows.only_unlabelled(head), n_classes)
+
+
+def quick_dtype(data: Data, n_classes: int) -> np.dtype[Any]:
+    """In which sums over some thousand rows are made, as `sum_dtype` says."""
+    ranges = data.fold(LabelledRows.weight_ranges, np.minimum, n_classes)
+    return sum_dtype(data.dtype, ranges[0], -ranges[1])
 
 
 def class_weights(data: Data, n_classes: int) -> FloatArray:
@@ -189,8 +197,8 @@ class ExplicitCovariance:
         check_no_underflow(self.mean, trace, dtype)
         self.variance = trace
         inside = [_variance(removed, S @ removed) for S in self.matrices]
-        self.null_variance = np.maximum(trace - inside, 0)
-        self.noise = _rounding(n_features, dtype) * trace
+        self.noise = _noise(self.mean, trace, dtype)
+        self.null_variance = _without_noise(trace - inside, self.noise)
 
     def apply(self, bases: list[FloatArray]) -> list[FloatArray]:
         return [S @ basis for S, basis in zip(self.matrices, bases, strict=True)]
@@ -201,8 +209,8 @@ class StreamedCovariance:
 
     Holds no centred copy and no copy of a class, only blocks. The first pass, which
     multiplies the bases of `starts`, measures means and traces on the way. A block is
-    summed in the precision of X, at least single, about a centre near the class mean;
-    the blocks are summed in double precision.
+    summed in the precision of `centres` (C, d), which are near the class means; the
+    blocks are summed in double precision.
     """
 
     def __init__(
@@ -215,8 +223,8 @@ class StreamedCovariance:
         starts: list[Start],
     ) -> None:
         self._data = data
-        self._dtype = np.result_type(data.dtype, np.float32)
-        self._centres = centres.astype(self._dtype)
+        self._dtype = centres.dtype
+        self._centres = centres
         self.weight = weight
         bases = [np.hstack([removed, start.basis]) for start in starts]
         products, sums, squares = self._pass(bases)
@@ -233,8 +241,8 @@ class StreamedCovariance:
             for start, product in zip(starts, products, strict=True)
         ]
         inside = [_variance(removed, product[:, :rank]) for product in products]
-        self.null_variance = np.maximum(trace - inside, 0)
-        self.noise = _rounding(data.shape[1], self._dtype) * trace
+        self.noise = _noise(self.mean, trace, self._dtype)
+        self.null_variance = _without_noise(trace - inside, self.noise)
 
     def apply(self, bases: list[FloatArray]) -> list[FloatArray]:
         products = self._pass(bases)[0]
@@ -290,10 +298,22 @@ def _products(
     return [*products, total[np.arange(len(bases)), n_vectors], squares]
 
 
-def _rounding(n_features: int, dtype: np.dtype[Any]) -> float:
-    """Share of a trace that rounding leaves, errors of sums in `dtype` included."""
-    double = 10 * n_features * np.finfo(np.float64).eps
-    return float(max(double, 10 * np.finfo(dtype).eps))
+def _noise(mean: FloatArray, trace: FloatArray, dtype: np.dtype[Any]) -> FloatArray:
+    """Variance (C,) that rounding leaves along a direction; sums are in `dtype`.
+
+    That of the sums, a share of the trace (C,), and that of the embeddings themselves,
+    whose last digits depend on the size of the mean (C, d).
+    """
+    eps = np.finfo(dtype).eps
+    double = 10 * mean.shape[1] * np.finfo(np.float64).eps
+    digits = eps * np.abs(mean).max(axis=1)
+    noise: FloatArray = max(double, 10 * eps) * trace + digits**2
+    return noise
+
+
+def _without_noise(variance: FloatArray, noise: FloatArray) -> FloatArray:
+    """Variances (C,), 0 where they may be rounding."""
+    return np.where(variance > noise, variance, 0.0)
 
 
 def _variance(basis: FloatArray, product: FloatArray) -> float:

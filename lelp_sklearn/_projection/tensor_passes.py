@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lelp_sklearn._common.typing import FloatArray, IntArray
-from lelp_sklearn._projection.tensors import TensorRows, exact_products
+from lelp_sklearn._projection.tensors import TensorRows, exact_products, tie_share
 
 if TYPE_CHECKING:
     from torch import Tensor, dtype
@@ -203,16 +203,16 @@ def likeliest(data: Labelled, wanted: NDArray[np.bool_], head: Any) -> IntArray:
 
 
 def moments(
-    data: Labelled, n_classes: int, extra: FloatArray | None, *, quick: bool
+    data: Labelled, n_classes: int, extra: FloatArray | None, dtype: np.dtype[Any]
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Weights (C,), means (C, p), scatters (C, p, p) of rows, `extra` beside them.
 
-    In double precision, or `quick`, in that of X over some thousand rows.
+    In `dtype` over some thousand rows, in double precision over the sums of these.
     """
     import torch
 
     X: TensorRows = data.X
-    precision = X.precision if quick else X.double
+    precision = X.precision_of(dtype)
     beside = None if extra is None else X.beside(extra, X.double)
     width = X.shape[1] + (0 if extra is None else extra.shape[1])
     total = _Sums(X, (n_classes, width + 1, width))
@@ -245,13 +245,14 @@ def products(
     import torch
 
     X: TensorRows = data.X
-    own_centres = X.beside(centres, X.precision)
-    own_bases = [X.beside(basis, X.precision) for basis in bases]
+    precision = X.precision_of(centres.dtype)
+    own_centres = X.beside(centres, precision)
+    own_bases = [X.beside(basis, precision) for basis in bases]
     n_columns = [basis.shape[1] + 1 for basis in bases]
     total = _Sums(X, (len(bases), max(n_columns), X.shape[1]))
     squares = _Sums(X, (len(bases),))
     for code, index, weight in _blocks(data, len(bases)):
-        rows = X.tensor[index] - own_centres[code]
+        rows = X.tensor[index].to(precision) - own_centres[code]
         ones = torch.ones_like(rows[:, :1])
         scores = torch.cat([rows @ own_bases[code], ones], dim=1) * weight[:, None]
         total.add((code, slice(n_columns[code])), _inner(scores, rows, X.double))
@@ -275,11 +276,15 @@ def nearest_sums(
     means = X.beside(mean, X.precision)
     known = [X.beside(each, X.precision) for each in centroids]
     half_squares = [torch.linalg.vector_norm(k, dim=1) ** 2 / 2 for k in known]
+    tie = tie_share(X.dtype)
     sums = _Sums(X, (len(sizes), max(sizes), X.shape[1]))
     held = _Sums(X, (len(sizes), max(sizes)))
     for code, index, weight in _blocks(data, len(sizes)):
         rows = X.tensor[index] - means[code]
-        labels = (rows @ known[code].T - half_squares[code]).argmax(dim=1)
+        scores = rows @ known[code].T - half_squares[code]
+        least = scores.amax(dim=1, keepdim=True) - tie * half_squares[code]
+        # The first that is near enough.
+        labels = (scores >= least).int().argmax(dim=1)
         names = torch.arange(sizes[code], device=labels.device)
         members = (labels[:, None] == names) * weight[:, None]
         place = code, slice(sizes[code])

@@ -90,6 +90,10 @@ class TensorRows:
 
         return torch.float64 if self.dtype == np.float64 else torch.float32
 
+    def precision_of(self, dtype: np.dtype[Any]) -> "torch.dtype":
+        """As near to `dtype` as the device has it."""
+        return self.double if dtype == np.float64 else self.precision
+
     @property
     def double(self) -> "torch.dtype":
         """Double precision, or single on a device that has no other."""
@@ -256,6 +260,11 @@ def exact_products() -> Iterator[None]:
             for backend, precision in zip(backends, kept, strict=True):
                 if backend.fp32_precision != precision:
                     backend.fp32_precision = precision
+
+
+def tie_share(dtype: np.dtype[Any]) -> float:
+    """By what share of half its square a centroid is as near as another to a row."""
+    return float(max(10 * np.finfo(dtype).eps, 1e-10))
 
 
 def to_array(values: Any) -> Any:

@@ -96,7 +96,8 @@ def test_sums_of_the_nearest(shape, dtype, precision, rtol, module):
     sums = np.zeros((*half_squares.shape, shape[1]))
     held = np.zeros(half_squares.shape)
     packed = tiles.pack(centroids, np.dtype(precision))
-    module.add_to_nearest(*rows.given, packed, half_squares, sums, held)
+    ties = np.zeros_like(half_squares)
+    module.add_to_nearest(*rows.given, packed, half_squares, ties, sums, held)
     for c, own in enumerate(centroids):
         E, w = rows.of_class(c)
         apart = np.sum((E[:, None] - own.astype(np.float64)) ** 2, axis=2)
