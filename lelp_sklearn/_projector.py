@@ -105,7 +105,8 @@ class LELPProjector(
     splitter : {"kmeans", "pca", "random"} or array (C, S, d), default="kmeans"
         Where the directions come from: the centroids of each class by k-means, relative
         to the class mean; the principal directions of each class, as published; random
-        orthonormal ones; or the caller's own, used as given. All but the last lie in
+        orthonormal ones, zeros for a class that does not vary along them; or the
+        caller's own, used as given. All but the last lie in
         the null space of the head.
     head : None, (coef, intercept), linear classifier or torch.nn.Linear, default=None
         The linear map from embeddings to the teacher's logits, ``coef`` (C, d). An
@@ -132,7 +133,8 @@ class LELPProjector(
     subclass_temperature : float or "auto", default="auto"
         :math:`\beta` in root mean squares of z over the training rows (each in its own
         class). 0 assigns each row to one subclass. "auto" is 0.1 for "kmeans" and 0.3
-        for other directions. Ignored where S is 1.
+        for other directions. Ignored where S is 1, and where no class varies along
+        its directions: then subclasses share the mass of their class alike.
     unlabeled : object, default=None
         The value in y that marks rows without a label (-1, NaN, a string): they take
         the class that the teacher gives them. None: every value is a label.
@@ -198,12 +200,16 @@ class LELPProjector(
     single precision come from one kernel, which reads X once and does not round the
     directions to half.
 
-    Sample weights act as repetitions of a row, and the order of rows changes nothing.
+    Sample weights act as repetitions of a row. The order of rows changes nothing but
+    rounding, with two exceptions: principal directions of equal variance are not
+    determined, nor is the subclass of a row at equal distance from two centroids where
+    `subclass_temperature` is 0.
     "kmeans" and the randomized solver start from a sample of the distinct rows of a
     class where these are more than 2048; which rows are drawn hangs on what they hold.
     The statistics of these two, and covariances that "auto" forms without need, are
     summed in the precision of X over some thousand rows and in double precision over
-    these sums, all others in double precision (on an accelerator that has it). Memory
+    these sums, all others in double precision (on an accelerator that has it); so are
+    those of weights that differ by more than a factor of 100 within a class. Memory
     beyond the input is bounded by scikit-learn's ``working_memory``, the d by d
     covariances where they are formed, a few copies of the sample of one class, and a
     few numbers a row. Soft labels whose scores overflow single precision are computed

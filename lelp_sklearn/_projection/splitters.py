@@ -224,7 +224,7 @@ def _variances(components: FloatArray, covariance: Covariance) -> FloatArray:
     """Variance (C, S) of the class along each of its directions (C, S, d)."""
     bases = [each.T for each in components]
     products = zip(bases, covariance.apply(bases), strict=True)
-    variance = np.stack([np.einsum("dk,dk->k", b, p) for b, p in products])
+    variance: FloatArray = np.stack([np.einsum("dk,dk->k", b, p) for b, p in products])
     return np.maximum(variance, 0)
 
 

@@ -185,10 +185,11 @@ def test_distinct_rows_are_those_of_arrays(device, most, copies, monkeypatch):
     for of_array, of_tensor in pairs:
         assert of_tensor.is_whole == of_array.is_whole
         for size in (10, 200, 10_000):
-            places, weight = of_tensor.draw(np.uint64(5), size)
-            expected_places, expected_weight = of_array.draw(np.uint64(5), size)
-            assert_array_equal(places, expected_places)
-            assert_allclose(weight, expected_weight, rtol=1e-12)
+            found = of_tensor.draw(np.uint64(5), size)
+            expected = of_array.draw(np.uint64(5), size)
+            assert_array_equal(found.places, expected.places)
+            assert_array_equal(found.digests, expected.digests)
+            assert_allclose(found.weight, expected.weight, rtol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
