@@ -1,7 +1,8 @@
 """What a fitted student does: from inputs to classes and subclasses."""
 
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +16,38 @@ from sklearn.utils.validation import (
 from lelp_sklearn._common import export_validation, training_validation, validation
 from lelp_sklearn._training import devices, export, modules
 from lelp_sklearn._training.batches import as_tensor, outputs
+from lelp_sklearn._training.curves import Curves
 from lelp_sklearn._training.loop import Objective
+
+_FEATURES = "n_features_in_", "feature_names_in_"
+
+
+class Seeds(NamedTuple):
+    """What a fit draws from its random state."""
+
+    projector: int
+    split: int
+    training: int
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What `partial_fit` keeps from one block of rows to the next.
+
+    Parameters
+    ----------
+    made_by : "adamw" or callable
+        What made the optimizer.
+    optimizer, scaler : dict
+        Their states; that of the scaler is None where the loss is not scaled.
+    """
+
+    made_by: Any
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any] | None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "optimizer": modules.to_arrays(self.optimizer)}
 
 
 @dataclass
@@ -30,27 +62,23 @@ class StudentFit:
         The module.
     objective : Objective
         The loss.
-    seed : int
-        Fixes the order of rows and what the module draws, epoch by epoch.
-    optimizer : torch.optim.Optimizer, dict or None
-        That of `partial_fit`, or its state as arrays.
-    learning_rate : float or None
-        That of the optimizer.
-    loss_curve, validation_scores : list of float
-        By epoch; scores are None without early stopping.
+    seeds : Seeds
+        Those of the first fit.
+    curves : Curves
+        What the epochs came to.
     stop_reason : str or None
         What ended it.
+    stream : Stream or None
+        What the next `partial_fit` goes on from; None after `fit`.
     """
 
     source: Any
     student: modules.Student
     objective: Objective
-    seed: int
-    optimizer: Any = None
-    learning_rate: float | None = None
-    loss_curve: list[float] = field(default_factory=list)
-    validation_scores: list[float] | None = None
+    seeds: Seeds
+    curves: Curves = field(default_factory=Curves)
     stop_reason: str | None = None
+    stream: Stream | None = None
 
     @property
     def expected_rows(self) -> tuple[tuple[int, ...], bool]:
@@ -59,24 +87,7 @@ class StudentFit:
 
     def snapshot(self) -> "StudentFit":
         """Give a copy that stays as it is while training goes on."""
-        scores = self.validation_scores
-        return replace(
-            self,
-            student=self.student.snapshot(),
-            optimizer=None,
-            loss_curve=list(self.loss_curve),
-            validation_scores=None if scores is None else list(scores),
-        )
-
-    def describe_epoch(self, last: int, seconds: float, remaining: float) -> str:
-        """Say in one line what the newest of `last` epochs came to.
-
-        `seconds` is the time it took, `remaining` that of the epochs to come.
-        """
-        line = f"Epoch {len(self.loss_curve)}/{last}: loss {self.loss_curve[-1]:.6f}"
-        if self.validation_scores:
-            line += f", validation score {self.validation_scores[-1]:.6f}"
-        return f"{line}, {seconds:.2f} s, {remaining:.0f} s left"
+        return replace(self, student=self.student.snapshot())
 
     def attributes(self) -> dict[str, Any]:
         """Give the attributes of the estimator with which it predicts."""
@@ -84,18 +95,12 @@ class StudentFit:
             "module_": self.student.net,
             "projector_": self.source.projector,
             "classes_": self.source.classes,
-            "n_epochs_": len(self.loss_curve),
-            "loss_curve_": self.loss_curve,
-            "validation_scores_": self.validation_scores,
+            "n_epochs_": len(self.curves.loss),
+            "loss_curve_": self.curves.loss,
+            "validation_scores_": self.curves.scores,
             "stop_reason_": self.stop_reason,
             "_fit": self,
         }
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        if isinstance(self.optimizer, torch.optim.Optimizer):
-            state["optimizer"] = modules.to_arrays(self.optimizer.state_dict())
-        return state
 
 
 class ClassPredictionMixin:
@@ -284,6 +289,21 @@ class ClassPredictionMixin:
     def _class_logits(self, X):
         logits = self._logits(X)
         return self._fit.objective.class_logits(logits)
+
+    @contextmanager
+    def _features_of_what_is_kept(self):
+        """Let the features be those of the fit that is kept when an error comes."""
+        attributes = vars(self)
+        kept = attributes.get("_fit")
+        features = {n: attributes[n] for n in _FEATURES if n in attributes}
+        try:
+            yield
+        except BaseException:
+            if attributes.get("_fit") is kept:
+                for name in _FEATURES:
+                    attributes.pop(name, None)
+                attributes.update(features)
+            raise
 
     def _check_inputs(self, X, expected=None):
         """Give X as an array or a tensor; `expected` is None in a first fit."""

@@ -4,7 +4,6 @@ import time
 import warnings
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils import check_random_state
 from torch import nn
 
-from lelp_sklearn._class_predictions import StudentFit
+from lelp_sklearn._class_predictions import Seeds, Stream, StudentFit
 from lelp_sklearn._common import (
     checkpoint_validation,
     teacher_validation,
@@ -46,10 +45,9 @@ from lelp_sklearn._training.loop import (
     Objective,
     Trainer,
     Validation,
+    continue_optimizer,
     make_optimizer,
-    scale_learning_rates,
     try_optimizer,
-    undone_by_error,
 )
 from lelp_sklearn._training.precision import Precision
 from lelp_sklearn._training.ranks import ALONE
@@ -57,12 +55,6 @@ from lelp_sklearn._training.run import Run
 
 # Parameters that the result of a fit does not hang on.
 _FREE_TO_CHANGE = "checkpoint", "checkpoint_interval", "device", "verbose"
-
-
-class _Seeds(NamedTuple):
-    projector: int
-    split: int
-    training: int
 
 
 class StudentFittingMixin:
@@ -77,15 +69,15 @@ class StudentFittingMixin:
         training_validation.check_validation_data(self.early_stopping, *validation)
         previous = None
         if self.warm_start and hasattr(self, "_fit"):
-            previous = replace(self._fit, optimizer=None, learning_rate=None)
+            previous = replace(self._fit, stream=None)
         sample = self._read(X, y, given, sample_weight, previous)
         if previous is None and not self._has_head():
             check_several_labels(sample)
-        judged = self._read_validation(sample, *validation)
+        judged = self._read_validation(sample, previous, *validation)
         device = devices.resolve_device(self.device, sample.inputs, ranks.device_index)
         how = {"precision": Precision(self.precision, device), "ranks": ranks}
-        seeds = ranks.from_first(self._draw_seeds)
-        used, held_out = self._split(sample, judged, seeds.split)
+        seeds = ranks.from_first(lambda: self._seeds(previous))
+        used, held_out = self._split(sample, judged, previous, seeds.split)
         task = self._begin(sample, y, sample_weight, previous, ranks)
         if previous is None and not self._has_teacher(sample):
             # scikit-learn's decorator of fit, where it has one, is a frame more.
@@ -95,12 +87,13 @@ class StudentFittingMixin:
             lambda: self._make_targets(sample, used, previous, seeds.projector, task)
         )
         rows = sample, used, targets, device
-        fit, trainer = self._prepare(*rows, seeds.training, previous, **how)
+        fit, trainer = self._prepare(*rows, seeds, previous, **how)
         held_out = ranks.on_first(
-            lambda: self._validation(fit, trainer, judged, held_out)
+            lambda: self._validation(sample, fit, trainer, judged, held_out)
         )
         with self._kept(sample, judged, fit, ranks) as checkpoint:
-            self._train(fit, trainer, task, held_out, checkpoint)
+            run = self._run(fit, trainer, task, held_out, checkpoint)
+            self._train(fit, run)
         task.end({})
 
     def _fit_block(self, X, y, classes, given, sample_weight):
@@ -110,13 +103,12 @@ class StudentFittingMixin:
         training_validation.check_partial_fit(
             self.early_stopping, self.class_weight, classes, previous is None
         )
-        if previous is None:
-            try_optimizer(self.optimizer, self.learning_rate, self.weight_decay)
+        try_optimizer(self.optimizer, self.learning_rate, self.weight_decay)
         sample = self._read(X, y, given, sample_weight, previous)
         device = devices.resolve_device(self.device, sample.inputs)
         precision = Precision(self.precision, device)
-        used = self._usable(sample)
-        seeds = self._draw_seeds()
+        used = self._usable(sample, previous)
+        seeds = self._seeds(previous)
         if previous is None and not self._has_teacher(sample):
             warnings.warn(NoTeacherWarning(), stacklevel=3)
         targets = self._make_targets(
@@ -124,19 +116,11 @@ class StudentFittingMixin:
         )
         rows = sample, used, targets, device
         fit, trainer = self._prepare(
-            *rows, seeds.training, previous, precision=precision, endless=True
+            *rows, seeds, previous, precision=precision, endless=True
         )
-        done = len(fit.loss_curve)
-        with undone_by_error(trainer.module, trainer.optimizer):
-            if fit.learning_rate is not None:
-                factor = float(self.learning_rate) / fit.learning_rate
-                scale_learning_rates(trainer.optimizer, factor)
-            fit.loss_curve.append(trainer.run_epoch(done, done))
-        optimizer = {
-            "optimizer": trainer.optimizer,
-            "learning_rate": float(self.learning_rate),
-        }
-        self._keep(replace(fit, **optimizer, stop_reason=None))
+        done = len(fit.curves.loss)
+        run = Run(trainer, fit.curves, 1, lambda: lambda: False, progressed=done)
+        self._train(fit, run, is_stream=True)
 
     def _check_parameters(self):
         self._validate_params()
@@ -158,23 +142,27 @@ class StudentFittingMixin:
         inputs = self._check_inputs(X, previous and previous.expected_rows)
         return read_sample(X, inputs, y, self._marker(), sample_weight, *given)
 
-    def _split(self, sample, judged, seed):
+    def _split(self, sample, judged, previous, seed):
         """Tell which rows to learn from, and which to stop by, None if others."""
-        used = self._usable(sample)
+        used = self._usable(sample, previous)
         if not self.early_stopping or judged is not None:
             return used, None
         held_out = hold_out(sample, used, float(self.validation_fraction), seed)
         used[held_out] = False
         return used, held_out
 
-    def _draw_seeds(self):
+    def _seeds(self, previous):
+        """Draw seeds, or keep them, so that rows that are held out stay held out."""
+        if previous is not None:
+            return previous.seeds
         drawn = check_random_state(self.random_state).randint(2**31 - 1, size=3)
-        return _Seeds(*map(int, drawn))
+        return Seeds(*map(int, drawn))
 
-    def _read_validation(self, sample, X_val, y_val, embeddings):
+    def _read_validation(self, sample, previous, X_val, y_val, embeddings):
         if X_val is None:
             return None
         rows = tuple(sample.inputs.shape[1:]), self._may_take_codes(sample.inputs)
+        rows = rows if previous is None else previous.expected_rows
         with noted("(In X_val, y_val and teacher_embeddings_val.)"):
             inputs = self._check_inputs(X_val, rows)
             return read_sample(
@@ -197,11 +185,15 @@ class StudentFittingMixin:
     def _has_teacher(self, sample):
         return sample.says_targets or self.teacher is not None or self._has_head()
 
-    def _usable(self, sample):
+    def _usable(self, sample, previous):
         """Tell which rows have a target and weigh anything."""
         if self.label_weight:
             training_validation.check_labels_for("label_weight > 0", sample.labelled)
-        if self._has_teacher(sample):
+        if previous is None:
+            has_teacher = self._has_teacher(sample)
+        else:
+            has_teacher = previous.source.has_teacher(sample)
+        if has_teacher:
             return sample.weight > 0
         training_validation.check_labels_for("there is no teacher", sample.labelled)
         return (sample.weight > 0) & sample.labelled
@@ -252,7 +244,7 @@ class StudentFittingMixin:
         used,
         targets,
         device,
-        seed,
+        seeds,
         previous,
         *,
         precision,
@@ -263,7 +255,7 @@ class StudentFittingMixin:
         source, soft = targets
         codes = encode(sample, source.classes)
         if previous is None:
-            fit = self._new_fit(sample, source, soft, seed, device)
+            fit = self._new_fit(sample, source, soft, seeds, device)
         else:
             fit = replace(previous, objective=self._objective(source, soft))
         student = fit.student
@@ -272,7 +264,7 @@ class StudentFittingMixin:
         devices.begin_backward(device)
         ranks.copy_first(student.net)
         if self.augment is not None:
-            student.check_augmented(self.augment, sample.inputs, device, fit.seed)
+            student.check_augmented(self.augment, sample.inputs, device, seeds.training)
         labels = one_hot(codes, len(source.classes)) if self.label_weight else None
         used, weight = loss_weight(
             sample, codes, soft, used, source.classes, self.class_weight
@@ -285,7 +277,7 @@ class StudentFittingMixin:
             used = used[rows.weight[used] >= tiny]
         trainer = Trainer(
             module=student.net,
-            optimizer=self._make_optimizer(fit),
+            optimizer=self._make_optimizer(fit, precision),
             objective=fit.objective,
             rows=rows,
             used=used,
@@ -300,22 +292,22 @@ class StudentFittingMixin:
             augment=self.augment,
             precision=precision,
             ranks=ranks,
-            seed=fit.seed,
+            seed=seeds.training,
         )
         return fit, trainer
 
-    def _new_fit(self, sample, source, soft, seed, device):
+    def _new_fit(self, sample, source, soft, seeds, device):
         recipe = self.module, self.module_params, tuple(sample.inputs.shape[1:])
         codes = self._may_take_codes(sample.inputs)
         student = modules.build_student(
             (*recipe, soft.shape[1]),
             sample.inputs,
             device,
-            seed,
+            seeds.training,
             may_take_codes=codes,
             precision=self.precision,
         )
-        return StudentFit(source, student, self._objective(source, soft), seed)
+        return StudentFit(source, student, self._objective(source, soft), seeds)
 
     def _objective(self, source, soft):
         n_classes, within = len(source.classes), self.within_class_temperature
@@ -324,28 +316,28 @@ class StudentFittingMixin:
         weight = float(self.label_weight)
         return Objective(n_classes, source.temperature, float(within), weight)
 
-    def _make_optimizer(self, fit):
-        """Go on with the optimizer of `partial_fit`, or make one."""
-        if isinstance(fit.optimizer, torch.optim.Optimizer):
-            optimizer = fit.optimizer
-        else:
-            numbers = float(self.learning_rate), float(self.weight_decay)
-            optimizer = make_optimizer(self.optimizer, fit.student.net, *numbers)
-            if fit.optimizer is not None:
-                optimizer.load_state_dict(modules.to_tensors(fit.optimizer))
+    def _make_optimizer(self, fit, precision):
+        """Make an optimizer, which goes on where a stream has had the same."""
+        numbers = float(self.learning_rate), float(self.weight_decay)
+        optimizer = make_optimizer(self.optimizer, fit.student.net, *numbers)
+        stream = fit.stream
+        if stream is not None and stream.made_by == self.optimizer:
+            continue_optimizer(optimizer, modules.to_tensors(stream.optimizer))
+        if stream is not None and None not in (stream.scaler, precision.scaler):
+            precision.scaler.load_state_dict(stream.scaler)
         return optimizer
 
-    def _validation(self, fit, trainer, given, held_out):
+    def _validation(self, sample, fit, trainer, given, held_out):
         """Give the rows of early stopping, None without it."""
         source, device = fit.source, trainer.used.device
-        temperature = 1.0 if source.labels_only else source.temperature
         if held_out is not None:
             rows = trainer.rows.select(as_tensor(held_out, device))
-            return Validation(rows, temperature)
+            has_teacher = source.has_teacher(sample)
+            return Validation(rows, source.temperature if has_teacher else 1.0)
         if given is None:
             return None
         codes = encode(given, source.classes)
-        weight = None
+        weight, temperature = None, source.temperature
         if source.knows_classes_of(given):
             soft = source.soft_targets(given, codes)
         else:
@@ -393,14 +385,15 @@ class StudentFittingMixin:
         }
         return {name: digest_of(value) for name, value in (params | rows).items()}
 
-    def _train(self, fit, trainer, task, held_out, checkpoint):
-        """Run the epochs, and keep what they come to."""
-        patient_from = schedules.first_final_epoch(
-            trainer.subclass_weight, trainer.max_epochs
-        )
-        if self.early_stopping and fit.validation_scores is None:
-            fit.validation_scores = []
-        last = len(fit.loss_curve) + trainer.max_epochs
+    def _run(self, fit, trainer, task, held_out, checkpoint):
+        """Give the epochs that are to be run."""
+        stopping, n_epochs = None, trainer.max_epochs
+        if self.early_stopping:
+            patient_from = schedules.first_final_epoch(
+                trainer.subclass_weight, n_epochs
+            )
+            stopping = EarlyStopping(self.n_iter_no_change, patient_from)
+        last = len(fit.curves.loss) + n_epochs
         # A resumed fit measures its own epochs only.
         begun = []
 
@@ -412,31 +405,48 @@ class StudentFittingMixin:
                 if self.verbose:
                     now = time.perf_counter()
                     mean = (now - begun[0]) / len(begun)
-                    remaining = mean * (last - len(fit.loss_curve))
-                    print(fit.describe_epoch(last, now - begun[-1], remaining))
-                return step.end(lambda: fit.snapshot().attributes())
+                    seconds = now - begun[-1], mean * (last - len(run.curves.loss))
+                    print(run.curves.describe_epoch(last, *seconds))
+                so_far = replace(fit, curves=run.curves)
+                return step.end(lambda: so_far.snapshot().attributes())
 
             return end
 
         run = Run(
             trainer,
-            fit.loss_curve,
-            fit.validation_scores,
-            EarlyStopping(self.n_iter_no_change, patient_from),
-            held_out,
-            checkpoint,
+            fit.curves,
+            n_epochs,
             begin_epoch,
+            stopping=stopping,
+            held_out=held_out,
+            checkpoint=checkpoint,
         )
+        return run
+
+    def _train(self, fit, run, *, is_stream=False):
+        """Run the epochs, and keep those that are complete, whatever ends them."""
         try:
             run.train()
-        finally:
-            fit.stop_reason = run.stop_reason or None
-            if fit.loss_curve or run.stop_reason == "interrupted":
-                self._keep(fit)
+            self._keep(fit, run, is_stream)
+        except BaseException as error:
+            run.fail(error)
+            self._keep(fit, run, is_stream)
+            raise
 
-    def _keep(self, fit):
-        fit.student.net.zero_grad()
-        fit.student.net.eval()
+    def _keep(self, fit, run, is_stream):
+        module = fit.student.net
+        module.zero_grad()
+        module.eval()
+        if not run.n_done:
+            return
+        stream, stop_reason = None, run.stop_reason
+        if is_stream:
+            optimizer = run.trainer.optimizer.state_dict()
+            scaler = run.trainer.precision.scaler
+            scaler = None if scaler is None else scaler.state_dict()
+            stream, stop_reason = Stream(self.optimizer, optimizer, scaler), None
+        fit = replace(fit, curves=run.curves, stream=stream, stop_reason=stop_reason)
+        # All at once, so that an interrupt finds the one fit or the other.
         vars(self).update(fit.attributes())
 
 

@@ -425,7 +425,11 @@ class LELPStudentClassifier(
         """
         given = teacher_embeddings, teacher_logits, soft_targets
         validation = X_val, y_val, teacher_embeddings_val
-        with torch.inference_mode(False), joined() as ranks:
+        with (
+            self._features_of_what_is_kept(),
+            torch.inference_mode(False),
+            joined() as ranks,
+        ):
             self._fit_rows(ranks, X, y, given, sample_weight, validation)
         return self
 
@@ -482,6 +486,6 @@ class LELPStudentClassifier(
             `early_stopping` or balanced class weights are asked for.
         """
         given = teacher_embeddings, teacher_logits, soft_targets
-        with torch.inference_mode(False):
+        with self._features_of_what_is_kept(), torch.inference_mode(False):
             self._fit_block(X, y, classes, given, sample_weight)
         return self

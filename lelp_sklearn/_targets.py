@@ -107,6 +107,11 @@ class TargetSource:
     asks_logits: bool = False
     fitted_on: str | None = None
 
+    def has_teacher(self, sample: Sample) -> bool:
+        """Tell whether a teacher gives the targets, also of rows without a label."""
+        given = sample.soft_targets, sample.teacher_logits
+        return not self.labels_only or any(each is not None for each in given)
+
     def knows_classes_of(self, sample: Sample) -> bool:
         """Tell whether the teacher says the class probabilities of the rows."""
         embeddable = self.reads_inputs or self.teacher is not None
@@ -149,7 +154,7 @@ class TargetSource:
         logits = sample.teacher_logits
         if logits is None and self.asks_logits:
             logits = present(self.teacher).predict_logits(sample.X)
-        if self.labels_only:
+        if self.labels_only and logits is None:
             logits = np.zeros((len(sample), len(self.classes)))
             known = np.flatnonzero(codes >= 0)
             # So far apart that the softmax is the label itself.

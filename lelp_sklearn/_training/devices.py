@@ -129,8 +129,8 @@ def denormals_are_zero() -> Iterator[None]:
     """
     smallest = sys.float_info.min
     before = smallest / 2 == 0
-    torch.set_flush_denormal(True)
     try:
+        torch.set_flush_denormal(True)
         yield
     finally:
         torch.set_flush_denormal(before)

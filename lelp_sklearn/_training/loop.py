@@ -1,8 +1,7 @@
 """Epochs and steps of training on subclass targets."""
 
-import copy
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
@@ -107,25 +106,22 @@ def _check_optimizer(made: Any) -> None:
     validation.check_step(type(made))
 
 
-def scale_learning_rates(optimizer: Optimizer, factor: float) -> None:
-    """Multiply the learning rates of all groups of parameters."""
-    for group in optimizer.param_groups:
-        for name in ("lr", "initial_lr"):
-            if name in group:
-                group[name] *= factor
+def continue_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Give a new optimizer the state of a former one, but for what it was made with.
 
-
-@contextmanager
-def undone_by_error(module: nn.Module, optimizer: Optimizer) -> Iterator[None]:
-    """Give a module and its optimizer their state back if the block fails."""
-    weights = copy_tensors(module.state_dict().items())
-    state = copy.deepcopy(optimizer.state_dict())
-    try:
-        yield
-    except BaseException:
-        module.load_state_dict(weights)
-        optimizer.load_state_dict(state)
-        raise
+    Learning rates and weight decays stay its own. Where the parameters are others, as
+    after some were frozen, it begins anew.
+    """
+    groups = optimizer.param_groups
+    former = state["param_groups"]
+    if [len(g["params"]) for g in groups] != [len(g["params"]) for g in former]:
+        return
+    for group, own in zip(former, groups, strict=True):
+        for name in ("lr", "initial_lr", "weight_decay"):
+            group.pop(name, None)
+            if name in own:
+                group[name] = own[name]
+    optimizer.load_state_dict(state)
 
 
 @dataclass(frozen=True)
@@ -298,10 +294,6 @@ class Trainer:
         self.precision.backward(logits, gradient)
         return loss
 
-    def has_finite_weights(self) -> bool:
-        """Whether no weight has become NaN or infinite."""
-        return bool(self._weights_finite())
-
     def _weights_finite(self) -> Tensor:
         return torch.stack([p.detach().isfinite().all() for p in self._trained()]).all()
 
@@ -367,11 +359,6 @@ class EarlyStopping:
         elif epoch >= self.first_epoch:
             self.n_idle += 1
         return self.n_idle >= self.patience
-
-    def restore(self, module: nn.Module) -> None:
-        """Give the module its best weights back."""
-        if self.best_weights is not None:
-            module.load_state_dict(self.best_weights)
 
     def state_dict(self) -> dict[str, Any]:
         """Give what it has seen."""

@@ -314,9 +314,11 @@ def to_arrays(state: Any) -> Any:
 
 
 def to_tensors(state: Any) -> Any:
-    """Undo `to_arrays`."""
+    """Undo `to_arrays`; tensors that are still there are copied."""
     if isinstance(state, np.ndarray):
         return torch.tensor(state)
+    if isinstance(state, Tensor):
+        return state.clone()
     if isinstance(state, Mapping):
         return {key: to_tensors(value) for key, value in state.items()}
     return [to_tensors(v) for v in state] if isinstance(state, list) else state

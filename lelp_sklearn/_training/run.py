@@ -1,10 +1,11 @@
 """Epochs one after the other, until the last or until something ends them before."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from lelp_sklearn._training.checkpoints import Checkpoint
+from lelp_sklearn._training.curves import Curves
 from lelp_sklearn._training.loop import (
     EarlyStopping,
     Trainer,
@@ -17,16 +18,21 @@ from lelp_sklearn._training.loop import (
 class Run:
     """The training of one fit, which may begin with epochs of an earlier process.
 
+    An exception may come at any moment: an epoch is complete once `_reached` is set,
+    which says what the complete epochs came to and with which weights.
+
     Parameters
     ----------
     trainer : Trainer
         Trains an epoch.
-    loss_curve : list of float
-        Grows by a loss each epoch; what is in it belongs to earlier fits.
-    validation_scores : list of float or None
-        Grows by a score each epoch; None without early stopping.
-    stopping : EarlyStopping
-        Judges the scores.
+    before : Curves
+        The epochs of earlier fits.
+    n_epochs : int
+        Number of epochs.
+    progressed : int
+        Number of epochs by which training had progressed at the beginning.
+    stopping : EarlyStopping or None
+        Judges the scores; None without early stopping.
     held_out : Validation or None
         The rows to score, in the first process.
     checkpoint : Checkpoint or None
@@ -40,88 +46,111 @@ class Run:
     """
 
     trainer: Trainer
-    loss_curve: list[float]
-    validation_scores: list[float] | None
-    stopping: EarlyStopping
-    held_out: Validation | None
-    checkpoint: Checkpoint | None
+    before: Curves
+    n_epochs: int
     begin_epoch: Callable[[], Callable[[], bool]]
-    stop_reason: str = ""
+    progressed: int = 0
+    stopping: EarlyStopping | None = None
+    held_out: Validation | None = None
+    checkpoint: Checkpoint | None = None
+    stop_reason: str = field(default="", init=False)
+
+    def __post_init__(self) -> None:
+        self._reached = self.before, self._weights()
+
+    @property
+    def curves(self) -> Curves:
+        """The epochs of earlier fits and those of this one that are complete."""
+        return self._reached[0]
+
+    @property
+    def n_done(self) -> int:
+        """Number of complete epochs of this fit."""
+        return len(self.curves.loss) - len(self.before.loss)
 
     def train(self) -> None:
-        """Run the epochs. However they end, the weights are finite and the best.
+        """Run the epochs.
 
         Raises
         ------
         FloatingPointError
             If the loss of a step or a weight was not finite.
-        KeyboardInterrupt
-            As it comes.
         """
-        before = len(self.loss_curve)
-        done = self._resume()
-        good = self._weights()
-        try:
-            while not self.stop_reason:
-                end = self.begin_epoch()
-                loss = self.trainer.run_epoch(before + done, done)
-                done += 1
-                good = self._weights()
-                self.loss_curve.append(loss)
-                self._end_epoch(done, end)
-        except KeyboardInterrupt:
-            self.stop_reason = "interrupted"
-            if not self.trainer.has_finite_weights():
-                self.trainer.module.load_state_dict(good)
-            raise
-        except Exception as error:
-            diverged = isinstance(error, FloatingPointError)
-            self.stop_reason = "not_finite" if diverged else "error"
-            self.trainer.module.load_state_dict(good)
-            raise
-        finally:
-            self.stopping.restore(self.trainer.module)
+        self._resume()
+        while not self.stop_reason:
+            end = self.begin_epoch()
+            number = len(self.curves.loss)
+            loss = self.trainer.run_epoch(number, self.progressed + self.n_done)
+            stops = self._end_epoch(loss)
+            self._report_epoch(end, stops)
+        if self.stopping is not None:
+            self.restore()
         self.trainer.ranks.copy_first(self.trainer.module)
 
-    def _end_epoch(self, done: int, end: Callable[[], bool]) -> None:
-        """Judge and report an epoch, note what ends the training, and save."""
-        ranks, stops = self.trainer.ranks, False
-        if self.validation_scores is not None:
-            # There to score where the score is found.
-            held_out = cast(Validation, self.held_out)
-            score = ranks.from_first(lambda: self.trainer.score(held_out))
-            self.validation_scores.append(score)
-            stops = self.stopping.update(done - 1, score, self.trainer.module)
-        if ranks.from_first(end):
+    def restore(self) -> None:
+        """Give the module the weights of the last complete epoch, or of the best."""
+        self.trainer.module.load_state_dict(self._reached[1])
+
+    def fail(self, error: BaseException) -> None:
+        """End with an exception that came at any moment."""
+        if isinstance(error, KeyboardInterrupt):
+            self.stop_reason = "interrupted"
+        else:
+            diverged = isinstance(error, FloatingPointError)
+            self.stop_reason = "not_finite" if diverged else "error"
+        self.restore()
+
+    def _end_epoch(self, loss: float) -> bool:
+        """Judge an epoch and let it count; tell whether to stop early."""
+        trainer = self.trainer
+        if self.stopping is None:
+            self._reached = self.curves.extended([loss], None), self._weights()
+            return False
+        # There to score where the score is found.
+        held_out = cast(Validation, self.held_out)
+        score = trainer.ranks.from_first(lambda: trainer.score(held_out))
+        stops = self.stopping.update(self.n_done, score, trainer.module)
+        self._reached = self.curves.extended([loss], [score]), self._best_weights()
+        return stops
+
+    def _report_epoch(self, end: Callable[[], bool], stops: bool) -> None:
+        """Report an epoch, note what ends the training, and save."""
+        if self.trainer.ranks.from_first(end):
             self.stop_reason = "callback"
         elif stops:
             self.stop_reason = "early_stopping"
-        elif done >= self.trainer.max_epochs:
+        elif self.n_done >= self.n_epochs:
             self.stop_reason = "max_epochs"
         if self.checkpoint is not None and (
-            self.stop_reason or done % self.checkpoint.interval == 0
+            self.stop_reason or self.n_done % self.checkpoint.interval == 0
         ):
-            self.checkpoint.save(self._state(done))
+            self.checkpoint.save(self._state())
 
     def _weights(self) -> dict[str, Any]:
         return copy_tensors(self.trainer.module.state_dict().items())
 
-    def _resume(self) -> int:
-        """Go on from the checkpoint; give the number of epochs that are done."""
+    def _best_weights(self) -> dict[str, Any]:
+        """Give the best weights; the last where no score is a number."""
+        best = None if self.stopping is None else self.stopping.best_weights
+        return self._weights() if best is None else best
+
+    def _resume(self) -> None:
+        """Go on from the checkpoint."""
         trainer = self.trainer
         state = trainer.ranks.from_first(self._saved)
         if state is None:
-            return 0
+            return
         trainer.module.load_state_dict(state["module"])
         trainer.optimizer.load_state_dict(state["optimizer"])
         if trainer.precision.scaler is not None:
             trainer.precision.scaler.load_state_dict(state["scaler"])
-        self.stopping.load_state_dict(state["stopping"])
-        self.loss_curve += state["loss_curve"]
-        if self.validation_scores is not None:
-            self.validation_scores += state["validation_scores"]
+        scores = None
+        if self.stopping is not None:
+            self.stopping.load_state_dict(state["stopping"])
+            scores = state["validation_scores"]
+        curves = self.before.extended(state["loss_curve"], scores)
+        self._reached = curves, self._best_weights()
         self.stop_reason = state["stop_reason"]
-        return int(state["done"])
 
     def _saved(self) -> dict[str, Any] | None:
         """Read the checkpoint; None where there is none, but could be."""
@@ -129,19 +158,18 @@ class Run:
             return None
         state = self.checkpoint.load(self.trainer.rows.X.device)
         if state is None:
-            self.checkpoint.check(self._state(0))
+            self.checkpoint.check(self._state())
         return state
 
-    def _state(self, done: int) -> dict[str, Any]:
-        trainer, scores = self.trainer, self.validation_scores or []
+    def _state(self) -> dict[str, Any]:
+        trainer, stopping, first = self.trainer, self.stopping, len(self.before.loss)
         scaler = trainer.precision.scaler
         return {
-            "done": done,
             "module": trainer.module.state_dict(),
             "optimizer": trainer.optimizer.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
-            "stopping": self.stopping.state_dict(),
-            "loss_curve": self.loss_curve[-done:],
-            "validation_scores": scores[-done:],
+            "stopping": None if stopping is None else stopping.state_dict(),
+            "loss_curve": self.curves.loss[first:],
+            "validation_scores": (self.curves.scores or [])[first:],
             "stop_reason": self.stop_reason,
         }
