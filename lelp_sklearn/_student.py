@@ -125,8 +125,10 @@ class LELPStudentClassifier(
     n_iter_no_change : int, default=10
         See `early_stopping`.
     warm_start : bool, default=False
-        Whether `fit` goes on from the fitted module. The fitted projector is kept,
-        since the outputs stand for its subclasses, and the curves are continued.
+        Whether `fit` goes on from the fitted module, with a new optimizer. The fitted
+        projector is kept, since the outputs stand for its subclasses; so are the
+        precision of the weights and the seeds, so that `early_stopping` holds the same
+        rows out again. The curves are continued.
     verbose : int, default=0
         1 prints a line an epoch: its mean loss, the score on the validation rows where
         there are any, its seconds, and the time that remains until `max_epochs`.
@@ -163,12 +165,13 @@ class LELPStudentClassifier(
     stop_reason_ : str or None
         What ended `fit`: "max_epochs", "early_stopping", "callback", or an exception
         that was raised: "interrupted" (KeyboardInterrupt), "not_finite"
-        (FloatingPointError) or "error", the last two with the weights of the last
-        complete epoch. None after `partial_fit`.
+        (FloatingPointError) or "error". None after `partial_fit`.
     loss_curve_ : list of float
         Mean loss of each epoch.
     validation_scores_ : list of float or None
-        Score of each epoch on the validation rows; None without `early_stopping`.
+        Score of each epoch on the validation rows, as many as there are losses. NaN for
+        an epoch without `early_stopping`, where warm starts and `partial_fit` mix both;
+        None if no epoch was scored.
     n_features_in_ : int
         ``X.shape[1]``.
     feature_names_in_ : ndarray of shape (n_features,)
@@ -191,6 +194,11 @@ class LELPStudentClassifier(
     Integers stay integers where a `module` of the caller's
     takes them, such as the ids of tokens; else they are numbers. On the CPU and with an
     equal number of threads a fit with the same `random_state` gives equal bits.
+
+    An exception may end `fit` at any moment, KeyboardInterrupt too. The epochs that
+    were complete are kept: the weights are those of the last, or with `early_stopping`
+    of the best. Before the first is complete, and in `partial_fit`, the student stays
+    as it was.
 
     The loss is read once an epoch, so that the host never waits for the device.
 
@@ -450,7 +458,9 @@ class LELPStudentClassifier(
         kept. Progress, which λ depends on, counts the calls and the epochs of `fit`
         before them over `max_epochs` and ends at 1. The learning rate is
         `learning_rate`, unless `learning_rate_schedule` is a callable, so that a stream
-        goes on learning, after :meth:`fit` too.
+        goes on learning, after :meth:`fit` too. The optimizer keeps its state from call
+        to call; it takes a new `learning_rate` and `weight_decay`, and another
+        `optimizer` begins anew.
 
         Parameters
         ----------

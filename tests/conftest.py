@@ -13,7 +13,11 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 # The first call compiles kernels and a busy machine is slow, so that a case has no
 # deadline. The test run tries the same cases each time.
-_PROFILE = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+_PROFILE = {
+    "deadline": None,
+    "stateful_step_count": 10,
+    "suppress_health_check": [HealthCheck.too_slow],
+}
 settings.register_profile("default", max_examples=100, derandomize=True, **_PROFILE)
 settings.register_profile(
     "fuzz",
