@@ -17,7 +17,7 @@ from lelp_sklearn._common import export_validation, training_validation, validat
 from lelp_sklearn._training import devices, export, modules
 from lelp_sklearn._training.batches import as_tensor, outputs
 from lelp_sklearn._training.curves import Curves
-from lelp_sklearn._training.loop import Objective
+from lelp_sklearn._training.loop import Objective, Trainer
 
 _FEATURES = "n_features_in_", "feature_names_in_"
 
@@ -45,6 +45,13 @@ class Stream:
     made_by: Any
     optimizer: dict[str, Any]
     scaler: dict[str, Any] | None
+
+    @classmethod
+    def of(cls, made_by: Any, trainer: Trainer) -> "Stream":
+        """Give what a trainer has come to."""
+        scaler = trainer.precision.scaler
+        scale = None if scaler is None else scaler.state_dict()
+        return cls(made_by, trainer.optimizer.state_dict(), scale)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "optimizer": modules.to_arrays(self.optimizer)}

@@ -439,13 +439,9 @@ class StudentFittingMixin:
         module.eval()
         if not run.n_done:
             return
-        stream, stop_reason = None, run.stop_reason
-        if is_stream:
-            optimizer = run.trainer.optimizer.state_dict()
-            scaler = run.trainer.precision.scaler
-            scaler = None if scaler is None else scaler.state_dict()
-            stream, stop_reason = Stream(self.optimizer, optimizer, scaler), None
-        fit = replace(fit, curves=run.curves, stream=stream, stop_reason=stop_reason)
+        stream = Stream.of(self.optimizer, run.trainer) if is_stream else None
+        reason = None if is_stream else run.stop_reason
+        fit = replace(fit, curves=run.curves, stream=stream, stop_reason=reason)
         # All at once, so that an interrupt finds the one fit or the other.
         vars(self).update(fit.attributes())
 

@@ -11,7 +11,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.special import log_softmax
 from sklearn.frozen import FrozenEstimator
 
-from lelp_sklearn import LELPProjector, LELPStudentClassifier
+from lelp_sklearn import LELPProjector, LELPStudentClassifier, NoTeacherWarning
+from lelp_sklearn._training.loop import Trainer
 from tests.student_problems import (
     MatrixTeacher,
     MyNet,
@@ -531,27 +532,200 @@ def test_fit_after_partial_fit_starts_anew(problem):
     assert_array_equal(weights_of(student), weights_of(other))
 
 
+def test_curves_of_mixed_warm_starts_have_an_entry_for_each_epoch(problem):
+    """NaN stands for the score of an epoch that was not scored."""
+    X, y, targets = problem
+    student = quick(max_epochs=2, warm_start=True)
+    lengths = []
+    for early_stopping in (False, True, False):
+        student.set_params(early_stopping=early_stopping)
+        student.fit(X, y, soft_targets=targets)
+        scores = student.validation_scores_
+        lengths.append((len(student.loss_curve_), scores and len(scores)))
+    student.partial_fit(X, y, soft_targets=targets)
+    assert lengths == [(2, None), (4, 4), (6, 6)]
+    is_scored = np.isfinite(student.validation_scores_)
+    assert_array_equal(is_scored, [False] * 2 + [True] * 2 + [False] * 3)
+    assert student.n_epochs_ == len(student.loss_curve_) == 7
+
+
+@pytest.mark.parametrize("random_state", [0, None])
+def test_warm_starts_hold_the_same_rows_out(random_state, problem):
+    """They would be scored on what they have learned by heart."""
+    X, y, targets = problem
+    held_out = []
+
+    class Watching(Trainer):
+        def score(self, rows):
+            held_out.append(rows.rows.X.numpy().copy())
+            return super().score(rows)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lelp_sklearn._fitting.Trainer", Watching)
+        student = quick(early_stopping=True, warm_start=True, max_epochs=1)
+        student.set_params(random_state=random_state)
+        for _ in range(3):
+            student.fit(X, y, soft_targets=targets)
+    assert_array_equal(held_out[1], held_out[0])
+    assert_array_equal(held_out[2], held_out[0])
+
+
+def copied(student, how):
+    return pickle.loads(pickle.dumps(student)) if how == "pickle" else student
+
+
+@pytest.mark.parametrize("how", ["memory", "pickle"])
+def test_stream_takes_another_weight_decay(how, problem):
+    """Without a gradient AdamW shrinks weights by rate times decay a step."""
+    X, y, targets = problem
+    student = quick(learning_rate=1e-3, weight_decay=0.5, batch_size=1000)
+    student.partial_fit(X, y, classes=[0, 1], soft_targets=targets)
+    plain = copy.deepcopy(student).set_params(weight_decay=0.0)
+    student = copied(student, how).set_params(weight_decay=2.0)
+    before = weights_of(student)
+    for each in (student, plain):
+        each.partial_fit(X, y, soft_targets=targets)
+    difference = weights_of(plain) - weights_of(student)
+    assert_allclose(difference, 1e-3 * 2.0 * before, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("how", ["memory", "pickle"])
+@pytest.mark.parametrize("before", ["adamw", torch.optim.Adam])
+def test_stream_begins_anew_with_another_optimizer(before, how, problem):
+    """A step of SGD is the rate times the gradient, whatever Adam remembers."""
+    X, y, targets = problem
+    student = quick(optimizer=before, batch_size=1000, subclass_weight=0.0)
+    student.partial_fit(X, y, classes=[0, 1], soft_targets=targets)
+    student = copied(student, how)
+    weights, steps = weights_of(student), []
+    student.set_params(optimizer=torch.optim.SGD, weight_decay=0.0)
+    for rate in (1e-3, 2e-3):
+        each = copy.deepcopy(student).set_params(learning_rate=rate)
+        each.partial_fit(X, y, soft_targets=targets)
+        steps.append(weights_of(each) - weights)
+    assert np.abs(steps[0]).max() > 0
+    assert_allclose(steps[1], 2 * steps[0], rtol=1e-6, atol=1e-12)
+
+
+def test_rate_of_a_schedule_is_not_left_in_the_stream(problem):
+    X, y, targets = problem
+    rates = []
+
+    class Recording(torch.optim.SGD):
+        def step(self):
+            rates.append(self.param_groups[0]["lr"])
+            return super().step()
+
+    student = quick(optimizer=Recording, learning_rate=0.2, batch_size=1000)
+    student.set_params(learning_rate_schedule=lambda progress: 0.5)
+    student.partial_fit(X, y, classes=[0, 1], soft_targets=targets)
+    student.set_params(learning_rate_schedule="cosine")
+    student.partial_fit(X, y, soft_targets=targets)
+    assert rates == [0.1, 0.2]
+
+
+@pytest.mark.parametrize("how", ["memory", "pickle"])
+def test_stream_in_half_precision_keeps_the_scale_of_its_loss(how, problem):
+    """It is halved in blocks of one step until the gradients no longer overflow."""
+    X, y, targets = problem
+    student = quick(module=SteepNet, precision="float16", learning_rate=1e-6)
+    student.set_params(batch_size=1000, optimizer=torch.optim.SGD)
+    student.partial_fit(X, y, classes=[0, 1], soft_targets=targets)
+    first = weights_of(student)
+    for _ in range(20):
+        student = copied(student, how)
+        student.partial_fit(X, y, soft_targets=targets)
+    assert not np.array_equal(weights_of(student), first)
+
+
+class SteepNet(MyNet):
+    def forward(self, X):
+        return self.top(self.body(X) * 3e4)
+
+
+def test_warm_start_without_a_teacher_leaves_rows_without_a_label_out(problem):
+    """Also where the projector that it no longer needs has a head by then."""
+    X, y, _, head = make_groups()
+    marked = np.where(np.arange(len(y)) % 3 == 0, -1, y)
+    rows = marked >= 0
+    students = []
+    for chosen in (slice(None), rows):
+        student = quick(warm_start=True, unlabeled=-1, projector=LELPProjector(2))
+        with pytest.warns(NoTeacherWarning):
+            student.fit(X, marked)
+        student.set_params(projector=LELPProjector(2, head=head))
+        students.append(student.fit(X[chosen], marked[chosen]))
+    assert_array_equal(weights_of(students[0]), weights_of(students[1]))
+
+
+def test_warm_start_takes_the_teacher_s_logits():
+    """Labels stood for them in the first fit."""
+    X, y, E, (W, b) = make_groups()
+    student = quick(warm_start=True, projector=LELPProjector(2), max_epochs=30)
+    with pytest.warns(NoTeacherWarning):
+        student.fit(X, y)
+    student.fit(X, 1 - y, teacher_logits=E @ W.T + b)
+    likeliest = np.argmax(E @ W.T + b, axis=1)
+    assert np.mean(student.predict(X) == likeliest) > 0.9
+
+
 # What can go wrong, and what is said
 
 
-def test_interrupted_student_is_fitted_and_the_interrupt_goes_on(problem):
+class Interrupted(torch.optim.SGD):
+    """Raises KeyboardInterrupt in the middle of the tenth step."""
+
+    n_steps = 0
+
+    def step(self):
+        super().step()
+        Interrupted.n_steps += 1
+        if Interrupted.n_steps == 10:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def interrupting(monkeypatch):
+    monkeypatch.setattr(Interrupted, "n_steps", 0)
+    return Interrupted
+
+
+def test_interrupted_student_has_its_complete_epochs(problem, interrupting):
+    """Two epochs of four steps, but those of a longer training."""
     X, y, targets = problem
-    steps = []
-
-    class Interrupted(torch.optim.SGD):
-        def step(self):
-            steps.append(None)
-            if len(steps) == 10:
-                raise KeyboardInterrupt
-            return super().step()
-
-    student = quick(optimizer=Interrupted)
+    still = {"subclass_weight": 0.0, "learning_rate_schedule": "constant"}
+    student = quick(optimizer=interrupting, **still)
     with pytest.raises(KeyboardInterrupt):
         student.fit(X, y, soft_targets=targets)
-    assert student.n_epochs_ == len(student.loss_curve_) == 2
     assert student.stop_reason_ == "interrupted"
-    assert student.predict(X).shape == y.shape
+    expected = quick(optimizer=torch.optim.SGD, max_epochs=2, **still)
+    expected.fit(X, y, soft_targets=targets)
+    assert student.n_epochs_ == 2
+    assert student.loss_curve_ == expected.loss_curve_
+    assert_array_equal(weights_of(student), weights_of(expected))
     assert not student.module_.training
+
+
+@pytest.mark.parametrize("how", ["fit", "warm_start", "partial_fit"])
+def test_interrupt_in_the_first_epoch_leaves_the_student_as_it_was(
+    how, problem, interrupting
+):
+    """Its number of features too, though the new rows have fewer."""
+    X, y, targets = problem
+    student = quick(warm_start=how == "warm_start", within_class_temperature=2.0)
+    student.fit(X, y, soft_targets=targets)
+    expected, weights = student.predict_subclass_proba(X), weights_of(student)
+    others = X[:, :4] if how == "fit" else X
+    student.set_params(optimizer=interrupting, within_class_temperature=1.0)
+    interrupting.n_steps = 8
+    method = student.partial_fit if how == "partial_fit" else student.fit
+    with pytest.raises(KeyboardInterrupt):
+        method(others, y, soft_targets=targets)
+    assert student.stop_reason_ == "max_epochs"
+    assert student.n_epochs_ == len(student.loss_curve_) == 4
+    assert student.n_features_in_ == X.shape[1]
+    assert_array_equal(weights_of(student), weights)
+    assert_array_equal(student.predict_subclass_proba(X), expected)
 
 
 @pytest.mark.parametrize("label_weight", [0.0, 0.5])

@@ -118,12 +118,13 @@ class WithDropout(MyNet):
 
 
 def projectors(S):
-    return LELPProjector(S, splitter="pca"), LELPProjector(S, head=HEAD)
+    quick = LELPProjector(S, splitter="pca")
+    return quick, clone(quick).set_params(head=HEAD)
 
 
 PARAMS = {
     "module": [None, Net, BufferNet, WithDropout, TemplateNet(N_FEATURES)],
-    "projector": [None, FROZEN, *projectors(1), *projectors(2)],
+    "projector": [FROZEN, *projectors(1), *projectors(2)],
     "label_weight": [0.0, 0.3],
     "subclass_weight": ["anneal", 0.0, 1.0, halving],
     "within_class_temperature": ["auto", 2.0],
@@ -140,7 +141,7 @@ PARAMS = {
     "weight_decay": [0.0, 0.01, 0.5],
     "max_grad_norm": [None, 0.1],
     "max_epochs": [1, 2, 3],
-    "batch_size": [5, 16, 128],
+    "batch_size": [7, 16, 128],
     "augment": [None, noise],
     "early_stopping": [False, True],
     "validation_fraction": [0.1, 0.3],
@@ -325,7 +326,7 @@ class StudentLife(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory()
         self.global_state = global_state()
         self.student = LELPStudentClassifier(
-            max_epochs=2, batch_size=16, random_state=0
+            projector=projectors(2)[0], max_epochs=2, batch_size=16, random_state=0
         )
         self.twin = clone(self.student)
         self.keeps_checkpoints = keeps_checkpoints
