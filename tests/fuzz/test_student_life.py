@@ -173,26 +173,30 @@ changes = st.lists(st.sampled_from(sorted(PARAMS)), max_size=4, unique=True).fla
 )
 
 
-@st.composite
-def row_sets(draw):
-    """The arguments of `fit`, and what the targets are made of."""
-    start = draw(st.sampled_from([0, 6, 12]))
-    rows = np.arange(start, draw(st.sampled_from([24, 36])))
-    dtype = draw(st.sampled_from([np.float32, np.float64]))
+KINDS = "labels", "embeddings", "logits", "soft1", "soft2"
+
+row_sets = st.fixed_dictionaries(
+    {
+        "rows": st.sampled_from([(0, 24), (0, 36), (12, 36)]),
+        "dtype": st.sampled_from([np.float32, np.float64]),
+        "kind": st.sampled_from(KINDS),
+        "is_weighted": st.booleans(),
+    }
+)
+
+
+def fit_arguments(rows, dtype, kind, is_weighted):
+    rows = slice(*rows)
     data = {"X": X[rows].astype(dtype), "y": Y[rows]}
-    kind = draw(st.sampled_from(["labels", "embeddings", "logits", "soft1", "soft2"]))
     if kind.startswith("soft"):
         data["soft_targets"] = SOFT[int(kind[-1])][rows]
     elif kind != "labels":
         data["teacher_embeddings"] = E[rows]
         if kind == "logits":
             data["teacher_logits"] = LOGITS[rows]
-    if draw(st.booleans()):
-        data["sample_weight"] = np.linspace(0.5, 2, len(rows))
-    return data, kind
-
-
-validation_rows = st.sampled_from([{}, {"X_val": X[:10], "y_val": Y[:10]}])
+    if is_weighted:
+        data["sample_weight"] = np.linspace(0.5, 2, len(data["y"]))
+    return data
 
 
 # How a copy is made
@@ -287,6 +291,10 @@ def assert_same(found, expected):
             assert_array_equal(found[name], value, err_msg=name)
 
 
+def is_frozen(student):
+    return isinstance(student.projector, FrozenEstimator)
+
+
 def global_state():
     return {
         "generator": torch.get_rng_state().numpy().copy(),
@@ -351,17 +359,20 @@ class StudentLife(RuleBasedStateMachine):
         folder = self.folder.name if self.keeps_checkpoints and is_fixed else None
         self.student.set_params(checkpoint=folder)
 
-    @rule(rows=row_sets(), validation=validation_rows)
-    def fit(self, rows, validation):
-        self.train("fit", rows, validation)
+    @rule(rows=row_sets, has_validation_rows=st.booleans())
+    def fit(self, rows, has_validation_rows):
+        rest = {}
+        if has_validation_rows and self.student.early_stopping:
+            rest = {"X_val": X[:10], "y_val": Y[:10]}
+        self.train("fit", rows, rest)
 
-    @rule(rows=row_sets())
+    @rule(rows=row_sets)
     def partial_fit(self, rows):
         self.train("partial_fit", rows, {"classes": [0, 1]})
 
     @rule(
         method=st.sampled_from(["fit", "partial_fit"]),
-        rows=row_sets(),
+        rows=row_sets,
         disturbance=DISTURBANCES,
     )
     def train_disturbed(self, method, rows, disturbance):
@@ -370,7 +381,7 @@ class StudentLife(RuleBasedStateMachine):
 
     @rule(
         method=st.sampled_from(["fit", "partial_fit"]),
-        rows=row_sets(),
+        rows=row_sets,
         name=st.sampled_from(sorted(INVALID)),
     )
     def train_with_invalid_parameter(self, method, rows, name):
@@ -378,16 +389,16 @@ class StudentLife(RuleBasedStateMachine):
         for student in (self.student, self.twin):
             before = student.get_params(deep=False)[name]
             student.set_params(**{name: INVALID[name]})
-            self.assert_refused(student, method, {**rows[0], **rest})
+            self.assert_refused(student, method, {**fit_arguments(**rows), **rest})
             student.set_params(**{name: before})
 
     @rule(
         method=st.sampled_from(["fit", "partial_fit"]),
-        rows=row_sets(),
+        rows=row_sets,
         flaw=st.sampled_from(["NaN in X", "no rows", "label", "lengths"]),
     )
     def train_on_invalid_rows(self, method, rows, flaw):
-        data = dict(rows[0])
+        data = fit_arguments(**rows)
         if flaw == "NaN in X":
             data["X"] = np.full_like(data["X"], np.nan)
         elif flaw == "no rows":
@@ -412,10 +423,7 @@ class StudentLife(RuleBasedStateMachine):
     # What then holds
 
     def train(self, method, rows, rest, disturbance=None):
-        data, kind = rows
-        if not self.student.early_stopping:
-            rest = {name: value for name, value in rest.items() if name == "classes"}
-        data = {**data, **rest}
+        data, kind = {**fit_arguments(**rows), **rest}, rows["kind"]
         self.n_steps += 1
         if disturbance is not None and disturbance[0] != "line":
             self.set_valid_params({"augment": noise})
@@ -509,7 +517,7 @@ class StudentLife(RuleBasedStateMachine):
         """Return what the targets of a first fit are made of."""
         if not kind.startswith("soft"):
             return "inputs" if kind == "labels" else "embeddings"
-        return "frozen" if self.student.projector is FROZEN else "given"
+        return "frozen" if is_frozen(self.student) else "given"
 
     def is_refused(self, method, kind, goes_on):
         """Tell whether the arguments of a call are at odds with what was before."""
@@ -529,7 +537,7 @@ class StudentLife(RuleBasedStateMachine):
             return (kind == "labels") != (self.source == "inputs")
         if n_given is not None:
             n_wanted = getattr(projector, "n_subclasses", "auto")
-            return projector is not FROZEN and n_wanted not in ("auto", n_given)
+            return not is_frozen(student) and n_wanted not in ("auto", n_given)
         # The head is wider than the inputs.
         return kind == "labels" and getattr(projector, "head", None) is not None
 
