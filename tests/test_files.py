@@ -247,17 +247,19 @@ def test_a_part_with_a_later_journal_is_refused(tmp_path):
 
 def begin(path, n_done):
     """Extract `rows(100)` as far as some rows."""
-    model, seen = make_model(), []
+    model, seen, limit = make_model(), [], np.inf
 
     def stop(module, arguments):
-        # The first call sees the two rows of which fit learns the width.
         seen.append(len(arguments[0]))
-        if sum(seen) > n_done + 2:
+        if sum(seen) > limit:
             raise KeyboardInterrupt
 
     model.register_forward_pre_hook(stop)
+    extractor = EmbeddingExtractor(model, batch_size=8).fit(rows(100))
+    # Twice the rows that fit looks at, as extract fits again.
+    limit = 2 * sum(seen) + n_done
     with pytest.raises(KeyboardInterrupt):
-        EmbeddingExtractor(model, batch_size=8).extract(rows(100), path)
+        extractor.extract(rows(100), path)
 
 
 # ------------------------------------------------------------------------------- damage
