@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 
@@ -119,6 +120,9 @@ def test_a_full_disk_is_an_error_that_says_how_much_is_missing(tmp_path):
 def write_beyond_a_limit(name, folder, messages):
     import resource
 
+    # Numba's cache, which the limit concerns too, is filled before.
+    with tempfile.TemporaryDirectory() as other:
+        WRITERS[name](Path(other) / name)
     resource.setrlimit(resource.RLIMIT_FSIZE, (700, resource.RLIM_INFINITY))
     try:
         WRITERS[name](folder / name)
