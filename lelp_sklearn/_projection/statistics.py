@@ -301,13 +301,13 @@ def _products(
 def _noise(mean: FloatArray, trace: FloatArray, dtype: np.dtype[Any]) -> FloatArray:
     """Variance (C,) that rounding leaves along a direction; sums are in `dtype`.
 
-    That of the sums, a share of the trace (C,), and that of the embeddings themselves,
-    whose last digits depend on the size of the mean (C, d).
+    That of the sums, a share of the trace (C,), and that of the mean (C, d) and of the
+    embeddings themselves, whose last digits depend on its size.
     """
-    eps = np.finfo(dtype).eps
-    double = 10 * mean.shape[1] * np.finfo(np.float64).eps
-    digits = eps * np.abs(mean).max(axis=1)
-    noise: FloatArray = max(double, 10 * eps) * trace + digits**2
+    eps, double = np.finfo(dtype).eps, np.finfo(np.float64).eps
+    digits = max(eps, 1e3 * double) * np.abs(mean).max(axis=1)
+    share = max(10 * mean.shape[1] * double, 10 * eps)
+    noise: FloatArray = share * trace + digits**2
     return noise
 
 

@@ -64,6 +64,17 @@ def test_random_directions(make, svd_solver, dtype, kind, monkeypatch):
         assert_allclose(shares(projector, rows), 1 / 3, rtol=1e-6)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_random_directions_with_unequal_weights(seed):
+    X, y = constant(), np.arange(60) % 2
+    X[y == 1] += np.random.default_rng(2).normal(size=(30, N_FEATURES))
+    order = np.random.default_rng(seed).permutation(60)
+    weight = np.random.default_rng(seed).lognormal(0, 3, 60)
+    projector = LELPProjector(3, splitter="random", head=HEAD, random_state=0)
+    projector.fit(X[order], y[order], sample_weight=weight)
+    assert_allclose(shares(projector, NEW)[:, 0], 1 / 3)
+
+
 @pytest.mark.parametrize("make", [constant, nearly_constant])
 def test_an_array_of_directions(make):
     directions = np.random.default_rng(0).normal(size=(2, 3, N_FEATURES))
