@@ -1,6 +1,7 @@
 """Threads that share models, and children forked meanwhile."""
 
 import copy
+import logging
 import os
 import subprocess
 import sys
@@ -207,6 +208,42 @@ def test_threads_that_fit_and_predict_leave_the_process_as_it_was():
     assert torch.get_num_threads() == n_threads
     assert torch.equal(torch.get_rng_state(), random)
     assert_array_equal(np.random.get_state()[1], numpy_random)
+
+
+def test_exports_while_others_fit_and_predict(tmp_path):
+    """Two exports at once, and none of the process's own is changed."""
+    runtime = pytest.importorskip("onnxruntime")
+    X, y, soft_targets = make_soft_targets()
+    X = X.astype(np.float32)
+    student = LELPStudentClassifier(max_epochs=2, random_state=0)
+    fitted = clone(student).fit(X, y, soft_targets=soft_targets)
+    expected, done = fitted.predict_proba(X), threading.Barrier(2)
+    names = [*logging.Logger.manager.loggerDict, None]
+    levels = [logging.getLogger(name).level for name in names]
+    filters, streams = list(warnings.filters), (sys.stdout, sys.stderr)
+    is_over = threading.Event()
+
+    def export(number):
+        fitted.to_onnx(tmp_path / f"{number}.onnx")
+        done.wait()
+        is_over.set()
+
+    def fit_and_predict():
+        while not is_over.is_set():
+            assert (sys.stdout, sys.stderr) == streams
+            twin = clone(student).fit(X, y, soft_targets=soft_targets)
+            assert_array_equal(twin.predict_proba(X), expected)
+
+    at_once(lambda: export(0), lambda: export(1), fit_and_predict)
+    for number in range(2):
+        session = runtime.InferenceSession(
+            str(tmp_path / f"{number}.onnx"), providers=["CPUExecutionProvider"]
+        )
+        found = session.run(None, {"X": X})[0]
+        np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
+    assert (sys.stdout, sys.stderr) == streams
+    assert warnings.filters == filters
+    assert [logging.getLogger(name).level for name in names] == levels
 
 
 FORKED = """

@@ -17,8 +17,9 @@ Dtype = torch.dtype
 
 _ACCELERATORS = ("cuda", "xpu", "mps")
 
-# Modules draw from generators that all threads share: one fit borrows them at a time.
-_borrowing_generators = ForkSafeLock()
+# Modules draw from generators that all threads share, and the exporter of ONNX files
+# changes how optimizers are called: one epoch or export runs at a time.
+torch_lock = ForkSafeLock()
 
 
 def _end_openmp_threads() -> None:
@@ -101,7 +102,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
     Blocks of other threads wait, so that what each draws depends on its seed alone.
     """
-    with _borrowing_generators.held(), ExitStack() as restorations:
+    with torch_lock.held(), ExitStack() as restorations:
         for place in {torch.device("cpu"), device}:
             get_state, set_state = _random_state_access(place)
             restorations.callback(set_state, get_state())

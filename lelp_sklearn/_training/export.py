@@ -1,12 +1,11 @@
 """A student by itself: a torch module of class probabilities, and an ONNX file."""
 
-import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from lelp_sklearn._common import export_validation as validation
 from lelp_sklearn._common.files import new_file
 from lelp_sklearn._common.thread_locks import copied
+from lelp_sklearn._training.devices import torch_lock
 
 # Below this temperature the mass of a class can vanish in single precision although
 # its probability, a power of the mass, does not.
@@ -79,17 +79,24 @@ class _Exported(ClassProbabilities):
     """The same of operations that are small and fast in ONNX.
 
     There is no matrix of zeros and ones, which the file would hold, and no loop over
-    the rows, which is what torch makes of an embedding bag.
+    the rows, which is what torch makes of an embedding bag. Recurrent layers get one row
+    more, which is cut off at the end: onnxruntime aborts the process where they have
+    none.
     """
 
     def __init__(self, net: nn.Module, *form: Any) -> None:
         super().__init__(net, *form)
+        self.adds_row = any(isinstance(m, nn.RNNBase) for m in net.modules())
         for module in net.modules():
             if type(module) is nn.EmbeddingBag:
                 module.__class__ = _GatheredBag
 
     def forward(self, X: Tensor) -> Tensor:
+        if self.adds_row:
+            X = torch.cat([X, X.new_zeros(1, *X.shape[1:])])
         logits: Tensor = self.net(X).to(self.fold.dtype)
+        if self.adds_row:
+            logits = logits[:-1]
         return logits.softmax(1) if self.shape[1] == 1 else self.of_class_logits(logits)
 
 
@@ -152,7 +159,7 @@ def export_onnx(
     """
     n_numbers = sum(tensor.numel() for tensor in net.state_dict().values())
     validation.check_onnx_path(path, 4 * n_numbers)
-    with _quiet():
+    with torch_lock.held(), _quiet():
         validation.check_onnx_is_installed()
         module = _detached(_Exported, net, n_classes, n_subclasses, temperature).float()
         content = _onnx_bytes(
@@ -209,18 +216,22 @@ def _strip(message: Any) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep to itself what the exporter says of its own progress and libraries.
+    """Ignore what the exporter says of its own progress and libraries.
 
-    It prints the graph of a module that it cannot capture, each operation of it.
+    `warnings.catch_warnings` of another thread may begin or end meanwhile. So the filter
+    goes into the list of filters by hand, and out of each list that may have it.
     """
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]
+    ignored = "ignore", None, Warning, None, 0
+    filters = cast(list[Any], warnings.filters)
     try:
         for logger in loggers:
             logger.setLevel(logging.CRITICAL + 1)
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
+        filters.insert(0, ignored)
+        yield
     finally:
+        for changed in (filters, cast(list[Any], warnings.filters)):
+            changed[:] = [each for each in changed if each is not ignored]
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

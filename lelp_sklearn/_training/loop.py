@@ -12,7 +12,12 @@ from torch.nn.functional import log_softmax
 
 from lelp_sklearn._common import training_validation as validation
 from lelp_sklearn._training.batches import Rows, outputs, shuffled_batches
-from lelp_sklearn._training.devices import denormals_are_zero, derive_seed, seeded
+from lelp_sklearn._training.devices import (
+    denormals_are_zero,
+    derive_seed,
+    seeded,
+    torch_lock,
+)
 from lelp_sklearn._training.graphs import (
     RecordedSteps,
     Step,
@@ -66,16 +71,17 @@ def make_optimizer(
     """Give the optimizer of a module's trainable parameters."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     validation.check_trainable(len(parameters))
-    if callable(optimizer):
-        made = optimizer(parameters, lr=learning_rate, weight_decay=weight_decay)
-        _check_optimizer(made)
-        return made
-    return torch.optim.AdamW(
-        parameters,
-        lr=learning_rate,
-        weight_decay=weight_decay,
-        fused=all(p.is_floating_point() for p in parameters),
-    )
+    with torch_lock.held():
+        if callable(optimizer):
+            made = optimizer(parameters, lr=learning_rate, weight_decay=weight_decay)
+            _check_optimizer(made)
+            return made
+        return torch.optim.AdamW(
+            parameters,
+            lr=learning_rate,
+            weight_decay=weight_decay,
+            fused=all(p.is_floating_point() for p in parameters),
+        )
 
 
 def try_optimizer(
@@ -92,7 +98,8 @@ def try_optimizer(
     validation.check_optimizer_arguments(optimizer)
     try:
         parameters = [nn.Parameter(torch.zeros(1, 1))]
-        made = optimizer(parameters, lr=learning_rate, weight_decay=weight_decay)
+        with torch_lock.held():
+            made = optimizer(parameters, lr=learning_rate, weight_decay=weight_decay)
     except TypeError as reason:
         raise validation.failing_optimizer(optimizer, reason) from reason
     # It may count on the parameters of the module.
