@@ -224,9 +224,11 @@ def test_exports_while_others_fit_and_predict(tmp_path):
     is_over = threading.Event()
 
     def export(number):
-        fitted.to_onnx(tmp_path / f"{number}.onnx")
-        done.wait()
-        is_over.set()
+        try:
+            fitted.to_onnx(tmp_path / f"{number}.onnx")
+        finally:
+            done.wait()
+            is_over.set()
 
     def fit_and_predict():
         while not is_over.is_set():

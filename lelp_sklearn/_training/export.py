@@ -79,9 +79,9 @@ class _Exported(ClassProbabilities):
     """The same of operations that are small and fast in ONNX.
 
     There is no matrix of zeros and ones, which the file would hold, and no loop over
-    the rows, which is what torch makes of an embedding bag. Recurrent layers get one row
-    more, which is cut off at the end: onnxruntime aborts the process where they have
-    none.
+    the rows, which is what torch makes of an embedding bag. Recurrent layers get one
+    row more, which is cut off at the end: onnxruntime aborts the process where they
+    have none.
     """
 
     def __init__(self, net: nn.Module, *form: Any) -> None:
@@ -218,8 +218,8 @@ def _strip(message: Any) -> None:
 def _quiet() -> Iterator[None]:
     """Ignore what the exporter says of its own progress and libraries.
 
-    `warnings.catch_warnings` of another thread may begin or end meanwhile. So the filter
-    goes into the list of filters by hand, and out of each list that may have it.
+    `warnings.catch_warnings` of another thread may begin or end meanwhile. So the
+    filter goes into the list of filters by hand, and out of each list that has it.
     """
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]
