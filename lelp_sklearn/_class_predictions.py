@@ -14,6 +14,7 @@ from sklearn.utils.validation import (
 )
 
 from lelp_sklearn._common import export_validation, training_validation, validation
+from lelp_sklearn._common.numeric_validation import check_numbers
 from lelp_sklearn._training import devices, export, modules
 from lelp_sklearn._training.batches import as_tensor, outputs
 from lelp_sklearn._training.curves import Curves
@@ -320,9 +321,13 @@ class ClassPredictionMixin:
             _check_feature_names(self, X, reset=reset)
             _check_n_features(self, X, reset=reset)
         else:
+            check_numbers(X, "X")
             X = validate_data(
                 self, X, reset=reset, allow_nd=True, ensure_all_finite=False
             )
+            if X.dtype.kind == "O":
+                # A table of unlike columns, all of which read as numbers.
+                X = X.astype(np.float64)
             if X.dtype.kind == "f":
                 # torch has no wider numbers than double precision.
                 X = X.astype(np.float64) if X.dtype.itemsize > 8 else X

@@ -27,6 +27,7 @@ from lelp_sklearn._common import extraction_validation, training_validation, val
 from lelp_sklearn._common.callers import users_level
 from lelp_sklearn._common.exceptions import NoLinearHeadWarning
 from lelp_sklearn._common.files import check_writable
+from lelp_sklearn._common.numeric_validation import check_numbers
 from lelp_sklearn._common.resumable import ResumableNpy, held
 from lelp_sklearn._common.thread_locks import exclusive
 from lelp_sklearn._training import devices, teachers
@@ -419,6 +420,7 @@ class EmbeddingExtractor(
             extraction_validation.check_tokenizer(readable)
             return texts
         extraction_validation.check_no_text_columns(X)
+        check_numbers(X, "X")
         X = validate_data(self, X, reset=reset, allow_nd=True, ensure_all_finite=False)
         if X.dtype.kind == "f":
             validation.check_finite_block(X, 0, "X")

@@ -16,8 +16,10 @@ from lelp_sklearn._common import (
     checkpoint_validation,
     teacher_validation,
     training_validation,
+    validation,
 )
 from lelp_sklearn._common.callbacks import NO_TASK, begin_fit
+from lelp_sklearn._common.callers import users_level
 from lelp_sklearn._common.exceptions import NoTeacherWarning
 from lelp_sklearn._common.identity import digest_of
 from lelp_sklearn._projector import LELPProjector
@@ -60,29 +62,27 @@ _FREE_TO_CHANGE = "checkpoint", "checkpoint_interval", "device", "verbose"
 class StudentFittingMixin:
     """The work behind `fit` and `partial_fit` of `LELPStudentClassifier`."""
 
-    def _fit_rows(self, ranks, X, y, given, sample_weight, validation):
+    def _fit_rows(self, ranks, X, y, given, sample_weight, validation_data):
         """Do what `fit` does, as one of several processes if need be."""
         self._check_parameters()
         try_optimizer(self.optimizer, self.learning_rate, self.weight_decay)
         if self.checkpoint is not None:
             ranks.from_first(lambda: checkpoint_validation.check_path(self.checkpoint))
-        training_validation.check_validation_data(self.early_stopping, *validation)
+        training_validation.check_validation_data(self.early_stopping, *validation_data)
         previous = None
         if self.warm_start and hasattr(self, "_fit"):
             previous = replace(self._fit, stream=None)
         sample = self._read(X, y, given, sample_weight, previous)
         if previous is None and not self._has_head():
             check_several_labels(sample)
-        judged = self._read_validation(sample, previous, *validation)
+        judged = self._read_validation(sample, previous, *validation_data)
         device = devices.resolve_device(self.device, sample.inputs, ranks.device_index)
         how = {"precision": Precision(self.precision, device), "ranks": ranks}
         seeds = ranks.from_first(lambda: self._seeds(previous))
         used, held_out = self._split(sample, judged, previous, seeds.split)
         task = self._begin(sample, y, sample_weight, previous, ranks)
         if previous is None and not self._has_teacher(sample):
-            # scikit-learn's decorator of fit, where it has one, is a frame more.
-            level = 3 if task.context is None else 4
-            warnings.warn(NoTeacherWarning(), stacklevel=level)
+            warnings.warn(NoTeacherWarning(), stacklevel=users_level())
         targets = ranks.from_first(
             lambda: self._make_targets(sample, used, previous, seeds.projector, task)
         )
@@ -110,7 +110,7 @@ class StudentFittingMixin:
         used = self._usable(sample, previous)
         seeds = self._seeds(previous)
         if previous is None and not self._has_teacher(sample):
-            warnings.warn(NoTeacherWarning(), stacklevel=3)
+            warnings.warn(NoTeacherWarning(), stacklevel=users_level())
         targets = self._make_targets(
             sample, used, previous, seeds.projector, NO_TASK, classes
         )
@@ -214,7 +214,7 @@ class StudentFittingMixin:
             sample = source.embed_again(sample, used)
         else:
             if classes is not None:
-                classes = np.unique(classes)
+                classes = validation.sorted_classes(classes)
             source, sample = self._make_source(sample, used, seed, task, classes)
         codes = encode(sample, source.classes)
         soft = source.soft_targets(sample, codes)

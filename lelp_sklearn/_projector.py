@@ -137,7 +137,8 @@ class LELPProjector(
         its directions: then subclasses share the mass of their class alike.
     unlabeled : object, default=None
         The value in y that marks rows without a label (-1, NaN, a string): they take
-        the class that the teacher gives them. None: every value is a label.
+        the class that the teacher gives them. None: every value is a label. Inside a
+        meta-estimator that encodes y, such as BaggingClassifier, only None is allowed.
     svd_solver : {"auto", "randomized", "covariance_eigh", "full"}, default="auto"
         "covariance_eigh" forms the d by d covariance of each class; "randomized" starts
         from the principal subspace of a sample of each class and makes one or a
@@ -431,7 +432,7 @@ class LELPProjector(
         if stream is not None:
             classes = stream.classes
         elif classes is not None:
-            classes = np.unique(classes)
+            classes = validation.sorted_classes(classes)
         sample = self._read(
             X,
             y,

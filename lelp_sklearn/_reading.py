@@ -133,6 +133,8 @@ def read_sample(
     checked = checked.check(rows, y, sample_weight, teacher_logits, unlabeled)
     found = checked.findings()
     found.check()
+    if found.only_probabilities:
+        teacher_validation.warn_of_probabilities()
     n_outputs = None if found.n_logits is None else max(2, found.n_logits)
     if known_head is not None:
         n_outputs = len(known_head.coef)

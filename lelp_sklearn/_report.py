@@ -17,6 +17,7 @@ from sklearn.utils import _safe_indexing, check_random_state
 
 from lelp_sklearn._common import report_validation, validation
 from lelp_sklearn._common.callbacks import NO_TASK
+from lelp_sklearn._common.callers import warned_once
 from lelp_sklearn._projection import structure
 from lelp_sklearn._projection.directions import row_space
 from lelp_sklearn._targets import (
@@ -250,7 +251,10 @@ def subclass_report(
     report_validation.check_at_least(max_epochs, 1, "max_epochs")
     drawn = check_random_state(random_state)
     given = teacher_embeddings, teacher_logits
-    with noted(f"(In a report, which reads at most max_samples={max_samples} rows.)"):
+    with (
+        warned_once(),
+        noted(f"(In a report, which reads at most max_samples={max_samples} rows.)"),
+    ):
         rows = _Rows.read(student, X, y, given, max_samples, drawn)
         pilots = list(_pilots(rows, n_splits, max_epochs, drawn))
     gains = np.array([pilot.gain for pilot in pilots])

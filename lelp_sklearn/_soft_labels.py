@@ -13,7 +13,9 @@ from sklearn.utils.validation import (
 )
 
 from lelp_sklearn._common import teacher_validation, validation
+from lelp_sklearn._common.callers import warned_once
 from lelp_sklearn._common.files import new_npy
+from lelp_sklearn._common.numeric_validation import check_dense, check_numbers
 from lelp_sklearn._projection import dask_arrays, tensors
 from lelp_sklearn._projection.digests import row_digests
 from lelp_sklearn._projection.soft_labels import SoftLabeller, class_sums
@@ -111,8 +113,9 @@ class SoftLabelMixin:
         soft_labels : array of shape (n_samples, n_classes * n_subclasses)
             As from :meth:`transform`.
         """
-        self.fit(X, y, teacher_logits=teacher_logits, sample_weight=sample_weight)
-        return self.transform(X, teacher_logits=teacher_logits)
+        with warned_once():
+            self.fit(X, y, teacher_logits=teacher_logits, sample_weight=sample_weight)
+            return self.transform(X, teacher_logits=teacher_logits)
 
     def inverse_transform(self, X):
         """Sum soft labels over the subclasses of each class.
@@ -196,9 +199,11 @@ class SoftLabelMixin:
     def _check_logits(self, teacher_logits, n_samples):
         if teacher_logits is None:
             return None
+        check_dense(teacher_logits, "teacher_logits")
         logits = tensors.to_array(teacher_logits)
         logits = validation.check_logits(logits, n_samples)
-        teacher_validation.warn_of_probabilities(logits)
+        if teacher_validation.are_probabilities(logits):
+            teacher_validation.warn_of_probabilities()
         validation.check_logit_columns(logits.shape[1], len(self.classes_))
         return validation.logits_of_classes(logits)
 
@@ -214,6 +219,7 @@ class SoftLabelMixin:
             _check_feature_names(self, X, reset=reset)
             _check_n_features(self, rows, reset=reset)
         else:
+            check_numbers(X, "X")
             rows = validate_data(
                 self,
                 X,

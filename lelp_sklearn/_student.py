@@ -12,6 +12,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from lelp_sklearn._class_predictions import ClassPredictionMixin
 from lelp_sklearn._common import training_validation
 from lelp_sklearn._common.callbacks import CallbackSupportMixin, with_callbacks
+from lelp_sklearn._common.callers import warned_once
 from lelp_sklearn._fitting import StudentFittingMixin
 from lelp_sklearn._projector import LELPProjector
 from lelp_sklearn._saving import SavedStudentMixin
@@ -89,6 +90,9 @@ class LELPStudentClassifier(
     unlabeled : object, default=None
         The value in y that marks rows without a label, such as -1, NaN or a string.
         Handed on to the projector; None is what `projector` has, by default no value.
+        VotingClassifier, StackingClassifier, BaggingClassifier and the multiclass
+        meta-estimators encode y, and with it the marks, before the student sees it:
+        inside them only None is allowed.
     optimizer : "adamw" or callable, default="adamw"
         A callable ``(parameters, lr=, weight_decay=)`` returns a
         :class:`torch.optim.Optimizer` whose `step` needs no closure, such as
@@ -432,13 +436,14 @@ class LELPStudentClassifier(
             If the loss of a step or a weight was not finite, at the end of the epoch.
         """
         given = teacher_embeddings, teacher_logits, soft_targets
-        validation = X_val, y_val, teacher_embeddings_val
+        validation_data = X_val, y_val, teacher_embeddings_val
         with (
+            warned_once(),
             self._features_of_what_is_kept(),
             torch.inference_mode(False),
             joined() as ranks,
         ):
-            self._fit_rows(ranks, X, y, given, sample_weight, validation)
+            self._fit_rows(ranks, X, y, given, sample_weight, validation_data)
         return self
 
     def partial_fit(
@@ -496,6 +501,10 @@ class LELPStudentClassifier(
             `early_stopping` or balanced class weights are asked for.
         """
         given = teacher_embeddings, teacher_logits, soft_targets
-        with self._features_of_what_is_kept(), torch.inference_mode(False):
+        with (
+            warned_once(),
+            self._features_of_what_is_kept(),
+            torch.inference_mode(False),
+        ):
             self._fit_block(X, y, classes, given, sample_weight)
         return self

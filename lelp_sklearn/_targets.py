@@ -14,6 +14,7 @@ from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import check_is_fitted
 
 from lelp_sklearn._common import (
+    numeric_validation,
     teacher_validation,
     training_validation,
     validation,
@@ -186,23 +187,30 @@ def read_sample(
     labels, labelled = validation.check_labels(y, n_samples, unlabeled)
     weight = validation.check_sample_weight(sample_weight, n_samples)
     validation.check_some_weight(bool(np.any(weight > 0)))
-    if soft_targets is not None:
-        soft_targets = training_validation.check_soft_targets(as_array(soft_targets))
-        validation.check_finite_block(soft_targets, 0, "soft_targets")
-        training_validation.check_probabilities(soft_targets)
-    if embeddings is not None:
-        name = f"teacher_embeddings{suffix}"
-        teacher_validation.check_is_array(embeddings, name)
-        embeddings = mean_over_members(embeddings, n_samples, name)
     given = {
         "teacher_embeddings": embeddings,
         "teacher_logits": logits,
         "soft_targets": soft_targets,
     }
     for name, array in given.items():
-        if array is not None:
-            teacher_validation.check_is_array(array, name + suffix)
-            validation.check_length(array, n_samples, name + suffix)
+        if array is None:
+            continue
+        argument = name + suffix
+        teacher_validation.check_is_array(array, argument)
+        numeric_validation.check_dense(array, argument)
+        numeric_validation.check_numbers(array, argument)
+        if isinstance(array, list | tuple):
+            array = numeric_validation.as_numbers(array, argument)
+        if name == "teacher_embeddings":
+            array = mean_over_members(array, n_samples, argument)
+        validation.check_length(array, n_samples, argument)
+        given[name] = array
+    if soft_targets is not None:
+        soft_targets = as_array(given["soft_targets"])
+        soft_targets = training_validation.check_soft_targets(soft_targets)
+        validation.check_finite_block(soft_targets, 0, "soft_targets")
+        training_validation.check_probabilities(soft_targets)
+        given["soft_targets"] = soft_targets
     marked = np.ravel(y) if labelled.any() else None
     return Sample(X, inputs, labels, labelled, weight, marked, **given, suffix=suffix)
 

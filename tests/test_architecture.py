@@ -63,6 +63,8 @@ LEVELS = {
     "_training.teachers": 3,
     "_common.export_validation": 1,
     "_common.resumable": 1,
+    "_common.callers": -1,
+    "_common.numeric_validation": -1,
     "_common.sealing": 1,
     "_common.thread_locks": -3,
     "_common.typing": -2,

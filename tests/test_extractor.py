@@ -618,6 +618,19 @@ def test_a_loader_or_a_dataset_is_no_rows():
         extractor.fit(data)
 
 
+@pytest.mark.parametrize("text", ["\ud83d", "ab\udc00", "\U0001f600 \ude00\ud83d"])
+def test_half_a_surrogate_pair_is_named_with_its_row(text):
+    extractor = EmbeddingExtractor(TextModel(), tokenizer=Texts())
+    texts = ["a", "\U0001f600", text, "b"]
+    with pytest.raises(ValueError, match=r"in row 2, half a surrogate pair .*utf-16"):
+        extractor.fit(texts)
+    # What the message says to pass is taken.
+    texts[2] = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    extractor.fit(texts)
+    with pytest.raises(ValueError, match="in row 1, half a surrogate pair"):
+        extractor.transform(["a", text])
+
+
 def test_a_table_of_texts_is_answered_with_its_column():
     pandas = pytest.importorskip("pandas")
     texts = ["a", "bc", "def"]

@@ -131,13 +131,22 @@ def check_is_listed(X: Any) -> None:
 
 
 def check_texts(texts: Sequence[Any]) -> None:
-    """Raise unless there is nothing but texts."""
+    """Raise unless there is nothing but texts, of whole characters."""
     for row, text in enumerate(texts):
         if not isinstance(text, str):
             raise TypeError(
                 f"X is a list of texts with, in row {row}, a {type(text).__name__} "
                 f"({text!r}): pass strings only; an empty one is a text too."
             )
+        try:
+            text.encode()
+        except UnicodeEncodeError as reason:
+            raise ValueError(
+                f"X is a list of texts with, in row {row}, half a surrogate pair "
+                f"({text[reason.start]!r} at {reason.start}), which is no text: "
+                "pass text.encode('utf-16', 'surrogatepass').decode('utf-16', "
+                "'replace')."
+            ) from reason
 
 
 def check_is_rows(is_loader: bool, is_dataset: bool, X: object) -> None:

@@ -1,12 +1,12 @@
 """Checks of a teacher's head and outputs, and their messages."""
 
-import warnings
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils._param_validation import InvalidParameterError
 
+from lelp_sklearn._common.callers import warn_user
 from lelp_sklearn._common.exceptions import (
     ClassOrderWarning,
     ProbabilitiesAsLogitsWarning,
@@ -20,18 +20,20 @@ _FEWEST_ROWS = 50
 _EXPLAINED = 0.4
 
 
-def warn_of_probabilities(logits: FloatArray) -> None:
-    """Warn where logits (n, C) are probabilities: logarithms of these are not."""
+def are_probabilities(logits: FloatArray) -> bool:
+    """Whether logits (n, C) are probabilities, whose logarithms are not."""
     if logits.shape[1] < 2 or logits.min() < 0:
-        return
-    if np.all(np.abs(logits.sum(axis=1) - 1) < 1e-3):
-        warnings.warn(
-            "teacher_logits are probabilities: no entry is negative and each row sums "
-            "to one. Pass their logarithm, zeros clipped, as in "
-            "np.log(np.maximum(p, 1e-7)).",
-            ProbabilitiesAsLogitsWarning,
-            stacklevel=2,
-        )
+        return False
+    return bool(np.all(np.abs(logits.sum(axis=1) - 1) < 1e-3))
+
+
+def warn_of_probabilities() -> None:
+    """Warn of logits that are probabilities."""
+    warn_user(
+        "teacher_logits are probabilities: no entry is negative and each row sums to "
+        "one. Pass their logarithm, zeros clipped, as in np.log(np.maximum(p, 1e-7)).",
+        ProbabilitiesAsLogitsWarning,
+    )
 
 
 def warn_of_class_order(
@@ -58,13 +60,12 @@ def warn_of_class_order(
     rows, columns = linear_sum_assignment(agreed, maximize=True)
     best = int(agreed[rows, columns].sum())
     if best - own >= _EXPLAINED * len(codes):
-        warnings.warn(
+        warn_user(
             f"The teacher's likeliest class is the label of {own} of {len(codes)} "
             f"rows, and of {best} were its classes in another order: column "
             f"{columns.tolist()} for {classes.tolist()}. Rows of head and columns of "
             "teacher_logits or soft_targets must be in the order of the sorted labels.",
             ClassOrderWarning,
-            stacklevel=2,
         )
 
 

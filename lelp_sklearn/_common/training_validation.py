@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.frozen import FrozenEstimator
 
+from lelp_sklearn._common.numeric_validation import as_numbers
 from lelp_sklearn._common.typing import BoolArray
 
 # --- losses ---------------------------------------------------------------------------
@@ -120,7 +121,7 @@ def check_codes(dtype: object, as_fitted: bool) -> None:
 
 def check_soft_targets(soft_targets: Any) -> NDArray[Any]:
     """Give soft targets (n, C*S) as a floating array."""
-    soft = np.asarray(soft_targets)
+    soft = as_numbers(soft_targets, "soft_targets")
     if soft.dtype.kind != "f":
         soft = soft.astype(np.float64)
     if soft.ndim != 2 or 0 in soft.shape:

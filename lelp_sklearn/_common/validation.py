@@ -11,6 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import column_or_1d
 
+from lelp_sklearn._common.callers import encoding_caller
+from lelp_sklearn._common.numeric_validation import as_numbers, check_dense
 from lelp_sklearn._common.typing import BoolArray, FloatArray, IntArray
 
 
@@ -185,8 +187,9 @@ def check_sample_weight(
         sample_weight = np.full(n_samples, sample_weight)
     if hasattr(sample_weight, "detach"):
         # A tensor, of whatever device and dtype.
+        check_dense(sample_weight, "sample_weight")
         sample_weight = sample_weight.detach().cpu().double()
-    weight = np.asarray(sample_weight, dtype=np.float64)
+    weight = as_numbers(sample_weight, "sample_weight").astype(np.float64, copy=False)
     if weight.ndim != 1:
         raise ValueError(
             f"Sample weights must be 1D array or scalar, got {weight.ndim} dimensions."
@@ -219,6 +222,7 @@ def check_labels(
     `unlabeled` is the value that marks rows without one, None for no such value. No row
     carries a label where y is None.
     """
+    check_marks_arrive(unlabeled)
     if y is None:
         return np.zeros(n_samples), np.zeros(n_samples, dtype=bool)
     labels = column_or_1d(label_array(y), warn=True)
@@ -239,6 +243,17 @@ def check_labels(
     if labelled.any():
         check_classification_targets(labels[labelled])
     return labels, labelled
+
+
+def check_marks_arrive(unlabeled: object) -> None:
+    """Raise where rows are marked and a caller has made a class of the mark."""
+    caller = None if unlabeled is None else encoding_caller()
+    if caller is not None:
+        raise ValueError(
+            f"unlabeled={unlabeled!r} cannot be used inside {caller}, which encodes y "
+            "as 0 to n_classes - 1: the rows that it marks arrive as one more class. "
+            "Fit the student by itself, or leave these rows out and set unlabeled=None."
+        )
 
 
 def label_array(y: Any) -> NDArray[Any]:
@@ -318,11 +333,33 @@ def check_classes(
     classes = np.array(given)
     unknown = np.setdiff1d(labels, classes)
     if unknown.size:
+        encoded, caller = "", encoding_caller()
+        if caller is not None:
+            encoded = (
+                f" {caller} encodes y as 0 to n_classes - 1: inside it give head="
+                "(coef_, intercept_), with rows in the order of the sorted labels, or "
+                "fit what is frozen on the encoded y."
+            )
         raise ValueError(
             f"y has labels {unknown.tolist()} that are not among the classes "
-            f"{classes.tolist()}, those of the head or of the first call."
+            f"{classes.tolist()}, those of the head or of the first call.{encoded}"
         )
     return check_several_classes(classes)
+
+
+def sorted_classes(classes: Any) -> NDArray[Any]:
+    """Give the distinct classes of `partial_fit`, sorted."""
+    listed = classes.tolist() if hasattr(classes, "tolist") else list(classes)
+    texts = {isinstance(label, str) for label in listed}
+    try:
+        if len(texts) < 2:
+            return np.unique(np.asarray(listed))
+    except TypeError:  # None beside numbers
+        pass
+    raise TypeError(
+        f"classes={listed} are of several types, which have no order: give labels of "
+        "one type, as in y."
+    )
 
 
 def check_several_classes(classes: NDArray[Any]) -> NDArray[Any]:
@@ -362,7 +399,8 @@ def check_every_class(weight: FloatArray, classes: NDArray[Any]) -> None:
 
 def check_logits(teacher_logits: Any, n_samples: int, first_row: int = 0) -> FloatArray:
     """Give the teacher's logits (n, C) float64; (n, 1) for the column of a sigmoid."""
-    logits = np.asarray(teacher_logits, dtype=np.float64)
+    logits = as_numbers(teacher_logits, "teacher_logits")
+    logits = logits.astype(np.float64, copy=False)
     check_logit_dimensions(logits.shape)
     if logits.ndim == 1:
         logits = logits[:, None]
@@ -404,8 +442,9 @@ def check_head(
     The one row of a sigmoid head, w, becomes the two rows -w/2 and w/2 of a softmax.
     """
     # Copies: what the caller does to the head later changes no fitted projector.
-    weights = np.array(coef, dtype=np.float64, ndmin=2)
-    bias = np.array(intercept, dtype=np.float64, ndmin=1).ravel()
+    weights = np.array(as_numbers(coef, "head coef"), dtype=np.float64, ndmin=2)
+    bias = as_numbers(intercept, "head intercept")
+    bias = np.array(bias, dtype=np.float64, ndmin=1).ravel()
     if weights.ndim != 2 or weights.shape[1] != n_features:
         raise ValueError(
             f"head has a coef of shape {weights.shape}, X {n_features} features: "
@@ -481,7 +520,7 @@ def check_directions(
 ) -> FloatArray:
     """Give the caller's own directions as float64 (C, S, d)."""
     # A copy: what the caller does to the array later changes no fitted projector.
-    array = np.array(directions, dtype=np.float64)
+    array = np.array(as_numbers(directions, "splitter"), dtype=np.float64)
     expected = (n_classes, n_subclasses or "n_subclasses", n_features)
     found = array.shape
     if array.ndim != 3 or (found[0], found[2]) != expected[::2] or found[1] == 0:
@@ -500,7 +539,7 @@ def check_directions(
 
 def check_soft_labels(soft: ArrayLike, n_columns: int) -> FloatArray:
     """Give soft labels (n, C*S) as a floating array."""
-    array = np.asarray(soft)
+    array = as_numbers(soft, "X")
     if array.dtype.kind != "f":
         array = array.astype(np.float64)
     check_soft_label_shape(array.shape, n_columns)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lelp_sklearn._common import teacher_validation, validation
+from lelp_sklearn._common.numeric_validation import check_dense
 from lelp_sklearn._common.typing import BoolArray, FloatArray
 from lelp_sklearn._projection import tensors
 from lelp_sklearn._projection.blocks import InMemory, LabelledRows, Rows
@@ -25,6 +26,8 @@ class Findings:
         Columns of the teacher's logits, None without.
     any_weight, any_unlabelled : bool
         Whether a row has weight; whether one with weight has no label.
+    only_probabilities : bool
+        Whether all logits are probabilities.
     refusal : (int, Exception) or None
         The first chunk that was refused, by its first row, and why.
     """
@@ -33,6 +36,7 @@ class Findings:
     n_logits: int | None = None
     any_weight: bool = False
     any_unlabelled: bool = False
+    only_probabilities: bool = False
     refusal: tuple[int, Exception] | None = None
 
     def merge(self, other: "Findings") -> "Findings":
@@ -45,6 +49,7 @@ class Findings:
             self.n_logits or other.n_logits,
             self.any_weight or other.any_weight,
             self.any_unlabelled or other.any_unlabelled,
+            self.only_probabilities and other.only_probabilities,
             min(refusals, key=itemgetter(0), default=None),
         )
 
@@ -93,10 +98,10 @@ class CheckedRows(InMemory):
         n_rows = X.shape[0]
         digests = row_digests(X, first_row)
         weight = validation.check_sample_weight(sample_weight, n_rows, first_row)
+        check_dense(teacher_logits, "teacher_logits")
         logits = tensors.to_array(teacher_logits)
         if logits is not None:
             logits = validation.check_logits(logits, n_rows, first_row)
-            teacher_validation.warn_of_probabilities(logits)
         labels, labelled = validation.check_labels(y, n_rows, unlabeled, first_row)
         return cls(X, labels, labelled, weight, digests, logits, first_row)
 
@@ -107,6 +112,8 @@ class CheckedRows(InMemory):
             None if self.logits is None else self.logits.shape[1],
             bool(np.any(self.weight > 0)),
             bool(np.any(~self.labelled & (self.weight > 0))),
+            self.logits is not None
+            and teacher_validation.are_probabilities(self.logits),
         )
 
     def encode(self, classes: NDArray[Any]) -> LabelledRows:
