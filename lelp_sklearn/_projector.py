@@ -13,7 +13,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.metadata_routing import UNUSED
 
-from lelp_sklearn._common import validation
+from lelp_sklearn._common import dask_validation, validation
 from lelp_sklearn._common.callbacks import (
     CallbackSupportMixin,
     begin_fit,
@@ -119,7 +119,9 @@ class LELPProjector(
         have a row of `coef_` for each class, and be no Pipeline. None: the weighted
         least-squares map to `teacher_logits` where these are given, else the linear
         discriminant of the labels with a pooled covariance whose correlations are
-        shrunk. The units of the columns do not change either.
+        shrunk. The units of the columns do not change either. Inside a meta-estimator
+        that encodes y, such as VotingClassifier, a classifier fitted on other labels is
+        refused, and its ``(coef_, intercept_)`` is not.
     null_space : bool, default=True
         Whether directions avoid the row space of the head, which the class
         probabilities carry already. A softmax head of two rows spans two dimensions and
@@ -427,7 +429,7 @@ class LELPProjector(
         self._validate_params()
         given = X, y, teacher_logits, sample_weight
         if any(dask_arrays.is_dask_array(each) for each in given):
-            raise validation.no_dask_stream()
+            raise dask_validation.no_dask_stream()
         stream = self.__dict__.get("_stream")
         if stream is not None:
             classes = stream.classes

@@ -12,7 +12,7 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from lelp_sklearn._common import teacher_validation, validation
+from lelp_sklearn._common import dask_validation, teacher_validation, validation
 from lelp_sklearn._common.callers import warned_once
 from lelp_sklearn._common.files import new_npy
 from lelp_sklearn._common.numeric_validation import check_dense, check_numbers
@@ -174,7 +174,7 @@ class SoftLabelMixin:
     def _transform_lazily(self, rows, teacher_logits, out):
         """Soft labels of a dask array, made where and when its chunks are."""
         if out is not None:
-            raise validation.no_dask_out()
+            raise dask_validation.no_dask_out()
         logits = None
         if teacher_logits is not None:
             logits = dask_arrays.beside(teacher_logits, rows, "teacher_logits")

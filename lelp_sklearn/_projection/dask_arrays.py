@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lelp_sklearn._common import validation
+from lelp_sklearn._common import dask_validation, validation
 from lelp_sklearn._projection import tensors
 from lelp_sklearn._projection.soft_labels import class_sums
 
@@ -25,7 +25,7 @@ def is_dask_array(array: object) -> bool:
 
 def as_rows(X: "Array") -> "Array":
     """Give X checked, floating, and chunked by rows alone."""
-    validation.check_dask_embeddings(X)
+    dask_validation.check_dask_embeddings(X)
     if X.dtype not in _FLOATING:
         X = X.astype(np.float64)
     return by_rows(X, X.chunks[0])
@@ -44,7 +44,7 @@ def beside(values: Any, X: "Array", name: str) -> "Array":
 
     if not is_dask_array(values):
         values = da.from_array(np.asarray(tensors.to_array(values)))
-    validation.check_dask_array(values, name)
+    dask_validation.check_dask_array(values, name)
     validation.check_length(values, X.shape[0], name)
     return by_rows(values, X.chunks[0])
 
