@@ -316,7 +316,7 @@ class _Rows:
         asked._check_parameters()
         sample = asked._read(X, y, (*given, None), None, None)
         report_validation.check_teacher_is_known(asked._has_teacher(sample))
-        used = asked._usable(sample)
+        used = asked._usable(sample, None)
         if len(sample) > max_samples:
             chosen = hold_out(sample, used, max_samples / len(sample), _seed(drawn))
             sample, used = select(sample, np.sort(chosen)), used[chosen]
