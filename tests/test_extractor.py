@@ -1252,7 +1252,7 @@ def test_bad_paths_are_refused_before_work_starts(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="dtype='int8'"):
         extractor.extract(rows(), tmp_path / "e.npy", dtype="int8")
     monkeypatch.setattr("shutil.disk_usage", has_no_room(10))
-    with pytest.raises(ValueError, match="needs 600 bytes and the disk has 10"):
+    with pytest.raises(ValueError, match="needs 728 bytes and the disk has 10"):
         extractor.extract(rows(), tmp_path / "e.npy")
     assert [p.name for p in tmp_path.iterdir()] == ["e.npy.lock"]
 

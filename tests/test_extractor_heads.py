@@ -302,7 +302,19 @@ def test_a_model_that_is_a_linear_layer_is_its_head():
     assert_array_equal(extractor.head_[0], model.weight.detach())
 
 
-def test_a_model_with_a_compiled_part_has_its_head():
+@pytest.mark.parametrize("has_run", [False, True])
+def test_a_compiled_model_has_its_head(has_run):
+    X, model = rows(), nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 2))
+    compiled = torch.compile(model, backend="eager")
+    if has_run:
+        compiled(torch.from_numpy(X))
+    extractor = EmbeddingExtractor(compiled)
+    found = extractor.fit_transform(X)
+    assert_allclose(found, returned_by(model[:2], X), rtol=1e-5, atol=1e-6)
+    assert_array_equal(extractor.head_[0], model[2].weight.detach())
+
+
+def test_a_model_with_a_scripted_part_has_its_head():
     X, model = rows(), nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 2))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)

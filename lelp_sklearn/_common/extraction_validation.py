@@ -60,7 +60,8 @@ def without_head(
             f"differ by up to {difference:.2g}"
         )
     return (
-        f"{reason}. head_ is None, the embeddings are the input of {layer!r}, and "
+        f"{reason}. head_ is None, the embeddings are the input of "
+        f"{repr(layer) if layer else 'the model itself'}, and "
         f"{logits}; layer= names another layer."
     )
 

@@ -119,8 +119,12 @@ class Teacher:
         if self.layer != SENTENCE_OUTPUT:
             with self._running():
                 inputs = self._inputs(take(rows, places))
+                # What torch has compiled before ignores new hooks.
+                eager = replace(
+                    self, model=getattr(self.model, "_orig_mod", self.model)
+                )
                 with _naming(inputs, places):
-                    call = partial(self._call, inputs)
+                    call = partial(eager._call, inputs)
                     output = find_output(self.model, call, len(places))
         layer, run = self.layer, None
         if layer is None:
