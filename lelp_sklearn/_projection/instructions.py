@@ -19,10 +19,13 @@ REGISTER_BYTES = 64 if "avx512f" in processor_features() else 32
 # Rows and columns whose products are summed in registers at once: where vectors are
 # wide there are 32 registers, else 16.
 ROWS_AT_ONCE, COLUMNS_AT_ONCE = (8, 3) if REGISTER_BYTES == 64 else (4, 3)
+# Bytes in a row of the squares of numbers that `transpose` turns.
+SQUARE_BYTES = 32
 # Rows that are asked for from memory by each call of `add_dot_products`.
 ROWS_AHEAD = 2
 _INDEX = ir.IntType(64)
 _INT = ir.IntType(32)
+_HALF_BITS = ir.IntType(16)
 _BYTE_POINTER = ir.IntType(8).as_pointer()
 
 # exp(x) = 2^n exp(r) with |r| <= log(2) / 2; log(2) in two parts, of which the first
@@ -109,17 +112,77 @@ def _sums(builder: Any, vectors: list[Any]) -> Any:
     return vectors[0]
 
 
+@intrinsic
+def transpose(typing_context: Any, rows: Any, centre: Any, out: Any) -> Any:
+    """Write (rows - centre).T to `out`, a square of numbers at a time.
+
+    `rows` (n, m) holds numbers or the bits of halves, `centre` (1, m) and `out` (m, n)
+    numbers. A square has n rows, which are SQUARE_BYTES of numbers; m is at least n,
+    and the last square may overlap the one before. Rows of every array are contiguous.
+    """
+    return types.void(rows, centre, out), _transpose
+
+
+def _transpose(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    side = SQUARE_BYTES * 8 // signature.args[2].dtype.bitwidth
+    rows, centre, out = _matrices(context, builder, signature, args, side)
+    last = builder.sub(rows.shape[1], _INDEX(side))
+    with cgutils.for_range_slice(
+        builder, _INDEX(0), rows.shape[1], _INDEX(side), inc=True
+    ) as (start, _):
+        start = builder.select(builder.icmp_signed("<", start, last), start, last)
+        less = centre.load_vector(_INDEX(0), start)
+        vectors = [
+            builder.fsub(rows.load_numbers(_INDEX(r), start), less) for r in range(side)
+        ]
+        for k, vector in enumerate(_transposed(builder, vectors)):
+            out.store_vector(builder.add(start, _INDEX(k)), _INDEX(0), vector)
+    return context.get_dummy_value()
+
+
+def _transposed(builder: Any, vectors: list[Any]) -> list[Any]:
+    """Return the columns of the square whose rows are some vectors.
+
+    Of the four quarters of the square two change places, then those of each quarter.
+    """
+    side = len(vectors)
+    half = side // 2
+    while half:
+        # Places with this bit are in the second half of a square or quarter.
+        lower = [p + side - half if p & half else p for p in range(side)]
+        upper = [p + side if p & half else p + half for p in range(side)]
+        masks = [
+            ir.Constant(ir.VectorType(_INT, side), each) for each in (lower, upper)
+        ]
+        vectors = [
+            builder.shuffle_vector(
+                vectors[r & ~half], vectors[r | half], masks[bool(r & half)]
+            )
+            for r in range(side)
+        ]
+        half //= 2
+    return vectors
+
+
 @intrinsic(prefer_literal=True)
 def multiply_add(
-    typing_context: Any, rows: Any, columns: Any, sums: Any, n_rows: Any, n_vectors: Any
+    typing_context: Any,
+    rows: Any,
+    columns: Any,
+    sums: Any,
+    n_rows: Any,
+    n_vectors: Any,
+    upcoming: Any = None,
+    step: Any = None,
 ) -> Any:
     """Add rows @ columns to `sums`, which stay in registers meanwhile.
 
     Of `rows` (n_rows, m) each number is spread over a vector, of `columns` (m,
     n_vectors * width) a row is n_vectors vectors. `n_rows` and `n_vectors` are
-    literals. Rows of `columns` and `sums` are contiguous.
+    literals. Rows of `columns` and `sums` are contiguous. Of m numbers of `upcoming`
+    (1, >= 0), `step` apart, each is asked for from memory on the way.
     """
-    signature = types.void(rows, columns, sums, n_rows, n_vectors)
+    signature = types.void(rows, columns, sums, n_rows, n_vectors, upcoming, step)
     shape = n_rows.literal_value, n_vectors.literal_value
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -131,7 +194,7 @@ def multiply_add(
 def _multiply_add(
     context: Any, builder: Any, signature: Any, args: Any, n_rows: int, n_vectors: int
 ) -> Any:
-    rows, columns, sums = _matrices(context, builder, signature, args)
+    rows, columns, sums, *upcoming = _matrices(context, builder, signature, args)
     starts = [_INDEX(v * sums.width) for v in range(n_vectors)]
     places = [(r, v) for r in range(n_rows) for v in range(n_vectors)]
     registers = {
@@ -139,6 +202,8 @@ def _multiply_add(
         for r, v in places
     }
     with cgutils.for_range(builder, rows.shape[1]) as loop:
+        for each in upcoming:
+            each.ask_for(_INDEX(0), builder.mul(loop.index, args[-1]))
         own = [columns.load_vector(loop.index, start) for start in starts]
         for r in range(n_rows):
             number = rows.load_spread(_INDEX(r), loop.index)
@@ -149,10 +214,15 @@ def _multiply_add(
     return context.get_dummy_value()
 
 
-def _matrices(context: Any, builder: Any, signature: Any, args: Any) -> "list[_Matrix]":
-    """Give the arrays among the arguments of an intrinsic."""
+def _matrices(
+    context: Any, builder: Any, signature: Any, args: Any, width: int | None = None
+) -> "list[_Matrix]":
+    """Give the arrays among the arguments of an intrinsic.
+
+    Their vectors are of `width` numbers, or whole registers.
+    """
     return [
-        _Matrix(context, builder, kind, value)
+        _Matrix(context, builder, kind, value, width)
         for kind, value in zip(signature.args, args, strict=True)
         if isinstance(kind, types.Array)
     ]
@@ -175,7 +245,9 @@ def _add_product(builder: Any, register: Any, left: Any, right: Any) -> None:
 class _Matrix:
     """A two-dimensional array inside an intrinsic; vectors lie along its rows."""
 
-    def __init__(self, context: Any, builder: Any, kind: Any, value: Any) -> None:
+    def __init__(
+        self, context: Any, builder: Any, kind: Any, value: Any, width: int | None
+    ) -> None:
         array = context.make_array(kind)(context, builder, value)
         self._builder = builder
         self._data = array.data
@@ -183,11 +255,19 @@ class _Matrix:
         self.shape = [builder.extract_value(array.shape, axis) for axis in (0, 1)]
         number = context.get_value_type(kind.dtype)
         self._item_bytes = kind.dtype.bitwidth // 8
-        self.width = REGISTER_BYTES // self._item_bytes
+        self.width = width or REGISTER_BYTES // self._item_bytes
         self.vector = ir.VectorType(number, self.width)
 
     def load_vector(self, row: Any, column: Any) -> Any:
         return self._load(self._address(row, column, self.vector))
+
+    def load_numbers(self, row: Any, column: Any) -> Any:
+        """Load a vector; bits of halves as single precision."""
+        vector = self.load_vector(row, column)
+        if vector.type.element != _HALF_BITS:
+            return vector
+        halves = self._builder.bitcast(vector, ir.VectorType(ir.HalfType(), self.width))
+        return self._builder.fpext(halves, ir.VectorType(ir.FloatType(), self.width))
 
     def store_vector(self, row: Any, column: Any, vector: Any) -> None:
         self._store(vector, self._address(row, column, self.vector))
@@ -261,7 +341,8 @@ def exp(x: Any) -> Any:
     raise NotImplementedError("only in compiled code")
 
 
-@overload(exp, strict=False)
+# Products and sums may become one instruction.
+@overload(exp, strict=False, jit_options={"fastmath": {"contract"}})
 def _exp(x: Any) -> Any:
     if x != types.float32:
         return lambda x: math.exp(x)
@@ -271,14 +352,12 @@ def _exp(x: Any) -> Any:
         shifted = bounded * _LOG2_E + _ROUNDER
         n = shifted - _ROUNDER
         r = (bounded - n * _LOG_2_HIGH) - n * _LOG_2_LOW
-        power = _TAYLOR[7]
-        power = power * r + _TAYLOR[6]
-        power = power * r + _TAYLOR[5]
-        power = power * r + _TAYLOR[4]
-        power = power * r + _TAYLOR[3]
-        power = power * r + _TAYLOR[2]
-        power = power * r + _TAYLOR[1]
-        power = power * r + _TAYLOR[0]
+        # In pairs, few of which wait for one another.
+        square = r * r
+        power = _TAYLOR[7] * r + _TAYLOR[6]
+        power = power * square + (_TAYLOR[5] * r + _TAYLOR[4])
+        power = power * square + (_TAYLOR[3] * r + _TAYLOR[2])
+        power = power * square + (_TAYLOR[1] * r + _TAYLOR[0])
         return _single_of(_bits_of(power) + (_bits_of(shifted) << _MANTISSA_BITS))
 
     return single

@@ -10,15 +10,20 @@ from lelp_sklearn._projection import fallback
 from lelp_sklearn._projection.compilation import compiled, kernel
 from lelp_sklearn._projection.instructions import (
     COLUMNS_AT_ONCE,
-    ROWS_AHEAD,
-    ROWS_AT_ONCE,
-    add_dot_products,
+    REGISTER_BYTES,
+    SQUARE_BYTES,
     as_number,
     bits_of,
     exp,
+    multiply_add,
+    transpose,
 )
-from lelp_sklearn._projection.tiles import TILE_COLUMNS, TILE_ROWS, zeros
+from lelp_sklearn._projection.tiles import PANEL_COLUMNS, TILE_ROWS, zeros
 
+# Vectors of rows whose products with six columns, twice COLUMNS_AT_ONCE, are summed in
+# registers at once; their bytes.
+_VECTORS_AT_ONCE = 4 if REGISTER_BYTES == 64 else 2
+_PANEL_BYTES = _VECTORS_AT_ONCE * REGISTER_BYTES
 _HALF_OF_THE_BITS = np.uint64(32)
 
 
@@ -56,25 +61,27 @@ def soft_labels(
     n_classes = logits.shape[1]
     n_outputs = out.shape[1]
     n_subclasses = n_outputs // n_classes
-    tile = zeros(ROWS_AT_ONCE, min(TILE_COLUMNS, packed.shape[1]), packed)
+    panel = zeros(PANEL_COLUMNS, _PANEL_BYTES // packed.itemsize, packed)
+    centre = centre.reshape(1, -1)
     scores = zeros(max(n_outputs + n_classes, len(packed)), TILE_ROWS, packed)
     totals = np.empty((n_classes + 1, TILE_ROWS), out.dtype)
-    top, finite = np.empty(TILE_ROWS, out.dtype), True
+    tops, finite = np.empty((2, TILE_ROWS), out.dtype), True
     for start in range(0, len(X), TILE_ROWS):
         n_rows = min(TILE_ROWS, len(X) - start)
-        _multiply(X, start, n_rows, centre, packed, tile, scores)
         for k in range(len(offsets)):
-            for r in range(TILE_ROWS):
-                scores[k, r] -= offsets[k]
+            scores[k] = -offsets[k]
+        _add_scores(X, start, n_rows, centre, packed, panel, scores)
         mass = scores[n_outputs : n_outputs + n_classes]
         for c in range(n_classes):
             for r in range(min(n_rows, len(logits) - start)):
                 mass[c, r] = logits[start + r, c]
-        finite &= _exponentials(mass, per_temperature, top, totals[n_classes])
+        finite &= _exponentials(mass, per_temperature, tops, totals[n_classes])
         for c in range(n_classes):
             share = scores[c * n_subclasses : (c + 1) * n_subclasses]
             if per_subclass_temperature > 0:
-                finite &= _exponentials(share, per_subclass_temperature, top, totals[c])
+                finite &= _exponentials(
+                    share, per_subclass_temperature, tops, totals[c]
+                )
             else:
                 finite &= _choose(share, totals[c])
         _write_products(scores, totals, out[start : start + n_rows])
@@ -108,67 +115,86 @@ def digest_rows(
 
 
 @compiled
-def _multiply(
+def _add_scores(
     X: NDArray[Any],
     start: int,
     n_rows: int,
     centre: FloatArray,
     packed: FloatArray,
-    tile: FloatArray,
+    panel: FloatArray,
     scores: FloatArray,
 ) -> None:
-    """Write packed @ (X[start : start + n_rows] - centre).T to `scores`.
+    """Add packed @ (X[start : start + n_rows] - centre).T to `scores`.
 
-    One function, since calls and the slices that they take cost as much as a product of
-    few features.
+    Rows are transposed, a panel of few rows and columns at a time, so that vectors run
+    along them and no sum over a vector is left.
     """
-    n_features = X.shape[1]
-    scores[:] = 0
-    for group in range(0, n_rows, ROWS_AT_ONCE):
-        for first in range(0, n_features, TILE_COLUMNS):
-            last = min(first + TILE_COLUMNS, n_features)
-            own_centre = centre[first:last]
-            for r in range(min(ROWS_AT_ONCE, n_rows - group)):
-                # Slices, since an index that is a sum keeps the loop from becoming
-                # vector instructions.
-                row, out = X[start + group + r][first:last], tile[r]
-                for k in range(len(row)):
-                    out[k] = as_number(row[k]) - own_centre[k]
-            rows = tile[:, : min(TILE_COLUMNS, packed.shape[1] - first)]
-            # Each call asks for a few of the rows of the next group: asked for all at
-            # once, some would be forgotten.
-            upcoming = start + group + ROWS_AT_ONCE
-            for k in range(0, len(packed), COLUMNS_AT_ONCE):
-                ahead = upcoming + k // COLUMNS_AT_ONCE * ROWS_AHEAD % ROWS_AT_ONCE
-                add_dot_products(
-                    rows, packed[k:, first:], scores[k:, group:], X[ahead:, first:]
-                )
+    n_features, panel_rows = X.shape[1], _PANEL_BYTES // packed.itemsize
+    # Each product asks for a share of the rows of the next panels: asked for all at
+    # once, some would be forgotten.
+    numbers = X.reshape(1, -1)
+    step = -(-panel_rows // -(-len(packed) // 6))
+    for group in range(0, n_rows, panel_rows):
+        rows = X[start + group : start + min(group + panel_rows, n_rows)]
+        ahead = (start + group + panel_rows) * n_features
+        for first in range(0, n_features, PANEL_COLUMNS):
+            last = min(first + PANEL_COLUMNS, n_features)
+            _transpose(rows[:, first:last], centre[:, first:last], panel)
+            own = panel[: last - first]
+            for k in range(0, len(packed), 6):
+                columns, sums = packed[k:, first:last], scores[k:, group:]
+                upcoming = numbers[:, ahead:]
+                if len(columns) > COLUMNS_AT_ONCE:
+                    multiply_add(
+                        columns, own, sums, 6, _VECTORS_AT_ONCE, upcoming, step
+                    )
+                else:
+                    multiply_add(
+                        columns, own, sums, 3, _VECTORS_AT_ONCE, upcoming, step
+                    )
+                ahead += (last - first) * step
+
+
+@compiled
+def _transpose(rows: NDArray[Any], centre: FloatArray, out: FloatArray) -> None:
+    """Write (rows - centre).T to `out`."""
+    side = SQUARE_BYTES // out.itemsize
+    n_rows, n_columns = rows.shape
+    n_whole = n_rows // side * side if n_columns >= side else 0
+    for r in range(0, n_whole, side):
+        transpose(rows[r:], centre, out[:, r:])
+    for r in range(n_whole, n_rows):
+        for k in range(n_columns):
+            out[k, r] = as_number(rows[r, k]) - centre[0, k]
 
 
 @compiled
 def _exponentials(
-    scores: FloatArray, per_temperature: float, top: FloatArray, total: FloatArray
+    scores: FloatArray, per_temperature: float, tops: FloatArray, total: FloatArray
 ) -> bool:
     """Put exp((scores - largest of a row) / temperature), their sums in `total`.
 
-    Loops run along the rows of X, so that they become vector instructions. `top` is
-    room for a number a row.
+    Loops run along the rows of X, so that they become vector instructions. `tops` is
+    room for two numbers a row: the largest so far and the next such.
     """
-    for r in range(TILE_ROWS):
-        top[r] = scores[0, r]
-        total[r] = 0
+    total[:] = 0
+    top = tops[0]
+    top[:] = scores[0, :TILE_ROWS]
     for s in range(1, len(scores)):
+        # Into another array, since one that is written in part becomes slow.
+        larger = tops[s % 2]
         for r in range(TILE_ROWS):
-            top[r] = max(top[r], scores[s, r])
+            larger[r] = max(top[r], scores[s, r])
+        top = larger
     for s in range(len(scores)):
         for r in range(TILE_ROWS):
             scores[s, r] = exp((scores[s, r] - top[r]) * per_temperature)
         for r in range(TILE_ROWS):
             total[r] += scores[s, r]
-    finite = True
+    n_flawed = 0
     for r in range(TILE_ROWS):
-        finite &= total[r] == total[r]
-    return finite
+        n_flawed += total[r] != total[r]
+    return n_flawed == 0
 
 
 @compiled
@@ -196,6 +222,5 @@ def _write_products(scores: FloatArray, totals: FloatArray, out: FloatArray) -> 
         for k in range(c * n_subclasses, (c + 1) * n_subclasses):
             for r in range(TILE_ROWS):
                 scores[k, r] *= factor[r]
-    for r in range(len(out)):
-        for k in range(n_outputs):
-            out[r, k] = scores[k, r]
+    no_centre = np.zeros((1, TILE_ROWS), out.dtype)
+    _transpose(scores[:n_outputs, : len(out)], no_centre, out)

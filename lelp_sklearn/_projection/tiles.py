@@ -19,6 +19,8 @@ from lelp_sklearn._projection.instructions import (
 # are read: both keep what is worked on within the first- and second-level caches.
 TILE_ROWS = 64
 TILE_COLUMNS = 512
+# Columns of X that are transposed at once, into the first-level cache.
+PANEL_COLUMNS = 128
 
 
 def pack(columns: Sequence[FloatArray], dtype: np.dtype[Any]) -> FloatArray:
