@@ -166,34 +166,38 @@ def _transposed(builder: Any, vectors: list[Any]) -> list[Any]:
 
 @intrinsic(prefer_literal=True)
 def multiply_add(
+    typing_context: Any, rows: Any, columns: Any, sums: Any, n_rows: Any, n_vectors: Any
+) -> Any:
+    """Add rows @ columns to `sums`, which stay in registers meanwhile.
+
+    Of `rows` (n_rows, m) each number is spread over a vector, of `columns` (m,
+    n_vectors * width) a row is n_vectors vectors. `n_rows` and `n_vectors` are
+    literals. Rows of `columns` and `sums` are contiguous.
+    """
+    return types.void(rows, columns, sums, n_rows, n_vectors), _multiply_add
+
+
+@intrinsic(prefer_literal=True)
+def multiply_add_ahead(
     typing_context: Any,
     rows: Any,
     columns: Any,
     sums: Any,
     n_rows: Any,
     n_vectors: Any,
-    upcoming: Any = None,
-    step: Any = None,
+    upcoming: Any,
+    step: Any,
 ) -> Any:
-    """Add rows @ columns to `sums`, which stay in registers meanwhile.
+    """Do what `multiply_add` does; ask for further numbers from memory on the way.
 
-    Of `rows` (n_rows, m) each number is spread over a vector, of `columns` (m,
-    n_vectors * width) a row is n_vectors vectors. `n_rows` and `n_vectors` are
-    literals. Rows of `columns` and `sums` are contiguous. Of m numbers of `upcoming`
-    (1, >= 0), `step` apart, each is asked for from memory on the way.
+    For m numbers of `upcoming` (1, >= 0), `step` apart.
     """
     signature = types.void(rows, columns, sums, n_rows, n_vectors, upcoming, step)
-    shape = n_rows.literal_value, n_vectors.literal_value
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _multiply_add(context, builder, signature, args, *shape)
-
-    return signature, codegen
+    return signature, _multiply_add
 
 
-def _multiply_add(
-    context: Any, builder: Any, signature: Any, args: Any, n_rows: int, n_vectors: int
-) -> Any:
+def _multiply_add(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    n_rows, n_vectors = (kind.literal_value for kind in signature.args[3:5])
     rows, columns, sums, *upcoming = _matrices(context, builder, signature, args)
     starts = [_INDEX(v * sums.width) for v in range(n_vectors)]
     places = [(r, v) for r in range(n_rows) for v in range(n_vectors)]

@@ -15,7 +15,7 @@ from lelp_sklearn._projection.instructions import (
     as_number,
     bits_of,
     exp,
-    multiply_add,
+    multiply_add_ahead,
     transpose,
 )
 from lelp_sklearn._projection.tiles import PANEL_COLUMNS, TILE_ROWS, zeros
@@ -145,11 +145,11 @@ def _add_scores(
                 columns, sums = packed[k:, first:last], scores[k:, group:]
                 upcoming = numbers[:, ahead:]
                 if len(columns) > COLUMNS_AT_ONCE:
-                    multiply_add(
+                    multiply_add_ahead(
                         columns, own, sums, 6, _VECTORS_AT_ONCE, upcoming, step
                     )
                 else:
-                    multiply_add(
+                    multiply_add_ahead(
                         columns, own, sums, 3, _VECTORS_AT_ONCE, upcoming, step
                     )
                 ahead += (last - first) * step
