@@ -490,12 +490,12 @@ def assert_alike(case, projector, other):
     assert projector.n_subclasses_ == other.n_subclasses_
     scale = np.abs(case.rows).max()
     assert_allclose(other.mean_, projector.mean_, atol=1e-9 * scale)
-    size = np.abs(projector.explained_variance_).max()
+    size = scale * np.linalg.norm(projector.components_, axis=2).max()
     assert_allclose(
         other.explained_variance_.sum(axis=1),
         projector.explained_variance_.sum(axis=1),
         rtol=1e-3,
-        atol=1e-6 * size,
+        atol=1e-12 * size**2,
     )
     sums = [
         each.inverse_transform(each.transform(case.rows, **case.transform_params))
