@@ -50,9 +50,10 @@ def exclusive(model: Any) -> Iterator[None]:
     """Keep other threads from the layers of a model while the block uses them.
 
     Clones share a model, and two models may share some layers, so each layer has a lock
-    of its own. What has no layers, such as an array, needs none.
+    of its own. What has no layers, such as an array or a class, needs none.
     """
-    layers = list(model.modules()) if hasattr(model, "modules") else []
+    has_layers = hasattr(model, "modules") and not isinstance(model, type)
+    layers = list(model.modules()) if has_layers else []
     with _adding.held():
         locks = [_layer_locks.setdefault(layer, RLock()) for layer in layers]
     with ExitStack() as stack:
