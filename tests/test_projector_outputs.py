@@ -129,6 +129,24 @@ def test_out_array_is_filled_and_returned(projector, problem, dtype):
     assert_array_equal(out, projector.transform(X))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    "view",
+    [
+        pytest.param(lambda array: np.asfortranarray(array), id="columns"),
+        pytest.param(lambda array: np.tile(array, 2)[:, ::2], id="every other column"),
+        pytest.param(lambda array: array[:, ::-1], id="columns in reverse"),
+        pytest.param(lambda array: array[::-1], id="rows in reverse"),
+        pytest.param(lambda array: np.tile(array, 2)[:, 3:9], id="some columns"),
+    ],
+)
+def test_out_array_of_any_layout(projector, problem, dtype, view):
+    X = problem.X.astype(dtype)
+    out = view(np.full((len(X), 6), np.nan, dtype=dtype))
+    assert projector.transform(X, out=out) is out
+    assert_array_equal(out, projector.transform(X))
+
+
 def test_out_array_of_a_tensor(projector, problem):
     out = np.empty((len(problem.X), 6))
     assert projector.transform(torch.as_tensor(problem.X), out=out) is out

@@ -90,7 +90,14 @@ class SoftLabeller:
             write_block = self._block_writer(rows, logits, target.dtype)
 
         def write(block: slice) -> tuple[slice, bool]:
-            return block, write_block(block, target[block])
+            own = target[block]
+            if own.strides[1] == own.itemsize:
+                return block, write_block(block, own)
+            # The kernel writes vectors, whose numbers are next to each other.
+            own = np.empty(own.shape, own.dtype)
+            finite = write_block(block, own)
+            target[block] = own
+            return block, finite
 
         for block, finite in map_parts(write, row_slices(rows)):
             if not finite:
