@@ -19,15 +19,15 @@ class SavedStudentMixin:
         return sealed({**state, "teacher": OmittedTeacher.of(self.teacher)})
 
     def __sklearn_clone__(self):
-        # `module` is copied, and may be what another thread runs as a teacher.
-        with exclusive(self.module):
+        # Modules are copied, and may be what another thread runs as a teacher.
+        with exclusive(*self.get_params().values()):
             return super().__sklearn_clone__()
 
     def __deepcopy__(self, memo):
         # Unlike a pickle, a copy keeps the teacher, and needs no seal.
         twin = memo[id(self)] = type(self).__new__(type(self))
         state = {name: v for name, v in vars(self).items() if name != "module_"}
-        with exclusive(self.module):
+        with exclusive(*self.get_params().values()):
             twin._restore(copy.deepcopy(state, memo))
         return twin
 

@@ -18,6 +18,7 @@ import torch
 from numpy.testing import assert_array_equal
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
 from torch import nn
 
 from lelp_sklearn import EmbeddingExtractor, LELPProjector, LELPStudentClassifier
@@ -163,6 +164,32 @@ def test_copies_of_a_running_model_have_no_hooks(make_copy):
         assert state_of(found.module) == before
         assert not found.projector.head._forward_pre_hooks
         assert state_of(found.teacher.model) == before
+
+
+@pytest.mark.parametrize("make_copy", [clone, copy.deepcopy])
+def test_copies_and_runs_of_parts_of_a_model_do_not_wait_for_each_other(make_copy):
+    model, X = make_teacher(), rows(2)
+    extractor = EmbeddingExtractor(model).fit(rows())
+    for module, head in ((model[0], model[3]), (model[1], model[0][0])):
+        projector = LELPProjector(head=head)
+        student = LELPStudentClassifier(
+            module, projector=projector, teacher=make_pipeline(extractor)
+        )
+
+        def copies(student=student):
+            return [make_copy(student) for _ in range(100)]
+
+        def runs():
+            return [extractor.transform(X) for _ in range(100)]
+
+        threads = [
+            threading.Thread(target=each, daemon=True) for each in (copies, runs) * 2
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(timeout=60)
+        assert not any(thread.is_alive() for thread in threads)
 
 
 def test_no_call_filters_warnings():

@@ -46,14 +46,20 @@ at_fork(after_in_child=_layer_locks.clear)
 
 
 @contextmanager
-def exclusive(model: Any) -> Iterator[None]:
-    """Keep other threads from the layers of a model while the block uses them.
+def exclusive(*models: Any) -> Iterator[None]:
+    """Keep other threads from the layers of models while the block uses them.
 
     Clones share a model, and two models may share some layers, so each layer has a lock
-    of its own. What has no layers, such as an array or a class, needs none.
+    of its own. What has no layers, such as an array or a class, needs none. A block
+    inside another may use no further layers: two threads that hold some and want others
+    would wait for each other.
     """
-    has_layers = hasattr(model, "modules") and not isinstance(model, type)
-    layers = list(model.modules()) if has_layers else []
+    layers = [
+        layer
+        for model in models
+        if hasattr(model, "modules") and not isinstance(model, type)
+        for layer in model.modules()
+    ]
     with _adding.held():
         locks = [_layer_locks.setdefault(layer, RLock()) for layer in layers]
     with ExitStack() as stack:
