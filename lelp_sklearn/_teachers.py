@@ -89,7 +89,8 @@ def mean_over_members(embeddings: Any, n_samples: int, name: str) -> Any:
 def _checked(embeddings: Any, n_samples: int, name: str) -> Any:
     """Give what a teacher made of rows as embeddings (n, d)."""
     teacher_validation.check_dense_embeddings(issparse(embeddings), name)
-    if not hasattr(embeddings, "shape"):
+    if isinstance(embeddings, np.ndarray) or not hasattr(embeddings, "shape"):
+        # A plain array, also of a class of the user's.
         embeddings = np.asarray(embeddings)
     embeddings = mean_over_members(embeddings, n_samples, name)
     validation.check_length(embeddings, n_samples, name)

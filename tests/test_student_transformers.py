@@ -217,7 +217,7 @@ def test_a_frozen_teacher_transforms(data):
     assert_same_fit(student, given)
 
 
-@pytest.mark.parametrize("container", ["pandas", "polars", "tensor"])
+@pytest.mark.parametrize("container", ["pandas", "polars", "tensor", "array"])
 def test_embeddings_come_in_any_container(container, data):
     X, y = data
     weight = np.arange(len(X)) % 3
@@ -226,15 +226,19 @@ def test_embeddings_come_in_any_container(container, data):
         def get_feature_names_out(self, names=None):
             return [f"h{i}" for i in range(8)]
 
-    class TensorTeacher(OutOfFold):
+    class Array(np.ndarray):
+        pass
+
+    class ConvertingTeacher(OutOfFold):
         def fit_transform(self, X, y=None):
-            return torch.from_numpy(super().fit_transform(X, y))
+            return converters[container](super().fit_transform(X, y))
 
         def transform(self, X):
-            return torch.from_numpy(super().transform(X))
+            return converters[container](super().transform(X))
 
-    teacher = TensorTeacher() if container == "tensor" else Teacher()
-    if container != "tensor":
+    converters = {"tensor": torch.from_numpy, "array": lambda E: E.view(Array)}
+    teacher = ConvertingTeacher() if container in converters else Teacher()
+    if container not in converters:
         pytest.importorskip(container)
         teacher.set_output(transform=container)
     student = make_student(teacher=teacher).fit(X, y, sample_weight=weight)
