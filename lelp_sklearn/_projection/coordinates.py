@@ -29,6 +29,8 @@ _EXTRA_DIRECTIONS = 10
 # Multiplications by the covariance of the sample that find them: clusters move among
 # all coordinates afterwards.
 _POWERS = 2
+# Relative error of a head that was fitted: rows leave so much in its null space.
+_HEAD_ROUNDING = 1e-12
 # Points are moved by at most this share of their distance from the mean.
 _STRETCH = 1e-4
 
@@ -267,5 +269,5 @@ def _rounding(rows: FloatArray) -> float:
     """Squared distance that rounding may leave between rows (m, d) that are equal."""
     with np.errstate(over="ignore"):
         farthest = rows[np.einsum("nd,nd->n", rows, rows).argmax()].astype(np.float64)
-    share = rows.shape[1] * (10 * np.finfo(rows.dtype).eps) ** 2
-    return float(share * (farthest @ farthest))
+    share = max(10 * float(np.finfo(rows.dtype).eps), _HEAD_ROUNDING)
+    return rows.shape[1] * share**2 * float(farthest @ farthest)

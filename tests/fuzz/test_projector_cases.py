@@ -317,7 +317,7 @@ def fitted(case):
     wanted = case.params["n_subclasses"]
     used = np.bincount(case.codes[case.weight > 0], minlength=len(case.coef))
     # Between the two, rounding decides.
-    surely, perhaps = n_available(case, 1e-2), n_available(case, 1e-12)
+    surely, perhaps = n_available(case, 1e-2), n_available(case, 1e-13)
     refusal = None
     try:
         projector = case.fit()
