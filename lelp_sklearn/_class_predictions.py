@@ -1,6 +1,5 @@
 """What a fitted student does: from inputs to classes and subclasses."""
 
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -19,8 +18,6 @@ from lelp_sklearn._training import devices, export, modules
 from lelp_sklearn._training.batches import as_tensor, outputs
 from lelp_sklearn._training.curves import Curves
 from lelp_sklearn._training.loop import Objective, Trainer
-
-_FEATURES = "n_features_in_", "feature_names_in_"
 
 
 class Seeds(NamedTuple):
@@ -297,21 +294,6 @@ class ClassPredictionMixin:
     def _class_logits(self, X):
         logits = self._logits(X)
         return self._fit.objective.class_logits(logits)
-
-    @contextmanager
-    def _features_of_what_is_kept(self):
-        """Let the features be those of the fit that is kept when an error comes."""
-        attributes = vars(self)
-        kept = attributes.get("_fit")
-        features = {n: attributes[n] for n in _FEATURES if n in attributes}
-        try:
-            yield
-        except BaseException:
-            if attributes.get("_fit") is kept:
-                for name in _FEATURES:
-                    attributes.pop(name, None)
-                attributes.update(features)
-            raise
 
     def _check_inputs(self, X, expected=None):
         """Give X as an array or a tensor; `expected` is None in a first fit."""

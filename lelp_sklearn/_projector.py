@@ -19,6 +19,7 @@ from lelp_sklearn._common.callbacks import (
     begin_fit,
     with_callbacks,
 )
+from lelp_sklearn._common.features import features_of_what_is_kept
 from lelp_sklearn._common.thread_locks import exclusive
 from lelp_sklearn._projection import dask_arrays, splitters
 from lelp_sklearn._projection.directions import Solver, Start
@@ -361,26 +362,28 @@ class LELPProjector(
             If `teacher_logits` are probabilities.
         """
         self._validate_params()
-        sample = self._read(X, y, teacher_logits, sample_weight)
-        task = begin_fit(self, X, y, sample_weight=sample_weight, max_subtasks=None)
-        self.__dict__.pop("_stream", None)
-        draws = _Draws.start(self.random_state)
-        forms_covariance = sample.head is None or self._forms_covariance(sample)
-        sample = replace(sample, data=ReportedData(sample.data, task))
-        with nullcontext() if forms_covariance else one_blas_thread:
-            if forms_covariance:
-                moments = sample.moments()
-                sample = sample.with_head(moments)
-                removed = self._removed(sample)
-                covariance = ExplicitCovariance(moments, removed, np.dtype(np.float64))
-            elif self._has_few_features(sample):
-                removed = self._removed(sample)
-                covariance = sample.scatters(removed)
-            else:
-                removed = self._removed(sample)
-                covariance = self._stream_covariance(sample, removed, draws.samples)
-            self._finish(sample, covariance, removed, draws)
-        task.end({})
+        with features_of_what_is_kept(self, "components_"):
+            sample = self._read(X, y, teacher_logits, sample_weight)
+            task = begin_fit(self, X, y, sample_weight=sample_weight, max_subtasks=None)
+            draws = _Draws.start(self.random_state)
+            forms_covariance = sample.head is None or self._forms_covariance(sample)
+            sample = replace(sample, data=ReportedData(sample.data, task))
+            with nullcontext() if forms_covariance else one_blas_thread:
+                if forms_covariance:
+                    moments = sample.moments()
+                    sample = sample.with_head(moments)
+                    removed = self._removed(sample)
+                    covariance = ExplicitCovariance(
+                        moments, removed, np.dtype(np.float64)
+                    )
+                elif self._has_few_features(sample):
+                    removed = self._removed(sample)
+                    covariance = sample.scatters(removed)
+                else:
+                    removed = self._removed(sample)
+                    covariance = self._stream_covariance(sample, removed, draws.samples)
+                self._finish(sample, covariance, removed, draws)
+            task.end({})
         return self
 
     def partial_fit(
@@ -435,33 +438,34 @@ class LELPProjector(
             classes = stream.classes
         elif classes is not None:
             classes = validation.sorted_classes(classes)
-        sample = self._read(
-            X,
-            y,
-            teacher_logits,
-            sample_weight,
-            classes=classes,
-            first=stream is None,
-            streaming=True,
-        )
-        width = sample.n_columns
-        known = width if stream is None else stream.moments.mean.shape[1]
-        validation.check_stream(sample.any_unlabelled, known == width)
-        moments, centroids = sample.moments(), None
-        if stream is not None:
-            # The stream itself stays as it is until all is well.
-            moments.merge(stream.moments)
-            centroids = stream.centroids
-        stream = _Stream(sample.classes, moments, centroids)
-        try:
-            sample = sample.with_head(moments)
-            removed = self._removed(sample)
-            covariance = ExplicitCovariance(moments, removed, np.dtype(np.float64))
-            draws = _Draws.start(self.random_state)
-            self._finish(sample, covariance, removed, draws, stream)
-        except validation.TooFewRowsError as error:
-            stream.missing = str(error)
-        self._stream = stream
+        with features_of_what_is_kept(self, "components_"):
+            sample = self._read(
+                X,
+                y,
+                teacher_logits,
+                sample_weight,
+                classes=classes,
+                first=stream is None,
+                streaming=True,
+            )
+            width = sample.n_columns
+            known = width if stream is None else stream.moments.mean.shape[1]
+            validation.check_stream(sample.any_unlabelled, known == width)
+            moments, centroids = sample.moments(), None
+            if stream is not None:
+                # The stream itself stays as it is until all is well.
+                moments.merge(stream.moments)
+                centroids = copy.deepcopy(stream.centroids)
+            stream = _Stream(sample.classes, moments, centroids)
+            try:
+                sample = sample.with_head(moments)
+                removed = self._removed(sample)
+                covariance = ExplicitCovariance(moments, removed, np.dtype(np.float64))
+                draws = _Draws.start(self.random_state)
+                self._finish(sample, covariance, removed, draws, stream)
+            except validation.TooFewRowsError as error:
+                stream.missing = str(error)
+                self._stream = stream
         return self
 
     def _read(
@@ -552,27 +556,36 @@ class LELPProjector(
             # Divided by rounding, the scores would be noise.
             split = splitters.without_directions(split)
         null_variance = covariance.null_variance
-        self.classes_ = sample.classes
-        self.n_subclasses_ = split.offsets.shape[1]
-        self.components_ = split.components
-        self.offsets_ = split.offsets
-        self.mean_ = covariance.mean.copy()
-        self.coef_, self.intercept_ = head.coef, head.intercept
-        self.explained_variance_ = variance
-        self.explained_variance_ratio_ = np.divide(
+        ratio = np.divide(
             variance,
             null_variance[:, None],
             out=np.zeros_like(variance),
             where=null_variance[:, None] > 0,
         )
-        self.subclass_temperature_ = splitters.resolve_subclass_temperature(
+        subclass_temperature = splitters.resolve_subclass_temperature(
             self.subclass_temperature,
             scale,
             self.splitter if isinstance(self.splitter, str) else "pca",
         )
-        self.__dict__.pop("spectrum_", None)
+        fitted = {
+            "classes_": sample.classes,
+            "n_subclasses_": split.offsets.shape[1],
+            "components_": split.components,
+            "offsets_": split.offsets,
+            "mean_": covariance.mean.copy(),
+            "coef_": head.coef,
+            "intercept_": head.intercept,
+            "explained_variance_": variance,
+            "explained_variance_ratio_": ratio,
+            "subclass_temperature_": subclass_temperature,
+            "_stream": stream,
+        }
         if isinstance(self.splitter, str) and self.splitter == "pca":
-            self.spectrum_ = split.spectrum
+            fitted["spectrum_"] = split.spectrum
+        # All at once, so that an interrupt finds the one fit or the other.
+        vars(self).update(fitted)
+        if "spectrum_" not in fitted:
+            self.__dict__.pop("spectrum_", None)
 
     def _split(self, sample, covariance, removed, draws, stream):
         classes = sample.classes

@@ -13,6 +13,7 @@ from lelp_sklearn._class_predictions import ClassPredictionMixin
 from lelp_sklearn._common import training_validation
 from lelp_sklearn._common.callbacks import CallbackSupportMixin, with_callbacks
 from lelp_sklearn._common.callers import warned_once
+from lelp_sklearn._common.features import features_of_what_is_kept
 from lelp_sklearn._fitting import StudentFittingMixin
 from lelp_sklearn._projector import LELPProjector
 from lelp_sklearn._saving import SavedStudentMixin
@@ -439,7 +440,7 @@ class LELPStudentClassifier(
         validation_data = X_val, y_val, teacher_embeddings_val
         with (
             warned_once(),
-            self._features_of_what_is_kept(),
+            features_of_what_is_kept(self, "_fit"),
             torch.inference_mode(False),
             joined() as ranks,
         ):
@@ -503,7 +504,7 @@ class LELPStudentClassifier(
         given = teacher_embeddings, teacher_logits, soft_targets
         with (
             warned_once(),
-            self._features_of_what_is_kept(),
+            features_of_what_is_kept(self, "_fit"),
             torch.inference_mode(False),
         ):
             self._fit_block(X, y, classes, given, sample_weight)

@@ -12,7 +12,6 @@ import tempfile
 import warnings
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 import cloudpickle
 import joblib
@@ -31,16 +30,15 @@ from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from torch import nn
 
-import lelp_sklearn
 from lelp_sklearn import (
     ClassOrderWarning,
     LELPProjector,
     LELPStudentClassifier,
     NoTeacherWarning,
 )
+from tests.interrupts import interrupted_at_line
 from tests.student_problems import BufferNet, MyNet, TemplateNet, make_groups
 
-PACKAGE = str(Path(lelp_sklearn.__file__).parent)
 N_FEATURES = 3
 X, Y, E, HEAD = make_groups(n_rows=36, n_features=N_FEATURES, width=4)
 LOGITS = E @ HEAD[0].T + HEAD[1]
@@ -239,29 +237,6 @@ class StopAfter:
 
     def teardown(self, estimator, context):
         pass
-
-
-@contextmanager
-def interrupted_at_line(number):
-    """Raise KeyboardInterrupt when so many lines of the package have been run."""
-    n_left = number
-
-    def trace(frame, event, argument):
-        nonlocal n_left
-        if not frame.f_code.co_filename.startswith(PACKAGE):
-            return None
-        if event == "line":
-            n_left -= 1
-            if not n_left:
-                raise KeyboardInterrupt
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        yield
-    finally:
-        sys.settrace(before)
 
 
 def bits(student):
