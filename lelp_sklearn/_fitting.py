@@ -22,6 +22,7 @@ from lelp_sklearn._common.callbacks import NO_TASK, begin_fit
 from lelp_sklearn._common.callers import users_level
 from lelp_sklearn._common.exceptions import NoTeacherWarning
 from lelp_sklearn._common.identity import digest_of
+from lelp_sklearn._common.thread_locks import exclusive
 from lelp_sklearn._projector import LELPProjector
 from lelp_sklearn._targets import (
     check_several_labels,
@@ -383,7 +384,9 @@ class StudentFittingMixin:
             f"{name}_val": None if judged is None else value
             for name, value in _by_argument(judged or sample).items()
         }
-        return {name: digest_of(value) for name, value in (params | rows).items()}
+        # A teacher that another thread runs has hooks and another mode meanwhile.
+        with exclusive(*self.get_params().values()):
+            return {name: digest_of(value) for name, value in (params | rows).items()}
 
     def _run(self, fit, trainer, task, held_out, checkpoint):
         """Give the epochs that are to be run."""

@@ -192,6 +192,25 @@ def test_copies_and_runs_of_parts_of_a_model_do_not_wait_for_each_other(make_cop
         assert not any(thread.is_alive() for thread in threads)
 
 
+def test_a_checkpoint_is_found_while_others_run_the_teacher(tmp_path):
+    X, y = rows(), np.arange(120) % 2
+    extractor = EmbeddingExtractor(make_teacher(), batch_size=2).fit(X)
+    student = LELPStudentClassifier(
+        teacher=clone(extractor), max_epochs=1, random_state=0, checkpoint=tmp_path
+    ).fit(X, y)
+    files = sorted(tmp_path.iterdir())
+
+    def fits():
+        return [weights_of(clone(student).fit(X, y)) for _ in range(5)]
+
+    def runs():
+        return [extractor.transform(X) for _ in range(30)]
+
+    for found in at_once(fits, runs, runs)[0]:
+        assert_array_equal(found, weights_of(student))
+    assert sorted(tmp_path.iterdir()) == files
+
+
 def test_no_call_filters_warnings():
     """The filters belong to all threads, also while a context has changed them."""
     X = rows()

@@ -63,8 +63,8 @@ def as_tensor(
 class _Writable:
     """The memory of a read-only array, of which torch would warn.
 
-    Nothing writes to the tensor. To filter the warning is no way: its filters belong to
-    all threads.
+    Nothing writes to the tensor. The warning is not filtered, since all threads share
+    the filters of warnings.
     """
 
     def __init__(self, array: np.ndarray) -> None:
