@@ -269,5 +269,5 @@ def _rounding(rows: FloatArray) -> float:
     """Squared distance that rounding may leave between rows (m, d) that are equal."""
     with np.errstate(over="ignore"):
         farthest = rows[np.einsum("nd,nd->n", rows, rows).argmax()].astype(np.float64)
-    share = max(10 * np.finfo(rows.dtype).eps, _HEAD_ROUNDING)
+    share = max(10 * float(np.finfo(rows.dtype).eps), _HEAD_ROUNDING)
     return float(rows.shape[1] * share**2 * (farthest @ farthest))
