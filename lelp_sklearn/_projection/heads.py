@@ -16,6 +16,9 @@ from lelp_sklearn._projection import tensors
 # class has one value, the head stays finite.
 _LEAST_WITHIN = 1e-4
 _LEAST_SHRINKAGE = 1e-8
+# Of a correlation matrix, relative to the largest. Embeddings that were rounded to
+# single precision vary by less in directions in which they do not vary.
+_LEAST_EIGENVALUE = 1e-12
 # Sums over rows leave so much of a constant.
 _ROUNDING = 1e3 * np.finfo(np.float64).eps
 
@@ -84,7 +87,8 @@ def least_squares_head(
     unit = _deviations(np.diag(scatter)[inputs] / n_samples, mean[inputs])
     correlation = scatter[inputs, inputs] / n_samples / unit / unit[:, None]
     products = scatter[inputs, logits] / n_samples / unit[:, None]
-    coef = (linalg.pinvh(correlation) @ products).T / unit
+    inverse = linalg.pinvh(correlation, rtol=_LEAST_EIGENVALUE)
+    coef = (inverse @ products).T / unit
     return Head(coef, mean[logits] - coef @ mean[inputs])
 
 
