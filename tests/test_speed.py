@@ -41,11 +41,13 @@ def test_a_part_measured_again_leaves_the_others(speed, tmp_path, capsys):
     assert capsys.readouterr().out.endswith("\n## second\n\n5 turns\n")
 
 
-def test_another_machine_begins_anew(speed, tmp_path, monkeypatch):
+def test_each_part_names_its_machine(speed, tmp_path, monkeypatch):
     speed.main([])
     monkeypatch.setattr(speed, "machine", lambda: {"cores": 4})
     speed.main(["second"])
-    assert parts(tmp_path / "speed_quick.json") == {"second": 3}
+    results = json.loads((tmp_path / "speed_quick.json").read_text())["parts"]
+    cores = {name: entry["machine"]["cores"] for name, entry in results.items()}
+    assert cores == {"first": 2, "second": 4}
 
 
 def test_quick_results_do_not_touch_the_full_ones(speed, tmp_path):
