@@ -17,8 +17,8 @@ from lelp_sklearn._projection.statistics import (
     ClassMoments,
     ExplicitCovariance,
     class_moments,
+    has_unequal_weights,
     moments_of_unlabelled,
-    quick_dtype,
     scatter_moments,
 )
 
@@ -62,10 +62,16 @@ class Sample:
         return moments
 
     def scatters(self, removed: FloatArray) -> ExplicitCovariance:
-        """Class covariances, summed quickly."""
+        """Class covariances, summed quickly where weights are alike."""
         n_classes = len(self.classes)
-        dtype = quick_dtype(self.data, n_classes)
-        moments = self.data.fold(scatter_moments, ClassMoments.merge, n_classes, dtype)
+        if has_unequal_weights(self.data, n_classes):
+            # Sums about a centre that is far from a heavy row lose what light ones add.
+            moments, dtype = self.moments(), np.dtype(np.float64)
+        else:
+            dtype = np.result_type(self.data.dtype, np.float32)
+            moments = self.data.fold(
+                scatter_moments, ClassMoments.merge, n_classes, dtype
+            )
         validation.check_every_class(moments.weight, self.classes)
         return ExplicitCovariance(moments, removed, dtype)
 

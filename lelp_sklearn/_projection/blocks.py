@@ -196,13 +196,17 @@ def sum_dtype(
 ) -> np.dtype[Any]:
     """In which sums over some thousand rows of a class are made where speed counts.
 
-    The precision of the rows, at least single; double where weights, from the lightest
-    to the heaviest of each class, are so unequal that single precision would lose what
-    the light rows add.
+    The precision of the rows, at least single; double where weights are so unequal that
+    single precision would lose what the light rows add.
     """
-    if np.any(np.asarray(heaviest) > _LIKE_WEIGHTS * np.asarray(lightest)):
+    if are_unequal(lightest, heaviest):
         return np.dtype(np.float64)
     return np.result_type(dtype, np.float32)
+
+
+def are_unequal(lightest: ArrayLike, heaviest: ArrayLike) -> bool:
+    """Whether weights, from the lightest to the heaviest of each class, are unlike."""
+    return bool(np.any(np.asarray(heaviest) > _LIKE_WEIGHTS * np.asarray(lightest)))
 
 
 def added(left: list[FloatArray], right: list[FloatArray]) -> list[FloatArray]:

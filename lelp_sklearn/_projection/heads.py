@@ -109,7 +109,10 @@ def discriminant_head(
     """
     n_samples = weight.sum()
     mean = weight @ class_means / n_samples
+    largest = np.abs(class_means).max(axis=0)
     steps = class_means - mean
+    # Means that are equal but for rounding tell nothing.
+    steps[np.abs(steps) <= _ROUNDING * largest] = 0
     covariance = np.zeros_like(scatters[0])
     for own_weight, own_mean, scatter in zip(
         weight, class_means, scatters, strict=True
@@ -118,9 +121,7 @@ def discriminant_head(
         covariance += share * shrink(scatter / own_weight, own_weight, own_mean)
     within = np.diag(covariance)
     total = within + weight @ steps**2 / n_samples
-    unit = _deviations(
-        np.maximum(within, _LEAST_WITHIN * total), np.abs(class_means).max(axis=0)
-    )
+    unit = _deviations(np.maximum(within, _LEAST_WITHIN * total), largest)
     correlation = covariance / unit / unit[:, None]
     np.fill_diagonal(correlation, 1)
     coef = linalg.solve(correlation, (steps / unit).T, assume_a="pos").T / unit

@@ -13,6 +13,7 @@ from lelp_sklearn._projection.blocks import (
     Data,
     LabelledRows,
     added,
+    are_unequal,
     class_blocks,
     row_slices,
     sum_dtype,
@@ -154,8 +155,18 @@ def moments_of_unlabelled(
 
 def quick_dtype(data: Data, n_classes: int) -> np.dtype[Any]:
     """In which sums over some thousand rows are made, as `sum_dtype` says."""
+    return sum_dtype(data.dtype, *_weight_ranges(data, n_classes))
+
+
+def has_unequal_weights(data: Data, n_classes: int) -> bool:
+    """Whether the weights of a class are very unequal."""
+    return are_unequal(*_weight_ranges(data, n_classes))
+
+
+def _weight_ranges(data: Data, n_classes: int) -> tuple[FloatArray, FloatArray]:
+    """Lightest and heaviest weight (C,) of each class."""
     ranges = data.fold(LabelledRows.weight_ranges, np.minimum, n_classes)
-    return sum_dtype(data.dtype, ranges[0], -ranges[1])
+    return ranges[0], -ranges[1]
 
 
 def class_weights(data: Data, n_classes: int) -> FloatArray:
