@@ -139,7 +139,7 @@ def _of_sample(
         points=points,
         weight=sample.weight,
         axes=axes,
-        rounding=_rounding(sample.rows),
+        rounding=_rounding(sample.rows, sample.mean),
         is_whole=sample.is_whole,
         sample=np.arange(len(points)),
         sample_weight=sample.weight,
@@ -265,9 +265,13 @@ def _joined(left: Found, right: Found) -> Found:
     return [mine + further for mine, further in zip(left, right, strict=True)]
 
 
-def _rounding(rows: FloatArray) -> float:
-    """Squared distance that rounding may leave between rows (m, d) that are equal."""
+def _rounding(rows: FloatArray, mean: FloatArray) -> float:
+    """Squared distance that rounding may leave between rows that are equal.
+
+    Between rows (m, d) relative to their mean (d,), whose last digits count too.
+    """
     with np.errstate(over="ignore"):
         farthest = rows[np.einsum("nd,nd->n", rows, rows).argmax()].astype(np.float64)
-    share = max(10 * float(np.finfo(rows.dtype).eps), _HEAD_ROUNDING)
-    return float(rows.shape[1] * share**2 * (farthest @ farthest))
+    eps = float(np.finfo(rows.dtype).eps)
+    share, digits = max(10 * eps, _HEAD_ROUNDING), 4 * eps * mean
+    return float(rows.shape[1] * share**2 * (farthest @ farthest) + digits @ digits)

@@ -59,7 +59,7 @@ def test_a_kernel_is_plain_where_it_cannot_be_compiled(name, value, monkeypatch)
 
 
 def soft_labels():
-    """Soft labels of every case and dtype, by `transform` and by `partial_fit`."""
+    """Soft labels of every case and dtype, by the head and by given logits."""
     p = make_problem(n_classes=3, n_rows=6000, n_features=16)
     weight = integer_weights(len(p.X)) + 0.5
     y = np.where(np.arange(len(p.X)) % 5, p.codes, -1)
