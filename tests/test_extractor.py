@@ -620,7 +620,10 @@ def test_a_loader_or_a_dataset_is_no_rows():
 
 @pytest.mark.parametrize("text", ["\ud83d", "ab\udc00", "\U0001f600 \ude00\ud83d"])
 def test_half_a_surrogate_pair_is_named_with_its_row(text):
-    extractor = EmbeddingExtractor(TextModel(), tokenizer=Texts())
+    model = TextModel()
+    # One for each character, emoji included.
+    model.vectors = nn.Embedding(2**17, 7)
+    extractor = EmbeddingExtractor(model, tokenizer=Texts())
     texts = ["a", "\U0001f600", text, "b"]
     with pytest.raises(ValueError, match=r"in row 2, half a surrogate pair .*utf-16"):
         extractor.fit(texts)
