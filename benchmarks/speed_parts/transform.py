@@ -37,7 +37,8 @@ def _measure(shape: Shape, repeats: int, bandwidth: float, flops: float) -> dict
     peers = soft_label_peers(X, projector)
     ours = projector.transform(X)
     for name, peer in peers.items():
-        np.testing.assert_allclose(peer(), ours, rtol=0, atol=1e-5, err_msg=name)
+        # Both round; the sums of thousands of features lose some digits.
+        np.testing.assert_allclose(peer(), ours, rtol=0, atol=1e-4, err_msg=name)
     runs = {
         "ours": lambda: projector.transform(X),
         **peers,
