@@ -29,6 +29,8 @@ _MAX_EXACT = 128
 _SAMPLE_POWERS = 3
 # Random vectors beside the subspace of a sample that is not the whole class.
 N_PROBES = 2
+# Share of a vector in the null space above which it is no rounding.
+_LEAST_INSIDE = 1e-8
 
 
 @dataclass(frozen=True)
@@ -340,6 +342,9 @@ def _priorities(contents: Digests, weight: FloatArray) -> FloatArray:
 
 
 def _basis(vectors: FloatArray, removed: FloatArray) -> FloatArray:
-    basis = orthonormal(to_null_space(vectors, removed))
+    inside = to_null_space(vectors, removed)
+    lengths, before = (np.linalg.norm(each, axis=0) for each in (inside, vectors))
+    # What is left of a vector outside the null space is rounding.
+    basis = orthonormal(inside[:, lengths > _LEAST_INSIDE * before])
     # Again, since what was nearly dependent has had its rounding errors magnified.
     return orthonormal(to_null_space(basis, removed))

@@ -114,3 +114,12 @@ def test_blocks_of_a_single_distinct_row(splitter):
         projector.partial_fit(X[block], y[block], np.arange(2))
     for rows in (X, NEW):
         assert_allclose(shares(projector, rows), 1 / projector.n_subclasses_)
+
+
+def test_rows_that_differ_along_the_head_alone_are_one():
+    X = np.array([[-0.625, -0.1], [-0.625, 0.1], [-0.625, 0.7], [-0.625, -0.9]])
+    codes = np.array([0, 0, 1, 1])
+    head = np.array([[0.0, 0.1], [0.0, -0.1]]), np.zeros(2)
+    assert LELPProjector(head=head).fit(X, codes).n_subclasses_ == 1
+    with pytest.raises(ValueError, match="it has 1 distinct rows"):
+        LELPProjector(2, head=head).fit(X, codes)
