@@ -72,8 +72,8 @@ class LELPStudentClassifier(
         n_samples, n_features), are averaged. `random_state` does not reach it. Its
         `head_`, if there is one, is the head of a projector that has none; an
         :class:`EmbeddingExtractor` without a head is called once more for the logits
-        that are not given. It is no part of a pickled fitted student. A torch
-        module is wrapped in an :class:`EmbeddingExtractor`.
+        that are not given. The teacher is not stored when a fitted student is pickled.
+        A torch module is wrapped in an :class:`EmbeddingExtractor`.
     label_weight : float, default=0.0
         The weight α of the true labels. Rows without a label have no such term.
     subclass_weight : float, "anneal" or callable, default="anneal"
@@ -466,7 +466,7 @@ class LELPStudentClassifier(
         `learning_rate`, unless `learning_rate_schedule` is a callable, so that a stream
         goes on learning, after :meth:`fit` too. The optimizer keeps its state from call
         to call; it takes a new `learning_rate` and `weight_decay`, and another
-        `optimizer` begins anew.
+        `optimizer` starts again.
 
         Parameters
         ----------

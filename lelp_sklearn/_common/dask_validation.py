@@ -10,7 +10,7 @@ def check_dask_array(array: Any, name: str) -> None:
     if any(np.isnan(size) for sizes in array.chunks for size in sizes):
         raise ValueError(
             f"{name} is a dask array with chunks of unknown size; call "
-            f"{name}.compute_chunk_sizes() first, so that rows can be told apart."
+            f"{name}.compute_chunk_sizes() first, so that the number of rows is known."
         )
 
 

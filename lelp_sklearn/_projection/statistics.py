@@ -126,7 +126,7 @@ def scatter_moments(
 ) -> ClassMoments:
     """Moments as `class_moments` gives them, in one quick reading.
 
-    A block is summed in `dtype`, about a centre amid the first of its rows.
+    A block is summed in `dtype`, about the mean of the first rows of each class.
     """
     # Imported at the first call: numba would slow the import of the package.
     from lelp_sklearn._projection import class_kernels, tiles

@@ -117,7 +117,7 @@ def continue_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
     """Give a new optimizer the state of a former one, but for what it was made with.
 
     Learning rates and weight decays stay its own. Where the parameters are others, as
-    after some were frozen, it begins anew.
+    after some were frozen, it starts again.
     """
     groups = optimizer.param_groups
     former = state["param_groups"]
