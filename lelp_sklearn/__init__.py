@@ -2,16 +2,16 @@
 
 from typing import TYPE_CHECKING, Any
 
-from lelp_sklearn._common.exceptions import (
+from lelp_sklearn._diagnostics.display import SubclassDisplay, subclass_table
+from lelp_sklearn._diagnostics.report import SubclassReport, subclass_report
+from lelp_sklearn._diagnostics.scoring import labeled_scorer
+from lelp_sklearn._projector import LELPProjector
+from lelp_sklearn.exceptions import (
     ClassOrderWarning,
     NoLinearHeadWarning,
     NoTeacherWarning,
     ProbabilitiesAsLogitsWarning,
 )
-from lelp_sklearn._display import SubclassDisplay, subclass_table
-from lelp_sklearn._projector import LELPProjector
-from lelp_sklearn._report import SubclassReport, subclass_report
-from lelp_sklearn._scoring import labeled_scorer
 
 if TYPE_CHECKING:
     from lelp_sklearn._extractor import EmbeddingExtractor

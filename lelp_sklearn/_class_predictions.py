@@ -12,11 +12,12 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from lelp_sklearn._common import export_validation, training_validation, validation
-from lelp_sklearn._common.numeric_validation import check_numbers
-from lelp_sklearn._training import devices, export, modules
+from lelp_sklearn import _training_validation, _validation
+from lelp_sklearn._numeric_validation import check_numbers
+from lelp_sklearn._training import export, export_validation, modules
 from lelp_sklearn._training.batches import as_tensor, outputs
 from lelp_sklearn._training.curves import Curves
+from lelp_sklearn._training.device import is_integer
 from lelp_sklearn._training.loop import Objective, Trainer
 
 
@@ -299,7 +300,7 @@ class ClassPredictionMixin:
         """Give X as an array or a tensor; `expected` is None in a first fit."""
         reset = expected is None
         if isinstance(X, torch.Tensor):
-            training_validation.check_tensor_rows(X)
+            _training_validation.check_tensor_rows(X)
             _check_feature_names(self, X, reset=reset)
             _check_n_features(self, X, reset=reset)
         else:
@@ -313,10 +314,10 @@ class ClassPredictionMixin:
             if X.dtype.kind == "f":
                 # torch has no wider numbers than double precision.
                 X = X.astype(np.float64) if X.dtype.itemsize > 8 else X
-                validation.check_finite_block(X, 0, "X")
+                _validation.check_finite_block(X, 0, "X")
         if not reset:
             row_shape, takes_codes = expected
-            training_validation.check_row_shape(tuple(X.shape[1:]), row_shape)
-            is_integer = devices.is_integer(X)
-            training_validation.check_codes(X.dtype, is_integer or not takes_codes)
+            _training_validation.check_row_shape(tuple(X.shape[1:]), row_shape)
+            as_fitted = is_integer(X) or not takes_codes
+            _training_validation.check_codes(X.dtype, as_fitted)
         return X

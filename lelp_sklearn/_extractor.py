@@ -23,14 +23,15 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from lelp_sklearn._common import extraction_validation, training_validation, validation
-from lelp_sklearn._common.callers import users_level
-from lelp_sklearn._common.exceptions import NoLinearHeadWarning
-from lelp_sklearn._common.files import check_writable
-from lelp_sklearn._common.numeric_validation import check_numbers
-from lelp_sklearn._common.resumable import ResumableNpy, held
-from lelp_sklearn._common.thread_locks import exclusive
-from lelp_sklearn._training import devices, teachers
+from lelp_sklearn import _extraction_validation, _training_validation, _validation
+from lelp_sklearn._callers import users_level
+from lelp_sklearn._extraction import runner
+from lelp_sklearn._extraction.resumable import ResumableNpy, held
+from lelp_sklearn._files import check_writable
+from lelp_sklearn._locks import exclusive
+from lelp_sklearn._numeric_validation import check_numbers
+from lelp_sklearn._training.device import is_integer, resolve_device
+from lelp_sklearn.exceptions import NoLinearHeadWarning
 
 # Seconds between two lines of progress.
 _BETWEEN_LINES = 5.0
@@ -227,15 +228,15 @@ class EmbeddingExtractor(
         """
         self._validate_params()
         is_module = isinstance(self.model, torch.nn.Module)
-        extraction_validation.check_is_model(is_module, self.model)
+        _extraction_validation.check_is_model(is_module, self.model)
         rows = self._check_rows(X, reset=True)
-        layer = teachers.named_layer(self.model, self.layer)
+        layer = runner.named_layer(self.model, self.layer)
         # Integers are codes, such as those of tokens, or to a model that does not take
         # them numbers.
         try:
             teacher, width = self._unfitted_teacher(layer, True).examined(rows)
         except ValueError:
-            if teachers.is_texts(rows) or not devices.is_integer(rows):
+            if runner.is_texts(rows) or not is_integer(rows):
                 raise
             teacher, width = self._unfitted_teacher(layer, False).examined(rows)
         output = self._output = teacher.output
@@ -247,7 +248,7 @@ class EmbeddingExtractor(
         self._n_features_out = width
         if layer is None and self.head_ is None:
             warnings.warn(
-                extraction_validation.without_head(
+                _extraction_validation.without_head(
                     self.layer_, output.closest, output.difference, self.n_logits_
                 ),
                 NoLinearHeadWarning,
@@ -270,7 +271,7 @@ class EmbeddingExtractor(
         """
         check_is_fitted(self)
         rows = self._check_rows(X, reset=False)
-        batches = teachers.batches_of(rows, int(self.batch_size))
+        batches = runner.batches_of(rows, int(self.batch_size))
         with self._teacher().ready() as embed:
             computed = self._computed(embed, rows, batches, "embedding")
             return _in_order(computed, len(rows), self._n_features_out)
@@ -298,9 +299,9 @@ class EmbeddingExtractor(
             If the model does not return one vector for each row.
         """
         check_is_fitted(self)
-        extraction_validation.check_has_logits(self.n_logits_)
+        _extraction_validation.check_has_logits(self.n_logits_)
         rows = self._check_rows(X, reset=False)
-        batches = teachers.batches_of(rows, int(self.batch_size))
+        batches = runner.batches_of(rows, int(self.batch_size))
         with self._teacher().answering() as answer:
             computed = self._computed(answer, rows, batches, "logits")
             return _in_order(computed, len(rows), self.n_logits_)
@@ -348,7 +349,7 @@ class EmbeddingExtractor(
             half precision may be).
         """
         path = Path(path)
-        extraction_validation.check_dtype(dtype)
+        _extraction_validation.check_dtype(dtype)
         check_writable(path, 0, "path")
         with held(path):
             self.fit(X)
@@ -356,7 +357,7 @@ class EmbeddingExtractor(
 
     def _extract(self, rows, path, dtype):
         dtype = np.dtype(dtype)
-        batches = teachers.batches_of(rows, int(self.batch_size))
+        batches = runner.batches_of(rows, int(self.batch_size))
         shape = len(rows), self._n_features_out
         file = ResumableNpy(path, shape, dtype, self._identity(rows, dtype))
         if not file.is_finished():
@@ -377,7 +378,7 @@ class EmbeddingExtractor(
         progress = _Progress(sum(map(len, batches)), self.verbose)
         for places in batches:
             found = compute(rows, places)
-            extraction_validation.check_finite_rows(found, places, what)
+            _extraction_validation.check_finite_rows(found, places, what)
             yield places, found
             progress.add(len(places))
 
@@ -388,10 +389,10 @@ class EmbeddingExtractor(
 
     def _unfitted_teacher(self, layer, takes_codes):
         if self.device == "auto":
-            device = teachers.lies_on(self.model)
+            device = runner.lies_on(self.model)
         else:
-            device = devices.resolve_device(self.device, None)
-        return teachers.Teacher(
+            device = resolve_device(self.device, None)
+        return runner.Teacher(
             self.model,
             layer,
             self.tokenizer,
@@ -405,41 +406,41 @@ class EmbeddingExtractor(
         """Give texts as a list, numbers as an array or a tensor."""
         is_loader = isinstance(X, torch.utils.data.DataLoader)
         is_dataset = isinstance(X, torch.utils.data.Dataset)
-        extraction_validation.check_is_rows(is_loader, is_dataset, X)
+        _extraction_validation.check_is_rows(is_loader, is_dataset, X)
         if isinstance(X, torch.Tensor):
-            training_validation.check_tensor_rows(X)
+            _training_validation.check_tensor_rows(X)
             _check_feature_names(self, X, reset=reset)
             _check_n_features(self, X, reset=reset)
             return X
-        extraction_validation.check_is_listed(X)
+        _extraction_validation.check_is_listed(X)
         texts = _as_texts(X)
         if texts is not None:
-            extraction_validation.check_texts(texts)
+            _extraction_validation.check_texts(texts)
             readable = self.tokenizer is not None
-            readable |= teachers.is_sentence_encoder(self.model)
-            extraction_validation.check_tokenizer(readable)
+            readable |= runner.is_sentence_encoder(self.model)
+            _extraction_validation.check_tokenizer(readable)
             return texts
-        extraction_validation.check_no_text_columns(X)
+        _extraction_validation.check_no_text_columns(X)
         check_numbers(X, "X")
         X = validate_data(self, X, reset=reset, allow_nd=True, ensure_all_finite=False)
         if X.dtype.kind == "f":
-            validation.check_finite_block(X, 0, "X")
+            _validation.check_finite_block(X, 0, "X")
         return X
 
     def _identity(self, rows, dtype):
         """What the content of a file hangs on; cheap beside a run of the teacher."""
         tokenizer = "None"
-        if teachers.is_texts(rows):
+        if runner.is_texts(rows):
             tokenizer = self._teacher().digest_of_tokenizer(rows)
         return {
-            "model": teachers.digest_of_model(self.model),
+            "model": runner.digest_of_model(self.model),
             "layer": self.layer_,
             "tokenizer": tokenizer,
             "max_length": str(self.max_length),
             "precision": self.precision,
             "dtype": str(dtype),
             "number of rows": str(len(rows)),
-            "X": teachers.digest_of_rows(rows),
+            "X": runner.digest_of_rows(rows),
         }
 
 
@@ -488,5 +489,5 @@ def _cast(found, dtype, places, leftovers):
     """Give embeddings in the dtype of the file, which may hold less."""
     with np.errstate(over="ignore"):
         cast = found.astype(dtype)
-    extraction_validation.check_half(cast, places, leftovers)
+    _extraction_validation.check_half(cast, places, leftovers)
     return cast

@@ -11,18 +11,13 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils import check_random_state
 from torch import nn
 
+from lelp_sklearn import _teacher_validation, _training_validation, _validation
+from lelp_sklearn._callbacks import NO_TASK, begin_fit
+from lelp_sklearn._callers import users_level
 from lelp_sklearn._class_predictions import Seeds, Stream, StudentFit
-from lelp_sklearn._common import (
-    checkpoint_validation,
-    teacher_validation,
-    training_validation,
-    validation,
-)
-from lelp_sklearn._common.callbacks import NO_TASK, begin_fit
-from lelp_sklearn._common.callers import users_level
-from lelp_sklearn._common.exceptions import NoTeacherWarning
-from lelp_sklearn._common.identity import digest_of
-from lelp_sklearn._common.thread_locks import exclusive
+from lelp_sklearn._extraction.content_hash import digest_of
+from lelp_sklearn._extraction.sklearn_teachers import OmittedTeacher
+from lelp_sklearn._locks import exclusive
 from lelp_sklearn._projector import LELPProjector
 from lelp_sklearn._targets import (
     check_several_labels,
@@ -39,10 +34,10 @@ from lelp_sklearn._targets import (
     scorable,
     warn_of_class_order,
 )
-from lelp_sklearn._teachers import OmittedTeacher
-from lelp_sklearn._training import devices, modules, schedules
+from lelp_sklearn._training import checkpoint_validation, modules, schedules
 from lelp_sklearn._training.batches import as_tensor, make_rows
-from lelp_sklearn._training.checkpoints import open_checkpoint
+from lelp_sklearn._training.checkpoint import open_checkpoint
+from lelp_sklearn._training.device import begin_backward, is_integer, resolve_device
 from lelp_sklearn._training.loop import (
     EarlyStopping,
     Objective,
@@ -53,8 +48,9 @@ from lelp_sklearn._training.loop import (
     try_optimizer,
 )
 from lelp_sklearn._training.precision import Precision
-from lelp_sklearn._training.ranks import ALONE
+from lelp_sklearn._training.process_group import ALONE
 from lelp_sklearn._training.run import Run
+from lelp_sklearn.exceptions import NoTeacherWarning
 
 # Parameters that the result of a fit does not hang on.
 _FREE_TO_CHANGE = "checkpoint", "checkpoint_interval", "device", "verbose"
@@ -69,7 +65,9 @@ class StudentFittingMixin:
         try_optimizer(self.optimizer, self.learning_rate, self.weight_decay)
         if self.checkpoint is not None:
             ranks.from_first(lambda: checkpoint_validation.check_path(self.checkpoint))
-        training_validation.check_validation_data(self.early_stopping, *validation_data)
+        _training_validation.check_validation_data(
+            self.early_stopping, *validation_data
+        )
         previous = None
         if self.warm_start and hasattr(self, "_fit"):
             previous = replace(self._fit, stream=None)
@@ -77,7 +75,7 @@ class StudentFittingMixin:
         if previous is None and not self._has_head():
             check_several_labels(sample)
         judged = self._read_validation(sample, previous, *validation_data)
-        device = devices.resolve_device(self.device, sample.inputs, ranks.device_index)
+        device = resolve_device(self.device, sample.inputs, ranks.device_index)
         how = {"precision": Precision(self.precision, device), "ranks": ranks}
         seeds = ranks.from_first(lambda: self._seeds(previous))
         used, held_out = self._split(sample, judged, previous, seeds.split)
@@ -101,12 +99,12 @@ class StudentFittingMixin:
         """Do what `partial_fit` does."""
         self._check_parameters()
         previous = getattr(self, "_fit", None)
-        training_validation.check_partial_fit(
+        _training_validation.check_partial_fit(
             self.early_stopping, self.class_weight, classes, previous is None
         )
         try_optimizer(self.optimizer, self.learning_rate, self.weight_decay)
         sample = self._read(X, y, given, sample_weight, previous)
-        device = devices.resolve_device(self.device, sample.inputs)
+        device = resolve_device(self.device, sample.inputs)
         precision = Precision(self.precision, device)
         used = self._usable(sample, previous)
         seeds = self._seeds(previous)
@@ -125,14 +123,14 @@ class StudentFittingMixin:
 
     def _check_parameters(self):
         self._validate_params()
-        training_validation.check_frozen(self.projector, LELPProjector)
+        _training_validation.check_frozen(self.projector, LELPProjector)
         if not isinstance(self.teacher, OmittedTeacher | None):
-            teacher_validation.check_teacher(self.teacher)
-        training_validation.check_class_weight(self.class_weight)
+            _teacher_validation.check_teacher(self.teacher)
+        _training_validation.check_class_weight(self.class_weight)
         checkpoint_validation.check_resumable(self.checkpoint, self.random_state)
         is_template = isinstance(self.module, nn.Module)
         built = modules.MultilayerPerceptron if self.module is None else self.module
-        training_validation.check_module_arguments(
+        _training_validation.check_module_arguments(
             built, self.module_params, is_template=is_template
         )
         for name in ("subclass_weight", "learning_rate_schedule"):
@@ -175,7 +173,7 @@ class StudentFittingMixin:
         return getattr(self.projector, "unlabeled", None) if own is None else own
 
     def _may_take_codes(self, X):
-        return self.module is not None and devices.is_integer(X)
+        return self.module is not None and is_integer(X)
 
     def _has_head(self):
         return (
@@ -189,14 +187,14 @@ class StudentFittingMixin:
     def _usable(self, sample, previous):
         """Tell which rows have a target and weigh anything."""
         if self.label_weight:
-            training_validation.check_labels_for("label_weight > 0", sample.labelled)
+            _training_validation.check_labels_for("label_weight > 0", sample.labelled)
         if previous is None:
             has_teacher = self._has_teacher(sample)
         else:
             has_teacher = previous.source.has_teacher(sample)
         if has_teacher:
             return sample.weight > 0
-        training_validation.check_labels_for("there is no teacher", sample.labelled)
+        _training_validation.check_labels_for("there is no teacher", sample.labelled)
         return (sample.weight > 0) & sample.labelled
 
     def _begin(self, sample, y, sample_weight, previous, ranks):
@@ -215,7 +213,7 @@ class StudentFittingMixin:
             sample = source.embed_again(sample, used)
         else:
             if classes is not None:
-                classes = validation.sorted_classes(classes)
+                classes = _validation.sorted_classes(classes)
             source, sample = self._make_source(sample, used, seed, task, classes)
         codes = encode(sample, source.classes)
         soft = source.soft_targets(sample, codes)
@@ -260,9 +258,9 @@ class StudentFittingMixin:
         else:
             fit = replace(previous, objective=self._objective(source, soft))
         student = fit.student
-        training_validation.check_same_columns(soft.shape[1], student.n_outputs)
+        _training_validation.check_same_columns(soft.shape[1], student.n_outputs)
         student.net.to(device)
-        devices.begin_backward(device)
+        begin_backward(device)
         ranks.copy_first(student.net)
         if self.augment is not None:
             student.check_augmented(self.augment, sample.inputs, device, seeds.training)
@@ -342,7 +340,7 @@ class StudentFittingMixin:
         if source.knows_classes_of(given):
             soft = source.soft_targets(given, codes)
         else:
-            training_validation.check_validation_labels(
+            _training_validation.check_validation_labels(
                 given.labelled, given.teacher_embeddings is not None
             )
             soft, weight = one_hot(codes, len(source.classes)), given.labelled

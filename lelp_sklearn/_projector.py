@@ -13,39 +13,35 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.metadata_routing import UNUSED
 
-from lelp_sklearn._common import dask_validation, validation
-from lelp_sklearn._common.callbacks import (
-    CallbackSupportMixin,
-    begin_fit,
-    with_callbacks,
-)
-from lelp_sklearn._common.features import features_of_what_is_kept
-from lelp_sklearn._common.thread_locks import exclusive
-from lelp_sklearn._projection import dask_arrays, splitters
-from lelp_sklearn._projection.directions import Solver, Start
-from lelp_sklearn._projection.kmeans import RunningCentroids, class_centroids
-from lelp_sklearn._projection.progress import ReportedData
-from lelp_sklearn._projection.solvers import (
-    eigh_directions,
-    full_directions,
-    randomized_directions,
-)
-from lelp_sklearn._projection.starts import (
-    N_PROBES,
-    class_samples,
-    random_start,
-    sampled_start,
-)
-from lelp_sklearn._projection.statistics import (
+from lelp_sklearn import _validation
+from lelp_sklearn._callbacks import CallbackSupportMixin, begin_fit, with_callbacks
+from lelp_sklearn._features import features_of_what_is_kept
+from lelp_sklearn._locks import exclusive
+from lelp_sklearn._reading import read_sample
+from lelp_sklearn._soft_labels import SoftLabelMixin
+from lelp_sklearn._subclasses import dask_arrays, dask_validation, splitters
+from lelp_sklearn._subclasses.directions import Solver, Start
+from lelp_sklearn._subclasses.kmeans import RunningCentroids, class_centroids
+from lelp_sklearn._subclasses.moments import (
     ClassMoments,
     ExplicitCovariance,
     StreamedCovariance,
     class_weights,
     quick_dtype,
 )
-from lelp_sklearn._projection.threads import one_blas_thread
-from lelp_sklearn._reading import read_sample
-from lelp_sklearn._soft_labels import SoftLabelMixin
+from lelp_sklearn._subclasses.pca import (
+    eigh_directions,
+    full_directions,
+    randomized_directions,
+)
+from lelp_sklearn._subclasses.progress import ReportedData
+from lelp_sklearn._subclasses.subsample import (
+    N_PROBES,
+    class_samples,
+    random_start,
+    sampled_start,
+)
+from lelp_sklearn._subclasses.threads import one_blas_thread
 
 # Features up to which forming the covariances takes less time than two passes over the
 # rows: measured on 32 to 256 features and 5 to 20 subclasses.
@@ -437,7 +433,7 @@ class LELPProjector(
         if stream is not None:
             classes = stream.classes
         elif classes is not None:
-            classes = validation.sorted_classes(classes)
+            classes = _validation.sorted_classes(classes)
         with features_of_what_is_kept(self, "components_"):
             sample = self._read(
                 X,
@@ -450,7 +446,7 @@ class LELPProjector(
             )
             width = sample.n_columns
             known = width if stream is None else stream.moments.mean.shape[1]
-            validation.check_stream(sample.any_unlabelled, known == width)
+            _validation.check_stream(sample.any_unlabelled, known == width)
             moments, centroids = sample.moments(), None
             if stream is not None:
                 # The stream itself stays as it is until all is well.
@@ -463,7 +459,7 @@ class LELPProjector(
                 covariance = ExplicitCovariance(moments, removed, np.dtype(np.float64))
                 draws = _Draws.start(self.random_state)
                 self._finish(sample, covariance, removed, draws, stream)
-            except validation.TooFewRowsError as error:
+            except _validation.TooFewRowsError as error:
                 stream.missing = str(error)
                 self._stream = stream
         return self
@@ -496,7 +492,7 @@ class LELPProjector(
         )
         if not isinstance(self.splitter, str):
             shape = len(sample.classes), sample.data.shape[1]
-            validation.check_directions(self.splitter, self._n_wanted(), *shape)
+            _validation.check_directions(self.splitter, self._n_wanted(), *shape)
         return sample
 
     def _forms_covariance(self, sample):
@@ -520,7 +516,7 @@ class LELPProjector(
         """Class covariances by passes over the rows, the first one begun well."""
         data, n_classes = sample.data, len(sample.classes)
         weight = class_weights(data, n_classes)
-        validation.check_every_class(weight, sample.classes)
+        _validation.check_every_class(weight, sample.classes)
         solves = isinstance(self.splitter, str) and self.splitter == "pca"
         n_vectors = 0
         if solves and self.svd_solver != "full" and self.n_subclasses != 1:
@@ -591,7 +587,7 @@ class LELPProjector(
         classes = sample.classes
         wanted = self._n_wanted()
         if not isinstance(self.splitter, str):
-            directions = validation.check_directions(
+            directions = _validation.check_directions(
                 self.splitter, wanted, *covariance.mean.shape
             )
             return splitters.given_split(directions, covariance)
@@ -653,7 +649,7 @@ def _find_centroids(sample, covariance, removed, wanted, random_state, stream):
     if stream is not None:
         # The first block with which clusters can start; elsewhere this is known.
         weight = class_weights(data, len(sample.classes))
-        validation.check_every_class(weight, sample.classes)
+        _validation.check_every_class(weight, sample.classes)
     n_clusters = wanted or splitters.AUTO_N_SUBCLASSES
     centroids = class_centroids(data, covariance, removed, n_clusters, random_state)
     fewest = min(len(each) for each in centroids)

@@ -8,12 +8,16 @@ from numpy.typing import NDArray
 from sklearn.base import clone
 from sklearn.utils.validation import has_fit_parameter
 
-from lelp_sklearn._common import teacher_validation, validation
-from lelp_sklearn._common.typing import FloatArray
-from lelp_sklearn._projection import dask_arrays, heads
-from lelp_sklearn._projection.blocks import Data, LabelledRows
-from lelp_sklearn._projection.reading import CheckedRows
-from lelp_sklearn._projection.statistics import (
+from lelp_sklearn import _teacher_validation, _validation
+from lelp_sklearn._subclasses import dask_arrays
+from lelp_sklearn._subclasses.head import (
+    Head,
+    discriminant_head,
+    least_squares_head,
+    resolve_head,
+)
+from lelp_sklearn._subclasses.inputs import CheckedRows
+from lelp_sklearn._subclasses.moments import (
     ClassMoments,
     ExplicitCovariance,
     class_moments,
@@ -21,6 +25,8 @@ from lelp_sklearn._projection.statistics import (
     moments_of_unlabelled,
     scatter_moments,
 )
+from lelp_sklearn._subclasses.rows import Data, LabelledRows
+from lelp_sklearn._typing import FloatArray
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class Sample:
 
     data: Data
     classes: NDArray[Any]
-    head: heads.Head | None
+    head: Head | None
     has_logits: bool
     any_unlabelled: bool
 
@@ -58,7 +64,7 @@ class Sample:
             moments = self.data.fold(
                 class_moments, ClassMoments.merge, len(self.classes), with_logits
             )
-        validation.check_no_overflow(moments.scatter, moments.scatter.dtype)
+        _validation.check_no_overflow(moments.scatter, moments.scatter.dtype)
         return moments
 
     def scatters(self, removed: FloatArray) -> ExplicitCovariance:
@@ -72,7 +78,7 @@ class Sample:
             moments = self.data.fold(
                 scatter_moments, ClassMoments.merge, n_classes, dtype
             )
-        validation.check_every_class(moments.weight, self.classes)
+        _validation.check_every_class(moments.weight, self.classes)
         return ExplicitCovariance(moments, removed, dtype)
 
     def completed(self) -> "Sample":
@@ -87,17 +93,17 @@ class Sample:
 
         `moments` gain the rows that it gives a class.
         """
-        validation.check_every_class(moments.weight, self.classes)
+        _validation.check_every_class(moments.weight, self.classes)
         if self.head is not None:
             return self
         n_samples, (mean, within, total) = moments.weight.sum(), moments.pooled()
         n_features = self.data.shape[1]
         variance = np.diag(within)[:n_features] / n_samples
-        validation.check_no_underflow(mean[:n_features], variance, within.dtype)
+        _validation.check_no_underflow(mean[:n_features], variance, within.dtype)
         if self.has_logits:
-            head = heads.least_squares_head(n_samples, mean, total, n_features)
+            head = least_squares_head(n_samples, mean, total, n_features)
             return replace(self, head=head)
-        head = heads.discriminant_head(moments.weight, moments.mean, moments.scatter)
+        head = discriminant_head(moments.weight, moments.mean, moments.scatter)
         if self.any_unlabelled:
             n_classes = len(self.classes)
             moments.merge(
@@ -125,33 +131,33 @@ def read_sample(
     in `fit`; `streaming` says which of the two it is.
     """
     is_dask = dask_arrays.is_dask_array(rows)
-    known_head, head_classes = heads.resolve_head(head, rows.shape[1])
+    known_head, head_classes = resolve_head(head, rows.shape[1])
     can_fit_head = not (streaming or is_dask)
-    teacher_validation.check_fitted_head(known_head is not None, head, can_fit_head)
+    _teacher_validation.check_fitted_head(known_head is not None, head, can_fit_head)
     if known_head is None and teacher_logits is None and y is None:
-        raise validation.head_is_missing()
+        raise _validation.head_is_missing()
     checked: Any = CheckedRows
     if is_dask:
         # Imported with the first dask array.
-        from lelp_sklearn._projection.dask_rows import DaskRows
+        from lelp_sklearn._subclasses.dask_rows import DaskRows
 
         checked = DaskRows
     checked = checked.check(rows, y, sample_weight, teacher_logits, unlabeled)
     found = checked.findings()
     found.check()
     if found.only_probabilities:
-        teacher_validation.warn_of_probabilities()
+        _teacher_validation.warn_of_probabilities()
     n_outputs = None if found.n_logits is None else max(2, found.n_logits)
     if known_head is not None:
         n_outputs = len(known_head.coef)
     given = classes if head_classes is None else head_classes
-    classes = validation.check_classes(found.labels, given, n_outputs)
+    classes = _validation.check_classes(found.labels, given, n_outputs)
     if known_head is None and head is not None:
         known_head = _fit_head(head, checked, classes)
     if known_head is not None:
-        teacher_validation.check_head_rows(len(known_head.coef), classes)
+        _teacher_validation.check_head_rows(len(known_head.coef), classes)
     if found.n_logits is not None:
-        validation.check_logit_columns(found.n_logits, len(classes))
+        _validation.check_logit_columns(found.n_logits, len(classes))
     data = checked.map(CheckedRows.encode, classes)
     has_logits = found.n_logits is not None
     sample = Sample(data, classes, known_head, has_logits, found.any_unlabelled)
@@ -161,14 +167,14 @@ def read_sample(
 
 
 def _compare_with_labels(
-    rows: LabelledRows, head: heads.Head | None, classes: NDArray[Any]
+    rows: LabelledRows, head: Head | None, classes: NDArray[Any]
 ) -> None:
     """Warn where the teacher seems to have the classes in another order.
 
     Looks at a few of the labelled rows.
     """
     labelled = np.flatnonzero(rows.codes >= 0)
-    step = max(1, -(-labelled.size // teacher_validation.CLASS_ORDER_ROWS))
+    step = max(1, -(-labelled.size // _teacher_validation.CLASS_ORDER_ROWS))
     index = labelled[::step]
     if rows.logits is not None:
         logits = rows.logits[index]
@@ -177,16 +183,16 @@ def _compare_with_labels(
     else:
         return
     likeliest = logits.argmax(axis=1)
-    teacher_validation.warn_of_class_order(likeliest, rows.codes[index], classes)
+    _teacher_validation.warn_of_class_order(likeliest, rows.codes[index], classes)
 
 
-def _fit_head(head: Any, checked: CheckedRows, classes: NDArray[Any]) -> heads.Head:
+def _fit_head(head: Any, checked: CheckedRows, classes: NDArray[Any]) -> Head:
     """Fit a clone of the linear classifier on the labelled rows."""
     used = np.flatnonzero(checked.labelled & (checked.weight > 0))
     if not used.size:
-        raise teacher_validation.unfitted_head(head)
-    validation.check_several_classes(classes)
-    teacher_validation.check_one_vs_rest(head, classes)
+        raise _teacher_validation.unfitted_head(head)
+    _validation.check_several_classes(classes)
+    _teacher_validation.check_one_vs_rest(head, classes)
     classifier = clone(head)
     options = {}
     if has_fit_parameter(classifier, "sample_weight"):
@@ -194,7 +200,7 @@ def _fit_head(head: Any, checked: CheckedRows, classes: NDArray[Any]) -> heads.H
     # A slice is no copy, unlike an index of all rows.
     rows = slice(None) if used.size == len(checked.labels) else used
     classifier.fit(np.asarray(checked.X[rows]), checked.labels[rows], **options)
-    fitted, _ = heads.resolve_head(classifier, checked.X.shape[1])
+    fitted, _ = resolve_head(classifier, checked.X.shape[1])
     if fitted is None:
-        raise teacher_validation.unknown_head(head)
+        raise _teacher_validation.unknown_head(head)
     return fitted

@@ -2,9 +2,9 @@
 
 import copy
 
-from lelp_sklearn._common.sealing import sealed, unsealed
-from lelp_sklearn._common.thread_locks import exclusive
-from lelp_sklearn._teachers import OmittedTeacher
+from lelp_sklearn._extraction.sklearn_teachers import OmittedTeacher
+from lelp_sklearn._locks import exclusive
+from lelp_sklearn._sealing import sealed, unsealed
 from lelp_sklearn._training import modules
 
 

@@ -12,13 +12,13 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from lelp_sklearn._common import dask_validation, teacher_validation, validation
-from lelp_sklearn._common.callers import warned_once
-from lelp_sklearn._common.files import new_npy
-from lelp_sklearn._common.numeric_validation import check_dense, check_numbers
-from lelp_sklearn._projection import dask_arrays, tensors
-from lelp_sklearn._projection.digests import row_digests
-from lelp_sklearn._projection.soft_labels import SoftLabeller, class_sums
+from lelp_sklearn import _teacher_validation, _validation
+from lelp_sklearn._callers import warned_once
+from lelp_sklearn._files import new_npy
+from lelp_sklearn._numeric_validation import check_dense, check_numbers
+from lelp_sklearn._subclasses import dask_arrays, dask_validation, tensors
+from lelp_sklearn._subclasses.digests import row_digests
+from lelp_sklearn._subclasses.soft_labels import SoftLabeller, class_sums
 
 
 class SoftLabelMixin:
@@ -82,7 +82,7 @@ class SoftLabelMixin:
                 labeller.write(rows, logits, target)
             return np.lib.format.open_memmap(out, mode="r")
         if out is not None:
-            validation.check_out(out, shape, dtype, [rows, logits])
+            _validation.check_out(out, shape, dtype, [rows, logits])
             # An array of the caller's is not begun before the rows are known to be
             # finite.
             row_digests(rows)
@@ -134,12 +134,12 @@ class SoftLabelMixin:
         self._check_fitted()
         shape = self.offsets_.shape
         if tensors.is_tensor(X):
-            validation.check_soft_label_shape(X.shape, self.offsets_.size)
+            _validation.check_soft_label_shape(X.shape, self.offsets_.size)
             return X.reshape(len(X), *shape).sum(-1)
         if dask_arrays.is_dask_array(X):
-            validation.check_soft_label_shape(X.shape, self.offsets_.size)
+            _validation.check_soft_label_shape(X.shape, self.offsets_.size)
             return dask_arrays.sum_subclasses(X, shape)
-        soft_labels = validation.check_soft_labels(X, self.offsets_.size)
+        soft_labels = _validation.check_soft_labels(X, self.offsets_.size)
         return class_sums(soft_labels, shape)
 
     def get_feature_names_out(self, input_features=None):
@@ -178,9 +178,9 @@ class SoftLabelMixin:
         logits = None
         if teacher_logits is not None:
             logits = dask_arrays.beside(teacher_logits, rows, "teacher_logits")
-            validation.check_logit_dimensions(logits.shape)
+            _validation.check_logit_dimensions(logits.shape)
             logits = logits[:, None] if logits.ndim == 1 else logits
-            validation.check_logit_columns(logits.shape[1], len(self.classes_))
+            _validation.check_logit_columns(logits.shape[1], len(self.classes_))
         return dask_arrays.map_rows(
             self._labeller().of_chunk,
             rows,
@@ -201,16 +201,16 @@ class SoftLabelMixin:
             return None
         check_dense(teacher_logits, "teacher_logits")
         logits = tensors.to_array(teacher_logits)
-        logits = validation.check_logits(logits, n_samples)
-        if teacher_validation.are_probabilities(logits):
-            teacher_validation.warn_of_probabilities()
-        validation.check_logit_columns(logits.shape[1], len(self.classes_))
-        return validation.logits_of_classes(logits)
+        logits = _validation.check_logits(logits, n_samples)
+        if _teacher_validation.are_probabilities(logits):
+            _teacher_validation.warn_of_probabilities()
+        _validation.check_logit_columns(logits.shape[1], len(self.classes_))
+        return _validation.logits_of_classes(logits)
 
     def _check_rows(self, X, *, reset):
         """Give X as rows to be read in blocks; whether they are finite is not known."""
         if tensors.is_tensor(X):
-            validation.check_tensor(X)
+            _validation.check_tensor(X)
             rows = tensors.as_rows(X)
             _check_feature_names(self, X, reset=reset)
             _check_n_features(self, rows, reset=reset)

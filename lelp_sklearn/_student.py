@@ -9,15 +9,15 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils._param_validation import Interval, StrOptions
 
+from lelp_sklearn import _training_validation
+from lelp_sklearn._callbacks import CallbackSupportMixin, with_callbacks
+from lelp_sklearn._callers import warned_once
 from lelp_sklearn._class_predictions import ClassPredictionMixin
-from lelp_sklearn._common import training_validation
-from lelp_sklearn._common.callbacks import CallbackSupportMixin, with_callbacks
-from lelp_sklearn._common.callers import warned_once
-from lelp_sklearn._common.features import features_of_what_is_kept
+from lelp_sklearn._features import features_of_what_is_kept
 from lelp_sklearn._fitting import StudentFittingMixin
 from lelp_sklearn._projector import LELPProjector
 from lelp_sklearn._saving import SavedStudentMixin
-from lelp_sklearn._training.ranks import joined
+from lelp_sklearn._training.process_group import joined
 
 
 class LELPStudentClassifier(
@@ -362,7 +362,7 @@ class LELPStudentClassifier(
             If a parameter does not exist, or is one of a `projector` or a `teacher`
             that is None.
         """
-        training_validation.check_nested_parameters(self, params)
+        _training_validation.check_nested_parameters(self, params)
         return super().set_params(**params)
 
     @with_callbacks

@@ -13,15 +13,15 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import check_is_fitted
 
-from lelp_sklearn._common import (
-    numeric_validation,
-    teacher_validation,
-    training_validation,
-    validation,
+from lelp_sklearn import (
+    _numeric_validation,
+    _teacher_validation,
+    _training_validation,
+    _validation,
 )
-from lelp_sklearn._common.callbacks import FitTask
-from lelp_sklearn._common.identity import digest_of
-from lelp_sklearn._teachers import (
+from lelp_sklearn._callbacks import FitTask
+from lelp_sklearn._extraction.content_hash import digest_of
+from lelp_sklearn._extraction.sklearn_teachers import (
     OmittedTeacher,
     fit_transformed,
     fitted,
@@ -151,7 +151,7 @@ class TargetSource:
         if self.projector is None or (
             sample.teacher_embeddings is None and not embeddable
         ):
-            raise training_validation.targets_are_missing(self.projector is not None)
+            raise _training_validation.targets_are_missing(self.projector is not None)
         logits = sample.teacher_logits
         if logits is None and self.asks_logits:
             logits = present(self.teacher).predict_logits(sample.X)
@@ -183,10 +183,10 @@ def read_sample(
     """
     n_samples = len(inputs)
     if y is not None:
-        y = as_array(y) if hasattr(y, "detach") else validation.label_array(y)
-    labels, labelled = validation.check_labels(y, n_samples, unlabeled)
-    weight = validation.check_sample_weight(sample_weight, n_samples)
-    validation.check_some_weight(bool(np.any(weight > 0)))
+        y = as_array(y) if hasattr(y, "detach") else _validation.label_array(y)
+    labels, labelled = _validation.check_labels(y, n_samples, unlabeled)
+    weight = _validation.check_sample_weight(sample_weight, n_samples)
+    _validation.check_some_weight(bool(np.any(weight > 0)))
     given = {
         "teacher_embeddings": embeddings,
         "teacher_logits": logits,
@@ -196,20 +196,20 @@ def read_sample(
         if array is None:
             continue
         argument = name + suffix
-        teacher_validation.check_is_array(array, argument)
-        numeric_validation.check_dense(array, argument)
-        numeric_validation.check_numbers(array, argument)
+        _teacher_validation.check_is_array(array, argument)
+        _numeric_validation.check_dense(array, argument)
+        _numeric_validation.check_numbers(array, argument)
         if isinstance(array, list | tuple):
-            array = numeric_validation.as_numbers(array, argument)
+            array = _numeric_validation.as_numbers(array, argument)
         if name == "teacher_embeddings":
             array = mean_over_members(array, n_samples, argument)
-        validation.check_length(array, n_samples, argument)
+        _validation.check_length(array, n_samples, argument)
         given[name] = array
     if soft_targets is not None:
         soft_targets = as_array(given["soft_targets"])
-        soft_targets = training_validation.check_soft_targets(soft_targets)
-        validation.check_finite_block(soft_targets, 0, "soft_targets")
-        training_validation.check_probabilities(soft_targets)
+        soft_targets = _training_validation.check_soft_targets(soft_targets)
+        _validation.check_finite_block(soft_targets, 0, "soft_targets")
+        _training_validation.check_probabilities(soft_targets)
         given["soft_targets"] = soft_targets
     marked = np.ravel(y) if labelled.any() else None
     return Sample(X, inputs, labels, labelled, weight, marked, **given, suffix=suffix)
@@ -228,7 +228,7 @@ def select(sample: Sample, rows: np.ndarray) -> Sample:
 def check_several_labels(sample: Sample) -> None:
     """Raise, before work starts, where all labels are the same."""
     if sample.labelled.any():
-        validation.check_several_classes(np.unique(sample.labels[sample.labelled]))
+        _validation.check_several_classes(np.unique(sample.labels[sample.labelled]))
 
 
 def hold_out(
@@ -249,15 +249,15 @@ def hold_out(
         n_drawn = max(1, round(fraction * len(rows)))
         drawn.append(rows[: min(n_drawn, len(rows) - 1)] if len(rows) else rows)
     held_out = np.concatenate(drawn)
-    training_validation.check_held_out(len(held_out), fraction, int(usable.sum()))
+    _training_validation.check_held_out(len(held_out), fraction, int(usable.sum()))
     return held_out
 
 
 def encode(sample: Sample, classes: np.ndarray) -> np.ndarray:
     """Give the index of each label, -1 for rows without one."""
     labels, labelled = sample.labels, sample.labelled
-    validation.check_classes(labels[labelled], classes, None)
-    return validation.encode(labels, labelled, classes)
+    _validation.check_classes(labels[labelled], classes, None)
+    return _validation.encode(labels, labelled, classes)
 
 
 def one_hot(codes: np.ndarray, n_classes: int) -> np.ndarray:
@@ -297,7 +297,7 @@ def loss_weight(
         factors = _class_factors(class_weight, classes, assigned, weight * used)
         weight = weight * factors[assigned]
         used = used & (weight > 0)
-        training_validation.check_class_weight_leaves_rows(used, class_weight)
+        _training_validation.check_class_weight_leaves_rows(used, class_weight)
     if np.ptp(weight[sample.weight > 0]) == 0:
         return used, None
     # Of mean 1, so that single precision holds them whatever their scale.
@@ -309,7 +309,7 @@ def _class_factors(
 ) -> np.ndarray:
     """Give the factor of each class; `assigned` are the classes of rows of a weight."""
     if not isinstance(class_weight, str):
-        training_validation.check_weighted_classes(class_weight, classes)
+        _training_validation.check_weighted_classes(class_weight, classes)
         labels = classes.tolist()
         return np.array([float(class_weight.get(label, 1)) for label in labels])
     totals = np.bincount(assigned, weight, minlength=len(classes))
@@ -348,7 +348,7 @@ def embed(sample: Sample, teacher: Any) -> Any:
         return sample.teacher_embeddings
     if teacher is not None:
         return transformed(teacher, sample.X, len(sample))
-    training_validation.check_embeddable(sample.inputs.ndim)
+    _training_validation.check_embeddable(sample.inputs.ndim)
     return sample.inputs
 
 
@@ -390,7 +390,7 @@ def warn_of_class_order(
     known = codes >= 0
     mass = soft_targets.reshape(len(codes), len(source.classes), -1).sum(axis=2)
     likeliest = mass[known].argmax(axis=1)
-    teacher_validation.warn_of_class_order(likeliest, codes[known], source.classes)
+    _teacher_validation.warn_of_class_order(likeliest, codes[known], source.classes)
 
 
 def given_source(sample: Sample, projector: Any, classes: Any) -> TargetSource:
@@ -398,19 +398,19 @@ def given_source(sample: Sample, projector: Any, classes: Any) -> TargetSource:
     frozen = isinstance(projector, FrozenEstimator)
     n_columns = sample.soft_targets.shape[1]
     if frozen:
-        training_validation.check_projector_classes(projector.classes_, classes)
+        _training_validation.check_projector_classes(projector.classes_, classes)
         classes = projector.classes_
     elif classes is None and sample.labelled.any():
         classes = np.unique(sample.labels[sample.labelled])
     elif classes is None:
         if isinstance(projector.n_subclasses, str):
-            raise training_validation.unknown_classes()
+            raise _training_validation.unknown_classes()
         n_subclasses = int(projector.n_subclasses)
-        training_validation.check_subclass_columns(n_columns, n_subclasses)
+        _training_validation.check_subclass_columns(n_columns, n_subclasses)
         classes = np.arange(n_columns // n_subclasses)
-    training_validation.check_soft_target_columns(n_columns, np.asarray(classes))
+    _training_validation.check_soft_target_columns(n_columns, np.asarray(classes))
     if not frozen and not isinstance(projector.n_subclasses, str):
-        training_validation.check_target_subclasses(
+        _training_validation.check_target_subclasses(
             n_columns, len(classes), int(projector.n_subclasses)
         )
     return TargetSource(
@@ -418,7 +418,7 @@ def given_source(sample: Sample, projector: Any, classes: Any) -> TargetSource:
         teacher=None,
         reads_inputs=False,
         labels_only=False,
-        classes=validation.check_several_classes(np.asarray(classes)),
+        classes=_validation.check_several_classes(np.asarray(classes)),
         temperature=float(projector.temperature),
     )
 
@@ -465,7 +465,7 @@ def fitted_source(
         # The teacher may find the others in rows without a label.
         says = projector.head, sample.teacher_logits, teacher
         if sample.labelled.all() or all(each is None for each in says):
-            training_validation.check_block_classes(found, classes)
+            _training_validation.check_block_classes(found, classes)
     embeddings = fitted_on = None
     if teacher is not None:
         rows = sample.X, sample.y, used
@@ -497,7 +497,7 @@ def fitted_source(
                 projector.fit(embeddings, sample.y, **options)
     # Of too few rows it has none; its transform says what is missing.
     of_projector: Any = getattr(projector, "classes_", classes)
-    training_validation.check_projector_classes(of_projector, classes)
+    _training_validation.check_projector_classes(of_projector, classes)
     source = TargetSource(
         projector,
         teacher,
@@ -556,7 +556,7 @@ def _check_width(projector: Any, sample: Sample, embeddings: Any) -> None:
         expected = next(reversed(np.shape(coef)), None)
     shape = np.shape(embeddings)
     if expected is not None and len(shape) == 2:
-        teacher_validation.check_embedding_width(
+        _teacher_validation.check_embedding_width(
             shape[1],
             expected,
             "teacher_embeddings",
@@ -575,7 +575,7 @@ def _in_projector(sample: Sample, teacher: Any) -> Iterator[None]:
     try:
         with noted(f"(In the projector of the student, whose X is {name} here.)"):
             yield
-    except validation.NotFiniteError as error:
+    except _validation.NotFiniteError as error:
         if error.name != "X":
             raise
-        raise validation.NotFiniteError(name, error.rest) from None
+        raise _validation.NotFiniteError(name, error.rest) from None

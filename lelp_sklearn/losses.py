@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lelp_sklearn._common import training_validation as validation
+from lelp_sklearn import _training_validation as validation
 from lelp_sklearn._training import objective
 
 __all__ = ["SubclassCrossEntropyLoss", "class_logits", "subclass_cross_entropy"]

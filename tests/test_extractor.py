@@ -35,8 +35,8 @@ from lelp_sklearn import (
     NoLinearHeadWarning,
     subclass_report,
 )
-from lelp_sklearn._common import resumable
-from lelp_sklearn._common.locking import locked
+from lelp_sklearn._extraction import resumable
+from lelp_sklearn._file_lock import locked
 
 ROOT = Path(__file__).parents[1]
 
@@ -811,7 +811,7 @@ INTERRUPTED = """
     import os, signal, sys
     import numpy as np
     from lelp_sklearn import EmbeddingExtractor
-    from lelp_sklearn._common import resumable
+    from lelp_sklearn._extraction import resumable
     from tests.test_extractor import Counting, make_model, rows
     import torch
 
@@ -1116,7 +1116,7 @@ def test_the_same_rows_are_recognised_however_they_lie(tmp_path):
 DIGESTED = """
     import resource
     import numpy as np, torch
-    from lelp_sklearn._training.teachers import digest_of_rows
+    from lelp_sklearn._extraction.runner import digest_of_rows
 
     X = np.ones((512, 65536), np.float32, order="F")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

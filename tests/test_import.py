@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 
-from lelp_sklearn._projection.compilation import can_compile
+from lelp_sklearn._subclasses.kernels.jit import can_compile
 
 
 def run_in_new_process(code):
@@ -47,9 +47,9 @@ def test_kernels_wait_for_their_first_call():
     run_in_new_process(
         """
         from numba.core.registry import CPUDispatcher
-        from lelp_sklearn._projection import class_kernels, kernels
+        from lelp_sklearn._subclasses.kernels import class_sums, soft_labels
 
-        values = [*vars(kernels).values(), *vars(class_kernels).values()]
+        values = [*vars(soft_labels).values(), *vars(class_sums).values()]
         found = [value for value in values if isinstance(value, CPUDispatcher)]
         assert found
         assert not any(kernel.signatures for kernel in found)
@@ -94,7 +94,7 @@ def test_kernels_leave_the_garbage_collector_as_it_was(is_enabled, is_frozen):
         if {is_frozen}:
             gc.freeze()
         n_frozen = gc.get_freeze_count()
-        from lelp_sklearn._projection import kernels
+        from lelp_sklearn._subclasses.kernels import soft_labels
 
         assert gc.isenabled() == {is_enabled}
         assert (gc.get_freeze_count() > 0) == (n_frozen > 0)

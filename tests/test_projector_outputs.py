@@ -10,7 +10,7 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
 from lelp_sklearn import LELPProjector
-from lelp_sklearn._common.files import new_npy
+from lelp_sklearn._files import new_npy
 from tests.problems import integer_weights, make_problem
 
 

@@ -20,7 +20,8 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 import lelp_sklearn
 from lelp_sklearn import LELPProjector
-from lelp_sklearn._projection import class_kernels, compilation, kernels, threads
+from lelp_sklearn._subclasses import threads
+from lelp_sklearn._subclasses.kernels import class_sums, jit, soft_labels
 from tests.problems import make_problem
 
 ROOT = Path(__file__).parents[1]
@@ -112,7 +113,7 @@ def test_a_worker_of_joblib_keeps_to_its_share(share):
 
 
 @pytest.mark.parametrize(
-    ("module", "kernel"), [(kernels, "soft_labels"), (class_kernels, "cluster_sums")]
+    ("module", "kernel"), [(soft_labels, "soft_labels"), (class_sums, "cluster_sums")]
 )
 def test_a_kernel_that_raises_leaves_limits_and_no_threads(module, kernel, monkeypatch):
     def fail(*arguments):
@@ -216,16 +217,16 @@ def test_a_forked_child_fits_and_transforms(others):
 # The cheapest kernel: what is tested is where compiled code goes.
 COMPILE = """
     import numpy as np
-    from lelp_sklearn._projection import kernels
+    from lelp_sklearn._subclasses.kernels import soft_labels
 
     scores = np.array([[1.0], [3.0]])
-    assert kernels._choose(scores, np.empty(1))
+    assert soft_labels._choose(scores, np.empty(1))
     assert scores.argmax(axis=0) == 1
 """
 
 
 needs_compiled_code = pytest.mark.skipif(
-    not compilation.can_compile(), reason="no kernel is compiled"
+    not jit.can_compile(), reason="no kernel is compiled"
 )
 
 
@@ -249,7 +250,7 @@ def test_a_read_only_installation_compiles_in_each_process(tmp_path):
     # A file in the place of a folder stops even a user who may write everywhere.
     (copy / "_projection" / "__pycache__").touch()
     printed = run_in_new_process(
-        COMPILE + "    print(kernels.__file__)",
+        COMPILE + "    print(soft_labels.__file__)",
         PYTHONPATH=str(tmp_path),
         PYTHONSAFEPATH="1",
         PYTHONDONTWRITEBYTECODE="1",

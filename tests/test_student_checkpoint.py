@@ -13,7 +13,7 @@ from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 
 from lelp_sklearn import LELPProjector, LELPStudentClassifier
-from lelp_sklearn._training.checkpoints import Checkpoint, open_checkpoint
+from lelp_sklearn._training.checkpoint import Checkpoint, open_checkpoint
 from lelp_sklearn._training.loop import Trainer
 from tests.student_problems import MatrixTeacher, MyNet, make_groups
 

@@ -12,7 +12,7 @@ from lelp_sklearn import LELPStudentClassifier
 
 # The checks know no teacher, which the student says in a warning.
 pytestmark = pytest.mark.filterwarnings(
-    "ignore::lelp_sklearn._common.exceptions.NoTeacherWarning"
+    "ignore::lelp_sklearn.exceptions.NoTeacherWarning"
 )
 
 

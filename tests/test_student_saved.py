@@ -23,8 +23,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 import lelp_sklearn
-from lelp_sklearn import LELPProjector, LELPStudentClassifier
-from lelp_sklearn._common import sealing
+from lelp_sklearn import LELPProjector, LELPStudentClassifier, _sealing
 from tests.student_problems import (
     BufferNet,
     MatrixTeacher,
@@ -156,7 +155,7 @@ def test_weights_may_stay_in_the_file(tmp_path):
 def test_copies_and_students_that_are_not_fitted_have_no_seal(monkeypatch):
     """Digests are for files: a search over large templates makes none."""
     student = fit(TemplateNet(4))
-    monkeypatch.setattr(sealing, "digest_of", None)
+    monkeypatch.setattr(_sealing, "digest_of", None)
     twin = copy.deepcopy(student)
     assert_array_equal(twin.predict_proba(X), student.predict_proba(X))
     by_pickle(clone(student)).fit(X, Y, teacher_embeddings=E)
@@ -281,10 +280,10 @@ def test_state_that_is_not_what_was_saved_is_refused(change):
 
 def saved_with(monkeypatch, versions):
     """A student that was pickled by other versions than those here."""
-    current = sealing.current_versions()
+    current = _sealing.current_versions()
     student = fit()
     with monkeypatch.context() as patch:
-        patch.setattr(sealing, "current_versions", lambda: {**current, **versions})
+        patch.setattr(_sealing, "current_versions", lambda: {**current, **versions})
         return student, pickle.dumps(student)
 
 
@@ -294,7 +293,7 @@ def saved_with(monkeypatch, versions):
 )
 def test_other_versions_warn(library, version, monkeypatch):
     student, content = saved_with(monkeypatch, {library: version})
-    current = sealing.current_versions()[library]
+    current = _sealing.current_versions()[library]
     said = f"saved with {library} {version} and is loaded with {library} {current}"
     with pytest.warns(InconsistentVersionWarning, match=re.escape(said)) as caught:
         again = pickle.loads(content)

@@ -300,7 +300,7 @@ import numpy as np, torch
 from threadpoolctl import threadpool_info
 from torch import nn
 from lelp_sklearn import EmbeddingExtractor, LELPStudentClassifier
-from lelp_sklearn._projection.threads import one_blas_thread
+from lelp_sklearn._subclasses.threads import one_blas_thread
 
 inside, may_go_on = threading.Event(), threading.Event()
 parent = os.getpid()
@@ -371,7 +371,7 @@ def test_a_child_forked_while_a_thread_compiles_compiles_too():
     run_in_new_process(
         """
         import faulthandler, os, threading
-        import lelp_sklearn._projection.kernels
+        import lelp_sklearn._subclasses.kernels.soft_labels
         from numba import njit
         from numba.core.compiler_lock import global_compiler_lock
 

@@ -27,7 +27,7 @@ from lelp_sklearn import LELPProjector  # noqa: E402 - the import is measured
 
 step_done("import lelp_sklearn beyond it")
 
-from lelp_sklearn._projection import kernels  # noqa: E402, F401 - measured
+from lelp_sklearn._subclasses.kernels import soft_labels  # noqa: E402, F401 - measured
 
 step_done("import Numba and the kernels")
 

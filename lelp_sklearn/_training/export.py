@@ -10,10 +10,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from lelp_sklearn._common import export_validation as validation
-from lelp_sklearn._common.files import new_file
-from lelp_sklearn._common.thread_locks import copied
-from lelp_sklearn._training.devices import torch_lock
+from lelp_sklearn._files import new_file
+from lelp_sklearn._locks import copied
+from lelp_sklearn._training import export_validation as validation
+from lelp_sklearn._training.device import torch_lock
 
 # Below this temperature the mass of a class can vanish in single precision although
 # its probability, a power of the mass, does not.

@@ -10,23 +10,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
-from lelp_sklearn._common import training_validation as validation
+from lelp_sklearn import _training_validation as validation
 from lelp_sklearn._training.batches import Rows, outputs, shuffled_batches
-from lelp_sklearn._training.devices import (
-    denormals_are_zero,
-    derive_seed,
-    seeded,
-    torch_lock,
-)
-from lelp_sklearn._training.graphs import (
+from lelp_sklearn._training.cuda_graphs import (
     RecordedSteps,
     Step,
     can_be_recorded,
     set_learning_rate,
 )
+from lelp_sklearn._training.device import (
+    denormals_are_zero,
+    derive_seed,
+    seeded,
+    torch_lock,
+)
 from lelp_sklearn._training.objective import loss_and_gradient
 from lelp_sklearn._training.precision import Precision
-from lelp_sklearn._training.ranks import Ranks
+from lelp_sklearn._training.process_group import Ranks
 from lelp_sklearn._training.schedules import Schedule
 from lelp_sklearn.losses import class_logits
 

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lelp_sklearn._common import training_validation as validation
-from lelp_sklearn._common.thread_locks import copied
+from lelp_sklearn import _training_validation as validation
+from lelp_sklearn._locks import copied
 from lelp_sklearn._training.batches import as_tensor
-from lelp_sklearn._training.devices import input_dtype, seeded
-from lelp_sklearn._training.heads import find_output
+from lelp_sklearn._training.device import input_dtype, seeded
+from lelp_sklearn._training.layers import find_output
 
 ModuleBuilder = Callable[..., nn.Module]
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lelp_sklearn._common import training_validation as validation
+from lelp_sklearn import _training_validation as validation
 
 _MIXED = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -4,14 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from lelp_sklearn._training.checkpoints import Checkpoint
+from lelp_sklearn._training.checkpoint import Checkpoint
 from lelp_sklearn._training.curves import Curves
-from lelp_sklearn._training.loop import (
-    EarlyStopping,
-    Trainer,
-    Validation,
-    copy_tensors,
-)
+from lelp_sklearn._training.loop import EarlyStopping, Trainer, Validation, copy_tensors
 
 
 @dataclass

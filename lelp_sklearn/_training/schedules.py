@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 
-from lelp_sklearn._common import training_validation as validation
+from lelp_sklearn import _training_validation as validation
 
 Schedule = Callable[[float], float]
 

@@ -14,11 +14,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.linear_model import RidgeClassifier
 
-from lelp_sklearn import (
-    ClassOrderWarning,
-    LELPProjector,
-    ProbabilitiesAsLogitsWarning,
-)
+from lelp_sklearn import ClassOrderWarning, LELPProjector, ProbabilitiesAsLogitsWarning
 from tests import reference
 
 pytestmark = [

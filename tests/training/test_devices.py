@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lelp_sklearn._training.devices import (
+from lelp_sklearn._training.device import (
     denormals_are_zero,
     derive_seed,
     input_dtype,

@@ -2,10 +2,7 @@
 
 import pytest
 
-from lelp_sklearn._training.schedules import (
-    first_final_epoch,
-    subclass_weight_schedule,
-)
+from lelp_sklearn._training.schedules import first_final_epoch, subclass_weight_schedule
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""What subclasses are and what they bring: report, displays, tables, scores."""

@@ -1,0 +1,1 @@
+"""Running a teacher: its layers, its embeddings, files of them."""

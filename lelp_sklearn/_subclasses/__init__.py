@@ -1,0 +1,1 @@
+"""Subclasses and their soft labels from embeddings; NumPy in, NumPy out."""

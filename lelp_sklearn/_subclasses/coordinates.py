@@ -1,0 +1,277 @@
+"""The few coordinates of many rows of each class in which k-means is run."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import linalg
+
+from lelp_sklearn._subclasses import tensor_passes
+from lelp_sklearn._subclasses.directions import tidy, to_null_space
+from lelp_sklearn._subclasses.moments import Covariance
+from lelp_sklearn._subclasses.rows import Data, LabelledRows, row_slices
+from lelp_sklearn._subclasses.subsample import (
+    ClassSample,
+    Sketch,
+    class_sketches,
+    draw_seed,
+    sample_size,
+    sampled_subspace,
+    samples_of,
+)
+from lelp_sklearn._subclasses.tensors import where_they_lie
+from lelp_sklearn._subclasses.threads import map_parts
+from lelp_sklearn._typing import FloatArray, IntArray
+
+# Distinct rows of a class of which coordinates are held: all of them, or so many.
+_MOST_POINTS = 2**16
+# Clusters are found in a few dimensions more than there are clusters.
+_EXTRA_DIRECTIONS = 10
+# Multiplications by the covariance of the sample that find them: clusters move among
+# all coordinates afterwards.
+_POWERS = 2
+# Relative error of a head that was fitted: rows leave so much in its null space.
+_HEAD_ROUNDING = 1e-12
+# Points are moved by at most this share of their distance from the mean.
+_STRETCH = 1e-4
+
+# The coordinates and preferences of rows of each class, block by block.
+Found = list[list[tuple[FloatArray, FloatArray]]]
+
+
+@dataclass(frozen=True)
+class ClassPoints:
+    """Coordinates (m, k) of rows of a class along `axes` (d, k), about its mean.
+
+    Points whose squared distance is at most `rounding` are one. `is_whole` says whether
+    these are all distinct rows of the class, each with its weight. Some of them,
+    `sample`, are a class of few points where each has its `sample_weight`.
+    """
+
+    points: FloatArray
+    weight: FloatArray
+    axes: FloatArray
+    rounding: float
+    is_whole: bool
+    sample: IntArray
+    sample_weight: FloatArray
+
+
+def class_points(
+    data: Data,
+    covariance: Covariance,
+    removed: FloatArray,
+    n_clusters: int,
+    random_state: np.random.RandomState,
+) -> list[ClassPoints]:
+    """Points of each class, along the principal axes of a sample, in the null space.
+
+    Where the sample is not the whole class, it prefers rows far from the mean, and so
+    do the points where these are not all: such a sample estimates the inertia of any
+    centroids well (Bachem, Lucic and Krause, 2018), and its axes miss no direction of
+    much variance (Frieze, Kannan and Vempala, 2004).
+    """
+    mean, n_classes = covariance.mean, len(covariance.mean)
+    seed = draw_seed(random_state)
+    sketches = class_sketches(data, n_classes, seed)
+    is_small = np.array(
+        [_fits(each, sample_size(len(each.places), data.shape[1])) for each in sketches]
+    )
+    # Rows are preferred alike where nothing varies, and where no sample is drawn.
+    alike = is_small | (covariance.null_variance <= covariance.noise)
+    spread = np.where(alike, np.inf, covariance.null_variance)
+    preferring = sketches
+    if not is_small.all():
+        data = data.map(_prefer_far, mean, removed, spread)
+        preferring = class_sketches(data, n_classes, seed)
+    samples = [
+        _of_sample(sample, mean[c], removed, spread[c], n_clusters, random_state)
+        for c, sample in enumerate(samples_of(data, preferring, seed))
+    ]
+    if is_small.all():
+        return samples
+    is_whole = [_fits(each, _MOST_POINTS) for each in sketches]
+    spread[is_whole] = np.inf
+    drawn = [
+        (plain if whole else preferred).draw(seed, 0 if small else _MOST_POINTS)
+        for plain, preferred, whole, small in zip(
+            sketches, preferring, is_whole, is_small, strict=True
+        )
+    ]
+    places, axes = [each.places for each in drawn], [each.axes for each in samples]
+    found = data.fold(_at_places, _joined, places, mean, removed, axes, spread)
+    result = []
+    for c, held in enumerate(drawn):
+        known = samples[c]
+        if not is_small[c]:
+            points, preference = map(np.concatenate, zip(*found[c], strict=True))
+            sampled = preferring[c].draw(seed, len(known.points))
+            # The sample's rows are in the order of what they hold.
+            sampled_places = sampled.places[sampled.digests.argsort()]
+            known = replace(
+                known,
+                points=_untied(points, known.axes.T @ _tie_breaker(removed)),
+                weight=held.weight / preference,
+                is_whole=is_whole[c],
+                sample=np.searchsorted(held.places, sampled_places),
+            )
+        result.append(known)
+    return result
+
+
+def _of_sample(
+    sample: ClassSample,
+    mean: FloatArray,
+    removed: FloatArray,
+    spread: float,
+    n_clusters: int,
+    random_state: np.random.RandomState,
+) -> ClassPoints:
+    """Points of a sample of a class that has this mean, the preference taken out."""
+    if np.isfinite(spread):
+        shift = sample.mean - mean
+        preference = _preference(sample.rows, -shift, removed, spread)
+        sample = sample.reweighted(sample.weight / preference)
+    rows = _untied(sample.rows, _tie_breaker(removed))
+    sample = replace(sample, rows=rows)
+    axes = _axes(sample, removed, n_clusters, random_state)
+    points = sample.rows @ axes.astype(sample.rows.dtype) + (sample.mean - mean) @ axes
+    return ClassPoints(
+        points=points,
+        weight=sample.weight,
+        axes=axes,
+        rounding=_rounding(sample.rows, sample.mean),
+        is_whole=sample.is_whole,
+        sample=np.arange(len(points)),
+        sample_weight=sample.weight,
+    )
+
+
+def _tie_breaker(removed: FloatArray) -> FloatArray:
+    """Direction (d,) in the null space, always the same, of no symmetry."""
+    draw = np.random.RandomState(0).standard_normal((len(removed), 1))
+    return to_null_space(draw, removed)[:, 0]
+
+
+def _untied(points: FloatArray, direction: FloatArray) -> FloatArray:
+    """Stretch points (n, m) about the origin a little, some more than others.
+
+    By how far they lie along a direction (m,). Distances that are equal by a symmetry
+    of the points are no longer, so that rounding, which the order of rows changes, does
+    not decide what is a cluster. Clusters move among the rows as they are afterwards.
+    """
+    along = points @ direction.astype(points.dtype)
+    farthest = np.abs(along).max(initial=0)
+    if not farthest:
+        return points
+    stretched: FloatArray = points * (1 + _STRETCH / farthest * along)[:, None]
+    return stretched
+
+
+def _fits(sketch: Sketch, size: int) -> bool:
+    """Whether a class has at most so many distinct rows."""
+    return sketch.is_whole and len(sketch.places) <= size
+
+
+def _prefer_far(
+    data: LabelledRows, mean: FloatArray, removed: FloatArray, spread: FloatArray
+) -> LabelledRows:
+    """Multiply the weight of each row by its preference."""
+    weight = data.weight * _preferences(data, mean, removed, spread)
+    return replace(data, weight=weight)
+
+
+@where_they_lie(tensor_passes.preferences)
+def _preferences(
+    data: LabelledRows, mean: FloatArray, removed: FloatArray, spread: FloatArray
+) -> FloatArray:
+    """Preference of each row (n,), 1 where it has no class."""
+    dtype = np.result_type(data.dtype, np.float32)
+    preferences = np.ones(len(data.codes))
+
+    def work(block: slice) -> None:
+        codes = data.codes[block]
+        for c in range(len(mean)):
+            mine = np.flatnonzero(codes == c)
+            rows = np.asarray(data.X[block][mine], dtype=dtype)
+            found = _preference(rows, mean[c], removed, spread[c])
+            preferences[block][mine] = found
+
+    for _ in map_parts(work, row_slices(data.X)):
+        pass
+    return preferences
+
+
+def _preference(
+    rows: FloatArray, centre: FloatArray, removed: FloatArray, spread: float
+) -> FloatArray:
+    """How much more rows (m, d) are to be drawn, by their share of the variance."""
+    # In units of the spread: the squares of others may overflow.
+    centred = (rows - centre.astype(rows.dtype)) / rows.dtype.type(np.sqrt(spread))
+    inside = centred @ removed.astype(rows.dtype)
+    squares = np.einsum("nd,nd->n", centred, centred)
+    squares -= np.einsum("nr,nr->n", inside, inside)
+    preference: FloatArray = 1 + np.maximum(squares, 0).astype(np.float64)
+    return preference
+
+
+def _axes(
+    sample: ClassSample,
+    removed: FloatArray,
+    n_clusters: int,
+    random_state: np.random.RandomState,
+) -> FloatArray:
+    """Principal axes (d, k) of about the principal subspace of a sample."""
+    n_vectors = n_clusters + _EXTRA_DIRECTIONS
+    basis = sampled_subspace(sample, removed, n_vectors, random_state, _POWERS)
+    if not basis.size:
+        return basis
+    points = (sample.rows @ basis.astype(sample.rows.dtype)).astype(np.float64)
+    values, turn = linalg.eigh(points.T @ (sample.weight[:, None] * points))
+    return tidy(basis @ turn[:, ::-1], values[::-1], basis[:, :0], -1.0).vectors
+
+
+@where_they_lie(tensor_passes.at_places)
+def _at_places(
+    data: LabelledRows,
+    places: list[IntArray],
+    mean: FloatArray,
+    removed: FloatArray,
+    axes: list[FloatArray],
+    spread: FloatArray,
+) -> Found:
+    """Coordinates and preferences of those of the places that lie in these rows."""
+    dtype = np.result_type(data.dtype, np.float32)
+    known = [each.astype(dtype) for each in axes]
+
+    def work(block: slice) -> list[tuple[FloatArray, FloatArray]]:
+        found = []
+        ends = data.first_row + block.start, data.first_row + block.stop
+        for c, index in enumerate(places):
+            start, stop = np.searchsorted(index, ends)
+            rows = np.asarray(data.X[index[start:stop] - data.first_row], dtype=dtype)
+            preference: FloatArray = np.ones(len(rows))
+            if np.isfinite(spread[c]):
+                preference = _preference(rows, mean[c], removed, spread[c])
+            # What an array of places takes is a copy.
+            rows -= mean[c].astype(dtype)
+            found.append((rows @ known[c], preference))
+        return found
+
+    blocks = list(map_parts(work, row_slices(data.X)))
+    return [[block[c] for block in blocks] for c in range(len(places))]
+
+
+def _joined(left: Found, right: Found) -> Found:
+    return [mine + further for mine, further in zip(left, right, strict=True)]
+
+
+def _rounding(rows: FloatArray, mean: FloatArray) -> float:
+    """Squared distance that rounding may leave between rows that are equal.
+
+    Between rows (m, d) relative to their mean (d,), whose last digits count too.
+    """
+    with np.errstate(over="ignore"):
+        farthest = rows[np.einsum("nd,nd->n", rows, rows).argmax()].astype(np.float64)
+    eps = float(np.finfo(rows.dtype).eps)
+    share, digits = max(10 * eps, _HEAD_ROUNDING), 4 * eps * mean
+    return float(rows.shape[1] * share**2 * (farthest @ farthest) + digits @ digits)

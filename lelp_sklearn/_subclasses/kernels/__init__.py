@@ -1,0 +1,1 @@
+"""Compiled loops over rows, and the same loops in plain NumPy."""

@@ -1,0 +1,241 @@
+"""The kernels in plain NumPy, for where they cannot be compiled.
+
+Each function has the signature and the results of the kernel of the same name, whose
+docstring describes them. The rows of X are read in batches, so temporary arrays stay
+small.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import wraps
+from typing import Any, TypeVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import softmax
+from sklearn.utils import gen_batches
+
+from lelp_sklearn._subclasses.threads import one_blas_thread
+from lelp_sklearn._typing import FloatArray, IntArray
+
+# Rows of a batch. Its sums are in the precision of the kernel, those of the batches in
+# double precision.
+_ROWS = 1024
+# The first rows of a class whose mean is its centre.
+CENTRE_ROWS = 64
+# Later iterations are not expected to gain more than so many times what one did.
+PATIENCE = 3.0
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def _like_compiled(function: Function) -> Function:
+    """Have a function keep to its thread and be silent on overflow, as kernels are."""
+
+    @wraps(function)
+    def run(*arguments: Any) -> Any:
+        with one_blas_thread, np.errstate(over="ignore", invalid="ignore"):
+            return function(*arguments)
+
+    return cast("Function", run)
+
+
+@_like_compiled
+def soft_labels(
+    X: NDArray[Any],
+    centre: FloatArray,
+    packed: FloatArray,
+    offsets: FloatArray,
+    logits: FloatArray,
+    per_temperature: float,
+    per_subclass_temperature: float,
+    out: FloatArray,
+) -> bool:
+    n_outputs, n_classes = out.shape[1], logits.shape[1]
+    columns = packed[: len(offsets), : X.shape[1]].T
+    finite = True
+    for rows in _batches(X):
+        scores = (_numbers(X[rows]) - centre) @ columns - offsets
+        class_scores = logits[rows] if len(logits) else scores[:, n_outputs:]
+        subclass_scores = scores[:, :n_outputs].reshape(len(scores), n_classes, -1)
+        p, p_finite = _softmax(class_scores, per_temperature)
+        q, q_finite = _softmax(subclass_scores, per_subclass_temperature)
+        out[rows] = (p[:, :, None] * q).reshape(-1, n_outputs)
+        finite &= p_finite and q_finite
+    return finite
+
+
+@_like_compiled
+def digest_rows(
+    X: NDArray[Any],
+    factors: NDArray[np.uint64],
+    infinity: np.uint64,
+    sign: np.uint64,
+    digests: NDArray[np.uint64],
+) -> bool:
+    finite = True
+    for rows in _batches(X):
+        # Adding zero makes -0.0 positive.
+        numbers = _numbers(X[rows]) + np.float32(0)
+        bits = numbers.view(f"u{numbers.itemsize}").astype(np.uint64)
+        digests[rows] = (bits ^ (bits >> np.uint64(32))) @ factors
+        finite &= not ((bits & infinity) == infinity).any()
+    return finite
+
+
+@_like_compiled
+def add_products(
+    X: NDArray[Any],
+    codes: IntArray,
+    weight: FloatArray,
+    centres: FloatArray,
+    packed: FloatArray,
+    n_vectors: IntArray,
+    total: FloatArray,
+    squares: FloatArray,
+) -> None:
+    for c, rows, w in _centred_rows(X, codes, weight, centres):
+        k = n_vectors[c]
+        weighted = w[:, None] * rows
+        total[c, :k] += (packed[c, :k, : X.shape[1]] @ rows.T) @ weighted
+        total[c, k] += weighted.sum(axis=0)
+        squares[c] += np.einsum("nd,nd->d", weighted, rows).sum(dtype=np.float64)
+
+
+@_like_compiled
+def add_scatters(
+    X: NDArray[Any],
+    codes: IntArray,
+    weight: FloatArray,
+    centres: FloatArray,
+    total: FloatArray,
+    sums: FloatArray,
+    held: FloatArray,
+) -> None:
+    for c, rows, w in _centred_rows(X, codes, weight, centres):
+        weighted = w[:, None] * rows
+        total[c] += rows.T @ weighted
+        sums[c] += weighted.sum(axis=0)
+        held[c] += w.sum(dtype=np.float64)
+
+
+@_like_compiled
+def add_to_nearest(
+    X: NDArray[Any],
+    codes: IntArray,
+    weight: FloatArray,
+    centres: FloatArray,
+    packed: FloatArray,
+    half_squares: FloatArray,
+    ties: FloatArray,
+    sums: FloatArray,
+    held: FloatArray,
+) -> None:
+    n_clusters = half_squares.shape[1]
+    for c, rows, w in _centred_rows(X, codes, weight, centres):
+        scores = rows @ packed[c, :n_clusters, : X.shape[1]].T - half_squares[c]
+        is_near = scores >= scores.max(axis=1, keepdims=True) - ties[c]
+        members = _members(is_near.argmax(axis=1), w, n_clusters)
+        sums[c] += members @ rows
+        held[c] += members.sum(axis=1, dtype=np.float64)
+
+
+@_like_compiled
+def find_centres(X: NDArray[Any], codes: IntArray, centres: FloatArray) -> None:
+    for c in range(len(centres)):
+        first = np.flatnonzero(codes == c)[:CENTRE_ROWS]
+        if first.size:
+            centres[c] = _numbers(X[first]).mean(axis=0)
+
+
+@_like_compiled
+def lloyd(
+    tiles: FloatArray,
+    weight: FloatArray,
+    centroids: FloatArray,
+    labels: NDArray[np.int32],
+    tolerance: float,
+    max_iterations: int,
+    goal: float,
+) -> None:
+    n_clusters = len(centroids)
+    points = np.concatenate([tile.T for tile in tiles])[: len(labels)]
+    total = float(weight @ np.einsum("nm,nm->n", points, points))
+    explained = 0.0
+    labels[:] = -1
+    for iteration in range(max_iterations):
+        half_squares = np.einsum("km,km->k", centroids, centroids) / 2
+        nearest = np.argmax(points @ centroids.T - half_squares, axis=1)
+        if np.array_equal(nearest, labels):
+            break
+        labels[:] = nearest
+        members = _members(nearest, weight, n_clusters)
+        sizes, sums = members.sum(axis=1), members @ points
+        used = np.bincount(nearest, minlength=n_clusters) > 0
+        centroids[used] = sums[used] / sizes[used, None]
+        before, explained = explained, float(np.vdot(sums[used], centroids[used]))
+        # Less than this part of what is explained may be rounding.
+        inertia = max(total - explained, tolerance * explained)
+        if iteration and explained - before <= max(
+            tolerance * inertia, (inertia - goal) / PATIENCE
+        ):
+            break
+
+
+@_like_compiled
+def measure(
+    points: FloatArray,
+    weight: FloatArray,
+    centroids: FloatArray,
+    labels: NDArray[np.int32],
+    rounding: float,
+    sizes: FloatArray,
+    inertias: FloatArray,
+    farthest: IntArray,
+) -> None:
+    members = _members(labels, weight, len(centroids))
+    sizes += members.sum(axis=1)
+    used = sizes > 0
+    shifts = members @ (points - centroids[labels])
+    centroids[used] += shifts[used] / sizes[used, None]
+    squares = np.sum((points - centroids[labels]) ** 2, axis=1)
+    inertias += members @ np.where(squares > rounding, squares, 0)
+    for k in np.unique(labels):
+        own = np.flatnonzero(labels == k)
+        farthest[k] = own[squares[own].argmax()]
+
+
+def _numbers(X: NDArray[Any]) -> FloatArray:
+    """Return numbers as they are, and the bits of float16 in single precision."""
+    return X.view(np.float16).astype(np.float32) if X.dtype == np.uint16 else X
+
+
+def _batches(X: NDArray[Any]) -> Iterator[slice]:
+    """Yield slices of at most `_ROWS` rows."""
+    yield from gen_batches(len(X), _ROWS) if len(X) else ()
+
+
+def _softmax(scores: FloatArray, per_temperature: float) -> tuple[FloatArray, bool]:
+    """Softmax over the last axis, of temperature 0 too; whether it is finite."""
+    top = scores.max(axis=-1, keepdims=True)
+    if per_temperature > 0:
+        shares = softmax((scores - top) * per_temperature, axis=-1)
+    else:
+        first = scores.argmax(axis=-1, keepdims=True)
+        shares = (np.arange(scores.shape[-1]) == first).astype(scores.dtype)
+    return shares, bool(np.isfinite(top).all())
+
+
+def _centred_rows(
+    X: NDArray[Any], codes: IntArray, weight: FloatArray, centres: FloatArray
+) -> Iterator[tuple[int, FloatArray, FloatArray]]:
+    """Yield a class, some of its rows less its centre, and their weights."""
+    for rows in _batches(X):
+        for c, centre in enumerate(centres):
+            index = rows.start + np.flatnonzero(codes[rows] == c)
+            if index.size:
+                yield c, _numbers(X[index]) - centre, weight[index]
+
+
+def _members(labels: NDArray[Any], weight: FloatArray, n_clusters: int) -> FloatArray:
+    """Return weights as a matrix (clusters, rows): times the rows, their sums."""
+    return np.where(labels == np.arange(n_clusters)[:, None], weight, 0)

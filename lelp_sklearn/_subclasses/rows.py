@@ -1,0 +1,254 @@
+"""Rows of embeddings, read a block at a time: the only place that up-casts them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils import gen_batches
+from sklearn.utils._chunking import get_chunk_n_rows
+
+from lelp_sklearn._subclasses import tensor_passes
+from lelp_sklearn._subclasses.tensors import where_they_lie
+from lelp_sklearn._typing import BoolArray, FloatArray, IntArray
+
+# A block has at most so many rows or so many numbers: enough for what is done once a
+# block to weigh little.
+_MANY_ROWS = 4096
+_MANY_NUMBERS = 2**20
+# Blocks are as many as this or a multiple, so that threads end together; fewer where
+# they would be smaller than is worth handing to a thread.
+_BLOCKS = 8
+_LEAST_NUMBERS = 2**16
+# Arrays of a block's size that are alive at once: the block, its rows of one class,
+# those rows centred, and weighted.
+_BLOCK_TEMPORARIES = 4
+# Weights of a class that differ by more are very unequal.
+_LIKE_WEIGHTS = 100
+
+Result = TypeVar("Result")
+
+
+class Rows(Protocol):
+    """What is asked of embeddings: an array, a memory map, or a tensor behind it."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    def __getitem__(self, rows: Any) -> NDArray[Any]: ...
+
+
+class Data(Protocol):
+    """Labelled rows, whole in this process or in chunks on the workers of a cluster.
+
+    Every pass over the rows is a function of labelled rows whose results for two parts
+    of the rows can be merged: called once here, once a chunk there.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether the rows are one chunk, in this process."""
+        ...
+
+    def fold(
+        self,
+        function: Callable[..., Result],
+        merge: Callable[[Result, Result], Result],
+        *arguments: Any,
+    ) -> Result:
+        """Give ``function(rows, *arguments)``, merged over the chunks of rows.
+
+        `merge` may change its first argument and give that.
+        """
+        ...
+
+    def map(self, function: Callable[..., Any], *arguments: Any) -> "Data":
+        """Give the rows as ``function(rows, *arguments)`` labels them."""
+        ...
+
+    def take(self, places: Sequence[IntArray]) -> Iterator[NDArray[Any]]:
+        """Give copies of the rows at each of several ascending lists of places."""
+        ...
+
+
+class InMemory:
+    """Rows that are one chunk, in this process."""
+
+    is_in_memory = True
+
+    def fold(
+        self,
+        function: Callable[..., Result],
+        merge: Callable[[Result, Result], Result],
+        *arguments: Any,
+    ) -> Result:
+        """Call `function`; there is nothing to merge."""
+        return function(self, *arguments)
+
+    def map(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Call `function`."""
+        return function(self, *arguments)
+
+
+@dataclass(frozen=True)
+class LabelledRows(InMemory):
+    """Rows of embeddings, each with a class and a weight.
+
+    Parameters
+    ----------
+    X : (n, d)
+    codes : (n,) class of each row; -1 for a row without a class or without weight
+    weight : (n,)
+    digests : (n,) uint64
+        Alike for rows that are alike, by `row_digests`.
+    logits : (n, C) or None
+        The teacher's logits, where they are given.
+    first_row : int
+        The place of the first row where these are a chunk of more rows.
+    """
+
+    X: Rows
+    codes: IntArray
+    weight: FloatArray
+    digests: NDArray[np.uint64]
+    logits: FloatArray | None = None
+    first_row: int = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.X.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.X.dtype
+
+    def take(self, places: Sequence[IntArray]) -> Iterator[NDArray[Any]]:
+        return (self.X[index] for index in places)
+
+    def class_weights(self, n_classes: int) -> FloatArray:
+        """Sum of the weights of each class (C,)."""
+        held = self.codes >= 0
+        sums = np.bincount(self.codes[held], self.weight[held], minlength=n_classes)
+        return sums.astype(np.float64)
+
+    def weight_ranges(self, n_classes: int) -> FloatArray:
+        """Smallest weight of each class, and the largest negated: (2, C).
+
+        Those of more rows are the minima of both.
+        """
+        held = self.codes >= 0
+        codes, weight = self.codes[held], self.weight[held]
+        ranges = np.full((2, n_classes), np.inf)
+        if weight.size and weight.min() == weight.max():
+            ranges[:, np.unique(codes)] = [[weight[0]], [-weight[0]]]
+        else:
+            np.minimum.at(ranges[0], codes, weight)
+            np.minimum.at(ranges[1], codes, -weight)
+        return ranges
+
+    def only_unlabelled(
+        self, head: Callable[[FloatArray], FloatArray] | None
+    ) -> "LabelledRows":
+        """Give rows without a class the teacher's; the others lose theirs.
+
+        The teacher speaks through the logits where there are any, else through `head`.
+        """
+        unlabelled = (self.codes < 0) & (self.weight > 0)
+        codes = np.full(len(self.codes), -1)
+        if self.logits is not None:
+            codes[unlabelled] = self.logits[unlabelled].argmax(axis=1)
+        elif head is not None and unlabelled.any():
+            codes[unlabelled] = _likeliest(self, unlabelled, head)
+        return replace(self, codes=codes)
+
+    def completed(
+        self, head: Callable[[FloatArray], FloatArray] | None
+    ) -> "LabelledRows":
+        """Give rows without a class the teacher's, as `only_unlabelled` does."""
+        added = self.only_unlabelled(head).codes
+        return replace(self, codes=np.where(self.codes < 0, added, self.codes))
+
+
+@where_they_lie(tensor_passes.likeliest)
+def _likeliest(
+    data: LabelledRows, wanted: BoolArray, head: Callable[[FloatArray], FloatArray]
+) -> IntArray:
+    """Give each of the `wanted` rows (n,) the class that the head gives it."""
+    found = [
+        head(read_block(data.X, rows, np.float64)[wanted[rows]]).argmax(axis=1)
+        for rows in row_slices(data.X)
+    ]
+    return np.concatenate(found)
+
+
+def sum_dtype(
+    dtype: np.dtype[Any], lightest: ArrayLike, heaviest: ArrayLike
+) -> np.dtype[Any]:
+    """In which sums over some thousand rows of a class are made where speed counts.
+
+    The precision of the rows, at least single; double where weights are so unequal that
+    single precision would lose what the light rows add.
+    """
+    if are_unequal(lightest, heaviest):
+        return np.dtype(np.float64)
+    return np.result_type(dtype, np.float32)
+
+
+def are_unequal(lightest: ArrayLike, heaviest: ArrayLike) -> bool:
+    """Whether weights, from the lightest to the heaviest of each class, are unlike."""
+    return bool(np.any(np.asarray(heaviest) > _LIKE_WEIGHTS * np.asarray(lightest)))
+
+
+def added(left: list[FloatArray], right: list[FloatArray]) -> list[FloatArray]:
+    """Add sums over further rows to sums over rows, array by array."""
+    for total, further in zip(left, right, strict=True):
+        total += further
+    return left
+
+
+def row_slices(X: Rows) -> Iterator[slice]:
+    """Cut the rows of X into slices that fit scikit-learn's ``working_memory``."""
+    n_rows, n_features = X.shape
+    bytes_per_row = max(1, n_features * 8 * _BLOCK_TEMPORARIES)
+    most = max(_MANY_ROWS, _MANY_NUMBERS // max(1, n_features))
+    most = max(1, get_chunk_n_rows(bytes_per_row, max_n_rows=most))
+    least = min(most, -(-_LEAST_NUMBERS // max(1, n_features)))
+    n_blocks = _BLOCKS * -(-n_rows // (_BLOCKS * most))
+    size = max(least, -(-n_rows // max(1, n_blocks)))
+    # A chunk may have no rows, which `gen_batches` refuses.
+    yield from gen_batches(n_rows, size) if n_rows else ()
+
+
+def read_block(X: Rows, rows: slice, dtype: type[np.floating[Any]]) -> FloatArray:
+    """Read rows of X as `dtype`; a view of X where nothing has to be cast."""
+    return np.asarray(X[rows], dtype=dtype)
+
+
+def class_blocks(
+    data: LabelledRows, n_classes: int
+) -> Iterator[tuple[int, FloatArray, FloatArray, IntArray]]:
+    """Give the rows of each class, block by block, in double precision.
+
+    Rows without a class are left out.
+
+    Yields
+    ------
+    code, rows (m, d) float64, their weights (m,), their indices in X (m,)
+    """
+    for rows in row_slices(data.X):
+        block = read_block(data.X, rows, np.float64)
+        for code in range(n_classes):
+            mine = np.flatnonzero(data.codes[rows] == code)
+            if mine.size:
+                index = mine + rows.start
+                yield code, block[mine], data.weight[index], index

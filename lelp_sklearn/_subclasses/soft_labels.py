@@ -1,0 +1,208 @@
+"""From embeddings to soft labels, a block of rows at a time."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lelp_sklearn import _validation
+from lelp_sklearn._subclasses import tensor_labels, tensor_passes
+from lelp_sklearn._subclasses.rows import Rows, row_slices
+from lelp_sklearn._subclasses.tensors import TensorRows, is_on_device, is_tensor, like
+from lelp_sklearn._subclasses.threads import map_parts
+from lelp_sklearn._typing import FloatArray
+
+
+@dataclass(frozen=True)
+class SoftLabeller:
+    """What a fitted projector knows: a small object that goes wherever rows are.
+
+    Parameters
+    ----------
+    components : (C, S, d)
+    offsets : (C, S)
+    coef, intercept : (C, d), (C,)
+        The head.
+    centre : (d,)
+        A point amid the embeddings. Taking it out first keeps single precision exact
+        where they lie far from zero.
+    temperature, subclass_temperature : float
+    """
+
+    components: FloatArray
+    offsets: FloatArray
+    coef: FloatArray
+    intercept: FloatArray
+    centre: FloatArray
+    temperature: float
+    subclass_temperature: float
+
+    def __call__(
+        self, rows: Rows, logits: FloatArray | None = None, first_row: int = 0
+    ) -> Any:
+        """Soft labels (n, C*S) of rows, at least in single precision.
+
+        An array, or a tensor where the rows lie on another device.
+        """
+        shape = rows.shape[0], self.offsets.size
+        if is_on_device(rows):
+            soft_labels: Any = rows.empty(shape)
+        else:
+            soft_labels = np.empty(shape, np.result_type(rows.dtype, np.float32))
+        self.write(rows, logits, soft_labels, first_row)
+        return soft_labels
+
+    def of_chunk(self, rows: Rows, teacher_logits: Any, first_row: int) -> FloatArray:
+        """Soft labels of a chunk of more rows, whose logits are to be checked yet."""
+        logits = teacher_logits
+        if logits is not None:
+            logits = _validation.check_logits(logits, rows.shape[0], first_row)
+            logits = _validation.logits_of_classes(logits)
+        soft_labels: FloatArray = self(rows, logits, first_row)
+        return soft_labels
+
+    def write(
+        self,
+        rows: Rows,
+        logits: FloatArray | None,
+        target: Any,
+        first_row: int = 0,
+    ) -> None:
+        """Fill `target` (n, C*S) with soft labels, computed in its precision.
+
+        An array, or a tensor on the device of rows that are one.
+
+        Raises
+        ------
+        ValueError
+            If a row, counted from `first_row`, holds NaN or infinity: found on the way,
+            since looking for it beforehand would read the rows twice.
+        """
+        if is_on_device(rows):
+            self._write_on_device(rows, logits, target, first_row)
+            return
+        # A plain array even where it maps a file.
+        target = np.asarray(target)
+        # What overflows is found, and computed in double precision.
+        with np.errstate(over="ignore", invalid="ignore"):
+            write_block = self._block_writer(rows, logits, target.dtype)
+
+        def write(block: slice) -> tuple[slice, bool]:
+            own = target[block]
+            if own.strides[1] == own.itemsize:
+                return block, write_block(block, own)
+            # The kernel writes vectors, whose numbers are next to each other.
+            own = np.empty(own.shape, own.dtype)
+            finite = write_block(block, own)
+            target[block] = own
+            return block, finite
+
+        for block, finite in map_parts(write, row_slices(rows)):
+            if not finite:
+                start = first_row + block.start
+                _validation.check_finite_block(rows[block], start, "X")
+                target[block] = self._in_double(rows, logits, block)
+
+    def _write_on_device(
+        self,
+        rows: TensorRows,
+        logits: FloatArray | None,
+        target: Any,
+        first_row: int,
+    ) -> None:
+        """Fill `target` where the rows lie."""
+        projection = tensor_labels.Projection(
+            *self._columns(self.centre.astype(rows.dtype), logits is not None),
+            self.offsets.size,
+            len(self.coef),
+            *(1 / each if each else 0 for each in self._temperatures()),
+        )
+        if tensor_labels.write(projection, rows, logits, target):
+            return
+        row = tensor_passes.first_flawed(rows)
+        if row is not None:
+            _validation.check_finite_block(rows[row : row + 1], first_row + row, "X")
+        # What overflows is rare enough for the host, where double precision always is.
+        for block in row_slices(rows):
+            given = None if logits is None else logits[block]
+            found = self(rows[block], given)
+            target[block] = like(found, target) if is_tensor(target) else found
+
+    def _in_double(
+        self, rows: Rows, logits: FloatArray | None, block: slice
+    ) -> FloatArray:
+        """Soft labels of a block whose scores overflow single precision."""
+        soft_labels = np.empty((block.stop - block.start, self.offsets.size))
+        write_block = self._block_writer(rows, logits, soft_labels.dtype)
+        if not write_block(block, soft_labels):
+            raise _validation.too_large(soft_labels.dtype)
+        return soft_labels
+
+    def _block_writer(
+        self, rows: Rows, logits: FloatArray | None, dtype: np.dtype[Any]
+    ) -> Callable[[slice, FloatArray], bool]:
+        """Give a function that writes a block's soft labels, computed in `dtype`.
+
+        It says whether all scores are finite.
+        """
+        # Imported at the first call: numba would slow the import of the package.
+        from lelp_sklearn._subclasses.kernels import soft_labels, tiles
+
+        centre, packed, offsets = self._projections(dtype, logits is not None)
+        no_logits = np.empty((0, len(self.coef)), dtype)
+        # The kernel multiplies by them; 0 stands for no temperature.
+        per_temperature, per_subclass_temperature = (
+            dtype.type(1 / value if value else 0) for value in self._temperatures()
+        )
+
+        def write(block: slice, target: FloatArray) -> bool:
+            with np.errstate(over="ignore"):
+                given = no_logits if logits is None else logits[block].astype(dtype)
+            return soft_labels.soft_labels(
+                tiles.readable(rows[block], dtype),
+                centre,
+                packed,
+                offsets,
+                tiles.readable(given, dtype),
+                per_temperature,
+                per_subclass_temperature,
+                target,
+            )
+
+        return write
+
+    def _projections(
+        self, dtype: np.dtype[Any], with_logits: bool
+    ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """Centre, packed columns and offsets of the projections and of the logits."""
+        from lelp_sklearn._subclasses.kernels import tiles
+
+        centre, columns, offsets = self._columns(self.centre.astype(dtype), with_logits)
+        packed = tiles.pack([columns], dtype)[0]
+        return (
+            tiles.readable(centre, dtype),
+            packed,
+            tiles.readable(offsets, dtype),
+        )
+
+    def _columns(
+        self, centre: FloatArray, with_logits: bool
+    ) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Centre, columns and offsets about it of the projections and of the logits."""
+        columns = self.components.reshape(self.offsets.size, -1)
+        offsets = self.offsets.ravel() - columns @ centre
+        if not with_logits:
+            columns = np.vstack([columns, self.coef])
+            offsets = np.append(offsets, -self.intercept - self.coef @ centre)
+        return centre, columns, offsets
+
+    def _temperatures(self) -> tuple[float, float]:
+        return self.temperature, self.subclass_temperature
+
+
+def class_sums(soft_labels: FloatArray, shape: tuple[int, int]) -> FloatArray:
+    """Sums (n, C) of soft labels (n, C*S) over the subclasses; `shape` is (C, S)."""
+    sums: FloatArray = soft_labels.reshape(-1, *shape).sum(axis=2)
+    return sums

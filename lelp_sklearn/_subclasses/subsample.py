@@ -1,0 +1,350 @@
+"""Samples of the rows of each class, and the principal subspaces that they give."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from scipy import linalg
+
+from lelp_sklearn._subclasses import tensor_passes
+from lelp_sklearn._subclasses.digests import Digests, scramble, scrambling
+from lelp_sklearn._subclasses.directions import Start, orthonormal, to_null_space
+from lelp_sklearn._subclasses.rows import Data, LabelledRows, row_slices, sum_dtype
+from lelp_sklearn._subclasses.tensors import is_on_device, where_they_lie
+from lelp_sklearn._subclasses.threads import map_parts
+from lelp_sklearn._typing import FloatArray, IntArray
+
+# Distinct rows of a class that are drawn: this share of them, within bounds on the rows
+# and on the numbers in them. A class within the lower bound is taken whole.
+_SAMPLE_SHARE = 0.08
+_SAMPLE_ROWS = (2048, 8192)
+_SAMPLE_NUMBERS = 2**24
+# So many distinct rows are enough to know the size of the sample: beyond them it does
+# not grow.
+_SKETCH_ROWS = round(_SAMPLE_ROWS[1] / _SAMPLE_SHARE)
+# Up to this size the subspace of a sample is found exactly.
+_MAX_EXACT = 128
+# Multiplications by the covariance of the sample otherwise.
+_SAMPLE_POWERS = 3
+# Random vectors beside the subspace of a sample that is not the whole class.
+N_PROBES = 2
+# Share of a vector in the null space above which it is no rounding.
+_LEAST_INSIDE = 1e-8
+
+
+@dataclass(frozen=True)
+class ClassSample:
+    """Rows (m, d) of a class about their mean (d,), with weights (m,) that sum to 1.
+
+    `is_whole` says whether these are all distinct rows of the class.
+    """
+
+    rows: FloatArray
+    weight: FloatArray
+    mean: FloatArray
+    is_whole: bool
+
+    def reweighted(self, weight: FloatArray) -> "ClassSample":
+        """Give the same rows other weights (m,), and their mean by these."""
+        weight = weight / weight.sum()
+        step = weight.astype(self.rows.dtype) @ self.rows
+        return ClassSample(self.rows - step, weight, self.mean + step, self.is_whole)
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """Distinct rows of a class: all of them, or those of the largest priorities.
+
+    Sketches of parts of a class merge into one, in which a row is what it is in the
+    sketch of the whole class, unless copies of it had too little weight in one part to
+    be kept there.
+
+    Parameters
+    ----------
+    digests : (m,) of the rows
+    places : (m,) of the first copy of each
+    weight : (m,) of all copies together
+    is_whole : bool
+        Whether no row is left out.
+    """
+
+    digests: Digests
+    places: IntArray
+    weight: FloatArray
+    is_whole: bool
+
+    @classmethod
+    def of(
+        cls,
+        digests: Digests,
+        places: IntArray,
+        weight: FloatArray,
+        seed: np.uint64,
+        *,
+        is_whole: bool = True,
+    ) -> "Sketch":
+        """Join copies, and leave out the smallest priorities of too many rows."""
+        first, weight = _distinct(digests, weight)
+        digests, places = digests[first], places[first]
+        if len(first) > _SKETCH_ROWS:
+            priority = _priorities(digests ^ seed, weight)
+            kept = np.argpartition(-priority, _SKETCH_ROWS)[:_SKETCH_ROWS]
+            digests, places, weight = digests[kept], places[kept], weight[kept]
+            is_whole = False
+        return cls(digests, places, weight, is_whole)
+
+    def merge(self, other: "Sketch", seed: np.uint64) -> "Sketch":
+        """Sketch of both parts of the class together."""
+        return Sketch.of(
+            np.concatenate([self.digests, other.digests]),
+            np.concatenate([self.places, other.places]),
+            np.concatenate([self.weight, other.weight]),
+            seed,
+            is_whole=self.is_whole and other.is_whole,
+        )
+
+    def draw(self, seed: np.uint64, size: int) -> "Sketch":
+        """Draw at most `size` rows, in the order of their places.
+
+        With the weights that they have in the sample. A smaller draw is part of a
+        larger one.
+        """
+        n_rows = len(self.digests)
+        drawn, weight = _draw(self.digests ^ seed, self.weight, min(size, n_rows))
+        order = self.places[drawn].argsort()
+        drawn = drawn[order]
+        is_whole = self.is_whole and len(drawn) == n_rows
+        return Sketch(self.digests[drawn], self.places[drawn], weight[order], is_whole)
+
+
+def class_samples(
+    data: Data, n_classes: int, random_state: np.random.RandomState
+) -> Iterator[ClassSample]:
+    """Draw rows of each class, one class after the other; a small class is taken whole.
+
+    Copies of a row count as one row of their joint weight, and what is drawn hangs on
+    the content of the rows, not on their order.
+    """
+    seed = draw_seed(random_state)
+    return samples_of(data, class_sketches(data, n_classes, seed), seed)
+
+
+def draw_seed(random_state: np.random.RandomState) -> np.uint64:
+    """Draw what distinguishes one sample from another."""
+    return np.uint64(random_state.randint(2**31 - 1))
+
+
+def class_sketches(data: Data, n_classes: int, seed: np.uint64) -> list[Sketch]:
+    """Sketch of each class."""
+    return data.fold(_sketch_each, partial(_merge_each, seed=seed), n_classes, seed)
+
+
+def samples_of(
+    data: Data, sketches: list[Sketch], seed: np.uint64
+) -> Iterator[ClassSample]:
+    """Take the rows of a sample of each class, one class after the other.
+
+    Rows of a class are in the order of what they hold, so that all that is computed
+    from a sample is the same for any order of the rows, rounding included.
+    """
+    drawn = [
+        sketch.draw(seed, sample_size(len(sketch.places), data.shape[1]))
+        for sketch in sketches
+    ]
+    taken = data.take([each.places for each in drawn])
+    for sample, rows in zip(drawn, taken, strict=True):
+        order = sample.digests.argsort()
+        weight = sample.weight[order]
+        dtype = sum_dtype(rows.dtype, weight.min(), weight.max())
+        rows = np.asarray(rows[order], dtype=dtype)
+        weight = weight / weight.sum()
+        mean = weight.astype(rows.dtype) @ rows
+        rows -= mean
+        yield ClassSample(rows, weight, mean.astype(np.float64), sample.is_whole)
+
+
+def _sketch_tensors(
+    rows: LabelledRows, n_classes: int, seed: np.uint64
+) -> list[Sketch]:
+    # Where there is no double precision, draws would not be those of arrays.
+    if not (is_on_device(rows.X) and rows.X.has_double):
+        return _sketch_arrays(rows, n_classes, seed)
+    found = tensor_passes.distinct_rows(
+        rows, n_classes, scrambling(), seed, _SKETCH_ROWS
+    )
+    return [Sketch(*each) for each in found]
+
+
+@where_they_lie(_sketch_tensors)
+def _sketch_each(rows: LabelledRows, n_classes: int, seed: np.uint64) -> list[Sketch]:
+    return _sketch_arrays(rows, n_classes, seed)
+
+
+def _sketch_arrays(rows: LabelledRows, n_classes: int, seed: np.uint64) -> list[Sketch]:
+    sketches = []
+    for code in range(n_classes):
+        index = np.flatnonzero(rows.codes == code)
+        places = rows.first_row + index
+        sketch = Sketch.of(rows.digests[index], places, rows.weight[index], seed)
+        sketches.append(sketch)
+    return sketches
+
+
+def _merge_each(
+    left: list[Sketch], right: list[Sketch], *, seed: np.uint64
+) -> list[Sketch]:
+    pairs = zip(left, right, strict=True)
+    return [mine.merge(other, seed) for mine, other in pairs]
+
+
+def sampled_start(
+    sample: ClassSample,
+    removed: FloatArray,
+    n_vectors: int,
+    random_state: np.random.RandomState,
+) -> Start:
+    """Begin at the principal subspace of a sample, with random vectors beside it.
+
+    A direction along which no row of the sample varies is perpendicular to all that the
+    sample gives, but not to them.
+    """
+    n_features, rank = removed.shape
+    is_room = 0 < n_vectors < n_features - rank
+    if sample.is_whole or not is_room:
+        basis = sampled_subspace(sample, removed, n_vectors, random_state)
+        return Start(basis, basis[:, :0])
+    found = sampled_subspace(sample, removed, n_vectors - N_PROBES, random_state)
+    probes: FloatArray = random_state.standard_normal((n_features, N_PROBES))
+    # Again, since what was nearly dependent has had its rounding errors magnified.
+    for _ in range(2):
+        probes = orthonormal(
+            to_null_space(probes - found @ (found.T @ probes), removed)
+        )
+    rows = sample.rows
+    factors = np.ascontiguousarray(probes.T, dtype=rows.dtype)
+
+    def work(block: slice) -> tuple[FloatArray, float]:
+        # One by one: so few columns at once would take longer.
+        own, weight = rows[block], sample.weight[block].astype(rows.dtype)
+        scores = [own @ factor for factor in factors]
+        moved = np.stack([(weight * each) @ own for each in scores], axis=1)
+        squares = sample.weight[block] * np.square(scores, dtype=np.float64).sum(axis=0)
+        return moved, squares @ squares
+
+    moved, squares = np.zeros(probes.shape), 0.0
+    for part, own_squares in map_parts(work, row_slices(rows)):
+        moved += part
+        squares += own_squares
+    # Chance adds for each row the squares of its score and of its length outside, which
+    # scores estimate; the square of q squares is on average q (q + 2) times one's.
+    n_outside = n_features - rank - found.shape[1]
+    noise = squares * n_outside / (N_PROBES + 2)
+    return Start(np.hstack([found, probes]), to_null_space(moved, removed), noise)
+
+
+def sampled_subspace(
+    sample: ClassSample,
+    removed: FloatArray,
+    n_vectors: int,
+    random_state: np.random.RandomState,
+    n_powers: int = _SAMPLE_POWERS,
+) -> FloatArray:
+    """Orthonormal basis (d, <= n_vectors) of about the principal subspace of a sample.
+
+    Without the directions `removed` (d, r).
+    """
+    start = random_start(removed, n_vectors, random_state)
+    if not start.size:
+        return start
+    # Without units, since squares may be more than single precision holds.
+    rows, weight = sample.rows, sample.weight.astype(sample.rows.dtype)
+    largest = max(rows.max(), -rows.min()) or 1
+    if rows.shape[1] <= _MAX_EXACT:
+        scaled = np.sqrt(weight)[:, None] / largest * rows
+        half = to_null_space((scaled.T @ scaled).astype(np.float64), removed)
+        vectors = linalg.eigh(to_null_space(half.T, removed))[1]
+        return _basis(vectors[:, : -start.shape[1] - 1 : -1], removed)
+    if len(rows) <= _MAX_EXACT:
+        scaled = np.sqrt(sample.weight)[:, None] * rows.astype(np.float64)
+        projected = to_null_space(scaled.T, removed)
+        vectors = linalg.svd(projected, full_matrices=False)[0]
+        # Random vectors beside them where there are fewer rows than vectors wanted.
+        return _basis(np.hstack([vectors, start])[:, : start.shape[1]], removed)
+    found = start
+    factor = (weight / largest)[:, None]
+
+    def work(block: slice) -> FloatArray:
+        own = rows[block]
+        moved: FloatArray = own.T @ (factor[block] * (own @ scaled))
+        return moved
+
+    for _ in range(n_powers):
+        scaled = (found / largest).astype(rows.dtype)
+        moved = np.zeros(found.shape)
+        for part in map_parts(work, row_slices(rows)):
+            moved += part
+        found = _basis(moved, removed)
+    return _basis(np.hstack([found, start])[:, : start.shape[1]], removed)
+
+
+def random_start(
+    removed: FloatArray, n_vectors: int, random_state: np.random.RandomState
+) -> FloatArray:
+    """Orthonormal basis (d, n_vectors) of a random subspace without `removed`."""
+    n_features, rank = removed.shape
+    size = min(n_vectors, n_features - rank)
+    if not size:
+        return np.empty((n_features, 0))
+    return _basis(random_state.standard_normal((n_features, size)), removed)
+
+
+def _distinct(digests: Digests, weight: FloatArray) -> tuple[IntArray, FloatArray]:
+    """Index of the first of all equal rows, and the weight that they have together."""
+    # With its number in the lowest bits of its digest each row is one number, and
+    # sorting numbers is several times as fast as sorting an index.
+    number = np.uint64(2 ** len(digests).bit_length() - 1)
+    keys = digests & ~number | np.arange(len(digests), dtype=np.uint64)
+    keys.sort()
+    index = (keys & number).astype(np.intp)
+    content = keys & ~number
+    is_first = np.ones(len(keys), dtype=bool)
+    is_first[1:] = content[1:] != content[:-1]
+    first = np.flatnonzero(is_first)
+    return index[first], np.add.reduceat(weight[index], first)
+
+
+def sample_size(n_rows: int, n_features: int) -> int:
+    """Give how many of the distinct rows of a class a sample has."""
+    least, most = _SAMPLE_ROWS
+    most = max(1, min(most, _SAMPLE_NUMBERS // n_features))
+    return int(min(n_rows, most, max(least, _SAMPLE_SHARE * n_rows)))
+
+
+def _draw(
+    contents: Digests, weight: FloatArray, size: int
+) -> tuple[IntArray, FloatArray]:
+    """Rows drawn with the weights that make their sums those of all rows on average.
+
+    Priority sampling (Duffield, Lund and Thorup, 2007).
+    """
+    if size == len(weight):
+        return np.arange(size), weight
+    priority = _priorities(contents, weight)
+    order = np.argpartition(-priority, size)
+    drawn = order[:size]
+    return drawn, np.maximum(weight[drawn], priority[order[size]])
+
+
+def _priorities(contents: Digests, weight: FloatArray) -> FloatArray:
+    uniform = (scramble(contents).astype(np.float64) + 1) / 2.0**64
+    return weight / uniform
+
+
+def _basis(vectors: FloatArray, removed: FloatArray) -> FloatArray:
+    inside = to_null_space(vectors, removed)
+    lengths, before = (np.linalg.norm(each, axis=0) for each in (inside, vectors))
+    # What is left of a vector outside the null space is rounding.
+    basis = orthonormal(inside[:, lengths > _LEAST_INSIDE * before])
+    # Again, since what was nearly dependent has had its rounding errors magnified.
+    return orthonormal(to_null_space(basis, removed))

@@ -1,0 +1,98 @@
+"""Blocks of rows over threads, as many as the caller's limits allow."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Lock
+from typing import Any, TypeVar
+
+from sklearn.utils._openmp_helpers import _openmp_effective_n_threads
+from sklearn.utils.parallel import _get_threadpool_controller
+
+from lelp_sklearn._locks import at_fork, hold_at_fork
+
+Part = TypeVar("Part")
+Result = TypeVar("Result")
+
+
+def n_threads() -> int:
+    """Threads that both Numba's limit and OpenMP's allow.
+
+    Joblib's workers set both, threadpoolctl the second.
+    """
+    from numba import config, get_num_threads
+    from numba.np.ufunc import parallel
+
+    # Numba's limit is asked for only where its threads run already: they would start,
+    # and change OpenMP's limit. What is configured, type checkers do not see.
+    started = getattr(parallel, "_is_initialized", False)
+    limit = get_num_threads() if started else getattr(config, "NUMBA_NUM_THREADS", 1)
+    return int(min(limit, _openmp_effective_n_threads()))
+
+
+def map_parts(
+    work: Callable[[Part], Result], parts: Iterable[Part]
+) -> Iterator[Result]:
+    """Call `work`, which releases the interpreter lock, on every part; keep the order.
+
+    The threads are Python's own and end with the iteration: no pool of OpenMP's or
+    Numba's that a fork or a second caller could meet. No more than two results a thread
+    wait to be taken.
+    """
+    parts = list(parts)
+    n_workers = min(n_threads(), len(parts))
+    if n_workers < 2:
+        yield from map(work, parts)
+        return
+    with ThreadPoolExecutor(n_workers) as pool:
+        waiting: deque[Future[Result]] = deque()
+        try:
+            for part in parts:
+                if len(waiting) == 2 * n_workers:
+                    yield waiting.popleft().result()
+                waiting.append(pool.submit(work, part))
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            # After an error nothing more is begun.
+            for future in waiting:
+                future.cancel()
+
+
+class _OneBlasThread:
+    """Keeps BLAS to the thread that calls it, while anyone is in the context.
+
+    After a product its other threads go on spinning for a while, at the cost of those
+    that `map_parts` starts next; and small products are slower on several. The limit is
+    that of the process: the first to enter sets it and the last to leave restores it,
+    where each by itself might restore the limit of another.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._holders = 0
+        self._limits: Any = None
+        hold_at_fork(self._lock)
+        at_fork(after_in_child=self._let_go)
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._holders:
+                controller = _get_threadpool_controller()
+                self._limits = controller.limit(limits=1, user_api="blas")
+            self._holders += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._holders -= 1
+            if not self._holders:
+                self._limits.restore_original_limits()
+
+    def _let_go(self) -> None:
+        """Restore the limit in a forked child, where the holders do not run."""
+        if self._holders:
+            self._holders = 0
+            self._limits.restore_original_limits()
+
+
+one_blas_thread = _OneBlasThread()

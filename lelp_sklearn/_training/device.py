@@ -1,0 +1,151 @@
+"""Where training runs, in which precision, and from which random state."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+import torch
+from threadpoolctl import ThreadpoolController
+
+from lelp_sklearn import _training_validation as validation
+from lelp_sklearn._locks import ForkSafeLock, at_fork
+
+Dtype = torch.dtype
+
+_ACCELERATORS = ("cuda", "xpu", "mps")
+
+# Modules draw from generators that all threads share, and the exporter of ONNX files
+# changes how optimizers are called: one epoch or export runs at a time.
+torch_lock = ForkSafeLock()
+
+
+def _end_openmp_threads() -> None:
+    """End the OpenMP threads of the calling thread; its next product starts new ones.
+
+    The child of a fork has none of them, but GNU's OpenMP would wait for them there.
+    """
+    soft = 1
+    for library in _openmp_libraries():
+        library.omp_pause_resource_all(soft)
+
+
+@cache
+def _openmp_libraries() -> list[Any]:
+    found = ThreadpoolController().select(prefix="libgomp").lib_controllers
+    return [each.dynlib for each in found]
+
+
+at_fork(before=_end_openmp_threads)
+
+
+def resolve_device(
+    requested: str | torch.device, X: Any, index: int | None = None
+) -> torch.device:
+    """Give the device to train on.
+
+    "auto" is the accelerator that holds X, else the first one available, else the CPU.
+    `index` is the number of this process among several that share a machine's.
+    """
+    if requested == "auto":
+        if isinstance(X, torch.Tensor) and X.device.type != "cpu":
+            return X.device
+        available = (n for n in _ACCELERATORS if getattr(torch, n).is_available())
+        requested = next(available, "cpu")
+    if index is not None and requested in ("cuda", "xpu"):
+        requested = (
+            f"{requested}:{index % getattr(torch, str(requested)).device_count()}"
+        )
+    try:
+        # A device may be well named and still not be there.
+        return torch.empty(0, device=requested).device
+    # What torch raises here depends on the device and on how torch was built.
+    except (RuntimeError, AssertionError, NotImplementedError) as reason:
+        raise validation.unusable_device(requested, reason) from reason
+
+
+def input_dtype(
+    X: Any, device: torch.device, *, integers_are_codes: bool, precision: str = "auto"
+) -> Dtype:
+    """Give the dtype in which a module takes the rows of an array or a tensor.
+
+    On the CPU float64 stays where the precision is "auto", so that training is as
+    precise as the data; all else is float32. Integers are codes, such as those of
+    tokens, or numbers.
+    """
+    if integers_are_codes and is_integer(X):
+        return torch.int64
+    stays = _name(X) == "float64" and precision == "auto" and device.type == "cpu"
+    return torch.float64 if stays else torch.float32
+
+
+def is_integer(X: Any) -> bool:
+    """Tell whether an array or a tensor holds integers."""
+    return _name(X).startswith(("int", "uint"))
+
+
+def _name(X: Any) -> str:
+    return str(getattr(X.dtype, "name", X.dtype)).removeprefix("torch.")
+
+
+def derive_seed(seed: int, *path: int) -> int:
+    """Give a seed of its own to each path of whole numbers, such as an epoch."""
+    state = np.random.SeedSequence((seed, *path)).generate_state(1, np.uint64)
+    return int(state[0] >> 1)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Let torch draw from `seed` on; after the block its generators are as before.
+
+    Blocks of other threads wait, so that what each draws depends on its seed alone.
+    """
+    with torch_lock.held(), ExitStack() as restorations:
+        for place in {torch.device("cpu"), device}:
+            get_state, set_state = _random_state_access(place)
+            restorations.callback(set_state, get_state())
+            # torch.manual_seed would seed the other accelerators too.
+            set_state(torch.Generator(place).manual_seed(seed).get_state())
+        yield
+
+
+def begin_backward(device: torch.device) -> None:
+    """Let the thread that finds gradients take up a GPU.
+
+    Otherwise torch warns where a product is the first thing that it has to do.
+    """
+    if device.type == "cuda":
+        with torch.enable_grad():
+            torch.ones((), device=device, requires_grad=True).exp().backward()
+
+
+@contextmanager
+def denormals_are_zero() -> Iterator[None]:
+    """Let this thread take numbers below the least normal one for zero.
+
+    Processors are slow with them, and the running averages of an optimizer for what
+    long has had no gradient, such as a rare word, decay to them.
+    """
+    smallest = sys.float_info.min
+    before = smallest / 2 == 0
+    try:
+        torch.set_flush_denormal(True)
+        yield
+    finally:
+        torch.set_flush_denormal(before)
+
+
+def _random_state_access(
+    device: torch.device,
+) -> tuple[Callable[[], torch.Tensor], Callable[[torch.Tensor], None]]:
+    if device.type == "cpu":
+        return torch.get_rng_state, torch.set_rng_state
+    module = getattr(torch, device.type)
+    if device.type == "mps":
+        return module.get_rng_state, module.set_rng_state
+    return (
+        partial(module.get_rng_state, device),
+        partial(module.set_rng_state, device=device),
+    )

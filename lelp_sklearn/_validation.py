@@ -1,0 +1,529 @@
+"""Every check of what a user passes, and the messages that go with them."""
+
+import math
+import numbers
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import column_or_1d
+
+from lelp_sklearn._callers import encoding_caller
+from lelp_sklearn._numeric_validation import as_numbers, check_dense
+from lelp_sklearn._typing import BoolArray, FloatArray, IntArray
+
+
+class NotFiniteError(ValueError):
+    """An input `name` holds NaN or infinity; `rest` says which, where and the mend."""
+
+    def __init__(self, name: str, rest: str) -> None:
+        super().__init__(name, rest)
+        self.name, self.rest = name, rest
+
+    def __str__(self) -> str:
+        return f"Input {self.name} {self.rest}"
+
+
+class TooFewRowsError(ValueError):
+    """A class has too few rows: further blocks of a stream can mend it."""
+
+
+# --- arrays ---------------------------------------------------------------------------
+
+
+def check_finite_block(
+    block: NDArray[Any],
+    first_row: int,
+    name: str,
+    mend: str = "remove or impute such rows",
+) -> None:
+    """Raise if a block of rows, which starts at `first_row`, has NaN or infinity."""
+    # A finite sum means finite entries and costs no mask of the block's size. float16
+    # would overflow in the sum of finite entries.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(block.sum(dtype=np.float64)):
+            return
+    finite = np.isfinite(block).reshape(len(block), -1).all(axis=1)
+    if finite.all():
+        return
+    row = int(np.argmin(finite))
+    found = "NaN" if np.isnan(block[row]).any() else "infinity (inf)"
+    raise NotFiniteError(
+        name, f"contains {found}, first in row {first_row + row}; {mend}."
+    )
+
+
+def check_no_overflow(sums: ArrayLike, dtype: np.dtype[Any]) -> None:
+    """Raise if sums over finite embeddings are not finite."""
+    if not np.all(np.isfinite(sums)):
+        raise too_large(dtype)
+
+
+def too_large(dtype: np.dtype[Any]) -> ValueError:
+    """Make the error for embeddings whose sums or scores overflow."""
+    return ValueError(
+        f"Input X holds numbers so large that sums over them overflow {dtype}; divide "
+        "X, and with it the head's intercept, by a constant."
+    )
+
+
+def check_no_underflow(
+    mean: FloatArray, variance: FloatArray, dtype: np.dtype[Any]
+) -> None:
+    """Raise where the squares of embeddings are less than `dtype` holds.
+
+    They have these means and variances.
+    """
+    size = np.abs(mean).max(initial=0), np.sqrt(np.max(variance, initial=0))
+    if 0 < max(size) < np.sqrt(np.finfo(dtype).tiny):
+        raise too_small(dtype)
+
+
+def too_small(dtype: np.dtype[Any]) -> ValueError:
+    """Make the error for embeddings whose squares vanish."""
+    return ValueError(
+        f"Input X holds numbers so small that {dtype} cannot hold their squares; "
+        "multiply X, and with it the head's intercept, by a constant."
+    )
+
+
+def check_tensor(tensor: Any) -> None:
+    """Raise unless a tensor has rows and real features."""
+    shape = tuple(tensor.shape)
+    if repr(tensor.layout) != "torch.strided":
+        raise TypeError(
+            f"Sparse data was passed: X is a tensor of layout {tensor.layout}; pass a "
+            "dense one (X.to_dense())."
+        )
+    if tensor.is_complex():
+        raise ValueError(
+            "Complex data not supported: X is a tensor of complex numbers."
+        )
+    if len(shape) != 2:
+        raise ValueError(
+            f"Expected 2D tensor X, got shape {shape}: embeddings are "
+            "(n_samples, n_features)."
+        )
+    if 0 in shape:
+        raise ValueError(
+            f"Found tensor X of shape {shape}: at least one sample and one "
+            "feature are needed."
+        )
+
+
+def check_length(array: Any, n_samples: int, name: str) -> None:
+    """Raise unless `array` has one entry for each row of X."""
+    length = len(array)
+    if length != n_samples:
+        raise ValueError(
+            f"{name} has {length} rows and X has {n_samples}: they must be of equal "
+            "length, one entry a sample."
+        )
+
+
+def check_sample_weight(
+    sample_weight: ArrayLike | None, n_samples: int, first_row: int = 0
+) -> FloatArray:
+    """Give weights (n,) float64: ones for None; none may be negative."""
+    if sample_weight is None:
+        return np.ones(n_samples)
+    if isinstance(sample_weight, numbers.Number):
+        sample_weight = np.full(n_samples, sample_weight)
+    if hasattr(sample_weight, "detach"):
+        # A tensor, of whatever device and dtype.
+        check_dense(sample_weight, "sample_weight")
+        sample_weight = sample_weight.detach().cpu().double()
+    weight = as_numbers(sample_weight, "sample_weight").astype(np.float64, copy=False)
+    if weight.ndim != 1:
+        raise ValueError(
+            f"Sample weights must be 1D array or scalar, got {weight.ndim} dimensions."
+        )
+    check_length(weight, n_samples, "sample_weight")
+    check_finite_block(weight, first_row, "sample_weight")
+    if np.any(weight < 0):
+        row = int(np.argmax(weight < 0))
+        raise ValueError(
+            f"sample_weight is negative in row {first_row + row} ({weight[row]:g}); "
+            "weights count repetitions of a row."
+        )
+    return weight
+
+
+def check_some_weight(any_weight: bool) -> None:
+    """Raise where no row has weight."""
+    if not any_weight:
+        raise ValueError("sample_weight is zero for every row; nothing to fit.")
+
+
+# --- labels ---------------------------------------------------------------------------
+
+
+def check_labels(
+    y: ArrayLike | None, n_samples: int, unlabeled: object, first_row: int = 0
+) -> tuple[NDArray[Any], BoolArray]:
+    """Give y as a column (n,), and which rows carry a label.
+
+    `unlabeled` is the value that marks rows without one, None for no such value. No row
+    carries a label where y is None.
+    """
+    check_marks_arrive(unlabeled)
+    if y is None:
+        return np.zeros(n_samples), np.zeros(n_samples, dtype=bool)
+    labels = column_or_1d(label_array(y), warn=True)
+    check_length(labels, n_samples, "y")
+    labelled = ~_equals(labels, unlabeled)
+    unusable = labelled & _missing(labels)
+    if labels.dtype.kind == "f":
+        unusable |= labelled & np.isinf(labels)
+    if unusable.any():
+        row = int(np.argmax(unusable))
+        marker = np.nan if _missing(labels)[row] else labels[row]
+        raise ValueError(
+            f"Input y contains NaN, infinity or None, first in row {first_row + row} "
+            f"({labels[row]}); if it marks rows without a label, pass "
+            f"unlabeled={marker}."
+        )
+    labels = _of_natural_dtype(labels, labelled)
+    if labelled.any():
+        check_classification_targets(labels[labelled])
+    return labels, labelled
+
+
+def check_marks_arrive(unlabeled: object) -> None:
+    """Raise where rows are marked and a caller has made a class of the mark."""
+    caller = None if unlabeled is None else encoding_caller()
+    if caller is not None:
+        raise ValueError(
+            f"unlabeled={unlabeled!r} cannot be used inside {caller}, which encodes y "
+            "as 0 to n_classes - 1: the rows that it marks arrive as one more class. "
+            "Fit the student by itself, or leave these rows out and set unlabeled=None."
+        )
+
+
+def label_array(y: Any) -> NDArray[Any]:
+    """Give labels as an array; nullable integers and booleans of pandas stay such.
+
+    NumPy and scikit-learn make floats of them. A tensor may lie on any device.
+    """
+    if hasattr(y, "detach"):
+        y = y.detach().cpu()
+    missing = getattr(getattr(y, "dtype", None), "na_value", None)
+    is_nullable = _is_missing_of_pandas(missing)
+    return np.asarray(y, dtype=object if is_nullable else None)
+
+
+def _of_natural_dtype(labels: NDArray[Any], labelled: BoolArray) -> NDArray[Any]:
+    """Give numbers among objects (as None or NA beside integers makes them) a dtype."""
+    if labels.dtype.kind != "O" or not labelled.any():
+        return labels
+    natural = np.array(labels[labelled].tolist())
+    if natural.dtype.kind not in "biuf":
+        return labels
+    filled = np.zeros(len(labels), dtype=natural.dtype)
+    filled[labelled] = natural
+    return filled
+
+
+def _equals(labels: NDArray[Any], marker: object) -> BoolArray:
+    if marker is None:
+        return np.zeros(len(labels), dtype=bool)
+    missing = _missing(labels)
+    if _is_missing(marker):
+        return missing
+    # One at a time: NumPy compares arrays of numbers with a string as a whole, and
+    # pandas' NA has no truth value.
+    found = [bool(label == marker) for label in labels[~missing]]
+    equal = np.zeros(len(labels), dtype=bool)
+    equal[~missing] = found
+    return equal
+
+
+def _missing(labels: NDArray[Any]) -> BoolArray:
+    """Which labels are NaN, None or pandas' NA."""
+    if labels.dtype.kind == "f":
+        return np.asarray(np.isnan(labels))
+    if labels.dtype.kind != "O":
+        return np.zeros(len(labels), dtype=bool)
+    return np.array([_is_missing(label) for label in labels], dtype=bool)
+
+
+def _is_missing(value: object) -> bool:
+    if value is None or _is_missing_of_pandas(value):
+        return True
+    return isinstance(value, numbers.Real) and math.isnan(value)
+
+
+def _is_missing_of_pandas(value: object) -> bool:
+    # Where there is a value of pandas, pandas has been imported.
+    pandas = sys.modules.get("pandas")
+    return pandas is not None and value is pandas.NA
+
+
+def check_classes(
+    labels: NDArray[Any], given: ArrayLike | None, n_outputs: int | None
+) -> NDArray[Any]:
+    """Give the classes, at least two.
+
+    They are `given` (those of a classifier as head, or of `partial_fit`), which must
+    hold every label; else those of the labels; without labels 0 to C - 1, C the
+    teacher's outputs.
+    """
+    if given is None and len(labels):
+        return check_several_classes(np.unique(labels))
+    if given is None:
+        if n_outputs is None:
+            raise head_is_missing()
+        return np.arange(n_outputs)
+    classes = np.array(given)
+    unknown = np.setdiff1d(labels, classes)
+    if unknown.size:
+        encoded, caller = "", encoding_caller()
+        if caller is not None:
+            encoded = (
+                f" {caller} encodes y as 0 to n_classes - 1: inside it give head="
+                "(coef_, intercept_), with rows in the order of the sorted labels, or "
+                "fit what is frozen on the encoded y."
+            )
+        raise ValueError(
+            f"y has labels {unknown.tolist()} that are not among the classes "
+            f"{classes.tolist()}, those of the head or of the first call.{encoded}"
+        )
+    return check_several_classes(classes)
+
+
+def sorted_classes(classes: Any) -> NDArray[Any]:
+    """Give the distinct classes of `partial_fit`, sorted."""
+    listed = classes.tolist() if hasattr(classes, "tolist") else list(classes)
+    texts = {isinstance(label, str) for label in listed}
+    try:
+        if len(texts) < 2:
+            return np.unique(np.asarray(listed))
+    except TypeError:  # None beside numbers
+        pass
+    raise TypeError(
+        f"classes={listed} are of several types, which have no order: give labels of "
+        "one type, as in y."
+    )
+
+
+def check_several_classes(classes: NDArray[Any]) -> NDArray[Any]:
+    """Raise where there is one class only."""
+    if len(classes) < 2:
+        raise ValueError(
+            f"y has one class only ({classes.tolist()}): a classifier needs samples of "
+            "at least two."
+        )
+    return classes
+
+
+def encode(
+    labels: NDArray[Any], labelled: BoolArray, classes: NDArray[Any]
+) -> IntArray:
+    """Codes (n,): the index in `classes` of each label, -1 for rows without one."""
+    codes = np.full(len(labels), -1, dtype=np.intp)
+    order = np.argsort(classes)
+    rank = np.searchsorted(classes, labels[labelled], sorter=order)
+    codes[labelled] = order[rank]
+    return codes
+
+
+def check_every_class(weight: FloatArray, classes: NDArray[Any]) -> None:
+    """Raise where a class has no row of positive weight."""
+    if np.any(weight == 0):
+        missing = classes.tolist()[int(np.argmax(weight == 0))]
+        raise TooFewRowsError(
+            f"class {missing!r} has no samples: no row of positive weight is labelled "
+            "with it or taken by the teacher for it. Add such rows, or leave the class "
+            "out of the teacher's outputs."
+        )
+
+
+# --- the teacher ----------------------------------------------------------------------
+
+
+def check_logits(teacher_logits: Any, n_samples: int, first_row: int = 0) -> FloatArray:
+    """Give the teacher's logits (n, C) float64; (n, 1) for the column of a sigmoid."""
+    logits = as_numbers(teacher_logits, "teacher_logits")
+    logits = logits.astype(np.float64, copy=False)
+    check_logit_dimensions(logits.shape)
+    if logits.ndim == 1:
+        logits = logits[:, None]
+    check_length(logits, n_samples, "teacher_logits")
+    mend = "of probabilities take the logarithm with zeros clipped"
+    check_finite_block(logits, first_row, "teacher_logits", mend)
+    return logits
+
+
+def check_logit_dimensions(shape: tuple[int, ...]) -> None:
+    """Raise unless logits are columns, or one column."""
+    if len(shape) not in (1, 2):
+        raise ValueError(
+            f"teacher_logits has shape {shape}; it must be (n_samples, n_classes), or "
+            "one column of a sigmoid teacher."
+        )
+
+
+def check_logit_columns(n_columns: int, n_classes: int) -> None:
+    """Raise unless there is a column of logits for each class, or a sigmoid's one."""
+    if n_columns != n_classes and (n_columns, n_classes) != (1, 2):
+        raise ValueError(
+            f"teacher_logits has {n_columns} columns for {n_classes} classes: give one "
+            "column a class, in the order of classes_; one column alone is that of a "
+            "sigmoid teacher of two classes."
+        )
+
+
+def logits_of_classes(logits: FloatArray) -> FloatArray:
+    """Give a column for each class: two, -l/2 and l/2, for a sigmoid's one column l."""
+    return np.hstack([-logits / 2, logits / 2]) if logits.shape[1] == 1 else logits
+
+
+def check_head(
+    coef: ArrayLike, intercept: ArrayLike, n_features: int
+) -> tuple[FloatArray, FloatArray]:
+    """Give the head's coef (C, d) and intercept (C,) float64, C at least 2.
+
+    The one row of a sigmoid head, w, becomes the two rows -w/2 and w/2 of a softmax.
+    """
+    # Copies: what the caller does to the head later changes no fitted projector.
+    weights = np.array(as_numbers(coef, "head coef"), dtype=np.float64, ndmin=2)
+    bias = as_numbers(intercept, "head intercept")
+    bias = np.array(bias, dtype=np.float64, ndmin=1).ravel()
+    if weights.ndim != 2 or weights.shape[1] != n_features:
+        raise ValueError(
+            f"head has a coef of shape {weights.shape}, X {n_features} features: "
+            "coef must be (n_classes, n_features), as in torch.nn.Linear.weight."
+        )
+    if bias.size == 1:
+        bias = np.repeat(bias, len(weights))
+    if bias.size != len(weights):
+        raise ValueError(
+            f"head has {len(weights)} rows of coef and {bias.size} intercepts: give "
+            "one intercept a row."
+        )
+    check_finite_block(weights, 0, "head coef")
+    check_finite_block(bias, 0, "head intercept")
+    if len(weights) == 1:
+        weights = np.vstack([-weights / 2, weights / 2])
+        bias = np.concatenate([-bias / 2, bias / 2])
+    return weights, bias
+
+
+def head_is_missing() -> ValueError:
+    """Nothing says what the classes are."""
+    return ValueError(
+        "LELPProjector requires y to be passed, but the target y is None: without y, "
+        "give head=(coef, intercept) or teacher_logits, which say what the classes are."
+    )
+
+
+def check_stream(any_unlabelled: bool, same_teacher: bool) -> None:
+    """Raise where a block of `partial_fit` cannot be merged with those before."""
+    if not same_teacher:
+        raise ValueError(
+            "teacher_logits must be given with every block of partial_fit or with none."
+        )
+    if any_unlabelled:
+        raise ValueError(
+            "partial_fit has unlabelled rows and nothing that gives their class: pass "
+            "head=(coef, intercept) or teacher_logits."
+        )
+
+
+# --- subclasses -----------------------------------------------------------------------
+
+
+def check_n_subclasses(
+    requested: int | None,
+    automatic: int,
+    available: Sequence[int],
+    classes: NDArray[Any],
+    what: str,
+) -> int:
+    """Give the number of subclasses that every class allows.
+
+    `requested` None takes `automatic` or, if less, what the scarcest class allows,
+    at least 1; a number above that is an error.
+    """
+    scarcest = int(np.argmin(available))
+    allowed = max(1, available[scarcest])
+    if requested is None:
+        return min(automatic, allowed)
+    if requested > allowed:
+        raise TooFewRowsError(
+            f"n_subclasses={requested} is more than class "
+            f"{classes.tolist()[scarcest]!r} "
+            f"allows: it has {available[scarcest]} {what}. Use n_subclasses <= "
+            f"{allowed}, or 'auto', or give more distinct rows of that class."
+        )
+    return requested
+
+
+def check_directions(
+    directions: ArrayLike, n_subclasses: int | None, n_classes: int, n_features: int
+) -> FloatArray:
+    """Give the caller's own directions as float64 (C, S, d)."""
+    # A copy: what the caller does to the array later changes no fitted projector.
+    array = np.array(as_numbers(directions, "splitter"), dtype=np.float64)
+    expected = (n_classes, n_subclasses or "n_subclasses", n_features)
+    found = array.shape
+    if array.ndim != 3 or (found[0], found[2]) != expected[::2] or found[1] == 0:
+        raise ValueError(
+            f"splitter is an array of shape {array.shape}; directions must have shape "
+            f"(n_classes, n_subclasses, n_features) = {expected}."
+        )
+    if n_subclasses not in (None, array.shape[1]):
+        raise ValueError(
+            f"splitter is an array with {array.shape[1]} directions a class and "
+            f"n_subclasses={n_subclasses}: make them equal, or use 'auto'."
+        )
+    check_finite_block(array.reshape(-1, n_features), 0, "splitter")
+    return array
+
+
+def check_soft_labels(soft: ArrayLike, n_columns: int) -> FloatArray:
+    """Give soft labels (n, C*S) as a floating array."""
+    array = as_numbers(soft, "X")
+    if array.dtype.kind != "f":
+        array = array.astype(np.float64)
+    check_soft_label_shape(array.shape, n_columns)
+    return array
+
+
+def check_soft_label_shape(shape: tuple[int, ...], n_columns: int) -> None:
+    """Raise unless soft labels have a column for each subclass."""
+    if len(shape) != 2 or shape[1] != n_columns:
+        raise ValueError(
+            f"X has shape {tuple(shape)}; soft labels must have {n_columns} columns, "
+            "n_classes * n_subclasses_."
+        )
+
+
+def check_out(
+    out: Any,
+    shape: tuple[int, int],
+    dtype: np.dtype[Any],
+    inputs: list[Any],
+) -> None:
+    """Raise unless the array `out` can take the result as it is, apart from inputs."""
+    if not isinstance(out, np.ndarray):
+        raise TypeError(
+            f"out must be a NumPy array or the path of a '.npy' file, got {type(out)}."
+        )
+    if out.shape != shape or out.dtype != dtype:
+        raise ValueError(
+            f"out is {out.dtype} of shape {out.shape}; the result is {dtype} of shape "
+            f"{shape}."
+        )
+    arrays = [array for array in inputs if isinstance(array, np.ndarray)]
+    if any(np.shares_memory(out, array) for array in arrays):
+        raise ValueError("out overlaps X or the logits; pass an array of its own.")
+    if any(s == 0 and n > 1 for s, n in zip(out.strides, out.shape, strict=True)):
+        raise ValueError(
+            "out has elements that share memory; pass an array of its own."
+        )
+    if not out.flags.writeable:
+        raise ValueError("out is read-only; pass an array that may be written to.")

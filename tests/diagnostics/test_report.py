@@ -1,0 +1,351 @@
+"""What the report foresees, that it is repeatable, and that it leaves no trace."""
+
+import copy
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import sparse, stats
+from sklearn.base import clone
+from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from lelp_sklearn import (
+    LELPProjector,
+    LELPStudentClassifier,
+    SubclassReport,
+    subclass_report,
+)
+from lelp_sklearn._diagnostics.report import _error_of_mean
+from tests.student_problems import MatrixTeacher, TemplateNet, make_groups
+
+
+def student_of(head, n_subclasses=20, **options):
+    return LELPStudentClassifier(
+        projector=LELPProjector(n_subclasses, head=head, temperature=4.0),
+        **{
+            "module_params": {"hidden_layer_sizes": (12,)},
+            "learning_rate": 0.02,
+            "batch_size": 50,
+        }
+        | options,
+    )
+
+
+def union(n_rows=800, seed=0):
+    """Forty far groups, dealt to two classes at random; the teacher knows each group.
+
+    Returns
+    -------
+    X, y, E, head
+    """
+    rng = np.random.RandomState(seed)
+    group = rng.randint(40, size=n_rows)
+    of_group = rng.permutation(40) % 2
+    X = 2 * rng.normal(size=(40, 8))[group] + rng.normal(size=(n_rows, 8))
+    E = 2 * np.eye(40)[group] + 0.1 * rng.normal(size=(n_rows, 40))
+    W = 4 * np.stack([of_group == 0, of_group == 1]).astype(float)
+    return X, of_group[group], E, (W, np.zeros(2))
+
+
+def plain(n_rows=800, seed=0):
+    """Two far Gaussians, whose embeddings hide nothing that X shows."""
+    rng = np.random.RandomState(seed)
+    y = np.arange(n_rows) % 2
+    X = rng.normal(size=(n_rows, 8)) + 2 * y[:, None]
+    E = np.column_stack(
+        [8 * y - 4 + rng.normal(size=n_rows), rng.normal(size=(n_rows, 9))]
+    )
+    W = np.zeros((2, 10))
+    W[:, 0] = -1, 1
+    return X, y, E, (W, np.zeros(2))
+
+
+def quick_report(head=None, *, student=None, of=None, **options):
+    X, y, E, own_head = make_groups() if of is None else of
+    student = student or student_of(own_head if head is None else head, 3)
+    options = {"teacher_embeddings": E, "n_splits": 2, "max_epochs": 2} | options
+    return subclass_report(student, X, y, random_state=0, **options)
+
+
+@pytest.fixture(scope="module")
+def of_union():
+    X, y, E, head = union()
+    return subclass_report(student_of(head), X, y, teacher_embeddings=E, random_state=0)
+
+
+@pytest.fixture(scope="module")
+def of_plain():
+    X, y, E, head = plain()
+    return subclass_report(student_of(head), X, y, teacher_embeddings=E, random_state=0)
+
+
+def test_subclasses_help_where_classes_are_unions(of_union):
+    assert of_union.verdict == "helps"
+    assert of_union.headroom > of_union.pilot_gain > of_union.pilot_error > 0
+    assert of_union.ranking_gain > 0.01
+    assert of_union.learnability > 0.6
+    assert of_union.structure > 2
+    assert of_union.stability > 0.6
+    assert of_union.confidence_share < 0.3
+
+
+def test_they_do_not_where_classes_hide_nothing(of_plain):
+    assert of_plain.verdict == "does not help"
+    assert of_plain.ranking_gain == pytest.approx(0, abs=0.005)
+    assert of_plain.headroom < 0.05
+    assert of_plain.learnability == pytest.approx(0, abs=0.05)
+    assert of_plain.structure == pytest.approx(1, abs=0.1)
+
+
+def test_nothing_is_learnable_from_noise():
+    X, y, E, head = union()
+    X = np.random.RandomState(1).normal(size=X.shape)
+    report = quick_report(of=(X, y, E, head), student=student_of(head), max_epochs=5)
+    assert report.learnability == pytest.approx(0, abs=0.05)
+    assert report.headroom == pytest.approx(0.5, abs=0.1)
+
+
+def test_clusters_that_are_levels_of_confidence_tell_the_margin():
+    X, y, E, (W, b) = plain()
+    # A copy of what the head reads, which the null space therefore holds too.
+    E = np.column_stack([E, 3 * E[:, 0]])
+    W = np.column_stack([W, np.zeros(2)])
+    report = quick_report((W, b), of=(X, y, E, None), student=student_of((W, b)))
+    assert report.confidence_share > 0.9
+
+
+def test_the_quick_student_without_subclasses_is_vanilla_distillation():
+    X, y, E, head = make_groups()
+    fitted = LELPProjector(3, head=head, temperature=4.0, random_state=0).fit(E, y)
+    options = {"max_epochs": 3, "random_state": 0}
+    ours = LELPStudentClassifier(projector=FrozenEstimator(fitted), **options)
+    ours.fit(X, y, soft_targets=fitted.inverse_transform(fitted.transform(E)))
+    vanilla = LELPStudentClassifier(
+        projector=LELPProjector(1, head=head, temperature=4.0), **options
+    )
+    vanilla.fit(X, y, teacher_embeddings=E)
+    np.testing.assert_allclose(
+        ours.predict_proba(X), vanilla.predict_proba(X), atol=1e-5
+    )
+
+
+def test_equal_calls_give_equal_reports():
+    assert quick_report() == quick_report()
+
+
+def test_other_seeds_give_other_splits():
+    X, y, E, head = make_groups()
+    first, second = (
+        subclass_report(
+            student_of(head, 3),
+            X,
+            y,
+            teacher_embeddings=E,
+            n_splits=2,
+            max_epochs=2,
+            random_state=seed,
+        )
+        for seed in (0, 1)
+    )
+    assert first != second
+
+
+def test_a_report_leaves_no_trace(tmp_path):
+    X, y, E, head = make_groups()
+    template = TemplateNet()
+    student = LELPStudentClassifier(
+        template,
+        projector=LELPProjector(3, head=head),
+        max_epochs=2,
+        checkpoint=tmp_path / "kept",
+        early_stopping=True,
+        random_state=3,
+    ).fit(X, y, teacher_embeddings=E)
+    kept = sorted(tmp_path.rglob("*"))
+    arrays = [each.copy() for each in (X, y, E, *head)]
+    weights = copy.deepcopy(template.state_dict())
+    attributes = {name: id(value) for name, value in vars(student).items()}
+    before = np.random.get_state()[1].copy(), torch.get_rng_state()
+    subclass_report(
+        student, X, y, teacher_embeddings=E, n_splits=2, max_epochs=2, random_state=0
+    )
+    np.testing.assert_array_equal(np.random.get_state()[1], before[0])
+    assert torch.equal(torch.get_rng_state(), before[1])
+    assert {name: id(value) for name, value in vars(student).items()} == attributes
+    assert not hasattr(student.projector, "components_")
+    assert sorted(tmp_path.rglob("*")) == kept
+    for now, then in zip((X, y, E, *head), arrays, strict=True):
+        np.testing.assert_array_equal(now, then)
+    for name, value in template.state_dict().items():
+        assert torch.equal(value, weights[name])
+
+
+@pytest.mark.parametrize("kind", ["list", "frame", "tensor", "strings", "logits"])
+def test_inputs_of_every_kind_give_the_report_of_arrays(kind):
+    X, y, E, (W, b) = make_groups()
+    expected = quick_report(of=(X, y, E, (W, b)), teacher_logits=E @ W.T + b)
+    given, options = [X, y, E, (W, b)], {}
+    if kind == "list":
+        given[:3] = X.tolist(), y.tolist(), E
+    elif kind == "frame":
+        index = np.arange(len(X))[::-1]
+        given[:2] = pd.DataFrame(X, index=index), pd.Series(y, index=index)
+    elif kind == "tensor":
+        given[:3] = torch.tensor(X), torch.tensor(y), torch.tensor(E)
+    elif kind == "strings":
+        given[1] = np.array(["no", "yes"])[y]
+    else:
+        options = {"teacher_logits": E @ W.T + b}
+    found = quick_report(of=given, **options)
+    assert vars(found) == pytest.approx(vars(expected))
+
+
+def test_embeddings_of_the_students_teacher_are_as_good_as_given_ones():
+    X, y, _, _ = make_groups()
+    rng = np.random.RandomState(0)
+    matrix, head = rng.normal(size=(6, 9)), (rng.normal(size=(2, 9)), np.zeros(2))
+    student = LELPStudentClassifier(
+        teacher=MatrixTeacher(matrix, head), projector=LELPProjector(3)
+    )
+    asked = {"n_splits": 2, "max_epochs": 2, "random_state": 0}
+    found = subclass_report(student, X, y, **asked)
+    given = student_of(head, 3).set_params(
+        module_params=None, projector__temperature=1.0
+    )
+    given.set_params(learning_rate=0.01, batch_size=128)
+    assert found == subclass_report(given, X, y, teacher_embeddings=X @ matrix, **asked)
+
+
+def test_rows_without_a_label_count_by_their_teacher():
+    X, y, E, (W, b) = make_groups()
+    # Logits that say the labels: who has none takes the same class.
+    logits = np.where(y[:, None] == [0, 1], 5.0, -5.0)
+    asked = {"teacher_logits": logits, "max_epochs": 1}
+    none = quick_report(of=(X, None, E, (W, b)), **asked)
+    marked = student_of((W, b), 3, unlabeled=-1, label_weight=0.5)
+    half = quick_report(
+        of=(X, np.where(np.arange(len(y)) % 3, y, -1), E, None),
+        student=marked,
+        **asked,
+    )
+    assert none.n_samples == half.n_samples == len(X)
+    assert none.structure == pytest.approx(half.structure, rel=0.05)
+
+
+def test_a_frozen_projector_always_gives_the_same_partition():
+    X, y, E, head = make_groups()
+    fitted = LELPProjector(3, head=head, random_state=0).fit(E, y)
+    student = LELPStudentClassifier(projector=FrozenEstimator(fitted))
+    report = quick_report(of=(X, y, E, head), student=student)
+    assert report.stability == 1
+    assert report.n_subclasses == 3
+
+
+def test_a_bounded_number_of_rows_is_drawn_from_every_class():
+    X, y, E, head = union()
+    y = np.where(np.arange(len(y)) < 40, 2, y)
+    W = np.vstack([head[0], np.zeros(40)])
+    report = quick_report(
+        of=(X, y, E, None),
+        student=student_of((W, np.zeros(3)), "auto"),
+        max_samples=200,
+    )
+    assert report.n_samples == pytest.approx(200, abs=2)
+    # Forty of 800 rows leave ten of 200, and two or three of these are held out.
+    assert 2 <= report.n_subclasses <= 10
+
+
+def test_the_error_of_splits_that_share_no_rows_is_the_usual_one():
+    values = np.random.RandomState(0).normal(size=7)
+    assert _error_of_mean(values, 0.0) == pytest.approx(stats.sem(values))
+    # However many splits there are, the rows stay the same.
+    many = np.tile(values, 10_000)
+    assert _error_of_mean(many, 1 / 3) == pytest.approx(
+        values.std() / np.sqrt(3), rel=1e-3
+    )
+
+
+@pytest.mark.parametrize(
+    ("gain", "error", "verdict"),
+    [
+        (0.03, 0.01, "helps"),
+        (0.03, 0.025, "unclear"),
+        (-0.01, 0.03, "unclear"),
+        (0.004, 0.003, "does not help"),
+        (-0.03, 0.01, "does not help"),
+    ],
+)
+def test_the_verdict_follows_from_the_gain_and_its_error(gain, error, verdict):
+    report = SubclassReport(gain, error, 0.02, 0.1, 0.5, 1.5, 0.7, 0.5, 20, 2000, 5)
+    assert report.verdict == verdict
+    assert report.advised_n_subclasses == (1 if verdict == "does not help" else 20)
+    text = str(report)
+    assert verdict in text.splitlines()[0]
+    assert f"{100 * gain:+.1f} ± {100 * error:.1f} points" in text
+
+
+def refused(error, match, *, of=None, student=None, **options):
+    with pytest.raises(error, match=match):
+        quick_report(of=of, student=student, **options)
+
+
+def test_what_is_no_student_is_refused():
+    _, _, _, head = make_groups()
+    student = student_of(head, 3)
+    pipe = make_pipeline(StandardScaler(), student)
+    refused(TypeError, "Pipeline: pass its last step", student=pipe)
+    projector = student.projector
+    refused(TypeError, "whose projector it is", student=projector)
+    refused(TypeError, "StandardScaler", student=StandardScaler())
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"n_splits": 1}, ValueError, "n_splits=1 must be at least 2"),
+        ({"n_splits": 2.5}, TypeError, "n_splits is 2.5"),
+        ({"max_samples": 0}, ValueError, "max_samples=0"),
+        ({"max_epochs": True}, TypeError, "max_epochs is True"),
+        ({"teacher_embeddings": np.ones((3, 9))}, ValueError, "teacher_embeddings"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(options, error, match):
+    refused(error, match, **options)
+
+
+def test_without_a_teacher_there_is_no_one_to_agree_with():
+    X, y, _, _ = make_groups()
+    student = LELPStudentClassifier()
+    refused(
+        ValueError,
+        "pass teacher_embeddings",
+        of=(X, y, None, None),
+        student=student,
+        teacher_embeddings=None,
+    )
+
+
+def test_one_subclass_is_nothing_to_compare():
+    _, _, _, head = make_groups()
+    refused(ValueError, "n_subclasses=1", student=student_of(head, 1))
+
+
+def test_sparse_rows_are_refused_as_in_fit():
+    X, y, E, head = make_groups()
+    refused(TypeError, "[Ss]parse", of=(sparse.csr_matrix(X), y, E, head))
+
+
+def test_more_subclasses_than_a_split_allows_say_where():
+    X, y, E, head = make_groups(n_rows=60)
+    with pytest.raises(ValueError, match="n_subclasses") as caught:
+        quick_report(of=(X, y, E, head), student=student_of(head, 28))
+    assert "max_samples" in "".join(caught.value.__notes__)
+
+
+def test_a_clone_of_the_student_gives_the_same_report():
+    _, _, _, head = make_groups()
+    student = student_of(head, 3)
+    assert quick_report(student=student) == quick_report(student=clone(student))
