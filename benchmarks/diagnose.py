@@ -110,7 +110,7 @@ def diagnose(
             line |= agreements(lesson)
     print(
         f"{task.name}, seed {seed}, {method}: {line['verdict']}, pilot gain "
-        f"{100 * line['pilot_gain']:+.1f} ± {100 * line['pilot_error']:.1f}, "
+        f"{100 * line['pilot_gain']:+.1f} ± {100 * line['pilot_gain_se']:.1f}, "
         f"{time.perf_counter() - start:.0f} s",
         flush=True,
     )

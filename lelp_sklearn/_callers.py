@@ -18,7 +18,7 @@ _ENCODERS = {
 }
 
 
-def users_level() -> int:
+def find_stacklevel() -> int:
     """Give the `stacklevel` with which a warning points to the user's own line.
 
     How many calls lie between hangs on who calls whom, and on scikit-learn's wrappers.
@@ -52,7 +52,7 @@ def warn_user(message: str, category: type[Warning]) -> None:
         if category in warned:
             return
         warned.add(category)
-    warnings.warn(message, category, stacklevel=users_level())
+    warnings.warn(message, category, stacklevel=find_stacklevel())
 
 
 def encoding_caller() -> str | None:

@@ -24,7 +24,7 @@ from sklearn.utils.validation import (
 )
 
 from lelp_sklearn import _extraction_validation, _training_validation, _validation
-from lelp_sklearn._callers import users_level
+from lelp_sklearn._callers import find_stacklevel
 from lelp_sklearn._extraction import runner
 from lelp_sklearn._extraction.resumable import ResumableNpy, held
 from lelp_sklearn._files import check_writable
@@ -252,7 +252,7 @@ class EmbeddingExtractor(
                     self.layer_, output.closest, output.difference, self.n_logits_
                 ),
                 NoLinearHeadWarning,
-                stacklevel=users_level(),
+                stacklevel=find_stacklevel(),
             )
         return self
 
@@ -389,7 +389,7 @@ class EmbeddingExtractor(
 
     def _unfitted_teacher(self, layer, takes_codes):
         if self.device == "auto":
-            device = runner.lies_on(self.model)
+            device = runner.module_device(self.model)
         else:
             device = resolve_device(self.device, None)
         return runner.Teacher(

@@ -13,9 +13,9 @@ from torch import nn
 
 from lelp_sklearn import _teacher_validation, _training_validation, _validation
 from lelp_sklearn._callbacks import NO_TASK, begin_fit
-from lelp_sklearn._callers import users_level
+from lelp_sklearn._callers import find_stacklevel
 from lelp_sklearn._class_predictions import Seeds, Stream, StudentFit
-from lelp_sklearn._extraction.content_hash import digest_of
+from lelp_sklearn._extraction.content_hash import content_hash
 from lelp_sklearn._extraction.sklearn_teachers import OmittedTeacher
 from lelp_sklearn._locks import exclusive
 from lelp_sklearn._projector import LELPProjector
@@ -48,7 +48,7 @@ from lelp_sklearn._training.loop import (
     try_optimizer,
 )
 from lelp_sklearn._training.precision import Precision
-from lelp_sklearn._training.process_group import ALONE
+from lelp_sklearn._training.process_group import SINGLE_PROCESS
 from lelp_sklearn._training.run import Run
 from lelp_sklearn.exceptions import NoTeacherWarning
 
@@ -64,7 +64,9 @@ class StudentFittingMixin:
         self._check_parameters()
         try_optimizer(self.optimizer, self.learning_rate, self.weight_decay)
         if self.checkpoint is not None:
-            ranks.from_first(lambda: checkpoint_validation.check_path(self.checkpoint))
+            ranks.broadcast_from_rank0(
+                lambda: checkpoint_validation.check_path(self.checkpoint)
+            )
         _training_validation.check_validation_data(
             self.early_stopping, *validation_data
         )
@@ -77,12 +79,12 @@ class StudentFittingMixin:
         judged = self._read_validation(sample, previous, *validation_data)
         device = resolve_device(self.device, sample.inputs, ranks.device_index)
         how = {"precision": Precision(self.precision, device), "ranks": ranks}
-        seeds = ranks.from_first(lambda: self._seeds(previous))
+        seeds = ranks.broadcast_from_rank0(lambda: self._seeds(previous))
         used, held_out = self._split(sample, judged, previous, seeds.split)
         task = self._begin(sample, y, sample_weight, previous, ranks)
         if previous is None and not self._has_teacher(sample):
-            warnings.warn(NoTeacherWarning(), stacklevel=users_level())
-        targets = ranks.from_first(
+            warnings.warn(NoTeacherWarning(), stacklevel=find_stacklevel())
+        targets = ranks.broadcast_from_rank0(
             lambda: self._make_targets(sample, used, previous, seeds.projector, task)
         )
         rows = sample, used, targets, device
@@ -109,7 +111,7 @@ class StudentFittingMixin:
         used = self._usable(sample, previous)
         seeds = self._seeds(previous)
         if previous is None and not self._has_teacher(sample):
-            warnings.warn(NoTeacherWarning(), stacklevel=users_level())
+            warnings.warn(NoTeacherWarning(), stacklevel=find_stacklevel())
         targets = self._make_targets(
             sample, used, previous, seeds.projector, NO_TASK, classes
         )
@@ -247,7 +249,7 @@ class StudentFittingMixin:
         previous,
         *,
         precision,
-        ranks=ALONE,
+        ranks=SINGLE_PROCESS,
         endless=False,
     ):
         """Make the module, unless it is there, and what trains it on the targets."""
@@ -384,7 +386,9 @@ class StudentFittingMixin:
         }
         # A teacher that another thread runs has hooks and another mode meanwhile.
         with exclusive(*self.get_params().values()):
-            return {name: digest_of(value) for name, value in (params | rows).items()}
+            return {
+                name: content_hash(value) for name, value in (params | rows).items()
+            }
 
     def _run(self, fit, trainer, task, held_out, checkpoint):
         """Give the epochs that are to be run."""

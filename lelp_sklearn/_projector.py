@@ -20,7 +20,7 @@ from lelp_sklearn._locks import exclusive
 from lelp_sklearn._reading import read_sample
 from lelp_sklearn._soft_labels import SoftLabelMixin
 from lelp_sklearn._subclasses import dask_arrays, dask_validation, splitters
-from lelp_sklearn._subclasses.directions import Solver, Start
+from lelp_sklearn._subclasses.directions import InitialSubspace, Solver
 from lelp_sklearn._subclasses.kmeans import RunningCentroids, class_centroids
 from lelp_sklearn._subclasses.moments import (
     ClassMoments,
@@ -38,8 +38,8 @@ from lelp_sklearn._subclasses.progress import ReportedData
 from lelp_sklearn._subclasses.subsample import (
     N_PROBES,
     class_samples,
-    random_start,
-    sampled_start,
+    initial_subspace_from_sample,
+    random_initial_subspace,
 )
 from lelp_sklearn._subclasses.threads import one_blas_thread
 
@@ -526,7 +526,9 @@ class LELPProjector(
         dtype = quick_dtype(data, n_classes)
         for drawn in class_samples(data, n_classes, random_state):
             centres.append(drawn.mean)
-            starts.append(sampled_start(drawn, removed, n_vectors, random_state))
+            starts.append(
+                initial_subspace_from_sample(drawn, removed, n_vectors, random_state)
+            )
         return StreamedCovariance(
             data,
             weight,
@@ -629,9 +631,10 @@ class LELPProjector(
         elif self.svd_solver == "randomized":
             n_vectors = self._n_directions() + int(self.n_oversamples)
             bases = [
-                random_start(removed, n_vectors, random_state) for _ in sample.classes
+                random_initial_subspace(removed, n_vectors, random_state)
+                for _ in sample.classes
             ]
-            starts = [Start(basis, basis[:, :0]) for basis in bases]
+            starts = [InitialSubspace(basis, basis[:, :0]) for basis in bases]
             started = list(zip(starts, covariance.apply(bases), strict=True))
         else:
             return partial(eigh_directions, covariance, removed)

@@ -7,7 +7,7 @@ from typing import Any
 
 import sklearn
 
-from lelp_sklearn._extraction.content_hash import digest_of
+from lelp_sklearn._extraction.content_hash import content_hash
 from lelp_sklearn.exceptions import OtherVersionsWarning
 
 _SEAL = "_seal"
@@ -71,7 +71,7 @@ def _digest(state: Mapping[str, Any], versions: Mapping[str, str]) -> str:
         for name, value in state.items()
         if name == "_fit" or not name.startswith("_")
     }
-    return digest_of([covered, versions])
+    return content_hash([covered, versions])
 
 
 def _releases(versions: Mapping[str, str]) -> dict[str, str]:

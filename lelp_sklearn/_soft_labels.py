@@ -17,7 +17,7 @@ from lelp_sklearn._callers import warned_once
 from lelp_sklearn._files import new_npy
 from lelp_sklearn._numeric_validation import check_dense, check_numbers
 from lelp_sklearn._subclasses import dask_arrays, dask_validation, tensors
-from lelp_sklearn._subclasses.digests import row_digests
+from lelp_sklearn._subclasses.digests import hash_rows
 from lelp_sklearn._subclasses.soft_labels import SoftLabeller, class_sums
 
 
@@ -85,7 +85,7 @@ class SoftLabelMixin:
             _validation.check_out(out, shape, dtype, [rows, logits])
             # An array of the caller's is not begun before the rows are known to be
             # finite.
-            row_digests(rows)
+            hash_rows(rows)
             labeller.write(rows, logits, out)
             return out
         soft_labels = labeller(rows, logits)

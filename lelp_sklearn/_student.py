@@ -17,7 +17,7 @@ from lelp_sklearn._features import features_of_what_is_kept
 from lelp_sklearn._fitting import StudentFittingMixin
 from lelp_sklearn._projector import LELPProjector
 from lelp_sklearn._saving import SavedStudentMixin
-from lelp_sklearn._training.process_group import joined
+from lelp_sklearn._training.process_group import process_group
 
 
 class LELPStudentClassifier(
@@ -442,7 +442,7 @@ class LELPStudentClassifier(
             warned_once(),
             features_of_what_is_kept(self, "_fit"),
             torch.inference_mode(False),
-            joined() as ranks,
+            process_group() as ranks,
         ):
             self._fit_rows(ranks, X, y, given, sample_weight, validation_data)
         return self

@@ -20,7 +20,7 @@ from lelp_sklearn import (
     _validation,
 )
 from lelp_sklearn._callbacks import FitTask
-from lelp_sklearn._extraction.content_hash import digest_of
+from lelp_sklearn._extraction.content_hash import content_hash
 from lelp_sklearn._extraction.sklearn_teachers import (
     OmittedTeacher,
     fit_transformed,
@@ -514,7 +514,7 @@ def fitted_source(
 
 
 def _digest_of_rows(sample: Sample) -> str:
-    return digest_of([sample.X, sample.y])
+    return content_hash([sample.X, sample.y])
 
 
 def _asks_logits(teacher: Any, n_classes: int) -> bool:

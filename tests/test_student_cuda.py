@@ -35,12 +35,12 @@ def recordings(monkeypatch):
     """Collect what is recorded."""
     made = []
 
-    class Counted(cuda_graphs.Recording):
+    class Counted(cuda_graphs.CapturedStep):
         def __init__(self, *arguments):
             super().__init__(*arguments)
             made.append(self)
 
-    monkeypatch.setattr(cuda_graphs, "Recording", Counted)
+    monkeypatch.setattr(cuda_graphs, "CapturedStep", Counted)
     return made
 
 
@@ -152,7 +152,7 @@ def test_what_cannot_be_recorded_is_trained_as_it_is(problem, recordings):
 def test_after_a_recording_that_failed_the_device_draws(problem, monkeypatch):
     X, y, targets = problem
 
-    class Fails(cuda_graphs.Recording):
+    class Fails(cuda_graphs.CapturedStep):
         def __init__(self, step, *arguments):
             def waits(*of):
                 made = step(*of)
@@ -161,7 +161,7 @@ def test_after_a_recording_that_failed_the_device_draws(problem, monkeypatch):
 
             super().__init__(waits, *arguments)
 
-    monkeypatch.setattr(cuda_graphs, "Recording", Fails)
+    monkeypatch.setattr(cuda_graphs, "CapturedStep", Fails)
     failing = quick(module=deep).fit(X, y, soft_targets=targets)
     assert failing.loss_curve_[-1] < failing.loss_curve_[0]
     monkeypatch.undo()

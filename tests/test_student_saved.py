@@ -155,7 +155,7 @@ def test_weights_may_stay_in_the_file(tmp_path):
 def test_copies_and_students_that_are_not_fitted_have_no_seal(monkeypatch):
     """Digests are for files: a search over large templates makes none."""
     student = fit(TemplateNet(4))
-    monkeypatch.setattr(_sealing, "digest_of", None)
+    monkeypatch.setattr(_sealing, "content_hash", None)
     twin = copy.deepcopy(student)
     assert_array_equal(twin.predict_proba(X), student.predict_proba(X))
     by_pickle(clone(student)).fit(X, Y, teacher_embeddings=E)

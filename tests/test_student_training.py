@@ -32,12 +32,12 @@ def rates_of_steps(problem, **options):
     X, y, targets = problem
     rates = []
 
-    class Recording(torch.optim.SGD):
+    class CapturedStep(torch.optim.SGD):
         def step(self):
             rates.append(self.param_groups[0]["lr"])
             return super().step()
 
-    student = quick(optimizer=Recording, learning_rate=0.2, **options)
+    student = quick(optimizer=CapturedStep, learning_rate=0.2, **options)
     student.fit(X, y, soft_targets=targets)
     return rates
 
@@ -491,12 +491,12 @@ def test_stream_goes_on_learning_at_the_learning_rate(begin, problem):
     X, y, targets = problem
     rates = []
 
-    class Recording(torch.optim.SGD):
+    class CapturedStep(torch.optim.SGD):
         def step(self):
             rates.append(self.param_groups[0]["lr"])
             return super().step()
 
-    student = quick(max_epochs=2, optimizer=Recording, learning_rate=0.2)
+    student = quick(max_epochs=2, optimizer=CapturedStep, learning_rate=0.2)
     if begin == "fit":
         student.fit(X, y, soft_targets=targets)
     else:
@@ -611,12 +611,12 @@ def test_rate_of_a_schedule_is_not_left_in_the_stream(problem):
     X, y, targets = problem
     rates = []
 
-    class Recording(torch.optim.SGD):
+    class CapturedStep(torch.optim.SGD):
         def step(self):
             rates.append(self.param_groups[0]["lr"])
             return super().step()
 
-    student = quick(optimizer=Recording, learning_rate=0.2, batch_size=1000)
+    student = quick(optimizer=CapturedStep, learning_rate=0.2, batch_size=1000)
     student.set_params(learning_rate_schedule=lambda progress: 0.5)
     student.partial_fit(X, y, classes=[0, 1], soft_targets=targets)
     student.set_params(learning_rate_schedule="cosine")

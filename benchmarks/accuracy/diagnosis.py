@@ -42,9 +42,9 @@ MEASURES = (
     "learnability",
     "structure",
     "stability",
-    "confidence_share",
+    "margin_r2",
 )
-NUMBERS = ("pilot_error", *MEASURES)
+NUMBERS = ("pilot_gain_se", *MEASURES)
 VERDICTS = ("helps", "unclear", "does not help")
 COLUMNS = ("task", "kind", "seed", "verdict", *NUMBERS, "made_with", *versions())
 
@@ -59,7 +59,7 @@ POLICIES: dict[str, Callable[[Line], bool]] = {
     "always subclasses": lambda line: True,
     'not where it "does not help"': lambda line: line["verdict"] != "does not help",
     "not where the confidence share is above 0.8": (
-        lambda line: line["confidence_share"] <= 0.8
+        lambda line: line["margin_r2"] <= 0.8
     ),
     'only where it "helps"': lambda line: line["verdict"] == "helps",
 }
@@ -200,7 +200,7 @@ def tasks_table(
     rows = []
     for i, task in enumerate(tasks):
         star = r"\*" if is_clear[i] else ""
-        gain, error = (means[name][i] for name in ("pilot_gain", "pilot_error"))
+        gain, error = (means[name][i] for name in ("pilot_gain", "pilot_gain_se"))
         ranking, headroom, *others = (means[name][i] for name in MEASURES[1:])
         verdicts = ", ".join(str(line["verdict"]) for line in by_task[i])
         rows.append(

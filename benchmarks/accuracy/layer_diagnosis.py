@@ -64,7 +64,7 @@ def write_layers(
         (name, layer, task): float(
             np.mean([x[name] for x in reports[layer] if x["task"] == task])
         )
-        for name in (*GAINS, "pilot_error")
+        for name in (*GAINS, "pilot_gain_se")
         for layer in LAYERS
         for task in tasks
     }
@@ -122,7 +122,7 @@ def tasks_table(
     for task in tasks:
         pilots = (
             f"{100 * means['pilot_gain', layer, task]:+.1f} ± "
-            f"{100 * means['pilot_error', layer, task]:.1f}"
+            f"{100 * means['pilot_gain_se', layer, task]:.1f}"
             for layer in LAYERS
         )
         gains = (

@@ -47,7 +47,7 @@ class SubclassReport:
     pilot_gain : float
         Share of held-out rows on which the quick student with subclasses agrees with
         the teacher's class, less that of the one without: the mean over the splits.
-    pilot_error : float
+    pilot_gain_se : float
         Its standard error, corrected for splits that share rows.
     ranking_gain : float
         The same for the area under the ROC curve, which asks how well a student ranks
@@ -66,7 +66,7 @@ class SubclassReport:
     stability : float
         How well the subclasses of two splits agree: adjusted Rand index, 0 for chance
         and 1 for the same partition, as that of a frozen projector always is.
-    confidence_share : float
+    margin_r2 : float
         Share of the variance of the teacher's margin in a class that its clusters in
         the null space tell. Near 1 they restate how sure the teacher is.
     n_subclasses : int
@@ -76,13 +76,13 @@ class SubclassReport:
     """
 
     pilot_gain: float
-    pilot_error: float
+    pilot_gain_se: float
     ranking_gain: float
     headroom: float
     learnability: float
     structure: float
     stability: float
-    confidence_share: float
+    margin_r2: float
     n_subclasses: int
     n_samples: int
     n_splits: int
@@ -94,14 +94,14 @@ class SubclassReport:
         They do where `pilot_gain` less its error is above 0.01, one point of agreement;
         they do not where even with its error added it is below.
         """
-        if self.pilot_gain - self.pilot_error > _WORTHWHILE:
+        if self.pilot_gain - self.pilot_gain_se > _WORTHWHILE:
             return "helps"
-        if self.pilot_gain + self.pilot_error < _WORTHWHILE:
+        if self.pilot_gain + self.pilot_gain_se < _WORTHWHILE:
             return "does not help"
         return "unclear"
 
     @property
-    def advised_n_subclasses(self) -> int:
+    def recommended_n_subclasses(self) -> int:
         """What to give a student's projector as `n_subclasses`.
 
         1 where the verdict is that S does not help. Where it is wrong, a gain is
@@ -110,7 +110,7 @@ class SubclassReport:
         return 1 if self.verdict == "does not help" else self.n_subclasses
 
     def __str__(self) -> str:
-        gain = f"{_in_points(self.pilot_gain)} ± {100 * self.pilot_error:.1f} points"
+        gain = f"{_in_points(self.pilot_gain)} ± {100 * self.pilot_gain_se:.1f} points"
         lines = [
             ("pilot gain", gain, "agreement with the teacher, over one subclass"),
             (
@@ -124,7 +124,7 @@ class SubclassReport:
             ("stability", f"{self.stability:.2f}", "0: by chance, 1: the same again"),
             (
                 "confidence share",
-                f"{self.confidence_share:.2f}",
+                f"{self.margin_r2:.2f}",
                 "1: subclasses restate confidence",
             ),
         ]
@@ -189,7 +189,7 @@ def subclass_report(
     -------
     SubclassReport
         Print it for a table; `verdict` is "helps", "unclear" or "does not help", and
-        `advised_n_subclasses` follows from it.
+        `recommended_n_subclasses` follows from it.
 
     Raises
     ------
@@ -217,7 +217,7 @@ def subclass_report(
     The cost, in fits of E epochs on n rows, is ``1.5 * n_splits * min(max_epochs, E) *
     min(max_samples, n) / (E * n)``: by default 0.9 of a fit of 240 epochs on 2 000
     rows, 2.3 of one of 100 epochs on 5 000 or fewer, a twentieth of one of 100 epochs
-    on 225 000. k-means for `structure` and `confidence_share` looks for at most 20
+    on 225 000. k-means for `structure` and `margin_r2` looks for at most 20
     clusters.
 
     References
@@ -243,7 +243,7 @@ def subclass_report(
     Subclass targets: ... (5 subclasses a class, 1797 rows, 5 splits)
       pilot gain ...
     >>> student = student.set_params(
-    ...     projector__n_subclasses=report.advised_n_subclasses
+    ...     projector__n_subclasses=report.recommended_n_subclasses
     ... )
     """
     report_validation.check_student(student)
@@ -263,13 +263,13 @@ def subclass_report(
     ratio, told = np.mean([_of_class(rows, c, drawn) for c in rows.classes], axis=0)
     return SubclassReport(
         pilot_gain=float(gains.mean()),
-        pilot_error=_error_of_mean(gains, float(shared)),
+        pilot_gain_se=_error_of_mean(gains, float(shared)),
         ranking_gain=float(np.mean([pilot.ranking_gain for pilot in pilots])),
         headroom=float(np.mean([pilot.headroom for pilot in pilots])),
         learnability=float(np.mean([pilot.learnability for pilot in pilots])),
         stability=_stability(pilots, rows),
         structure=float(ratio),
-        confidence_share=float(told),
+        margin_r2=float(told),
         n_subclasses=pilots[0].n_subclasses,
         n_samples=len(rows.sample),
         n_splits=n_splits,
@@ -482,5 +482,5 @@ def _of_class(rows: _Rows, c: int, drawn: np.random.RandomState) -> tuple[float,
     points = structure.principal_points(embeddings, removed)
     logits = rows.logits[own].astype(np.float64)
     margin = logits[:, c] - np.delete(logits, c, axis=1).max(axis=1)
-    told = structure.share_told(structure.clusters_of(points), margin)
+    told = structure.adjusted_r2(structure.clusters_of(points), margin)
     return structure.gaussian_ratio(points, drawn), told

@@ -35,7 +35,7 @@ _NAMED = (
 )
 
 
-def digest_of(value: Any) -> str:
+def content_hash(value: Any) -> str:
     """Digest a value by its content, in 32 hexadecimal digits.
 
     Numbers, strings, arrays, tensors and containers count by type and content, however

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lelp_sklearn import _extraction_validation as validation
-from lelp_sklearn._callers import users_level
-from lelp_sklearn._extraction.content_hash import digest_of
+from lelp_sklearn._callers import find_stacklevel
+from lelp_sklearn._extraction.content_hash import content_hash
 from lelp_sklearn._locks import ForkSafeLock, exclusive
 from lelp_sklearn._training.batches import as_tensor
 from lelp_sklearn._training.layers import (
@@ -166,7 +166,7 @@ class Teacher:
                 find = partial(self._embedding, given, made, len(places))
                 return self._see(rows, places, find)
 
-            yield _Halving(embed)
+            yield RetryOnOOM(embed)
 
     @contextmanager
     def answering(self) -> Iterator[Embed]:
@@ -180,14 +180,14 @@ class Teacher:
             return self._see(rows, places, find)
 
         with self._running():
-            yield _Halving(answer)
+            yield RetryOnOOM(answer)
 
     @contextmanager
     def _running(self) -> Iterator[None]:
         with ExitStack() as stack:
             stack.enter_context(exclusive(self.model))
             stack.enter_context(_evaluating(self.model))
-            stack.enter_context(_lying_on(self.model, self.device))
+            stack.enter_context(on_device(self.model, self.device))
             stack.enter_context(torch.no_grad())
             if self.precision != torch.float32:
                 kind = self.device.type
@@ -295,18 +295,20 @@ class Teacher:
                 settings.pop(name, None)
             beside = [getattr(tokenizer, name, None) for name in _BESIDE_BACKEND]
             longest = getattr(self.model, "max_seq_length", None)
-            found = digest_of([json.dumps(settings, sort_keys=True), beside, longest])
+            found = content_hash(
+                [json.dumps(settings, sort_keys=True), beside, longest]
+            )
         else:
             starts = range(0, len(texts), _BLOCK_TEXTS)
             blocks = (texts[start : start + _BLOCK_TEXTS] for start in starts)
-            found = digest_of([digest_of(dict(self._encoded(b))) for b in blocks])
+            found = content_hash([content_hash(dict(self._encoded(b))) for b in blocks])
         return f"{type(tokenizer).__name__} {found}"
 
 
 _OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 
 
-class _Halving:
+class RetryOnOOM:
     """Embeds a batch in halves, and these again, where memory does not suffice."""
 
     def __init__(self, embed: Embed) -> None:
@@ -324,7 +326,7 @@ class _Halving:
             warnings.warn(
                 f"A batch of {len(places)} rows is too large for the memory: such "
                 "batches are halved. A smaller batch_size saves the attempts.",
-                stacklevel=users_level(),
+                stacklevel=find_stacklevel(),
             )
         half = len(places) // 2
         parts = places[:half], places[half:]
@@ -372,7 +374,7 @@ def named_layer(model: nn.Module, layer: str | None) -> str | None:
     return SENTENCE_OUTPUT if is_sentence_encoder(model) else None
 
 
-def lies_on(model: nn.Module) -> torch.device:
+def module_device(model: nn.Module) -> torch.device:
     """Give the device of a model, to which every run brings it back."""
     with exclusive(model):
         first = next(model.parameters(), None)
@@ -449,9 +451,9 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _lying_on(model: nn.Module, device: torch.device) -> Iterator[None]:
+def on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Move a model to a device, and back."""
-    before = lies_on(model)
+    before = module_device(model)
     if before == device:
         yield
         return

@@ -18,7 +18,7 @@ from lelp_sklearn._subclasses.subsample import (
     sampled_subspace,
     samples_of,
 )
-from lelp_sklearn._subclasses.tensors import where_they_lie
+from lelp_sklearn._subclasses.tensors import dispatch_to_device
 from lelp_sklearn._subclasses.threads import map_parts
 from lelp_sklearn._typing import FloatArray, IntArray
 
@@ -39,7 +39,7 @@ Found = list[list[tuple[FloatArray, FloatArray]]]
 
 
 @dataclass(frozen=True)
-class ClassPoints:
+class Coreset:
     """Coordinates (m, k) of rows of a class along `axes` (d, k), about its mean.
 
     Points whose squared distance is at most `rounding` are one. `is_whole` says whether
@@ -62,7 +62,7 @@ def class_points(
     removed: FloatArray,
     n_clusters: int,
     random_state: np.random.RandomState,
-) -> list[ClassPoints]:
+) -> list[Coreset]:
     """Points of each class, along the principal axes of a sample, in the null space.
 
     Where the sample is not the whole class, it prefers rows far from the mean, and so
@@ -81,7 +81,7 @@ def class_points(
     spread = np.where(alike, np.inf, covariance.null_variance)
     preferring = sketches
     if not is_small.all():
-        data = data.map(_prefer_far, mean, removed, spread)
+        data = data.map(importance_weights, mean, removed, spread)
         preferring = class_sketches(data, n_classes, seed)
     samples = [
         _of_sample(sample, mean[c], removed, spread[c], n_clusters, random_state)
@@ -125,7 +125,7 @@ def _of_sample(
     spread: float,
     n_clusters: int,
     random_state: np.random.RandomState,
-) -> ClassPoints:
+) -> Coreset:
     """Points of a sample of a class that has this mean, the preference taken out."""
     if np.isfinite(spread):
         shift = sample.mean - mean
@@ -135,7 +135,7 @@ def _of_sample(
     sample = replace(sample, rows=rows)
     axes = _axes(sample, removed, n_clusters, random_state)
     points = sample.rows @ axes.astype(sample.rows.dtype) + (sample.mean - mean) @ axes
-    return ClassPoints(
+    return Coreset(
         points=points,
         weight=sample.weight,
         axes=axes,
@@ -172,7 +172,7 @@ def _fits(sketch: Sketch, size: int) -> bool:
     return sketch.is_whole and len(sketch.places) <= size
 
 
-def _prefer_far(
+def importance_weights(
     data: LabelledRows, mean: FloatArray, removed: FloatArray, spread: FloatArray
 ) -> LabelledRows:
     """Multiply the weight of each row by its preference."""
@@ -180,7 +180,7 @@ def _prefer_far(
     return replace(data, weight=weight)
 
 
-@where_they_lie(tensor_passes.preferences)
+@dispatch_to_device(tensor_passes.preferences)
 def _preferences(
     data: LabelledRows, mean: FloatArray, removed: FloatArray, spread: FloatArray
 ) -> FloatArray:
@@ -230,7 +230,7 @@ def _axes(
     return tidy(basis @ turn[:, ::-1], values[::-1], basis[:, :0], -1.0).vectors
 
 
-@where_they_lie(tensor_passes.at_places)
+@dispatch_to_device(tensor_passes.at_places)
 def _at_places(
     data: LabelledRows,
     places: list[IntArray],

@@ -17,7 +17,7 @@ _MULTIPLIERS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _SHIFTS = np.uint64(30), np.uint64(27), np.uint64(31)
 
 
-def row_digests(X: Rows, first_row: int = 0) -> Digests:
+def hash_rows(X: Rows, first_row: int = 0) -> Digests:
     """Digest (n,) of each row of X, the same for equal rows and hardly for others.
 
     The same also in half and single precision, and of 0.0 and -0.0. Multilinear
@@ -33,10 +33,10 @@ def row_digests(X: Rows, first_row: int = 0) -> Digests:
 
     n_rows, n_features = X.shape
     dtype = np.result_type(X.dtype, np.float32)
-    factors = scramble(np.arange(1, n_features + 1, dtype=np.uint64) * _STEP)
+    factors = splitmix64(np.arange(1, n_features + 1, dtype=np.uint64) * _STEP)
     if is_on_device(X):
-        digests, finite = tensor_passes.row_digests(X, factors)
-        row = None if finite else tensor_passes.first_flawed(X)
+        digests, finite = tensor_passes.hash_rows(X, factors)
+        row = None if finite else tensor_passes.first_nonfinite_row(X)
         if row is not None:
             check_finite_block(X[row : row + 1], first_row + row, "X")
         return digests
@@ -57,12 +57,12 @@ def row_digests(X: Rows, first_row: int = 0) -> Digests:
 
 
 def scrambling() -> list[tuple[int, int | None]]:
-    """Give the shifts and, as signed numbers, the factors of `scramble`."""
+    """Give the shifts and, as signed numbers, the factors of `splitmix64`."""
     factors = [*np.array(_MULTIPLIERS).view(np.int64).tolist(), None]
     return list(zip(map(int, _SHIFTS), factors, strict=True))
 
 
-def scramble(numbers: Digests) -> Digests:
+def splitmix64(numbers: Digests) -> Digests:
     """Turn 64-bit numbers, one to one, into such as look drawn at random."""
     for shift, multiplier in zip(_SHIFTS, _MULTIPLIERS, strict=False):
         numbers = (numbers ^ (numbers >> shift)) * multiplier

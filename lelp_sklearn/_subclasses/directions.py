@@ -27,7 +27,7 @@ class Directions:
 
 
 @dataclass(frozen=True)
-class Start:
+class InitialSubspace:
     """Vectors with which the search for the directions of a class begins.
 
     Parameters

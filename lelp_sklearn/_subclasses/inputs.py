@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from lelp_sklearn import _teacher_validation, _validation
 from lelp_sklearn._numeric_validation import check_dense
 from lelp_sklearn._subclasses import tensors
-from lelp_sklearn._subclasses.digests import Digests, row_digests
+from lelp_sklearn._subclasses.digests import Digests, hash_rows
 from lelp_sklearn._subclasses.rows import InMemory, LabelledRows, Rows
 from lelp_sklearn._typing import BoolArray, FloatArray
 
@@ -96,7 +96,7 @@ class CheckedRows(InMemory):
     ) -> "CheckedRows":
         """Check rows and what comes with them; the messages count from `first_row`."""
         n_rows = X.shape[0]
-        digests = row_digests(X, first_row)
+        digests = hash_rows(X, first_row)
         weight = _validation.check_sample_weight(sample_weight, n_rows, first_row)
         check_dense(teacher_logits, "teacher_logits")
         logits = tensors.to_array(teacher_logits)

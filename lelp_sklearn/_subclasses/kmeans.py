@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lelp_sklearn._subclasses import tensor_passes
-from lelp_sklearn._subclasses.coordinates import ClassPoints, class_points
+from lelp_sklearn._subclasses.coordinates import Coreset, class_points
 from lelp_sklearn._subclasses.coreset import (
     MAX_ITERATIONS,
     TOLERANCE,
@@ -22,7 +22,7 @@ from lelp_sklearn._subclasses.rows import (
     class_blocks,
     row_slices,
 )
-from lelp_sklearn._subclasses.tensors import tie_share, where_they_lie
+from lelp_sklearn._subclasses.tensors import dispatch_to_device, tie_share
 from lelp_sklearn._subclasses.threads import map_parts, one_blas_thread
 from lelp_sklearn._typing import FloatArray
 from lelp_sklearn._validation import check_no_overflow, check_no_underflow
@@ -96,7 +96,7 @@ class RunningCentroids:
             points += (own + gained[:, None] * (own_mean - points)) / held
 
 
-@where_they_lie(tensor_passes.nearest_sums)
+@dispatch_to_device(tensor_passes.nearest_sums)
 def _assigned_sums(
     data: LabelledRows, mean: FloatArray, centroids: list[FloatArray]
 ) -> list[FloatArray]:
@@ -112,7 +112,7 @@ def _assigned_sums(
     return [*sums, *weights]
 
 
-def _cluster(known: ClassPoints, n_clusters: int) -> FloatArray:
+def _cluster(known: Coreset, n_clusters: int) -> FloatArray:
     """Centroids (k, d) of points, in the whole space."""
     chosen, rounding = known.sample, known.rounding
     means = cluster(known.points[chosen], known.sample_weight, n_clusters, rounding)
@@ -143,7 +143,7 @@ def _add_rare(
     return centroids
 
 
-@where_they_lie(tensor_passes.farthest)
+@dispatch_to_device(tensor_passes.farthest)
 def _farthest(
     data: LabelledRows,
     code: int,
@@ -228,7 +228,7 @@ def _lloyd_pass(
     return moved, explained
 
 
-@where_they_lie(tensor_passes.nearest_sums)
+@dispatch_to_device(tensor_passes.nearest_sums)
 def _nearest_sums(
     data: LabelledRows, mean: FloatArray, centroids: list[FloatArray]
 ) -> list[FloatArray]:

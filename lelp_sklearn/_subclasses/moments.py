@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from lelp_sklearn._subclasses import tensor_passes
-from lelp_sklearn._subclasses.directions import Start
+from lelp_sklearn._subclasses.directions import InitialSubspace
 from lelp_sklearn._subclasses.rows import (
     Data,
     LabelledRows,
@@ -17,7 +17,7 @@ from lelp_sklearn._subclasses.rows import (
     row_slices,
     sum_dtype,
 )
-from lelp_sklearn._subclasses.tensors import where_they_lie
+from lelp_sklearn._subclasses.tensors import dispatch_to_device
 from lelp_sklearn._subclasses.threads import map_parts
 from lelp_sklearn._typing import FloatArray
 from lelp_sklearn._validation import check_no_overflow, check_no_underflow
@@ -106,7 +106,7 @@ def _quick_moments_of_tensors(
     return ClassMoments(*found)
 
 
-@where_they_lie(_exact_moments_of_tensors)
+@dispatch_to_device(_exact_moments_of_tensors)
 def class_moments(
     rows: LabelledRows, n_classes: int, with_logits: bool = False
 ) -> ClassMoments:
@@ -120,7 +120,7 @@ def class_moments(
     return moments
 
 
-@where_they_lie(_quick_moments_of_tensors)
+@dispatch_to_device(_quick_moments_of_tensors)
 def scatter_moments(
     rows: LabelledRows, n_classes: int, dtype: np.dtype[Any]
 ) -> ClassMoments:
@@ -231,7 +231,7 @@ class StreamedCovariance:
         *,
         centres: FloatArray,
         removed: FloatArray,
-        starts: list[Start],
+        starts: list[InitialSubspace],
     ) -> None:
         self._data = data
         self._dtype = centres.dtype
@@ -281,7 +281,7 @@ class StreamedCovariance:
         ]
 
 
-@where_they_lie(tensor_passes.products)
+@dispatch_to_device(tensor_passes.products)
 def _products(
     data: LabelledRows, centres: FloatArray, bases: list[FloatArray]
 ) -> list[FloatArray]:

@@ -3,7 +3,12 @@
 import numpy as np
 from scipy import linalg
 
-from lelp_sklearn._subclasses.directions import Directions, Start, tidy, to_null_space
+from lelp_sklearn._subclasses.directions import (
+    Directions,
+    InitialSubspace,
+    tidy,
+    to_null_space,
+)
 from lelp_sklearn._subclasses.moments import Covariance, ExplicitCovariance
 from lelp_sklearn._subclasses.rows import Data, LabelledRows, class_blocks
 from lelp_sklearn._typing import FloatArray
@@ -67,7 +72,7 @@ def _joined(left: list[FloatArray], right: list[FloatArray]) -> list[FloatArray]
 def randomized_directions(
     covariance: Covariance,
     rows: FloatArray,
-    started: list[tuple[Start, FloatArray]],
+    started: list[tuple[InitialSubspace, FloatArray]],
     n_directions: int,
     *,
     iterated_power: int | None,
@@ -102,7 +107,7 @@ def randomized_directions(
     return [tidy(space.vectors, space.values, rows, space.noise) for space in spaces]
 
 
-def _unseen(start: Start, product: FloatArray, rank: int) -> float:
+def _unseen(start: InitialSubspace, product: FloatArray, rank: int) -> float:
     r"""Give about the largest variance along a direction that the sample lacks.
 
     With S the covariance of all rows outside the start, T that of the sample and r a
@@ -122,7 +127,7 @@ def _unseen(start: Start, product: FloatArray, rank: int) -> float:
 class _KrylovSpace:
     """The span of the blocks of one class, and the best directions within it."""
 
-    def __init__(self, start: Start, n_directions: int, noise: float) -> None:
+    def __init__(self, start: InitialSubspace, n_directions: int, noise: float) -> None:
         self.noise = noise
         self.newest = start.basis
         self.values = np.empty(0)

@@ -10,7 +10,7 @@ from sklearn.utils import gen_batches
 from sklearn.utils._chunking import get_chunk_n_rows
 
 from lelp_sklearn._subclasses import tensor_passes
-from lelp_sklearn._subclasses.tensors import where_they_lie
+from lelp_sklearn._subclasses.tensors import dispatch_to_device
 from lelp_sklearn._typing import BoolArray, FloatArray, IntArray
 
 # A block has at most so many rows or so many numbers: enough for what is done once a
@@ -110,7 +110,7 @@ class LabelledRows(InMemory):
     codes : (n,) class of each row; -1 for a row without a class or without weight
     weight : (n,)
     digests : (n,) uint64
-        Alike for rows that are alike, by `row_digests`.
+        Alike for rows that are alike, by `hash_rows`.
     logits : (n, C) or None
         The teacher's logits, where they are given.
     first_row : int
@@ -179,7 +179,7 @@ class LabelledRows(InMemory):
         return replace(self, codes=np.where(self.codes < 0, added, self.codes))
 
 
-@where_they_lie(tensor_passes.likeliest)
+@dispatch_to_device(tensor_passes.likeliest)
 def _likeliest(
     data: LabelledRows, wanted: BoolArray, head: Callable[[FloatArray], FloatArray]
 ) -> IntArray:

@@ -121,7 +121,7 @@ class SoftLabeller:
         )
         if tensor_labels.write(projection, rows, logits, target):
             return
-        row = tensor_passes.first_flawed(rows)
+        row = tensor_passes.first_nonfinite_row(rows)
         if row is not None:
             _validation.check_finite_block(rows[row : row + 1], first_row + row, "X")
         # What overflows is rare enough for the host, where double precision always is.

@@ -64,7 +64,7 @@ def _share_left(points: FloatArray) -> float:
     return 1 - told / max(float(np.sum(centred**2)), np.finfo(float).tiny)
 
 
-def share_told(clusters: IntArray, values: FloatArray) -> float:
+def adjusted_r2(clusters: IntArray, values: FloatArray) -> float:
     r"""Adjusted share of the variance of values (n,) that their clusters (n,) tell.
 
     With the means of the clusters :math:`\bar v`, n rows and S clusters,

@@ -8,10 +8,14 @@ import numpy as np
 from scipy import linalg
 
 from lelp_sklearn._subclasses import tensor_passes
-from lelp_sklearn._subclasses.digests import Digests, scramble, scrambling
-from lelp_sklearn._subclasses.directions import Start, orthonormal, to_null_space
+from lelp_sklearn._subclasses.digests import Digests, scrambling, splitmix64
+from lelp_sklearn._subclasses.directions import (
+    InitialSubspace,
+    orthonormal,
+    to_null_space,
+)
 from lelp_sklearn._subclasses.rows import Data, LabelledRows, row_slices, sum_dtype
-from lelp_sklearn._subclasses.tensors import is_on_device, where_they_lie
+from lelp_sklearn._subclasses.tensors import dispatch_to_device, is_on_device
 from lelp_sklearn._subclasses.threads import map_parts
 from lelp_sklearn._typing import FloatArray, IntArray
 
@@ -176,7 +180,7 @@ def _sketch_tensors(
     return [Sketch(*each) for each in found]
 
 
-@where_they_lie(_sketch_tensors)
+@dispatch_to_device(_sketch_tensors)
 def _sketch_each(rows: LabelledRows, n_classes: int, seed: np.uint64) -> list[Sketch]:
     return _sketch_arrays(rows, n_classes, seed)
 
@@ -198,12 +202,12 @@ def _merge_each(
     return [mine.merge(other, seed) for mine, other in pairs]
 
 
-def sampled_start(
+def initial_subspace_from_sample(
     sample: ClassSample,
     removed: FloatArray,
     n_vectors: int,
     random_state: np.random.RandomState,
-) -> Start:
+) -> InitialSubspace:
     """Begin at the principal subspace of a sample, with random vectors beside it.
 
     A direction along which no row of the sample varies is perpendicular to all that the
@@ -213,7 +217,7 @@ def sampled_start(
     is_room = 0 < n_vectors < n_features - rank
     if sample.is_whole or not is_room:
         basis = sampled_subspace(sample, removed, n_vectors, random_state)
-        return Start(basis, basis[:, :0])
+        return InitialSubspace(basis, basis[:, :0])
     found = sampled_subspace(sample, removed, n_vectors - N_PROBES, random_state)
     probes: FloatArray = random_state.standard_normal((n_features, N_PROBES))
     # Again, since what was nearly dependent has had its rounding errors magnified.
@@ -240,7 +244,9 @@ def sampled_start(
     # scores estimate; the square of q squares is on average q (q + 2) times one's.
     n_outside = n_features - rank - found.shape[1]
     noise = squares * n_outside / (N_PROBES + 2)
-    return Start(np.hstack([found, probes]), to_null_space(moved, removed), noise)
+    return InitialSubspace(
+        np.hstack([found, probes]), to_null_space(moved, removed), noise
+    )
 
 
 def sampled_subspace(
@@ -254,7 +260,7 @@ def sampled_subspace(
 
     Without the directions `removed` (d, r).
     """
-    start = random_start(removed, n_vectors, random_state)
+    start = random_initial_subspace(removed, n_vectors, random_state)
     if not start.size:
         return start
     # Without units, since squares may be more than single precision holds.
@@ -288,7 +294,7 @@ def sampled_subspace(
     return _basis(np.hstack([found, start])[:, : start.shape[1]], removed)
 
 
-def random_start(
+def random_initial_subspace(
     removed: FloatArray, n_vectors: int, random_state: np.random.RandomState
 ) -> FloatArray:
     """Orthonormal basis (d, n_vectors) of a random subspace without `removed`."""
@@ -337,7 +343,7 @@ def _draw(
 
 
 def _priorities(contents: Digests, weight: FloatArray) -> FloatArray:
-    uniform = (scramble(contents).astype(np.float64) + 1) / 2.0**64
+    uniform = (splitmix64(contents).astype(np.float64) + 1) / 2.0**64
     return weight / uniform
 
 

@@ -64,7 +64,7 @@ def write(
     writer = _writer(projection, rows.tensor, rows)
     if isinstance(target, torch.Tensor):
         writer.write(rows.tensor, beside, target)
-        return not bool(writer.flawed)
+        return not bool(writer.has_nonfinite)
     for block in rows.slices():
         own = rows.tensor[block]
         part = torch.empty(
@@ -74,7 +74,7 @@ def write(
         )
         writer.write(own, None if beside is None else beside[block], part)
         target[block] = part.cpu().numpy()
-    return not bool(writer.flawed)
+    return not bool(writer.has_nonfinite)
 
 
 class _TorchWriter:
@@ -88,7 +88,9 @@ class _TorchWriter:
             rows.beside(each, rows.precision)
             for each in (projection.centre, projection.columns, projection.offsets)
         )
-        self.flawed = torch.zeros((), dtype=torch.bool, device=rows.tensor.device)
+        self.has_nonfinite = torch.zeros(
+            (), dtype=torch.bool, device=rows.tensor.device
+        )
 
     def write(self, rows: "Tensor", logits: "Tensor | None", out: "Tensor") -> None:
         with exact_products():
@@ -115,11 +117,11 @@ class _TorchWriter:
             shares = _softmax(shares, projection.per_subclass_temperature)
         else:
             best, chosen = shares.max(dim=-1, keepdim=True)
-            self.flawed |= ~torch.isfinite(best).all()
+            self.has_nonfinite |= ~torch.isfinite(best).all()
             shares = torch.zeros_like(shares).scatter_(-1, chosen, 1.0)
         torch.mul(mass[:, :, None], shares, out=out.view_as(shares))
         # A finite sum means finite entries.
-        self.flawed |= ~torch.isfinite(out.sum())
+        self.has_nonfinite |= ~torch.isfinite(out.sum())
 
 
 class _TritonWriter:
@@ -129,10 +131,10 @@ class _TritonWriter:
         import torch
 
         self._kernel = kernel
-        self.flawed = torch.zeros(1, dtype=torch.int32, device=device)
+        self.has_nonfinite = torch.zeros(1, dtype=torch.int32, device=device)
 
     def write(self, rows: "Tensor", logits: "Tensor | None", out: "Tensor") -> None:
-        self._kernel(rows, logits, out, self.flawed)
+        self._kernel(rows, logits, out, self.has_nonfinite)
 
 
 def _writer(projection: Projection, tensor: "Tensor", rows: TensorRows) -> Any:

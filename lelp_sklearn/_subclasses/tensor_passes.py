@@ -81,7 +81,7 @@ def _has_triton() -> bool:
     return find_spec("triton") is not None and any(compilers)
 
 
-def row_digests(
+def hash_rows(
     X: TensorRows, factors: NDArray[np.uint64]
 ) -> tuple[NDArray[np.uint64], bool]:
     """Digests (n,) as the compiled kernel gives them; whether all is finite."""
@@ -118,14 +118,14 @@ def _digest_blocks(X: TensorRows, multipliers: "Tensor", digests: "Tensor") -> b
     return bool(torch.stack(finite).all())
 
 
-def first_flawed(X: TensorRows) -> int | None:
+def first_nonfinite_row(X: TensorRows) -> int | None:
     """Give the first row with NaN or infinity, if any."""
     import torch
 
     for block in X.slices():
-        flawed = ~torch.isfinite(X.tensor[block]).all(dim=1)
-        if flawed.any():
-            return int(block.start + flawed.int().argmax())
+        has_nonfinite = ~torch.isfinite(X.tensor[block]).all(dim=1)
+        if has_nonfinite.any():
+            return int(block.start + has_nonfinite.int().argmax())
     return None
 
 

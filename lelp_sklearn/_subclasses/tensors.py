@@ -209,7 +209,7 @@ def is_on_device(rows: object) -> TypeGuard[TensorRows]:
     return isinstance(rows, TensorRows) and rows.tensor.device.type not in _NEAR
 
 
-def where_they_lie(
+def dispatch_to_device(
     twin: Callable[..., Result],
 ) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
     """Have `twin` make a pass over labelled rows that lie on another device.

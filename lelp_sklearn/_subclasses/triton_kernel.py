@@ -49,7 +49,7 @@ def _soft_labels(
     centre,
     logits,
     out,
-    flawed,
+    has_nonfinite,
     n_rows,
     row_stride,
     feature_stride,
@@ -70,7 +70,7 @@ def _soft_labels(
     """Soft labels of ROWS rows: products, softmax and store with no trip to memory.
 
     `parts` (N_PARTS, >= d, COLUMNS) add up to the directions times `scales`, the
-    head's columns behind them. `flawed` becomes 1 where a score is not finite.
+    head's columns behind them. `has_nonfinite` becomes 1 where a score is not finite.
     """
     n_outputs: tl.constexpr = N_CLASSES * N_SUBCLASSES
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -154,7 +154,7 @@ def _soft_labels(
             is_mass = (column == n_outputs + c)[None, :]
             mass = tl.sum(tl.where(is_mass, shares, 0.0), axis=1)
         factor = tl.where(mine, (mass / (total_mass * total))[:, None], factor)
-    tl.store(flawed, 1, mask=tl.max(tl.where(is_row, bad, 0), axis=0) > 0)
+    tl.store(has_nonfinite, 1, mask=tl.max(tl.where(is_row, bad, 0), axis=0) > 0)
     here = out + row[:, None] * n_outputs + column[None, :]
     tl.store(
         here, shares * factor, mask=is_row[:, None] & (column < n_outputs)[None, :]
@@ -166,7 +166,7 @@ def _digest_rows(
     x,
     factors,
     digests,
-    flawed,
+    has_nonfinite,
     n_rows,
     row_stride,
     feature_stride,
@@ -198,7 +198,7 @@ def _digest_rows(
         ones = (bits & 0x7F800000) == 0x7F800000
         bad = tl.maximum(bad, tl.max(ones.to(tl.int32), axis=1))
     tl.store(digests + row, total, mask=is_row)
-    tl.store(flawed, 1, mask=tl.max(bad, axis=0) > 0)
+    tl.store(has_nonfinite, 1, mask=tl.max(bad, axis=0) > 0)
 
 
 def digest_rows(
@@ -207,13 +207,13 @@ def digest_rows(
     """Write the digest of each row, in single precision; say whether all is finite."""
     n_features = rows.shape[1]
     features = min(128, max(16, triton.next_power_of_2(n_features)))
-    flawed = torch.zeros(1, dtype=torch.int32, device=rows.device)
+    has_nonfinite = torch.zeros(1, dtype=torch.int32, device=rows.device)
     with _current(rows):
         _digest_rows[(triton.cdiv(len(rows), 32),)](
             rows,
             factors,
             digests,
-            flawed,
+            has_nonfinite,
             len(rows),
             rows.stride(0),
             rows.stride(1),
@@ -221,7 +221,7 @@ def digest_rows(
             ROWS=32,
             FEATURES=features,
         )
-    return not bool(flawed)
+    return not bool(has_nonfinite)
 
 
 class Kernel:
@@ -288,11 +288,11 @@ class Kernel:
         rows: torch.Tensor,
         logits: torch.Tensor | None,
         out: torch.Tensor,
-        flawed: torch.Tensor,
+        has_nonfinite: torch.Tensor,
     ) -> None:
         """Write the soft labels of rows (n, d) to `out` (n, K), rows contiguous.
 
-        `flawed` (1,) becomes 1 where a score is not finite.
+        `has_nonfinite` (1,) becomes 1 where a score is not finite.
         """
         n_classes, n_subclasses = self._sizes
         tiling, n_features = self.tiling, rows.shape[1]
@@ -305,7 +305,7 @@ class Kernel:
                 self._centre,
                 self._offsets if logits is None else logits,
                 out,
-                flawed,
+                has_nonfinite,
                 len(rows),
                 rows.stride(0),
                 rows.stride(1),

@@ -114,7 +114,7 @@ def collection_paused() -> Iterator[None]:
                 gc.enable()
 
 
-class RecordedSteps:
+class GraphedSteps:
     """Takes each kind of step a few times as it is written, then from a recording.
 
     Steps of the same number of rows are of one kind, but for those in which subclasses
@@ -149,7 +149,7 @@ class RecordedSteps:
         # A recording reads them where they lie, in every epoch.
         self._rates = [torch.zeros((), device=device) for _ in self._groups]
         self._taken: Counter[tuple[int, bool]] = Counter()
-        self._recordings: dict[tuple[int, bool], Recording] = {}
+        self._recordings: dict[tuple[int, bool], CapturedStep] = {}
         self._is_possible = True
 
     @contextmanager
@@ -196,7 +196,7 @@ class RecordedSteps:
             # Not before: torch warns of such an optimizer in a plain step.
             for group in self._groups:
                 group["capturable"] = True
-            self._recordings[kind] = Recording(self._step, index, weight, self._pool)
+            self._recordings[kind] = CapturedStep(self._step, index, weight, self._pool)
         # A layer may need what a recording cannot hold, and say so in its own way; what
         # is wrong with it anyhow the plain step will tell.
         except BaseException as reason:
@@ -209,7 +209,7 @@ class RecordedSteps:
                 group["capturable"] = was
 
 
-class Recording:
+class CapturedStep:
     """A step with the tensors that it reads and those that it gives.
 
     Nothing is computed while it is recorded.

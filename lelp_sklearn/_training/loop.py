@@ -13,7 +13,7 @@ from torch.nn.functional import log_softmax
 from lelp_sklearn import _training_validation as validation
 from lelp_sklearn._training.batches import Rows, outputs, shuffled_batches
 from lelp_sklearn._training.cuda_graphs import (
-    RecordedSteps,
+    GraphedSteps,
     Step,
     can_be_recorded,
     set_learning_rate,
@@ -246,14 +246,14 @@ class Trainer:
         return float(torch.dot(scores, rows.weight) / rows.weight.sum())
 
     @cached_property
-    def _recorded(self) -> RecordedSteps | None:
+    def _recorded(self) -> GraphedSteps | None:
         """Steps to be replayed, None where they cannot be."""
         alone = self.ranks.size == 1 and self.augment is None
         scaled = self.precision.scaler is not None
         if scaled or not alone or not can_be_recorded(self.module, self.optimizer):
             return None
         device = self.rows.X.device
-        return RecordedSteps(self._step, self.module, self.optimizer, device)
+        return GraphedSteps(self._step, self.module, self.optimizer, device)
 
     def _steps(self) -> AbstractContextManager[Step]:
         """Give what takes the steps of an epoch."""

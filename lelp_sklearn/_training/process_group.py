@@ -50,7 +50,7 @@ class Ranks:
         n_parts = max(1, min(self.size, len(index) // 2))
         return index[self.rank :: n_parts] if self.rank < n_parts else index[:0]
 
-    def from_first(self, make: Callable[[], T]) -> T:
+    def broadcast_from_rank0(self, make: Callable[[], T]) -> T:
         """Let the first process make a value, or fail, for all of them."""
         if self.size == 1:
             return make()
@@ -78,7 +78,7 @@ class Ranks:
     def on_first(self, make: Callable[[], T]) -> T | None:
         """Let the first process make a value for itself, or fail for all of them."""
         made: list[T] = []
-        self.from_first(lambda: made.append(make()))
+        self.broadcast_from_rank0(lambda: made.append(make()))
         return made[0] if made else None
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -135,18 +135,18 @@ def _sendable(error: Exception) -> Exception:
     return error
 
 
-ALONE = Ranks()
+SINGLE_PROCESS = Ranks()
 
 
 @contextmanager
-def joined() -> Iterator[Ranks]:
+def process_group() -> Iterator[Ranks]:
     """Join the other processes of a torchrun job; a process by itself is alone.
 
     Workers of joblib, which inherit the environment of their rank, are alone too, and
     so is any thread but the main one. A group that the caller made is used and left.
     """
     if not _is_rank():
-        yield ALONE
+        yield SINGLE_PROCESS
     elif dist.is_initialized():
         yield Ranks(dist.get_rank(), dist.get_world_size())
     else:

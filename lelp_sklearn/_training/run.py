@@ -103,14 +103,14 @@ class Run:
             return False
         # There to score where the score is found.
         held_out = cast(Validation, self.held_out)
-        score = trainer.ranks.from_first(lambda: trainer.score(held_out))
+        score = trainer.ranks.broadcast_from_rank0(lambda: trainer.score(held_out))
         stops = self.stopping.update(self.n_done, score, trainer.module)
         self._reached = self.curves.extended([loss], [score]), self._best_weights()
         return stops
 
     def _report_epoch(self, end: Callable[[], bool], stops: bool) -> None:
         """Report an epoch, note what ends the training, and save."""
-        if self.trainer.ranks.from_first(end):
+        if self.trainer.ranks.broadcast_from_rank0(end):
             self.stop_reason = "callback"
         elif stops:
             self.stop_reason = "early_stopping"
@@ -132,7 +132,7 @@ class Run:
     def _resume(self) -> None:
         """Go on from the checkpoint."""
         trainer = self.trainer
-        state = trainer.ranks.from_first(self._saved)
+        state = trainer.ranks.broadcast_from_rank0(self._saved)
         if state is None:
             return
         trainer.module.load_state_dict(state["module"])

@@ -17,7 +17,7 @@ def made_up(diagnosis, table, gains):
         for seed in diagnosis.SEEDS:
             line = dict.fromkeys(diagnosis.COLUMNS, "")
             line |= {name: rng.uniform() for name in diagnosis.NUMBERS}
-            line |= {"pilot_gain": gain / 100, "pilot_error": 0.001}
+            line |= {"pilot_gain": gain / 100, "pilot_gain_se": 0.001}
             line["verdict"] = "helps" if gain > 1 else "does not help"
             line["made_with"] = diagnosis.made_with(task)
             reports.append(line | {"task": task.name, "kind": task.kind, "seed": seed})
@@ -70,7 +70,7 @@ def test_a_policy_keeps_the_gains_of_the_reports_that_it_heeds(diagnosis):
     def reports(kind, *verdicts):
         shares = {"helps": 0.5, "unclear": 0.9, "does not help": 0.9}
         return [
-            {"kind": kind, "verdict": verdict, "confidence_share": shares[verdict]}
+            {"kind": kind, "verdict": verdict, "margin_r2": shares[verdict]}
             for verdict in verdicts
         ]
 

@@ -151,7 +151,7 @@ def reports_of(task, layer, gain):
     """Two reports, of which only the mean has that gain in points."""
     return [
         {"task": task, "layer": layer, "pilot_gain": (gain + by) / 100}
-        | {"ranking_gain": 0.0, "pilot_error": 0.01, "seed": seed}
+        | {"ranking_gain": 0.0, "pilot_gain_se": 0.01, "seed": seed}
         | {"last_agreement": None, "earlier_agreement": 0.5 + 0.1 * by}
         for seed, by in ((100, -3), (101, 3))
     ]

@@ -84,12 +84,12 @@ def of_plain():
 
 def test_subclasses_help_where_classes_are_unions(of_union):
     assert of_union.verdict == "helps"
-    assert of_union.headroom > of_union.pilot_gain > of_union.pilot_error > 0
+    assert of_union.headroom > of_union.pilot_gain > of_union.pilot_gain_se > 0
     assert of_union.ranking_gain > 0.01
     assert of_union.learnability > 0.6
     assert of_union.structure > 2
     assert of_union.stability > 0.6
-    assert of_union.confidence_share < 0.3
+    assert of_union.margin_r2 < 0.3
 
 
 def test_they_do_not_where_classes_hide_nothing(of_plain):
@@ -114,7 +114,7 @@ def test_clusters_that_are_levels_of_confidence_tell_the_margin():
     E = np.column_stack([E, 3 * E[:, 0]])
     W = np.column_stack([W, np.zeros(2)])
     report = quick_report((W, b), of=(X, y, E, None), student=student_of((W, b)))
-    assert report.confidence_share > 0.9
+    assert report.margin_r2 > 0.9
 
 
 def test_the_quick_student_without_subclasses_is_vanilla_distillation():
@@ -281,7 +281,7 @@ def test_the_error_of_splits_that_share_no_rows_is_the_usual_one():
 def test_the_verdict_follows_from_the_gain_and_its_error(gain, error, verdict):
     report = SubclassReport(gain, error, 0.02, 0.1, 0.5, 1.5, 0.7, 0.5, 20, 2000, 5)
     assert report.verdict == verdict
-    assert report.advised_n_subclasses == (1 if verdict == "does not help" else 20)
+    assert report.recommended_n_subclasses == (1 if verdict == "does not help" else 20)
     text = str(report)
     assert verdict in text.splitlines()[0]
     assert f"{100 * gain:+.1f} ± {100 * error:.1f} points" in text

@@ -16,7 +16,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from lelp_sklearn._extraction.content_hash import digest_of
+from lelp_sklearn._extraction.content_hash import content_hash
 
 ROOT = Path(__file__).parents[2]
 
@@ -149,7 +149,7 @@ VALUES = _values()
 
 
 def test_values_that_differ_have_different_digests():
-    digests = {name: digest_of(value) for name, value in VALUES.items()}
+    digests = {name: content_hash(value) for name, value in VALUES.items()}
     assert len(set(digests.values())) == len(VALUES)
     assert all(len(digest) == 32 for digest in digests.values())
 
@@ -157,17 +157,17 @@ def test_values_that_differ_have_different_digests():
 @pytest.mark.parametrize("name", VALUES)
 def test_equal_values_have_equal_digests(name):
     """Made again, copied and pickled."""
-    expected = digest_of(VALUES[name])
-    assert digest_of(_values()[name]) == expected
-    assert digest_of(copy.deepcopy(VALUES[name])) == expected
-    assert digest_of(pickle.loads(pickle.dumps(VALUES[name]))) == expected
+    expected = content_hash(VALUES[name])
+    assert content_hash(_values()[name]) == expected
+    assert content_hash(copy.deepcopy(VALUES[name])) == expected
+    assert content_hash(pickle.loads(pickle.dumps(VALUES[name]))) == expected
 
 
 def test_another_process_finds_the_same():
     """Where sets and dicts of strings lie in another order."""
     code = """
-    from tests.test_identity import VALUES, digest_of
-    print(digest_of(VALUES), digest_of({"one", "two", "three"}))
+    from tests.test_identity import VALUES, content_hash
+    print(content_hash(VALUES), content_hash({"one", "two", "three"}))
     """
     found = set()
     for seed in "01":
@@ -185,79 +185,81 @@ def test_another_process_finds_the_same():
 
 
 def test_order_of_a_dict_does_not_matter():
-    assert digest_of({"a": 1, "b": 2}) == digest_of({"b": 2, "a": 1})
+    assert content_hash({"a": 1, "b": 2}) == content_hash({"b": 2, "a": 1})
 
 
 def test_layout_of_an_array_does_not_matter(tmp_path):
     array = np.random.RandomState(0).normal(size=(3000, 130))
-    expected = digest_of(array)
-    assert digest_of(np.asfortranarray(array)) == expected
-    assert digest_of(np.repeat(array, 2, axis=1)[:, ::2]) == expected
-    assert digest_of(array.astype(">f8")) == expected
+    expected = content_hash(array)
+    assert content_hash(np.asfortranarray(array)) == expected
+    assert content_hash(np.repeat(array, 2, axis=1)[:, ::2]) == expected
+    assert content_hash(array.astype(">f8")) == expected
     np.save(tmp_path / "array.npy", array)
-    assert digest_of(np.load(tmp_path / "array.npy", mmap_mode="r")) == expected
+    assert content_hash(np.load(tmp_path / "array.npy", mmap_mode="r")) == expected
     tensor = torch.from_numpy(array)
-    assert digest_of(tensor.T.contiguous().T) == digest_of(tensor)
-    assert digest_of(nn.Parameter(tensor)) == digest_of(tensor)
+    assert content_hash(tensor.T.contiguous().T) == content_hash(tensor)
+    assert content_hash(nn.Parameter(tensor)) == content_hash(tensor)
 
 
 def test_texts_of_any_length_count():
     def texts(*given):
         return np.array(given, dtype=np.dtypes.StringDType())
 
-    assert digest_of(texts("a", "bc")) == digest_of(texts("a", "bc"))
-    assert digest_of(texts("a", "bc")) != digest_of(texts("ab", "c"))
-    assert digest_of(texts("a", "bc")) != digest_of(np.array(["a", "bc"]))
+    assert content_hash(texts("a", "bc")) == content_hash(texts("a", "bc"))
+    assert content_hash(texts("a", "bc")) != content_hash(texts("ab", "c"))
+    assert content_hash(texts("a", "bc")) != content_hash(np.array(["a", "bc"]))
 
 
 def test_every_number_of_an_array_counts():
     array = np.random.RandomState(0).normal(size=(3000, 130))
-    before = {digest_of(array)}
+    before = {content_hash(array)}
     for position in ((0, 0), (1500, 7), (2999, 129)):
         changed = array.copy()
         changed[position] = np.nextafter(changed[position], 9)
-        before.add(digest_of(changed))
+        before.add(content_hash(changed))
     assert len(before) == 4
 
 
 def test_what_an_object_does_not_pickle_does_not_count():
-    assert digest_of(OwnState(1, 2)) == digest_of(OwnState(1, 3))
-    assert digest_of(OwnState(1, 2)) != digest_of(OwnState(2, 2))
+    assert content_hash(OwnState(1, 2)) == content_hash(OwnState(1, 3))
+    assert content_hash(OwnState(1, 2)) != content_hash(OwnState(2, 2))
 
 
 def test_version_of_scikit_learn_does_not_count():
     """A file made under one version is whole under another."""
     estimator = LogisticRegression()
-    expected = digest_of(estimator)
+    expected = content_hash(estimator)
     state = {**estimator.__getstate__(), "_sklearn_version": "0.1"}
     estimator.__dict__["_sklearn_version"] = state["_sklearn_version"]
-    assert digest_of(estimator) == expected
+    assert content_hash(estimator) == expected
 
 
 def test_lazy_layers_of_torch_have_digests():
     """Their hooks are numbered by the process; their weights are not there yet."""
     layer = nn.LazyLinear(3)
     assert (
-        digest_of(layer) == digest_of(nn.LazyLinear(3)) != digest_of(nn.LazyLinear(4))
+        content_hash(layer)
+        == content_hash(nn.LazyLinear(3))
+        != content_hash(nn.LazyLinear(4))
     )
-    assert digest_of(pickle.loads(pickle.dumps(layer))) == digest_of(layer)
-    assert digest_of(copy.deepcopy(layer)) == digest_of(layer)
+    assert content_hash(pickle.loads(pickle.dumps(layer))) == content_hash(layer)
+    assert content_hash(copy.deepcopy(layer)) == content_hash(layer)
 
 
 def test_python_modules_count_by_name():
-    assert digest_of(copy) == digest_of(copy) != digest_of(pickle)
+    assert content_hash(copy) == content_hash(copy) != content_hash(pickle)
 
 
 def test_what_cannot_be_pickled_is_refused():
     with open(__file__, encoding="utf-8") as file, pytest.raises(TypeError):
-        digest_of({"file": file})
+        content_hash({"file": file})
 
 
 def test_torch_is_not_imported():
     code = """
     import sys
-    from lelp_sklearn._extraction.content_hash import digest_of
-    digest_of([1.0, {"a": b"c"}, len])
+    from lelp_sklearn._extraction.content_hash import content_hash
+    content_hash([1.0, {"a": b"c"}, len])
     assert "torch" not in sys.modules
     """
     subprocess.run([sys.executable, "-c", "if True:" + code], check=True, cwd=ROOT)

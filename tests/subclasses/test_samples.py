@@ -9,7 +9,7 @@ from sklearn.datasets import make_blobs
 
 from lelp_sklearn import LELPProjector
 from lelp_sklearn._subclasses.dask_rows import DaskRows
-from lelp_sklearn._subclasses.digests import row_digests
+from lelp_sklearn._subclasses.digests import hash_rows
 from lelp_sklearn._subclasses.inputs import CheckedRows
 from lelp_sklearn._subclasses.rows import LabelledRows
 from lelp_sklearn._subclasses.subsample import class_samples
@@ -181,7 +181,7 @@ def test_a_sample_estimates_sums_over_its_class(weighted):
     X, codes, _ = large_classes()
     rng = np.random.RandomState(0)
     weight = rng.pareto(1.5, size=N_ROWS) if weighted else np.ones(N_ROWS)
-    data = LabelledRows(X, codes, weight, row_digests(X))
+    data = LabelledRows(X, codes, weight, hash_rows(X))
     means = []
     for seed in range(30):
         random_state = np.random.RandomState(seed)
@@ -201,7 +201,7 @@ def test_a_sample_put_together_from_chunks_is_that_of_all_rows(kind):
     if kind == "copies":
         index = np.arange(160_000) % len(X)
         X, codes, weight = X[index], codes[index], np.ones(len(index))
-    whole = LabelledRows(X, codes, weight, row_digests(X))
+    whole = LabelledRows(X, codes, weight, hash_rows(X))
     lazy = DaskRows.check(
         da.from_array(X, chunks=(30_000, -1)), codes, weight, None, None
     ).map(CheckedRows.encode, np.arange(2))
@@ -221,17 +221,15 @@ def test_distinct_rows_have_distinct_digests(dtype):
     indicators = np.eye(300)
     for X in (whole_numbers.reshape(-1, 4), indicators, np.outer(indicators[0], [1])):
         n_distinct = len(np.unique(X, axis=0))
-        assert len(np.unique(row_digests(X.astype(dtype)))) == n_distinct
+        assert len(np.unique(hash_rows(X.astype(dtype)))) == n_distinct
 
 
 def test_equal_rows_have_equal_digests():
     X = np.random.RandomState(0).normal(size=(50, 9)).astype(np.float16)
     X[X < 0] = 0
-    assert_array_equal(row_digests(X), row_digests(X.astype(np.float32)))
-    assert_array_equal(
-        row_digests(X), row_digests(np.where(X == 0, np.float16(-0.0), X))
-    )
-    assert_array_equal(row_digests(np.asfortranarray(X)), row_digests(X))
+    assert_array_equal(hash_rows(X), hash_rows(X.astype(np.float32)))
+    assert_array_equal(hash_rows(X), hash_rows(np.where(X == 0, np.float16(-0.0), X)))
+    assert_array_equal(hash_rows(np.asfortranarray(X)), hash_rows(X))
 
 
 @pytest.mark.parametrize("svd_solver", ["auto", "randomized"])

@@ -66,13 +66,13 @@ def test_the_share_told_is_the_adjusted_r_squared_of_a_regression():
     indicators = (clusters[:, None] == np.arange(1, 5)).astype(float)
     r2 = LinearRegression().fit(indicators, values).score(indicators, values)
     adjusted = 1 - (1 - r2) * 199 / 195
-    assert structure.share_told(clusters, values) == pytest.approx(adjusted)
+    assert structure.adjusted_r2(clusters, values) == pytest.approx(adjusted)
 
 
 def test_clusters_at_random_tell_nothing_on_average():
     rng = np.random.RandomState(0)
     shares = [
-        structure.share_told(rng.randint(10, size=60), rng.normal(size=60))
+        structure.adjusted_r2(rng.randint(10, size=60), rng.normal(size=60))
         for _ in range(400)
     ]
     assert np.mean(shares) == pytest.approx(0, abs=0.02)
@@ -84,4 +84,4 @@ def test_clusters_at_random_tell_nothing_on_average():
     ids=["constant", "a cluster a row"],
 )
 def test_where_there_is_nothing_to_tell_the_share_is_zero(clusters, values):
-    assert structure.share_told(np.array(clusters), np.array(values)) == 0
+    assert structure.adjusted_r2(np.array(clusters), np.array(values)) == 0

@@ -175,7 +175,7 @@ def test_distinct_rows_are_those_of_arrays(device, most, copies, monkeypatch):
     X = rng.normal(size=(2000, 3))
     X = X[rng.randint(len(X), size=len(X))] if copies else X
     known = rng.randint(-1, 2, size=len(X)), rng.uniform(size=len(X))
-    known = *known, digests.row_digests(X)
+    known = *known, digests.hash_rows(X)
     tensor = tensors.TensorRows(on(device, X))
     pairs = zip(
         subsample.class_sketches(LabelledRows(X, *known), 2, np.uint64(5)),
@@ -198,7 +198,7 @@ def test_digests_are_those_of_arrays(device, dtype):
     X = torch.as_tensor(make_problem().X, dtype=dtype)
     X[3, 4], X[5, 6] = 0.0, -0.0
     tensor = tensors.TensorRows(X.to(device))
-    assert_array_equal(digests.row_digests(tensor), digests.row_digests(X.numpy()))
+    assert_array_equal(digests.hash_rows(tensor), digests.hash_rows(X.numpy()))
 
 
 @pytest.mark.parametrize("n_features", [5, 300])
@@ -210,11 +210,11 @@ def test_digests_of_the_kernel_are_those_of_arrays(
     X = torch.as_tensor(make_problem(n_features=n_features).X, dtype=dtype)
     X[3, 4], X[5, 3] = 0.0, -0.0
     tensor = tensors.TensorRows(X.to(device))
-    expected = digests.row_digests(X.float().numpy())
-    assert_array_equal(digests.row_digests(tensor), expected)
+    expected = digests.hash_rows(X.float().numpy())
+    assert_array_equal(digests.hash_rows(tensor), expected)
     X[17, 4] = np.inf
     with pytest.raises(ValueError, match="row 17"):
-        digests.row_digests(tensors.TensorRows(X.to(device)))
+        digests.hash_rows(tensors.TensorRows(X.to(device)))
 
 
 def test_kernels_read_features_that_lie_two_thousand_million_numbers_apart(
@@ -227,8 +227,8 @@ def test_kernels_read_features_that_lie_two_thousand_million_numbers_apart(
     X = torch.empty(18 * step, dtype=torch.float16, device=device)
     X = X.view(18, step).T[: len(problem.X)].copy_(torch.as_tensor(problem.X))
     known = X.float().cpu().numpy()
-    found = digests.row_digests(tensors.TensorRows(X))
-    assert_array_equal(found, digests.row_digests(known))
+    found = digests.hash_rows(tensors.TensorRows(X))
+    assert_array_equal(found, digests.hash_rows(known))
     projector = build(problem).fit(known, problem.codes)
     soft = projector.transform(X).cpu().numpy()
     assert_allclose(soft, projector.transform(known), atol=1e-5)

@@ -28,7 +28,7 @@ class Stream:
         pass
 
 
-class Replays(cuda_graphs.Recording):
+class Replays(cuda_graphs.CapturedStep):
     """Replays a step on the CPU, by taking it anew on the tensors it was made with."""
 
     made = 0
@@ -49,7 +49,7 @@ class Replays(cuda_graphs.Recording):
 def recording(monkeypatch):
     """Let the CPU pass for a GPU."""
     monkeypatch.setattr(Replays, "made", 0)
-    monkeypatch.setattr(cuda_graphs, "Recording", Replays)
+    monkeypatch.setattr(cuda_graphs, "CapturedStep", Replays)
     monkeypatch.setattr(cuda_graphs, "RECORDING_DEVICE", "cpu")
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
@@ -531,7 +531,7 @@ def test_a_recording_that_fails_leaves_the_steps_as_they_are_written(
 
     renewed = []
     monkeypatch.setattr(cuda_graphs, "renew_generator", renewed.append)
-    monkeypatch.setattr(cuda_graphs, "Recording", fail)
+    monkeypatch.setattr(cuda_graphs, "CapturedStep", fail)
     plain = quick().fit(X, y, soft_targets=targets)
     assert len(tries) == len(renewed) == 1
     monkeypatch.setattr(loop, "can_be_recorded", lambda *of: False)
@@ -551,7 +551,7 @@ def test_what_is_wrong_with_a_step_itself_is_told(problem, recording, monkeypatc
         raise TypeError("of the recording")
 
     monkeypatch.setattr(cuda_graphs, "renew_generator", lambda device: None)
-    monkeypatch.setattr(cuda_graphs, "Recording", record)
+    monkeypatch.setattr(cuda_graphs, "CapturedStep", record)
     with pytest.raises(ValueError, match="of its own"):
         quick(module=MyNet).fit(X, y, soft_targets=targets)
 
@@ -566,7 +566,7 @@ def test_an_interruption_while_a_step_is_recorded_ends_the_fit(
 
     renewed = []
     monkeypatch.setattr(cuda_graphs, "renew_generator", renewed.append)
-    monkeypatch.setattr(cuda_graphs, "Recording", interrupt)
+    monkeypatch.setattr(cuda_graphs, "CapturedStep", interrupt)
     student = quick()
     with pytest.raises(KeyboardInterrupt):
         student.fit(X, y, soft_targets=targets)
@@ -590,7 +590,7 @@ def test_an_error_while_a_step_is_recorded_is_the_one_that_is_raised(monkeypatch
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Broken)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     with pytest.raises(KeyboardInterrupt):
-        cuda_graphs.Recording(step, torch.arange(3), 1.0, None)
+        cuda_graphs.CapturedStep(step, torch.arange(3), 1.0, None)
 
 
 @pytest.mark.parametrize("is_enabled", [True, False])
@@ -621,7 +621,7 @@ def test_no_garbage_is_collected_while_a_step_is_recorded(
     try:
         (gc.enable if is_enabled else gc.disable)()
         with pytest.raises(RuntimeError) if fails else nullcontext():
-            cuda_graphs.Recording(step, torch.arange(3), 1.0, None)
+            cuda_graphs.CapturedStep(step, torch.arange(3), 1.0, None)
         assert seen == [False]
         assert gc.isenabled() is is_enabled
     finally:

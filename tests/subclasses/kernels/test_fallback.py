@@ -87,7 +87,7 @@ def test_plain_kernels_give_what_compiled_ones_do(variable, tmp_path):
     code = """
 import numpy as np
 from lelp_sklearn._subclasses.kernels.jit import can_compile
-from tests.projection.test_fallback import soft_labels
+from tests.subclasses.kernels.test_fallback import soft_labels
 
 assert not can_compile()
 np.savez("{path}", **soft_labels())
