@@ -166,7 +166,7 @@ def test_equal_values_have_equal_digests(name):
 def test_another_process_finds_the_same():
     """Where sets and dicts of strings lie in another order."""
     code = """
-    from tests.test_identity import VALUES, content_hash
+    from tests.extraction.test_content_hash import VALUES, content_hash
     print(content_hash(VALUES), content_hash({"one", "two", "three"}))
     """
     found = set()

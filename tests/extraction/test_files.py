@@ -74,7 +74,7 @@ FULL = """
     import numpy as np
     from lelp_sklearn import LELPProjector
     from tests.student_problems import make_groups
-    from tests.test_files import make_extractor, write_checkpoint
+    from tests.extraction.test_files import make_extractor, write_checkpoint
 
     def report(write, *arguments, **options):
         try:
