@@ -75,16 +75,6 @@ def check_embedding_shape(found: object, n_rows: int, layer: str | None) -> None
         )
 
 
-def other_logits(
-    found: tuple[int, ...] | None, n_rows: int, n_logits: int
-) -> ValueError:
-    """The model returns another number of logits than for the first rows."""
-    return ValueError(
-        f"model returned a tensor of shape {found} for {n_rows} rows, and {n_logits} "
-        "logits for each of the first rows: it must return as many for every row."
-    )
-
-
 def failing_model(shapes: object, rows: NDArray[Any], reason: object) -> ValueError:
     """The model does not take the rows; these are their places in X."""
     first, last = int(rows.min()), int(rows.max())

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, and locks on files."""
 
 import errno
 import glob
@@ -104,6 +104,37 @@ def remove_leftovers(target: Path) -> None:
     pattern = f".{glob.escape(target.name)}.{'[0-9a-f]' * 32}.part"
     for partial in target.parent.glob(pattern):
         partial.unlink()
+
+
+@contextmanager
+def locked(target: Path) -> Iterator[bool]:
+    """Hold a lock that goes with the process; tell whether nobody else holds it.
+
+    Raises
+    ------
+    ValueError
+        If a symbolic link is in the place of the lock's file.
+    """
+    # Imported with the first lock, since this takes as long as NumPy.
+    from filelock import FileLock, Timeout
+
+    path = target.with_name(target.name + ".lock")
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    except OSError as reason:
+        if reason.errno != errno.ELOOP:
+            raise
+        raise ValueError(
+            f"{str(path)!r} is a symbolic link, and is not written to: delete it."
+        ) from reason
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 def sync_folder(folder: Path) -> None:

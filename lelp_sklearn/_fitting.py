@@ -11,12 +11,12 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils import check_random_state
 from torch import nn
 
-from lelp_sklearn import _teacher_validation, _training_validation, _validation
+from lelp_sklearn import _training_validation, _validation
 from lelp_sklearn._callbacks import NO_TASK, begin_fit
 from lelp_sklearn._callers import find_stacklevel
 from lelp_sklearn._class_predictions import Seeds, Stream, StudentFit
 from lelp_sklearn._extraction.content_hash import content_hash
-from lelp_sklearn._extraction.sklearn_teachers import OmittedTeacher
+from lelp_sklearn._extraction.sklearn_teachers import OmittedTeacher, check_teacher
 from lelp_sklearn._locks import exclusive
 from lelp_sklearn._projector import LELPProjector
 from lelp_sklearn._targets import (
@@ -127,7 +127,7 @@ class StudentFittingMixin:
         self._validate_params()
         _training_validation.check_frozen(self.projector, LELPProjector)
         if not isinstance(self.teacher, OmittedTeacher | None):
-            _teacher_validation.check_teacher(self.teacher)
+            check_teacher(self.teacher)
         _training_validation.check_class_weight(self.class_weight)
         checkpoint_validation.check_resumable(self.checkpoint, self.random_state)
         is_template = isinstance(self.module, nn.Module)

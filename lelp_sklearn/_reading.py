@@ -8,13 +8,18 @@ from numpy.typing import NDArray
 from sklearn.base import clone
 from sklearn.utils.validation import has_fit_parameter
 
-from lelp_sklearn import _teacher_validation, _validation
+from lelp_sklearn import _validation
 from lelp_sklearn._subclasses import dask_arrays
 from lelp_sklearn._subclasses.head import (
     Head,
+    check_fitted_head,
+    check_head_rows,
+    check_one_vs_rest,
     discriminant_head,
     least_squares_head,
     resolve_head,
+    unfitted_head,
+    unknown_head,
 )
 from lelp_sklearn._subclasses.inputs import CheckedRows
 from lelp_sklearn._subclasses.moments import (
@@ -133,7 +138,7 @@ def read_sample(
     is_dask = dask_arrays.is_dask_array(rows)
     known_head, head_classes = resolve_head(head, rows.shape[1])
     can_fit_head = not (streaming or is_dask)
-    _teacher_validation.check_fitted_head(known_head is not None, head, can_fit_head)
+    check_fitted_head(known_head is not None, head, can_fit_head)
     if known_head is None and teacher_logits is None and y is None:
         raise _validation.head_is_missing()
     checked: Any = CheckedRows
@@ -146,7 +151,7 @@ def read_sample(
     found = checked.findings()
     found.check()
     if found.only_probabilities:
-        _teacher_validation.warn_of_probabilities()
+        _validation.warn_of_probabilities()
     n_outputs = None if found.n_logits is None else max(2, found.n_logits)
     if known_head is not None:
         n_outputs = len(known_head.coef)
@@ -155,7 +160,7 @@ def read_sample(
     if known_head is None and head is not None:
         known_head = _fit_head(head, checked, classes)
     if known_head is not None:
-        _teacher_validation.check_head_rows(len(known_head.coef), classes)
+        check_head_rows(len(known_head.coef), classes)
     if found.n_logits is not None:
         _validation.check_logit_columns(found.n_logits, len(classes))
     data = checked.map(CheckedRows.encode, classes)
@@ -174,7 +179,7 @@ def _compare_with_labels(
     Looks at a few of the labelled rows.
     """
     labelled = np.flatnonzero(rows.codes >= 0)
-    step = max(1, -(-labelled.size // _teacher_validation.CLASS_ORDER_ROWS))
+    step = max(1, -(-labelled.size // _validation.CLASS_ORDER_ROWS))
     index = labelled[::step]
     if rows.logits is not None:
         logits = rows.logits[index]
@@ -183,16 +188,16 @@ def _compare_with_labels(
     else:
         return
     likeliest = logits.argmax(axis=1)
-    _teacher_validation.warn_of_class_order(likeliest, rows.codes[index], classes)
+    _validation.warn_of_class_order(likeliest, rows.codes[index], classes)
 
 
 def _fit_head(head: Any, checked: CheckedRows, classes: NDArray[Any]) -> Head:
     """Fit a clone of the linear classifier on the labelled rows."""
     used = np.flatnonzero(checked.labelled & (checked.weight > 0))
     if not used.size:
-        raise _teacher_validation.unfitted_head(head)
+        raise unfitted_head(head)
     _validation.check_several_classes(classes)
-    _teacher_validation.check_one_vs_rest(head, classes)
+    check_one_vs_rest(head, classes)
     classifier = clone(head)
     options = {}
     if has_fit_parameter(classifier, "sample_weight"):
@@ -202,5 +207,5 @@ def _fit_head(head: Any, checked: CheckedRows, classes: NDArray[Any]) -> Head:
     classifier.fit(np.asarray(checked.X[rows]), checked.labels[rows], **options)
     fitted, _ = resolve_head(classifier, checked.X.shape[1])
     if fitted is None:
-        raise _teacher_validation.unknown_head(head)
+        raise unknown_head(head)
     return fitted

@@ -12,7 +12,7 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from lelp_sklearn import _teacher_validation, _validation
+from lelp_sklearn import _validation
 from lelp_sklearn._callers import warned_once
 from lelp_sklearn._files import new_npy
 from lelp_sklearn._numeric_validation import check_dense, check_numbers
@@ -202,8 +202,8 @@ class SoftLabelMixin:
         check_dense(teacher_logits, "teacher_logits")
         logits = tensors.to_array(teacher_logits)
         logits = _validation.check_logits(logits, n_samples)
-        if _teacher_validation.are_probabilities(logits):
-            _teacher_validation.warn_of_probabilities()
+        if _validation.are_probabilities(logits):
+            _validation.warn_of_probabilities()
         _validation.check_logit_columns(logits.shape[1], len(self.classes_))
         return _validation.logits_of_classes(logits)
 

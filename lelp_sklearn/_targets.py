@@ -15,7 +15,6 @@ from sklearn.utils.validation import check_is_fitted
 
 from lelp_sklearn import (
     _numeric_validation,
-    _teacher_validation,
     _training_validation,
     _validation,
 )
@@ -196,7 +195,7 @@ def read_sample(
         if array is None:
             continue
         argument = name + suffix
-        _teacher_validation.check_is_array(array, argument)
+        _check_is_array(array, argument)
         _numeric_validation.check_dense(array, argument)
         _numeric_validation.check_numbers(array, argument)
         if isinstance(array, list | tuple):
@@ -390,7 +389,7 @@ def warn_of_class_order(
     known = codes >= 0
     mass = soft_targets.reshape(len(codes), len(source.classes), -1).sum(axis=2)
     likeliest = mass[known].argmax(axis=1)
-    _teacher_validation.warn_of_class_order(likeliest, codes[known], source.classes)
+    _validation.warn_of_class_order(likeliest, codes[known], source.classes)
 
 
 def given_source(sample: Sample, projector: Any, classes: Any) -> TargetSource:
@@ -556,7 +555,7 @@ def _check_width(projector: Any, sample: Sample, embeddings: Any) -> None:
         expected = next(reversed(np.shape(coef)), None)
     shape = np.shape(embeddings)
     if expected is not None and len(shape) == 2:
-        _teacher_validation.check_embedding_width(
+        _check_embedding_width(
             shape[1],
             expected,
             "teacher_embeddings",
@@ -579,3 +578,32 @@ def _in_projector(sample: Sample, teacher: Any) -> Iterator[None]:
         if error.name != "X":
             raise
         raise _validation.NotFiniteError(name, error.rest) from None
+
+
+def _check_is_array(values: Any, name: str) -> None:
+    """Raise where a model is given in the place of what it makes."""
+    if not hasattr(values, "__len__") and not hasattr(values, "shape"):
+        raise TypeError(
+            f"{name} is {type(values).__name__}; it must be an array, one row a "
+            "sample. A model that makes it is passed as teacher=, or its "
+            ".transform(X) here."
+        )
+
+
+def _check_embedding_width(
+    n_features: int, expected: int, name: str, *, is_given: bool
+) -> None:
+    """Raise unless the projector can read embeddings of this width."""
+    if n_features == expected:
+        return
+    if not is_given:
+        raise ValueError(
+            f"teacher_embeddings are missing: X would take their place, and has "
+            f"{n_features} features, but the head or the fitted projector reads "
+            f"{expected}. Pass teacher_embeddings of shape (n_samples, {expected}), or "
+            "a teacher that makes them."
+        )
+    raise ValueError(
+        f"{name} has {n_features} features, but the head or the fitted projector reads "
+        f"{expected}: pass embeddings of shape (n_samples, {expected})."
+    )

@@ -11,9 +11,10 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import column_or_1d
 
-from lelp_sklearn._callers import encoding_caller
+from lelp_sklearn._callers import encoding_caller, warn_user
 from lelp_sklearn._numeric_validation import as_numbers, check_dense
 from lelp_sklearn._typing import BoolArray, FloatArray, IntArray
+from lelp_sklearn.exceptions import ClassOrderWarning, ProbabilitiesAsLogitsWarning
 
 
 class NotFiniteError(ValueError):
@@ -527,3 +528,61 @@ def check_out(
         )
     if not out.flags.writeable:
         raise ValueError("out is read-only; pass an array that may be written to.")
+
+
+# --- what a teacher gives -------------------------------------------------------------
+
+# Rows that say enough of the order of classes, and the share of them that another order
+# must explain beyond the given one: of two classes, that 30 % or less are right.
+CLASS_ORDER_ROWS = 128
+_FEWEST_ROWS = 50
+_EXPLAINED = 0.4
+
+
+def are_probabilities(logits: FloatArray) -> bool:
+    """Whether logits (n, C) are probabilities, whose logarithms are not."""
+    if logits.shape[1] < 2 or logits.min() < 0:
+        return False
+    return bool(np.all(np.abs(logits.sum(axis=1) - 1) < 1e-3))
+
+
+def warn_of_probabilities() -> None:
+    """Warn of logits that are probabilities."""
+    warn_user(
+        "teacher_logits are probabilities: no entry is negative and each row sums to "
+        "one. Pass their logarithm, zeros clipped, as in np.log(np.maximum(p, 1e-7)).",
+        ProbabilitiesAsLogitsWarning,
+    )
+
+
+def warn_of_class_order(
+    likeliest: IntArray, codes: IntArray, classes: NDArray[Any]
+) -> None:
+    """Warn where another order of the teacher's classes explains the labels better.
+
+    Parameters
+    ----------
+    likeliest : (n,) class that the teacher finds likeliest
+    codes : (n,) class of the label
+    classes : (C,)
+    """
+    if len(codes) < _FEWEST_ROWS:
+        return
+    # Imported here, since a fit with a well ordered teacher needs it rarely.
+    from scipy.optimize import linear_sum_assignment
+
+    agreed = np.zeros((len(classes),) * 2, dtype=np.intp)
+    np.add.at(agreed, (codes, likeliest), 1)
+    own = int(np.trace(agreed))
+    if len(codes) - own < _EXPLAINED * len(codes):
+        return
+    rows, columns = linear_sum_assignment(agreed, maximize=True)
+    best = int(agreed[rows, columns].sum())
+    if best - own >= _EXPLAINED * len(codes):
+        warn_user(
+            f"The teacher's likeliest class is the label of {own} of {len(codes)} "
+            f"rows, and of {best} were its classes in another order: column "
+            f"{columns.tolist()} for {classes.tolist()}. Rows of head and columns of "
+            "teacher_logits or soft_targets must be in the order of the sorted labels.",
+            ClassOrderWarning,
+        )

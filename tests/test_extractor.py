@@ -36,7 +36,7 @@ from lelp_sklearn import (
     subclass_report,
 )
 from lelp_sklearn._extraction import resumable
-from lelp_sklearn._file_lock import locked
+from lelp_sklearn._files import locked
 
 ROOT = Path(__file__).parents[1]
 

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lelp_sklearn import _extraction_validation as validation
-from lelp_sklearn._file_lock import locked
 from lelp_sklearn._files import (
     check_writable,
+    locked,
     map_new_npy,
     n_missing_bytes,
     new_file,

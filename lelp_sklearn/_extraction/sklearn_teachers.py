@@ -9,8 +9,9 @@ from scipy.sparse import issparse
 from sklearn.base import TransformerMixin, clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils import _safe_indexing
+from sklearn.utils._param_validation import InvalidParameterError
 
-from lelp_sklearn import _teacher_validation, _training_validation, _validation
+from lelp_sklearn import _training_validation, _validation
 
 
 @dataclass(frozen=True)
@@ -82,13 +83,13 @@ def mean_over_members(embeddings: Any, n_samples: int, name: str) -> Any:
     """Give embeddings (n, d), of several members (n_members, n, d) their mean."""
     if getattr(embeddings, "ndim", 2) != 3:
         return embeddings
-    _teacher_validation.check_member_rows(tuple(embeddings.shape), n_samples, name)
+    check_member_rows(tuple(embeddings.shape), n_samples, name)
     return embeddings.mean(axis=0)
 
 
 def _checked(embeddings: Any, n_samples: int, name: str) -> Any:
     """Give what a teacher made of rows as embeddings (n, d)."""
-    _teacher_validation.check_dense_embeddings(issparse(embeddings), name)
+    check_dense_embeddings(issparse(embeddings), name)
     if isinstance(embeddings, np.ndarray) or not hasattr(embeddings, "shape"):
         # A plain array, also of a class of the user's.
         embeddings = np.asarray(embeddings)
@@ -103,3 +104,35 @@ def _select(X: Any, y: Any, used: np.ndarray) -> tuple[Any, Any]:
         return X, y
     rows = np.flatnonzero(used)
     return _safe_indexing(X, rows), None if y is None else y[rows]
+
+
+def check_teacher(teacher: Any) -> None:
+    """Raise unless a teacher can make embeddings."""
+    if all(callable(getattr(teacher, name, None)) for name in ("fit", "transform")):
+        return
+    wrapped = " Wrap a torch module, EmbeddingExtractor(module)."
+    raise InvalidParameterError(
+        "The 'teacher' parameter of LELPStudentClassifier must be a transformer with "
+        "fit and transform, such as EmbeddingExtractor, or None. Got "
+        f"{type(teacher).__name__}.{wrapped if hasattr(teacher, 'forward') else ''}"
+    )
+
+
+def check_member_rows(shape: tuple[int, ...], n_samples: int, name: str) -> None:
+    """Raise unless embeddings of several members have a row for each of X."""
+    if shape[1] != n_samples:
+        raise ValueError(
+            f"{name} has shape {shape} and X has {n_samples} rows: three-dimensional "
+            "embeddings must be (n_members, n_samples, n_features), and are averaged "
+            "over the members. Cross-validation slices the first axis: there pass "
+            "embeddings.mean(axis=0)."
+        )
+
+
+def check_dense_embeddings(is_sparse: bool, name: str) -> None:
+    """Raise where a teacher makes sparse embeddings."""
+    if is_sparse:
+        raise TypeError(
+            f"Sparse data was passed: {name} is sparse, and embeddings must be dense. "
+            "End the teacher in a step that makes them dense, such as TruncatedSVD."
+        )

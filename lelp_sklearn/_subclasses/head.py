@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy import linalg
 from sklearn.base import is_classifier
 
-from lelp_sklearn import _teacher_validation, _validation
+from lelp_sklearn import _validation
 from lelp_sklearn._subclasses import tensors
 from lelp_sklearn._typing import FloatArray
 
@@ -48,22 +48,22 @@ def resolve_head(head: Any, n_features: int) -> tuple[Head | None, NDArray[Any] 
     if isinstance(head, tuple | list) and len(head) == 2:
         coef, intercept = head
     elif hasattr(head, "coef_") and hasattr(head, "classes_"):
-        _teacher_validation.check_one_vs_rest(head, head.classes_)
+        check_one_vs_rest(head, head.classes_)
         coef, intercept, classes = head.coef_, head.intercept_, head.classes_
     elif is_layer:
         coef, intercept = head.weight, getattr(head, "bias", None)
     elif hasattr(head, "steps"):
-        raise _teacher_validation.composed_head(head)
+        raise _composed_head(head)
     elif is_unfitted_classifier(head):
         return None, None
     else:
-        raise _teacher_validation.unknown_head(head)
+        raise unknown_head(head)
     # A layer without bias has None for it.
     intercept = 0.0 if intercept is None else tensors.to_array(intercept)
     arrays = tensors.to_array(coef), intercept
     resolved = Head(*_validation.check_head(*arrays, n_features))
     if is_layer and not tensors.is_linear(head, *arrays):
-        raise _teacher_validation.other_than_its_weights(head)
+        raise _other_than_its_weights(head)
     return resolved, classes
 
 
@@ -156,3 +156,68 @@ def _deviations(variance: FloatArray, mean: FloatArray) -> FloatArray:
     rounding = (_ROUNDING * mean) ** 2
     varies = variance > np.maximum(rounding, np.finfo(np.float64).tiny)
     return np.sqrt(np.where(varies, variance, np.inf))
+
+
+def check_one_vs_rest(head: Any, classes: Any) -> None:
+    """Raise for a support vector machine of more than two classes."""
+    if hasattr(head, "decision_function_shape") and len(classes) > 2:
+        raise ValueError(
+            f"head is {type(head).__name__} of {len(classes)} classes, whose rows of "
+            "coef_ tell pairs of classes apart: use LinearSVC or LogisticRegression, "
+            "which have a row for each class."
+        )
+
+
+def _composed_head(head: object) -> TypeError:
+    """A classifier behind other steps, which has no coefficients of the embeddings."""
+    return TypeError(
+        f"head is {type(head).__name__}, whose steps are no single linear map: give "
+        "(coef, intercept) in units of the embeddings, or the classifier itself with "
+        "embeddings that went through the other steps."
+    )
+
+
+def _other_than_its_weights(head: object) -> ValueError:
+    """A layer with a forward of its own, whose output its weights do not make."""
+    return ValueError(
+        f"head is {type(head).__name__}, whose output is not its weights times its "
+        "input plus its bias: pass head=None, and the logits of the model as "
+        "teacher_logits."
+    )
+
+
+def unknown_head(head: object) -> TypeError:
+    """Nothing that gives a linear map."""
+    return TypeError(
+        f"head is {type(head).__name__}; it must be None, a pair (coef, intercept), a "
+        "linear classifier with coef_ and intercept_ (fitted or not) or a "
+        "torch.nn.Linear."
+    )
+
+
+def unfitted_head(head: object) -> ValueError:
+    """A classifier that is not fitted, and nothing to fit it on."""
+    return ValueError(
+        f"head is a {type(head).__name__} that is not fitted, and y has no label to "
+        "fit it on: fit the head first, or pass y with labels."
+    )
+
+
+def check_head_rows(n_rows: int, classes: NDArray[Any]) -> None:
+    """Raise unless the head has a row for each class."""
+    if n_rows != len(classes):
+        raise ValueError(
+            f"head has {n_rows} rows and there are {len(classes)} classes, "
+            f"{classes.tolist()}: give one row a class, in the order of classes_ (or "
+            "one row of a sigmoid head)."
+        )
+
+
+def check_fitted_head(head_is_known: bool, head: object, whole: bool) -> None:
+    """Raise where a classifier would have to be fitted, and the rows are in parts."""
+    if head is not None and not head_is_known and not whole:
+        raise ValueError(
+            f"head is {type(head).__name__}, not fitted, and neither a stream nor dask "
+            "arrays can fit it: fit it beforehand, or pass head=(coef, intercept) or "
+            "None."
+        )

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lelp_sklearn import _teacher_validation, _validation
+from lelp_sklearn import _validation
 from lelp_sklearn._numeric_validation import check_dense
 from lelp_sklearn._subclasses import tensors
 from lelp_sklearn._subclasses.digests import Digests, hash_rows
@@ -112,8 +112,7 @@ class CheckedRows(InMemory):
             None if self.logits is None else self.logits.shape[1],
             bool(np.any(self.weight > 0)),
             bool(np.any(~self.labelled & (self.weight > 0))),
-            self.logits is not None
-            and _teacher_validation.are_probabilities(self.logits),
+            self.logits is not None and _validation.are_probabilities(self.logits),
         )
 
     def encode(self, classes: NDArray[Any]) -> LabelledRows:

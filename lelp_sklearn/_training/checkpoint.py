@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 
-from lelp_sklearn._file_lock import locked
-from lelp_sklearn._files import new_file, remove_leftovers
+from lelp_sklearn._files import locked, new_file, remove_leftovers
 from lelp_sklearn._training import checkpoint_validation as validation
 from lelp_sklearn._training.checkpoint_validation import SUFFIX
 

@@ -11,8 +11,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lelp_sklearn import _extraction_validation as validation
-
 # Products in single precision may have fewer digits than their factors (TF32).
 _EPS_OF_PRODUCTS = 2.0**-11
 # One of many positions comes near by chance: only a copy counts, up to its log-softmax.
@@ -64,7 +62,11 @@ class Output:
         answer = answer_of(returned)
         if answer is None or answer.numel() != n_rows * self.n_logits:
             shape = None if answer is None else tuple(answer.shape)
-            raise validation.other_logits(shape, n_rows, self.n_logits)
+            raise ValueError(
+                f"model returned a tensor of shape {shape} for {n_rows} rows, and "
+                f"{self.n_logits} logits for each of the first rows: it must return as "
+                "many for every row."
+            )
         logits = answer.float().reshape(n_rows, self.n_logits)
         if not self.are_probabilities:
             return logits
