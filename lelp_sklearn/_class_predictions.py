@@ -15,7 +15,7 @@ from sklearn.utils.validation import (
 from lelp_sklearn import _training_validation, _validation
 from lelp_sklearn._numeric_validation import check_numbers
 from lelp_sklearn._training import export, export_validation, modules
-from lelp_sklearn._training.batches import as_tensor, outputs
+from lelp_sklearn._training.batches import as_tensor, batched_outputs
 from lelp_sklearn._training.curves import Curves
 from lelp_sklearn._training.device import is_integer
 from lelp_sklearn._training.loop import Objective, Trainer
@@ -79,7 +79,7 @@ class StudentFit:
     """
 
     source: Any
-    student: modules.Student
+    student: modules.StudentModule
     objective: Objective
     seeds: Seeds
     curves: Curves = field(default_factory=Curves)
@@ -89,7 +89,7 @@ class StudentFit:
     @property
     def expected_rows(self) -> tuple[tuple[int, ...], bool]:
         """The shape of a row, and whether its integers are codes."""
-        return self.student.row_shape, self.student.takes_codes
+        return self.student.row_shape, self.student.takes_token_ids
 
     def snapshot(self) -> "StudentFit":
         """Give a copy that stays as it is while training goes on."""
@@ -289,7 +289,9 @@ class ClassPredictionMixin:
         check_is_fitted(self)
         student = self._fit.student
         inputs = as_tensor(self._check_inputs(X, self._fit.expected_rows))
-        batches = outputs(student.net, inputs, int(self.batch_size), student.dtype)
+        batches = batched_outputs(
+            student.net, inputs, int(self.batch_size), student.dtype
+        )
         return torch.cat(list(batches))
 
     def _class_logits(self, X):
@@ -316,8 +318,8 @@ class ClassPredictionMixin:
                 X = X.astype(np.float64) if X.dtype.itemsize > 8 else X
                 _validation.check_finite_block(X, 0, "X")
         if not reset:
-            row_shape, takes_codes = expected
+            row_shape, takes_token_ids = expected
             _training_validation.check_row_shape(tuple(X.shape[1:]), row_shape)
-            as_fitted = is_integer(X) or not takes_codes
+            as_fitted = is_integer(X) or not takes_token_ids
             _training_validation.check_codes(X.dtype, as_fitted)
         return X

@@ -240,7 +240,7 @@ class EmbeddingExtractor(
                 raise
             teacher, width = self._unfitted_teacher(layer, False).examined(rows)
         output = self._output = teacher.output
-        self._run, self._takes_codes = teacher.run, teacher.takes_codes
+        self._run, self._takes_codes = teacher.run, teacher.takes_token_ids
         self.layer_ = teacher.layer
         self.head_ = teacher.head()
         self.head_layer_ = None if output.head is None else output.head.module
@@ -387,7 +387,7 @@ class EmbeddingExtractor(
         teacher = self._unfitted_teacher(self.layer_, self._takes_codes)
         return replace(teacher, output=self._output, run=self._run)
 
-    def _unfitted_teacher(self, layer, takes_codes):
+    def _unfitted_teacher(self, layer, takes_token_ids):
         if self.device == "auto":
             device = runner.module_device(self.model)
         else:
@@ -399,7 +399,7 @@ class EmbeddingExtractor(
             None if self.max_length is None else int(self.max_length),
             device,
             getattr(torch, self.precision),
-            takes_codes,
+            takes_token_ids,
         )
 
     def _check_rows(self, X, *, reset):

@@ -35,9 +35,9 @@ from lelp_sklearn._targets import (
     warn_of_class_order,
 )
 from lelp_sklearn._training import checkpoint_validation, modules, schedules
-from lelp_sklearn._training.batches import as_tensor, make_rows
+from lelp_sklearn._training.batches import as_tensor, make_training_tensors
 from lelp_sklearn._training.checkpoint import open_checkpoint
-from lelp_sklearn._training.device import begin_backward, is_integer, resolve_device
+from lelp_sklearn._training.device import is_integer, resolve_device, warm_up_backward
 from lelp_sklearn._training.loop import (
     EarlyStopping,
     Objective,
@@ -89,7 +89,7 @@ class StudentFittingMixin:
         )
         rows = sample, used, targets, device
         fit, trainer = self._prepare(*rows, seeds, previous, **how)
-        held_out = ranks.on_first(
+        held_out = ranks.on_rank0(
             lambda: self._validation(sample, fit, trainer, judged, held_out)
         )
         with self._kept(sample, judged, fit, ranks) as checkpoint:
@@ -162,7 +162,7 @@ class StudentFittingMixin:
     def _read_validation(self, sample, previous, X_val, y_val, embeddings):
         if X_val is None:
             return None
-        rows = tuple(sample.inputs.shape[1:]), self._may_take_codes(sample.inputs)
+        rows = tuple(sample.inputs.shape[1:]), self._may_take_token_ids(sample.inputs)
         rows = rows if previous is None else previous.expected_rows
         with noted("(In X_val, y_val and teacher_embeddings_val.)"):
             inputs = self._check_inputs(X_val, rows)
@@ -174,7 +174,7 @@ class StudentFittingMixin:
         own = self.unlabeled
         return getattr(self.projector, "unlabeled", None) if own is None else own
 
-    def _may_take_codes(self, X):
+    def _may_take_token_ids(self, X):
         return self.module is not None and is_integer(X)
 
     def _has_head(self):
@@ -201,7 +201,7 @@ class StudentFittingMixin:
 
     def _begin(self, sample, y, sample_weight, previous, ranks):
         """Set the callbacks up, in one process."""
-        if not ranks.is_first:
+        if not ranks.is_rank0:
             return NO_TASK
         fits_projector = previous is None and sample.soft_targets is None
         n_steps = int(self.max_epochs) + fits_projector
@@ -262,15 +262,17 @@ class StudentFittingMixin:
         student = fit.student
         _training_validation.check_same_columns(soft.shape[1], student.n_outputs)
         student.net.to(device)
-        begin_backward(device)
-        ranks.copy_first(student.net)
+        warm_up_backward(device)
+        ranks.broadcast_module(student.net)
         if self.augment is not None:
             student.check_augmented(self.augment, sample.inputs, device, seeds.training)
         labels = one_hot(codes, len(source.classes)) if self.label_weight else None
         used, weight = loss_weight(
             sample, codes, soft, used, source.classes, self.class_weight
         )
-        rows = make_rows(sample.inputs, soft, labels, weight, device, student.dtype)
+        rows = make_training_tensors(
+            sample.inputs, soft, labels, weight, device, student.dtype
+        )
         used = as_tensor(np.flatnonzero(used), device)
         if rows.weight is not None:
             # A batch of none but smaller ones would have the weight zero.
@@ -298,14 +300,14 @@ class StudentFittingMixin:
         return fit, trainer
 
     def _new_fit(self, sample, source, soft, seeds, device):
-        recipe = self.module, self.module_params, tuple(sample.inputs.shape[1:])
-        codes = self._may_take_codes(sample.inputs)
+        init_args = self.module, self.module_params, tuple(sample.inputs.shape[1:])
+        codes = self._may_take_token_ids(sample.inputs)
         student = modules.build_student(
-            (*recipe, soft.shape[1]),
+            (*init_args, soft.shape[1]),
             sample.inputs,
             device,
             seeds.training,
-            may_take_codes=codes,
+            may_take_token_ids=codes,
             precision=self.precision,
         )
         return StudentFit(source, student, self._objective(source, soft), seeds)
@@ -348,7 +350,7 @@ class StudentFittingMixin:
             soft, weight = one_hot(codes, len(source.classes)), given.labelled
             temperature = 1.0
         dtype = fit.student.dtype
-        rows = make_rows(given.inputs, soft, None, weight, device, dtype)
+        rows = make_training_tensors(given.inputs, soft, None, weight, device, dtype)
         return Validation(rows, temperature)
 
     @contextmanager
@@ -360,7 +362,7 @@ class StudentFittingMixin:
         identity = self._identity(sample, judged, fit)
         arguments = self.checkpoint, identity, int(self.checkpoint_interval)
         with ExitStack() as stack:
-            yield ranks.on_first(
+            yield ranks.on_rank0(
                 lambda: stack.enter_context(open_checkpoint(*arguments))
             )
 

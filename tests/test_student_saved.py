@@ -245,8 +245,8 @@ def _lost_attribute(state):
 
 def _other_recipe(state):
     student = state["_fit"].student
-    module, _, *rest = student.recipe
-    student.recipe = module, {"hidden": 13}, *rest
+    module, _, *rest = student.init_args
+    student.init_args = module, {"hidden": 13}, *rest
 
 
 def _lost_seal(state):

@@ -13,7 +13,7 @@ _PREDICTION_NUMBERS = 2**20
 
 
 @dataclass(frozen=True)
-class Rows:
+class TrainingTensors:
     """What training reads of some rows.
 
     Parameters
@@ -34,10 +34,10 @@ class Rows:
     label_targets: Tensor | None = None
     weight: Tensor | None = None
 
-    def select(self, index: Tensor) -> "Rows":
+    def select(self, index: Tensor) -> "TrainingTensors":
         """Copy some of the rows."""
         labels, weight = self.label_targets, self.weight
-        return Rows(
+        return TrainingTensors(
             self.X.index_select(0, index),
             self.soft_targets.index_select(0, index),
             None if labels is None else labels.index_select(0, index),
@@ -75,17 +75,17 @@ class _Writable:
         }
 
 
-def make_rows(
+def make_training_tensors(
     X: Any,
     soft_targets: Any,
     label_targets: Any,
     weight: Any,
     device: torch.device,
     dtype: torch.dtype,
-) -> Rows:
+) -> TrainingTensors:
     """Put arrays on a device, X in `dtype`; what is None stays None."""
     number = dtype if dtype.is_floating_point else torch.float32
-    return Rows(
+    return TrainingTensors(
         as_tensor(X, device, dtype),
         as_tensor(soft_targets, device, number),
         None if label_targets is None else as_tensor(label_targets, device, number),
@@ -106,7 +106,7 @@ def shuffled_batches(rows: Tensor, batch_size: int) -> list[Tensor]:
     return batches
 
 
-def outputs(
+def batched_outputs(
     module: nn.Module, X: Tensor, batch_size: int, dtype: torch.dtype
 ) -> Iterator[Tensor]:
     """Yield what a module makes of the rows, in order, for evaluation, and in `dtype`.

@@ -67,7 +67,11 @@ def resolve_device(
 
 
 def input_dtype(
-    X: Any, device: torch.device, *, integers_are_codes: bool, precision: str = "auto"
+    X: Any,
+    device: torch.device,
+    *,
+    integers_are_token_ids: bool,
+    precision: str = "auto",
 ) -> Dtype:
     """Give the dtype in which a module takes the rows of an array or a tensor.
 
@@ -75,7 +79,7 @@ def input_dtype(
     precise as the data; all else is float32. Integers are codes, such as those of
     tokens, or numbers.
     """
-    if integers_are_codes and is_integer(X):
+    if integers_are_token_ids and is_integer(X):
         return torch.int64
     stays = _name(X) == "float64" and precision == "auto" and device.type == "cpu"
     return torch.float64 if stays else torch.float32
@@ -111,7 +115,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def begin_backward(device: torch.device) -> None:
+def warm_up_backward(device: torch.device) -> None:
     """Let the thread that finds gradients take up a GPU.
 
     Otherwise torch warns where a product is the first thing that it has to do.

@@ -11,7 +11,11 @@ from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
 from lelp_sklearn import _training_validation as validation
-from lelp_sklearn._training.batches import Rows, outputs, shuffled_batches
+from lelp_sklearn._training.batches import (
+    TrainingTensors,
+    batched_outputs,
+    shuffled_batches,
+)
 from lelp_sklearn._training.cuda_graphs import (
     GraphedSteps,
     Step,
@@ -43,7 +47,7 @@ class Objective:
     label_weight: float
 
     def loss_and_gradient(
-        self, logits: Tensor, rows: Rows, subclass_weight: float | Tensor
+        self, logits: Tensor, rows: TrainingTensors, subclass_weight: float | Tensor
     ) -> tuple[Tensor, Tensor]:
         """Give the loss of each row, and its gradient with respect to the logits."""
         return loss_and_gradient(
@@ -135,7 +139,7 @@ def continue_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
 class Validation:
     """Rows that are held out, and the temperature of their class targets."""
 
-    rows: Rows
+    rows: TrainingTensors
     temperature: float
 
 
@@ -147,7 +151,7 @@ class Trainer:
     ----------
     module, optimizer, objective
         What is trained, how, and on what loss.
-    rows : Rows
+    rows : TrainingTensors
         All rows, on the training device.
     used : Tensor of shape (n_used,)
         Indices of the rows to train on.
@@ -170,7 +174,7 @@ class Trainer:
     module: nn.Module
     optimizer: Optimizer
     objective: Objective
-    rows: Rows
+    rows: TrainingTensors
     used: Tensor
     subclass_weight: Schedule
     learning_rate: Schedule | None
@@ -237,7 +241,7 @@ class Trainer:
             \, / \sum_i w_i
         """
         rows = held_out.rows
-        made = outputs(self.module, rows.X, self.batch_size, rows.X.dtype)
+        made = batched_outputs(self.module, rows.X, self.batch_size, rows.X.dtype)
         A = torch.cat([self.objective.class_logits(logits) for logits in made])
         class_targets = rows.soft_targets.reshape(*A.shape, -1).sum(dim=2)
         scores = (class_targets * log_softmax(A / held_out.temperature, 1)).sum(dim=1)
@@ -281,7 +285,7 @@ class Trainer:
         return loss, mass
 
     def _backward(
-        self, rows: Rows, mass: Any, subclass_weight: float | Tensor
+        self, rows: TrainingTensors, mass: Any, subclass_weight: float | Tensor
     ) -> Tensor:
         """Find the gradients of the summed loss over the mass, and give that loss."""
         X = rows.X if self.augment is None else self.augment(rows.X)

@@ -50,7 +50,7 @@ def build_module(
     module_params: Mapping[str, Any] | None,
     row_shape: tuple[int, ...],
     n_outputs: int,
-    widened: str | None = None,
+    widened_layer: str | None = None,
 ) -> nn.Module:
     """Make a module for rows of a shape; the caller's own is never touched.
 
@@ -64,12 +64,16 @@ def build_module(
         Shape of one row; n_features is its first entry.
     n_outputs : int
         Number of outputs.
-    widened : str or None
+    widened_layer : str or None
         The linear layer of a template that is to have as many; None for none.
     """
     if isinstance(module, nn.Module):
         template = _copied(module)
-        return template if widened is None else _widen(template, widened, n_outputs)
+        return (
+            template
+            if widened_layer is None
+            else _widen(template, widened_layer, n_outputs)
+        )
     params = module_params or {}
     if module is None:
         net = MultilayerPerceptron(prod(row_shape), n_outputs, **params)
@@ -131,7 +135,7 @@ def _widen(module: nn.Module, layer: str, n_outputs: int) -> nn.Module:
     return module
 
 
-def _try(net: nn.Module, first_rows: Tensor, widened: str | None = None) -> Any:
+def _try(net: nn.Module, first_rows: Tensor, widened_layer: str | None = None) -> Any:
     """Call a module in evaluation mode."""
     net.eval()
     try:
@@ -139,10 +143,10 @@ def _try(net: nn.Module, first_rows: Tensor, widened: str | None = None) -> Any:
             return net(first_rows.clone())
     # A user's module may fail in any way; the error says which module and rows.
     except Exception as reason:
-        raise validation.failing_module(first_rows, reason, widened) from reason
+        raise validation.failing_module(first_rows, reason, widened_layer) from reason
 
 
-class Student:
+class StudentModule:
     """A module with what it takes to rebuild it; pickled as NumPy arrays.
 
     Parameters
@@ -168,25 +172,25 @@ class Student:
         dtype: torch.dtype,
         first_rows: Tensor,
     ) -> None:
-        self.recipe = module, dict(module_params or {}), row_shape, n_outputs
+        self.init_args = module, dict(module_params or {}), row_shape, n_outputs
         self.dtype = dtype
-        self.widened: str | None = None
+        self.widened_layer: str | None = None
         if isinstance(module, nn.Module):
-            self.widened = layer_to_widen(module, n_outputs, first_rows)
+            self.widened_layer = layer_to_widen(module, n_outputs, first_rows)
         self.net = self._build()
 
     @property
     def row_shape(self) -> tuple[int, ...]:
         """Shape of one row."""
-        return self.recipe[2]
+        return self.init_args[2]
 
     @property
     def n_outputs(self) -> int:
         """Number of outputs."""
-        return self.recipe[3]
+        return self.init_args[3]
 
     @property
-    def takes_codes(self) -> bool:
+    def takes_token_ids(self) -> bool:
         """Whether the inputs are integers that stand for something."""
         return not self.dtype.is_floating_point
 
@@ -203,15 +207,15 @@ class Student:
         return net.eval()
 
     def _build(self) -> nn.Module:
-        net = build_module(*self.recipe, self.widened)
-        return net if self.takes_codes else net.to(self.dtype)
+        net = build_module(*self.init_args, self.widened_layer)
+        return net if self.takes_token_ids else net.to(self.dtype)
 
     def check_outputs(self, first_rows: Tensor) -> None:
         """Raise unless the module takes the rows and makes the outputs of them."""
-        made = _try(self.net, first_rows, self.widened)
+        made = _try(self.net, first_rows, self.widened_layer)
         shape = tuple(made.shape) if isinstance(made, Tensor) else type(made)
         validation.check_module_outputs(
-            shape, len(first_rows), self.n_outputs, self.widened
+            shape, len(first_rows), self.n_outputs, self.widened_layer
         )
 
     def check_augmented(
@@ -229,45 +233,45 @@ class Student:
             validation.check_augmented_rows(shape, type(found), len(first_rows))
             self.check_outputs(found)
 
-    def snapshot(self) -> "Student":
+    def snapshot(self) -> "StudentModule":
         """Give a copy whose weights stay as they are now."""
-        twin = Student.__new__(Student)
-        twin.recipe, twin.dtype = self.recipe, self.dtype
-        twin.widened = self.widened
+        twin = StudentModule.__new__(StudentModule)
+        twin.init_args, twin.dtype = self.init_args, self.dtype
+        twin.widened_layer = self.widened_layer
         twin.net = copied(self.net)
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
-        module, *rest = self.recipe
+        module, *rest = self.init_args
         is_built = "net" in vars(self)
         return {
-            "recipe": (on_cpu(module), *rest),
+            "init_args": (on_cpu(module), *rest),
             "dtype": str(self.dtype).removeprefix("torch."),
-            "widened": self.widened,
+            "widened_layer": self.widened_layer,
             "weights": to_arrays(self.net.state_dict()) if is_built else self._weights,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.recipe = tuple(state["recipe"])
+        self.init_args = tuple(state["init_args"])
         self.dtype = getattr(torch, state["dtype"])
-        self.widened = state["widened"]
+        self.widened_layer = state["widened_layer"]
         self._weights = state["weights"]
 
 
 def build_student(
-    recipe: tuple[Any, Any, tuple[int, ...], int],
+    init_args: tuple[Any, Any, tuple[int, ...], int],
     inputs: Any,
     device: torch.device,
     seed: int,
     *,
-    may_take_codes: bool,
+    may_take_token_ids: bool,
     precision: str,
-) -> Student:
+) -> StudentModule:
     """Build a student on a device, and try it on the first rows.
 
     Parameters
     ----------
-    recipe : tuple
+    init_args : tuple
         The arguments of `build_module`.
     inputs : array or tensor of shape (n, ...)
         The rows.
@@ -275,30 +279,33 @@ def build_student(
         Where the module shall be.
     seed : int
         Fixes the initial weights.
-    may_take_codes : bool
+    may_take_token_ids : bool
         Whether integers may be codes; to a module that does not take them they are
         numbers.
     precision : str
         As in `input_dtype`.
     """
 
-    def build(*, integers_are_codes: bool) -> Student:
+    def build(*, integers_are_token_ids: bool) -> StudentModule:
         dtype = input_dtype(
-            inputs, device, integers_are_codes=integers_are_codes, precision=precision
+            inputs,
+            device,
+            integers_are_token_ids=integers_are_token_ids,
+            precision=precision,
         )
         first_rows = as_tensor(inputs[:2], device, dtype)
         with seeded(seed, device):
-            student = Student(*recipe, dtype, first_rows)
+            student = StudentModule(*init_args, dtype, first_rows)
             student.net.to(device)
             student.check_outputs(first_rows)
         return student
 
     try:
-        return build(integers_are_codes=may_take_codes)
+        return build(integers_are_token_ids=may_take_token_ids)
     except ValueError:
-        if may_take_codes:
+        if may_take_token_ids:
             with suppress(ValueError):
-                return build(integers_are_codes=False)
+                return build(integers_are_token_ids=False)
         raise
 
 

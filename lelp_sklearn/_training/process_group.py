@@ -32,7 +32,7 @@ class Ranks:
     last_sent: list[Tensor] = field(default_factory=list, compare=False)
 
     @property
-    def is_first(self) -> bool:
+    def is_rank0(self) -> bool:
         """Whether this process decides, prints and writes for all."""
         return self.rank == 0
 
@@ -57,7 +57,7 @@ class Ranks:
         made: list[T] = []
         failure: Exception | None = None
         sent: list[Any] = [None]
-        if self.is_first:
+        if self.is_rank0:
             try:
                 made.append(make())
                 sent[0] = pickle.dumps((made[0], None))
@@ -75,7 +75,7 @@ class Ranks:
             raise of_first
         return cast(T, value)
 
-    def on_first(self, make: Callable[[], T]) -> T | None:
+    def on_rank0(self, make: Callable[[], T]) -> T | None:
         """Let the first process make a value for itself, or fail for all of them."""
         made: list[T] = []
         self.broadcast_from_rank0(lambda: made.append(make()))
@@ -95,7 +95,7 @@ class Ranks:
             dist.all_reduce(tensor)
         return tensor
 
-    def copy_first(self, module: nn.Module) -> None:
+    def broadcast_module(self, module: nn.Module) -> None:
         """Give the modules of all processes the weights and buffers of the first."""
         if self.size > 1:
             held = [t for t in module.state_dict().values() if isinstance(t, Tensor)]

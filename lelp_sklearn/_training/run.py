@@ -80,7 +80,7 @@ class Run:
             self._report_epoch(end, stops)
         if self.stopping is not None:
             self.restore()
-        self.trainer.ranks.copy_first(self.trainer.module)
+        self.trainer.ranks.broadcast_module(self.trainer.module)
 
     def restore(self) -> None:
         """Give the module the weights of the last complete epoch, or of the best."""

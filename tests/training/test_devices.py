@@ -70,11 +70,11 @@ def test_automatic_device_is_one_that_works():
 def test_accelerators_take_single_precision(device):
     """Naming an accelerator is enough; none needs to be there."""
     dtype = input_dtype(
-        np.zeros((2, 2)), torch.device(device), integers_are_codes=False
+        np.zeros((2, 2)), torch.device(device), integers_are_token_ids=False
     )
     assert dtype == torch.float32
     tokens = np.zeros((2, 2), dtype=np.int32)
-    dtype = input_dtype(tokens, torch.device(device), integers_are_codes=True)
+    dtype = input_dtype(tokens, torch.device(device), integers_are_token_ids=True)
     assert dtype == torch.int64
 
 

@@ -26,7 +26,8 @@ TORCHRUN = "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2
 # What each rank comes to is kept: a student of each kind, and a search in workers.
 TRAIN = """
 import os, pickle, sys
-from tests.training.test_process_group import STUDENTS, fit_student, search, threads_of_groups
+from tests.training.test_process_group import STUDENTS, fit_student, search
+from tests.training.test_process_group import threads_of_groups
 
 found = {name: fit_student(name) for name in STUDENTS}
 found["search"] = search()
