@@ -368,17 +368,19 @@ class LELPProjector(
                 if forms_covariance:
                     moments = sample.moments()
                     sample = sample.with_head(moments)
-                    removed = self._removed(sample)
+                    row_space = self._removed(sample)
                     covariance = ExplicitCovariance(
-                        moments, removed, np.dtype(np.float64)
+                        moments, row_space, np.dtype(np.float64)
                     )
                 elif self._has_few_features(sample):
-                    removed = self._removed(sample)
-                    covariance = sample.scatters(removed)
+                    row_space = self._removed(sample)
+                    covariance = sample.scatters(row_space)
                 else:
-                    removed = self._removed(sample)
-                    covariance = self._stream_covariance(sample, removed, draws.samples)
-                self._finish(sample, covariance, removed, draws)
+                    row_space = self._removed(sample)
+                    covariance = self._stream_covariance(
+                        sample, row_space, draws.samples
+                    )
+                self._finish(sample, covariance, row_space, draws)
             task.end({})
         return self
 
@@ -455,10 +457,12 @@ class LELPProjector(
             stream = _Stream(sample.classes, moments, centroids)
             try:
                 sample = sample.with_head(moments)
-                removed = self._removed(sample)
-                covariance = ExplicitCovariance(moments, removed, np.dtype(np.float64))
+                row_space = self._removed(sample)
+                covariance = ExplicitCovariance(
+                    moments, row_space, np.dtype(np.float64)
+                )
                 draws = _Draws.start(self.random_state)
-                self._finish(sample, covariance, removed, draws, stream)
+                self._finish(sample, covariance, row_space, draws, stream)
             except _validation.TooFewRowsError as error:
                 stream.missing = str(error)
                 self._stream = stream
@@ -512,7 +516,7 @@ class LELPProjector(
         """Basis of what is taken out of the embeddings."""
         return splitters.null_space_rows(sample.head.coef, null_space=self.null_space)
 
-    def _stream_covariance(self, sample, removed, random_state):
+    def _stream_covariance(self, sample, row_space, random_state):
         """Class covariances by passes over the rows, the first one begun well."""
         data, n_classes = sample.data, len(sample.classes)
         weight = class_weights(data, n_classes)
@@ -527,13 +531,13 @@ class LELPProjector(
         for drawn in class_samples(data, n_classes, random_state):
             centres.append(drawn.mean)
             starts.append(
-                initial_subspace_from_sample(drawn, removed, n_vectors, random_state)
+                initial_subspace_from_sample(drawn, row_space, n_vectors, random_state)
             )
         return StreamedCovariance(
             data,
             weight,
             centres=np.stack(centres).astype(dtype),
-            removed=removed,
+            row_space=row_space,
             starts=starts,
         )
 
@@ -545,10 +549,10 @@ class LELPProjector(
         """How many principal directions to look for."""
         return self._n_wanted() or splitters.AUTO_N_SUBCLASSES
 
-    def _finish(self, sample, covariance, removed, draws, stream=None):
+    def _finish(self, sample, covariance, row_space, draws, stream=None):
         """Choose the directions and set the fitted attributes."""
         head = sample.head
-        split = self._split(sample, covariance, removed, draws, stream)
+        split = self._split(sample, covariance, row_space, draws, stream)
         variance, scale = splitters.score_moments(split, covariance)
         if not scale:
             # Divided by rounding, the scores would be noise.
@@ -585,7 +589,7 @@ class LELPProjector(
         if "spectrum_" not in fitted:
             self.__dict__.pop("spectrum_", None)
 
-    def _split(self, sample, covariance, removed, draws, stream):
+    def _split(self, sample, covariance, row_space, draws, stream):
         classes = sample.classes
         wanted = self._n_wanted()
         if not isinstance(self.splitter, str):
@@ -597,15 +601,15 @@ class LELPProjector(
             return splitters.single_split(covariance)
         if self.splitter == "random":
             return splitters.random_split(
-                covariance, removed, classes, wanted, draws.directions
+                covariance, row_space, classes, wanted, draws.directions
             )
         if self.splitter == "kmeans":
             centroids = _find_centroids(
-                sample, covariance, removed, wanted, draws.samples, stream
+                sample, covariance, row_space, wanted, draws.samples, stream
             )
             return splitters.centroid_split(centroids, covariance, classes, wanted)
         solve = self._solver(
-            sample, covariance, removed, draws.samples, streaming=stream is not None
+            sample, covariance, row_space, draws.samples, streaming=stream is not None
         )
         return splitters.principal_split(
             solve,
@@ -617,35 +621,35 @@ class LELPProjector(
         )
 
     def _solver(
-        self, sample, covariance, removed, random_state, *, streaming
+        self, sample, covariance, row_space, random_state, *, streaming
     ) -> Solver:
         if (
             self.svd_solver == "full"
             and not self._forms_covariance(sample)
             and not streaming
         ):
-            return partial(full_directions, sample.data, covariance, removed)
+            return partial(full_directions, sample.data, covariance, row_space)
         power = None if self.iterated_power == "auto" else int(self.iterated_power)
         if not isinstance(covariance, ExplicitCovariance):
             started = covariance.started
         elif self.svd_solver == "randomized":
             n_vectors = self._n_directions() + int(self.n_oversamples)
             bases = [
-                random_initial_subspace(removed, n_vectors, random_state)
+                random_initial_subspace(row_space, n_vectors, random_state)
                 for _ in sample.classes
             ]
             starts = [InitialSubspace(basis, basis[:, :0]) for basis in bases]
             started = list(zip(starts, covariance.apply(bases), strict=True))
         else:
-            return partial(eigh_directions, covariance, removed)
+            return partial(eigh_directions, covariance, row_space)
         return partial(
-            randomized_directions, covariance, removed, started, iterated_power=power
+            randomized_directions, covariance, row_space, started, iterated_power=power
         )
 
 
-def _find_centroids(sample, covariance, removed, wanted, random_state, stream):
+def _find_centroids(sample, covariance, row_space, wanted, random_state, stream):
     """Centroids (S, d) of each class about its mean; a stream goes on from its own."""
-    data, where = sample.data, (covariance.mean, removed)
+    data, where = sample.data, (covariance.mean, row_space)
     if stream is not None and stream.centroids is not None:
         stream.centroids.add(data, *where)
         return stream.centroids.relative(*where)
@@ -654,11 +658,11 @@ def _find_centroids(sample, covariance, removed, wanted, random_state, stream):
         weight = class_weights(data, len(sample.classes))
         _validation.check_every_class(weight, sample.classes)
     n_clusters = wanted or splitters.AUTO_N_SUBCLASSES
-    centroids = class_centroids(data, covariance, removed, n_clusters, random_state)
+    centroids = class_centroids(data, covariance, row_space, n_clusters, random_state)
     fewest = min(len(each) for each in centroids)
     if wanted is None and fewest < n_clusters:
         # As many as every class allows.
-        centroids = class_centroids(data, covariance, removed, fewest, random_state)
+        centroids = class_centroids(data, covariance, row_space, fewest, random_state)
     if stream is not None and fewest >= (wanted or 1):
         stream.centroids = RunningCentroids.start(centroids, covariance.mean)
         stream.centroids.add(data, *where)

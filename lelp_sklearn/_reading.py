@@ -66,13 +66,13 @@ class Sample:
         """Moments of the rows that have a class."""
         with_logits = self.n_columns > self.data.shape[1]
         with np.errstate(over="ignore", invalid="ignore"):
-            moments = self.data.fold(
+            moments = self.data.map_reduce(
                 class_moments, ClassMoments.merge, len(self.classes), with_logits
             )
         _validation.check_no_overflow(moments.scatter, moments.scatter.dtype)
         return moments
 
-    def scatters(self, removed: FloatArray) -> ExplicitCovariance:
+    def scatters(self, row_space: FloatArray) -> ExplicitCovariance:
         """Class covariances, summed quickly where weights are alike."""
         n_classes = len(self.classes)
         if has_unequal_weights(self.data, n_classes):
@@ -80,11 +80,11 @@ class Sample:
             moments, dtype = self.moments(), np.dtype(np.float64)
         else:
             dtype = np.result_type(self.data.dtype, np.float32)
-            moments = self.data.fold(
+            moments = self.data.map_reduce(
                 scatter_moments, ClassMoments.merge, n_classes, dtype
             )
         _validation.check_every_class(moments.weight, self.classes)
-        return ExplicitCovariance(moments, removed, dtype)
+        return ExplicitCovariance(moments, row_space, dtype)
 
     def completed(self) -> "Sample":
         """Give unlabelled rows the teacher's class, where there is a teacher."""
@@ -112,7 +112,7 @@ class Sample:
         if self.any_unlabelled:
             n_classes = len(self.classes)
             moments.merge(
-                self.data.fold(
+                self.data.map_reduce(
                     moments_of_unlabelled, ClassMoments.merge, n_classes, head
                 )
             )
@@ -178,7 +178,7 @@ def _compare_with_labels(
 
     Looks at a few of the labelled rows.
     """
-    labelled = np.flatnonzero(rows.codes >= 0)
+    labelled = np.flatnonzero(rows.class_index >= 0)
     step = max(1, -(-labelled.size // _validation.CLASS_ORDER_ROWS))
     index = labelled[::step]
     if rows.logits is not None:
@@ -188,7 +188,7 @@ def _compare_with_labels(
     else:
         return
     likeliest = logits.argmax(axis=1)
-    _validation.warn_of_class_order(likeliest, rows.codes[index], classes)
+    _validation.warn_of_class_order(likeliest, rows.class_index[index], classes)
 
 
 def _fit_head(head: Any, checked: CheckedRows, classes: NDArray[Any]) -> Head:

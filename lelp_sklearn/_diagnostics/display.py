@@ -9,7 +9,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from lelp_sklearn import _validation
 from lelp_sklearn._diagnostics import display_validation
-from lelp_sklearn._subclasses.directions import row_space, to_null_space
+from lelp_sklearn._subclasses.directions import row_space_basis, to_null_space
 
 # Rows of a class that are drawn; more are a blot.
 _MOST_POINTS = 2000
@@ -298,7 +298,7 @@ class _Rows:
             logits = _validation.check_logits(teacher_logits, len(X))
             logits = _validation.logits_of_classes(logits)
         centred = X - projector.mean_[codes]
-        inside = to_null_space(centred.T, row_space(projector.coef_)).T
+        inside = to_null_space(centred.T, row_space_basis(projector.coef_)).T
         soft, margins = soft.reshape(-1, *shape), _margins(logits)
         return cls(projector.classes_, inside, codes, soft, scores, margins)
 

@@ -20,7 +20,7 @@ from lelp_sklearn._callbacks import NO_TASK
 from lelp_sklearn._callers import warned_once
 from lelp_sklearn._diagnostics import report_validation
 from lelp_sklearn._subclasses import structure
-from lelp_sklearn._subclasses.directions import row_space
+from lelp_sklearn._subclasses.directions import row_space_basis
 from lelp_sklearn._targets import (
     Sample,
     as_array,
@@ -478,8 +478,8 @@ def _of_class(rows: _Rows, c: int, drawn: np.random.RandomState) -> tuple[float,
     """Give the structure of a class, and its share of confidence."""
     own = rows.codes == c
     embeddings = rows.embeddings[own].astype(np.float64)
-    removed = row_space(rows.projector.coef_)
-    points = structure.principal_points(embeddings, removed)
+    row_space = row_space_basis(rows.projector.coef_)
+    points = structure.principal_points(embeddings, row_space)
     logits = rows.logits[own].astype(np.float64)
     margin = logits[:, c] - np.delete(logits, c, axis=1).max(axis=1)
     told = structure.adjusted_r2(structure.clusters_of(points), margin)

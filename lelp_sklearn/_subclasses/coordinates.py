@@ -59,7 +59,7 @@ class Coreset:
 def class_points(
     data: Data,
     covariance: Covariance,
-    removed: FloatArray,
+    row_space: FloatArray,
     n_clusters: int,
     random_state: np.random.RandomState,
 ) -> list[Coreset]:
@@ -81,10 +81,10 @@ def class_points(
     spread = np.where(alike, np.inf, covariance.null_variance)
     preferring = sketches
     if not is_small.all():
-        data = data.map(importance_weights, mean, removed, spread)
+        data = data.map(importance_weights, mean, row_space, spread)
         preferring = class_sketches(data, n_classes, seed)
     samples = [
-        _of_sample(sample, mean[c], removed, spread[c], n_clusters, random_state)
+        _of_sample(sample, mean[c], row_space, spread[c], n_clusters, random_state)
         for c, sample in enumerate(samples_of(data, preferring, seed))
     ]
     if is_small.all():
@@ -98,7 +98,7 @@ def class_points(
         )
     ]
     places, axes = [each.places for each in drawn], [each.axes for each in samples]
-    found = data.fold(_at_places, _joined, places, mean, removed, axes, spread)
+    found = data.map_reduce(_at_places, _joined, places, mean, row_space, axes, spread)
     result = []
     for c, held in enumerate(drawn):
         known = samples[c]
@@ -109,7 +109,7 @@ def class_points(
             sampled_places = sampled.places[sampled.digests.argsort()]
             known = replace(
                 known,
-                points=_untied(points, known.axes.T @ _tie_breaker(removed)),
+                points=_untied(points, known.axes.T @ _tie_breaker(row_space)),
                 weight=held.weight / preference,
                 is_whole=is_whole[c],
                 sample=np.searchsorted(held.places, sampled_places),
@@ -121,7 +121,7 @@ def class_points(
 def _of_sample(
     sample: ClassSample,
     mean: FloatArray,
-    removed: FloatArray,
+    row_space: FloatArray,
     spread: float,
     n_clusters: int,
     random_state: np.random.RandomState,
@@ -129,11 +129,11 @@ def _of_sample(
     """Points of a sample of a class that has this mean, the preference taken out."""
     if np.isfinite(spread):
         shift = sample.mean - mean
-        preference = _preference(sample.rows, -shift, removed, spread)
+        preference = _preference(sample.rows, -shift, row_space, spread)
         sample = sample.reweighted(sample.weight / preference)
-    rows = _untied(sample.rows, _tie_breaker(removed))
+    rows = _untied(sample.rows, _tie_breaker(row_space))
     sample = replace(sample, rows=rows)
-    axes = _axes(sample, removed, n_clusters, random_state)
+    axes = _axes(sample, row_space, n_clusters, random_state)
     points = sample.rows @ axes.astype(sample.rows.dtype) + (sample.mean - mean) @ axes
     return Coreset(
         points=points,
@@ -146,10 +146,10 @@ def _of_sample(
     )
 
 
-def _tie_breaker(removed: FloatArray) -> FloatArray:
+def _tie_breaker(row_space: FloatArray) -> FloatArray:
     """Direction (d,) in the null space, always the same, of no symmetry."""
-    draw = np.random.RandomState(0).standard_normal((len(removed), 1))
-    return to_null_space(draw, removed)[:, 0]
+    draw = np.random.RandomState(0).standard_normal((len(row_space), 1))
+    return to_null_space(draw, row_space)[:, 0]
 
 
 def _untied(points: FloatArray, direction: FloatArray) -> FloatArray:
@@ -173,27 +173,27 @@ def _fits(sketch: Sketch, size: int) -> bool:
 
 
 def importance_weights(
-    data: LabelledRows, mean: FloatArray, removed: FloatArray, spread: FloatArray
+    data: LabelledRows, mean: FloatArray, row_space: FloatArray, spread: FloatArray
 ) -> LabelledRows:
     """Multiply the weight of each row by its preference."""
-    weight = data.weight * _preferences(data, mean, removed, spread)
+    weight = data.weight * _preferences(data, mean, row_space, spread)
     return replace(data, weight=weight)
 
 
 @dispatch_to_device(tensor_passes.preferences)
 def _preferences(
-    data: LabelledRows, mean: FloatArray, removed: FloatArray, spread: FloatArray
+    data: LabelledRows, mean: FloatArray, row_space: FloatArray, spread: FloatArray
 ) -> FloatArray:
     """Preference of each row (n,), 1 where it has no class."""
     dtype = np.result_type(data.dtype, np.float32)
-    preferences = np.ones(len(data.codes))
+    preferences = np.ones(len(data.class_index))
 
     def work(block: slice) -> None:
-        codes = data.codes[block]
+        class_index = data.class_index[block]
         for c in range(len(mean)):
-            mine = np.flatnonzero(codes == c)
+            mine = np.flatnonzero(class_index == c)
             rows = np.asarray(data.X[block][mine], dtype=dtype)
-            found = _preference(rows, mean[c], removed, spread[c])
+            found = _preference(rows, mean[c], row_space, spread[c])
             preferences[block][mine] = found
 
     for _ in map_parts(work, row_slices(data.X)):
@@ -202,12 +202,12 @@ def _preferences(
 
 
 def _preference(
-    rows: FloatArray, centre: FloatArray, removed: FloatArray, spread: float
+    rows: FloatArray, centre: FloatArray, row_space: FloatArray, spread: float
 ) -> FloatArray:
     """How much more rows (m, d) are to be drawn, by their share of the variance."""
     # In units of the spread: the squares of others may overflow.
     centred = (rows - centre.astype(rows.dtype)) / rows.dtype.type(np.sqrt(spread))
-    inside = centred @ removed.astype(rows.dtype)
+    inside = centred @ row_space.astype(rows.dtype)
     squares = np.einsum("nd,nd->n", centred, centred)
     squares -= np.einsum("nr,nr->n", inside, inside)
     preference: FloatArray = 1 + np.maximum(squares, 0).astype(np.float64)
@@ -216,13 +216,13 @@ def _preference(
 
 def _axes(
     sample: ClassSample,
-    removed: FloatArray,
+    row_space: FloatArray,
     n_clusters: int,
     random_state: np.random.RandomState,
 ) -> FloatArray:
     """Principal axes (d, k) of about the principal subspace of a sample."""
     n_vectors = n_clusters + _EXTRA_DIRECTIONS
-    basis = sampled_subspace(sample, removed, n_vectors, random_state, _POWERS)
+    basis = sampled_subspace(sample, row_space, n_vectors, random_state, _POWERS)
     if not basis.size:
         return basis
     points = (sample.rows @ basis.astype(sample.rows.dtype)).astype(np.float64)
@@ -235,7 +235,7 @@ def _at_places(
     data: LabelledRows,
     places: list[IntArray],
     mean: FloatArray,
-    removed: FloatArray,
+    row_space: FloatArray,
     axes: list[FloatArray],
     spread: FloatArray,
 ) -> Found:
@@ -251,7 +251,7 @@ def _at_places(
             rows = np.asarray(data.X[index[start:stop] - data.first_row], dtype=dtype)
             preference: FloatArray = np.ones(len(rows))
             if np.isfinite(spread[c]):
-                preference = _preference(rows, mean[c], removed, spread[c])
+                preference = _preference(rows, mean[c], row_space, spread[c])
             # What an array of places takes is a copy.
             rows -= mean[c].astype(dtype)
             found.append((rows @ known[c], preference))

@@ -96,7 +96,7 @@ class DaskRows:
         merged: Findings = _merged(found, Findings.merge)
         return merged
 
-    def fold(
+    def map_reduce(
         self,
         function: Callable[..., Result],
         merge: Callable[[Result, Result], Result],
@@ -114,7 +114,7 @@ class DaskRows:
 
     def take(self, places: Sequence[IntArray]) -> Iterator[NDArray[Any]]:
         """Fetch rows, those of all lists of places in one pass."""
-        for found in self.fold(_rows_at, _with_rows, places):
+        for found in self.map_reduce(_rows_at, _with_rows, places):
             order = np.concatenate([index for index, _ in found]).argsort()
             yield np.concatenate([rows for _, rows in found])[order]
 

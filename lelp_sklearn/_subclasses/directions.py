@@ -50,7 +50,7 @@ class InitialSubspace:
 Solver = Callable[[int], list[Directions]]
 
 
-def row_space(coef: FloatArray) -> FloatArray:
+def row_space_basis(coef: FloatArray) -> FloatArray:
     """Orthonormal basis (d, r) of the head's row space, r its numerical rank."""
     basis: FloatArray = linalg.orth(coef.T, rcond=_RANK_TOLERANCE)
     return basis

@@ -117,14 +117,14 @@ class CheckedRows(InMemory):
 
     def encode(self, classes: NDArray[Any]) -> LabelledRows:
         """Give each row its class, and the logits a column for each class."""
-        codes = _validation.encode(self.labels, self.labelled, classes)
+        class_index = _validation.encode(self.labels, self.labelled, classes)
         logits = self.logits
         if logits is not None:
             logits = _validation.logits_of_classes(logits)
         return LabelledRows(
             self.X,
             # Rows without weight belong to no class.
-            np.where(self.weight > 0, codes, -1),
+            np.where(self.weight > 0, class_index, -1),
             self.weight,
             self.digests,
             logits,

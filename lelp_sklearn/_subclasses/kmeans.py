@@ -31,7 +31,7 @@ from lelp_sklearn._validation import check_no_overflow, check_no_underflow
 def class_centroids(
     data: Data,
     covariance: Covariance,
-    removed: FloatArray,
+    row_space: FloatArray,
     n_clusters: int,
     random_state: np.random.RandomState,
 ) -> list[FloatArray]:
@@ -43,15 +43,15 @@ def class_centroids(
     class has fewer distinct rows.
     """
     mean = covariance.mean
-    given = covariance, removed, n_clusters, random_state
+    given = covariance, row_space, n_clusters, random_state
     centroids = []
     with one_blas_thread:
         for code, known in enumerate(class_points(data, *given)):
             found = _cluster(known, n_clusters)
             if not known.is_whole and len(found) < n_clusters:
-                found = _add_rare(data, code, mean, removed, found, n_clusters)
+                found = _add_rare(data, code, mean, row_space, found, n_clusters)
             centroids.append(found)
-        return _settle(data, covariance, removed, centroids)
+        return _settle(data, covariance, row_space, centroids)
 
 
 @dataclass
@@ -130,13 +130,15 @@ def _add_rare(
     data: Data,
     code: int,
     mean: FloatArray,
-    removed: FloatArray,
+    row_space: FloatArray,
     centroids: FloatArray,
     n_clusters: int,
 ) -> FloatArray:
     """Make rows of a class centroids that are far from all, the farthest first."""
     while len(centroids) < n_clusters:
-        apart, farthest = data.fold(_farthest, _farther, code, mean, removed, centroids)
+        apart, farthest = data.map_reduce(
+            _farthest, _farther, code, mean, row_space, centroids
+        )
         if not apart:
             break
         centroids = np.vstack([centroids, farthest])
@@ -148,7 +150,7 @@ def _farthest(
     data: LabelledRows,
     code: int,
     mean: FloatArray,
-    removed: FloatArray,
+    row_space: FloatArray,
     centroids: FloatArray,
 ) -> tuple[float, FloatArray]:
     """Squared distance to its centroid of the row farthest from all; the row (d,).
@@ -162,7 +164,7 @@ def _farthest(
         if mine != code:
             continue
         centred = block - mean[code]
-        offsets = to_null_space(centred.T, removed).T
+        offsets = to_null_space(centred.T, row_space).T
         apart = offsets - centroids[assign(offsets, centroids)]
         squares = np.einsum("nd,nd->n", apart, apart)
         # Centroids may come from far rows too.
@@ -182,7 +184,7 @@ def _farther(
 def _settle(
     data: Data,
     covariance: Covariance,
-    removed: FloatArray,
+    row_space: FloatArray,
     centroids: list[FloatArray],
 ) -> list[FloatArray]:
     """Lloyd's iterations over all rows in the whole space, all classes in one pass."""
@@ -193,7 +195,7 @@ def _settle(
     explained = 0.0
     for _ in range(MAX_ITERATIONS):
         before = explained
-        centroids, explained = _lloyd_pass(data, covariance.mean, removed, centroids)
+        centroids, explained = _lloyd_pass(data, covariance.mean, row_space, centroids)
         # A pass that lowers the inertia by little is the last; less than this part of
         # what is explained may be rounding.
         inertia = max(variation - explained, TOLERANCE * explained)
@@ -205,7 +207,7 @@ def _settle(
 def _lloyd_pass(
     data: Data,
     mean: FloatArray,
-    removed: FloatArray,
+    row_space: FloatArray,
     centroids: list[FloatArray],
 ) -> tuple[list[FloatArray], float]:
     """Move each centroid to the mean of its rows; the variation that these explain."""
@@ -214,14 +216,14 @@ def _lloyd_pass(
         check_no_overflow(
             [np.vdot(each, each).astype(dtype) for each in centroids], dtype
         )
-    totals = data.fold(_nearest_sums, added, mean.astype(dtype), centroids)
+    totals = data.map_reduce(_nearest_sums, added, mean.astype(dtype), centroids)
     sums, weights = totals[: len(centroids)], totals[len(centroids) :]
     moved = []
     explained = 0.0
     for total, weight, old in zip(sums, weights, centroids, strict=True):
         # A cluster that lost all its rows stays where it was.
         held = np.where(weight > 0, weight, 1)[:, None]
-        new = to_null_space((total / held).T, removed).T
+        new = to_null_space((total / held).T, row_space).T
         moved.append(np.where(weight[:, None] > 0, new, old))
         explained += float(weight @ np.einsum("kd,kd->k", new, new))
     check_no_overflow(explained, dtype)
@@ -251,9 +253,9 @@ def _nearest_sums(
 
     def work(block: slice) -> tuple[FloatArray, FloatArray]:
         rows = tiles.readable(data.X[block], dtype)
-        codes, weight = data.codes[block], data.weight[block]
+        class_index, weight = data.class_index[block], data.weight[block]
         return class_sums.cluster_sums(
-            rows, codes, weight, centres, packed, half_squares, ties.astype(dtype)
+            rows, class_index, weight, centres, packed, half_squares, ties.astype(dtype)
         )
 
     sums = np.zeros((*half_squares.shape, mean.shape[1]))

@@ -133,9 +133,9 @@ def scatter_moments(
 
     def work(block: slice) -> ClassMoments:
         X = tiles.readable(rows.X[block], dtype)
-        codes, weight = rows.codes[block], rows.weight[block]
+        class_index, weight = rows.class_index[block], rows.weight[block]
         moments = ClassMoments(
-            *class_sums.class_scatters(X, codes, weight, n_classes, dtype)
+            *class_sums.class_scatters(X, class_index, weight, n_classes, dtype)
         )
         check_no_overflow(moments.scatter, dtype)
         return moments
@@ -165,13 +165,13 @@ def has_unequal_weights(data: Data, n_classes: int) -> bool:
 
 def _weight_ranges(data: Data, n_classes: int) -> tuple[FloatArray, FloatArray]:
     """Lightest and heaviest weight (C,) of each class."""
-    ranges = data.fold(LabelledRows.weight_ranges, np.minimum, n_classes)
+    ranges = data.map_reduce(LabelledRows.weight_ranges, np.minimum, n_classes)
     return ranges[0], -ranges[1]
 
 
 def class_weights(data: Data, n_classes: int) -> FloatArray:
     """Sum of the weights of each class (C,)."""
-    return data.fold(LabelledRows.class_weights, np.add, n_classes)
+    return data.map_reduce(LabelledRows.class_weights, np.add, n_classes)
 
 
 class Covariance(Protocol):
@@ -197,9 +197,9 @@ class ExplicitCovariance:
     """Class covariances (C, d, d) held in memory, from moments summed in `dtype`."""
 
     def __init__(
-        self, moments: ClassMoments, removed: FloatArray, dtype: np.dtype[Any]
+        self, moments: ClassMoments, row_space: FloatArray, dtype: np.dtype[Any]
     ) -> None:
-        n_features = len(removed)
+        n_features = len(row_space)
         self.weight = moments.weight
         self.mean = moments.mean[:, :n_features]
         scatter = moments.scatter[:, :n_features, :n_features]
@@ -207,7 +207,7 @@ class ExplicitCovariance:
         trace = np.trace(self.matrices, axis1=1, axis2=2)
         check_no_underflow(self.mean, trace, dtype)
         self.variance = trace
-        inside = [_variance(removed, S @ removed) for S in self.matrices]
+        inside = [_variance(row_space, S @ row_space) for S in self.matrices]
         self.noise = _noise(self.mean, trace, dtype)
         self.null_variance = _without_noise(trace - inside, self.noise)
 
@@ -230,14 +230,14 @@ class StreamedCovariance:
         weight: FloatArray,
         *,
         centres: FloatArray,
-        removed: FloatArray,
+        row_space: FloatArray,
         starts: list[InitialSubspace],
     ) -> None:
         self._data = data
         self._dtype = centres.dtype
         self._centres = centres
         self.weight = weight
-        bases = [np.hstack([removed, start.basis]) for start in starts]
+        bases = [np.hstack([row_space, start.basis]) for start in starts]
         products, sums, squares = self._pass(bases)
         check_no_overflow(squares, self._dtype)
         self._step = sums / self.weight[:, None]
@@ -246,12 +246,12 @@ class StreamedCovariance:
         check_no_underflow(self.mean, trace, self._dtype)
         self.variance = trace
         products = self._about_means(products, bases)
-        rank = removed.shape[1]
+        rank = row_space.shape[1]
         self.started = [
             (start, product[:, rank:])
             for start, product in zip(starts, products, strict=True)
         ]
-        inside = [_variance(removed, product[:, :rank]) for product in products]
+        inside = [_variance(row_space, product[:, :rank]) for product in products]
         self.noise = _noise(self.mean, trace, self._dtype)
         self.null_variance = _without_noise(trace - inside, self.noise)
 
@@ -265,7 +265,7 @@ class StreamedCovariance:
         self, bases: list[FloatArray]
     ) -> tuple[list[FloatArray], FloatArray, FloatArray]:
         """Sums about the centres: products (d, k_c), rows (C, d), squares (C,)."""
-        totals = self._data.fold(_products, added, self._centres, bases)
+        totals = self._data.map_reduce(_products, added, self._centres, bases)
         *products, sums, squares = totals
         return products, sums, squares
 
@@ -295,9 +295,9 @@ def _products(
 
     def work(block: slice) -> tuple[FloatArray, FloatArray]:
         rows = tiles.readable(data.X[block], centres.dtype)
-        codes, weight = data.codes[block], data.weight[block]
+        class_index, weight = data.class_index[block], data.weight[block]
         return class_sums.class_products(
-            rows, codes, weight, centres, packed, n_vectors
+            rows, class_index, weight, centres, packed, n_vectors
         )
 
     total: FloatArray = np.zeros((len(bases), n_vectors.max() + 1, centres.shape[1]))

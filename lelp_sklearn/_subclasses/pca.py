@@ -47,7 +47,7 @@ def full_directions(
 ) -> list[Directions]:
     """Exact directions from a full SVD of each class's rows, which are copied."""
     found = []
-    scaled = data.fold(_scaled_rows, _joined, covariance.mean)
+    scaled = data.map_reduce(_scaled_rows, _joined, covariance.mean)
     for code, own in enumerate(scaled):
         matrix = to_null_space(own.T, rows).T
         _, singular, vectors = linalg.svd(matrix, full_matrices=False)

@@ -36,7 +36,7 @@ class ReportedData:
     def is_in_memory(self) -> bool:
         return self.data.is_in_memory
 
-    def fold(
+    def map_reduce(
         self,
         function: Callable[..., Result],
         merge: Callable[[Result, Result], Result],
@@ -44,7 +44,7 @@ class ReportedData:
     ) -> Result:
         """Fold the rows as one step."""
         step = self.task.begin("pass over the rows")
-        result = self.data.fold(function, merge, *arguments)
+        result = self.data.map_reduce(function, merge, *arguments)
         step.end()
         return result
 

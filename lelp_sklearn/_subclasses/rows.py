@@ -60,7 +60,7 @@ class Data(Protocol):
         """Whether the rows are one chunk, in this process."""
         ...
 
-    def fold(
+    def map_reduce(
         self,
         function: Callable[..., Result],
         merge: Callable[[Result, Result], Result],
@@ -86,7 +86,7 @@ class InMemory:
 
     is_in_memory = True
 
-    def fold(
+    def map_reduce(
         self,
         function: Callable[..., Result],
         merge: Callable[[Result, Result], Result],
@@ -107,7 +107,7 @@ class LabelledRows(InMemory):
     Parameters
     ----------
     X : (n, d)
-    codes : (n,) class of each row; -1 for a row without a class or without weight
+    class_index : (n,) class of each row; -1 for a row without a class or without weight
     weight : (n,)
     digests : (n,) uint64
         Alike for rows that are alike, by `hash_rows`.
@@ -118,7 +118,7 @@ class LabelledRows(InMemory):
     """
 
     X: Rows
-    codes: IntArray
+    class_index: IntArray
     weight: FloatArray
     digests: NDArray[np.uint64]
     logits: FloatArray | None = None
@@ -137,8 +137,10 @@ class LabelledRows(InMemory):
 
     def class_weights(self, n_classes: int) -> FloatArray:
         """Sum of the weights of each class (C,)."""
-        held = self.codes >= 0
-        sums = np.bincount(self.codes[held], self.weight[held], minlength=n_classes)
+        held = self.class_index >= 0
+        sums = np.bincount(
+            self.class_index[held], self.weight[held], minlength=n_classes
+        )
         return sums.astype(np.float64)
 
     def weight_ranges(self, n_classes: int) -> FloatArray:
@@ -146,14 +148,14 @@ class LabelledRows(InMemory):
 
         Those of more rows are the minima of both.
         """
-        held = self.codes >= 0
-        codes, weight = self.codes[held], self.weight[held]
+        held = self.class_index >= 0
+        class_index, weight = self.class_index[held], self.weight[held]
         ranges = np.full((2, n_classes), np.inf)
         if weight.size and weight.min() == weight.max():
-            ranges[:, np.unique(codes)] = [[weight[0]], [-weight[0]]]
+            ranges[:, np.unique(class_index)] = [[weight[0]], [-weight[0]]]
         else:
-            np.minimum.at(ranges[0], codes, weight)
-            np.minimum.at(ranges[1], codes, -weight)
+            np.minimum.at(ranges[0], class_index, weight)
+            np.minimum.at(ranges[1], class_index, -weight)
         return ranges
 
     def only_unlabelled(
@@ -163,20 +165,22 @@ class LabelledRows(InMemory):
 
         The teacher speaks through the logits where there are any, else through `head`.
         """
-        unlabelled = (self.codes < 0) & (self.weight > 0)
-        codes = np.full(len(self.codes), -1)
+        unlabelled = (self.class_index < 0) & (self.weight > 0)
+        class_index = np.full(len(self.class_index), -1)
         if self.logits is not None:
-            codes[unlabelled] = self.logits[unlabelled].argmax(axis=1)
+            class_index[unlabelled] = self.logits[unlabelled].argmax(axis=1)
         elif head is not None and unlabelled.any():
-            codes[unlabelled] = _likeliest(self, unlabelled, head)
-        return replace(self, codes=codes)
+            class_index[unlabelled] = _likeliest(self, unlabelled, head)
+        return replace(self, class_index=class_index)
 
     def completed(
         self, head: Callable[[FloatArray], FloatArray] | None
     ) -> "LabelledRows":
         """Give rows without a class the teacher's, as `only_unlabelled` does."""
-        added = self.only_unlabelled(head).codes
-        return replace(self, codes=np.where(self.codes < 0, added, self.codes))
+        added = self.only_unlabelled(head).class_index
+        return replace(
+            self, class_index=np.where(self.class_index < 0, added, self.class_index)
+        )
 
 
 @dispatch_to_device(tensor_passes.likeliest)
@@ -248,7 +252,7 @@ def class_blocks(
     for rows in row_slices(data.X):
         block = read_block(data.X, rows, np.float64)
         for code in range(n_classes):
-            mine = np.flatnonzero(data.codes[rows] == code)
+            mine = np.flatnonzero(data.class_index[rows] == code)
             if mine.size:
                 index = mine + rows.start
                 yield code, block[mine], data.weight[index], index

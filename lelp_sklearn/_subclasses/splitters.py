@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
-from lelp_sklearn._subclasses.directions import Solver, row_space, to_null_space
+from lelp_sklearn._subclasses.directions import Solver, row_space_basis, to_null_space
 from lelp_sklearn._subclasses.moments import Covariance
 from lelp_sklearn._typing import FloatArray
 from lelp_sklearn._validation import check_n_subclasses, check_no_overflow
@@ -40,7 +40,7 @@ class Split:
 
 def null_space_rows(coef: FloatArray, *, null_space: bool) -> FloatArray:
     """Basis (d, r) of what is taken out of the embeddings; r = 0 takes out nothing."""
-    return row_space(coef) if null_space else np.empty((coef.shape[1], 0))
+    return row_space_basis(coef) if null_space else np.empty((coef.shape[1], 0))
 
 
 def single_split(covariance: Covariance) -> Split:

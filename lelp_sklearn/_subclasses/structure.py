@@ -14,13 +14,13 @@ _ROWS_A_CLUSTER = 5
 _N_AXES = _N_CLUSTERS + 10
 
 
-def principal_points(rows: FloatArray, removed: FloatArray) -> FloatArray:
+def principal_points(rows: FloatArray, row_space: FloatArray) -> FloatArray:
     """Coordinates (n, m) of rows (n, d) about their mean, along m principal axes.
 
-    The axes lie in the null space: orthogonal to the orthonormal basis `removed` (d, r)
-    of the row space.
+    The axes are in the null space: orthogonal to `row_space` (d, r), an orthonormal
+    basis of the head's rows.
     """
-    inside = to_null_space((rows - rows.mean(axis=0)).T, removed).T
+    inside = to_null_space((rows - rows.mean(axis=0)).T, row_space).T
     is_wide = inside.shape[0] < inside.shape[1]
     products = inside @ inside.T if is_wide else inside.T @ inside
     last = len(products) - 1

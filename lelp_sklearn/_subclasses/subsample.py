@@ -141,7 +141,9 @@ def draw_seed(random_state: np.random.RandomState) -> np.uint64:
 
 def class_sketches(data: Data, n_classes: int, seed: np.uint64) -> list[Sketch]:
     """Sketch of each class."""
-    return data.fold(_sketch_each, partial(_merge_each, seed=seed), n_classes, seed)
+    return data.map_reduce(
+        _sketch_each, partial(_merge_each, seed=seed), n_classes, seed
+    )
 
 
 def samples_of(
@@ -188,7 +190,7 @@ def _sketch_each(rows: LabelledRows, n_classes: int, seed: np.uint64) -> list[Sk
 def _sketch_arrays(rows: LabelledRows, n_classes: int, seed: np.uint64) -> list[Sketch]:
     sketches = []
     for code in range(n_classes):
-        index = np.flatnonzero(rows.codes == code)
+        index = np.flatnonzero(rows.class_index == code)
         places = rows.first_row + index
         sketch = Sketch.of(rows.digests[index], places, rows.weight[index], seed)
         sketches.append(sketch)
@@ -204,7 +206,7 @@ def _merge_each(
 
 def initial_subspace_from_sample(
     sample: ClassSample,
-    removed: FloatArray,
+    row_space: FloatArray,
     n_vectors: int,
     random_state: np.random.RandomState,
 ) -> InitialSubspace:
@@ -213,17 +215,17 @@ def initial_subspace_from_sample(
     A direction along which no row of the sample varies is perpendicular to all that the
     sample gives, but not to them.
     """
-    n_features, rank = removed.shape
+    n_features, rank = row_space.shape
     is_room = 0 < n_vectors < n_features - rank
     if sample.is_whole or not is_room:
-        basis = sampled_subspace(sample, removed, n_vectors, random_state)
+        basis = sampled_subspace(sample, row_space, n_vectors, random_state)
         return InitialSubspace(basis, basis[:, :0])
-    found = sampled_subspace(sample, removed, n_vectors - N_PROBES, random_state)
+    found = sampled_subspace(sample, row_space, n_vectors - N_PROBES, random_state)
     probes: FloatArray = random_state.standard_normal((n_features, N_PROBES))
     # Again, since what was nearly dependent has had its rounding errors magnified.
     for _ in range(2):
         probes = orthonormal(
-            to_null_space(probes - found @ (found.T @ probes), removed)
+            to_null_space(probes - found @ (found.T @ probes), row_space)
         )
     rows = sample.rows
     factors = np.ascontiguousarray(probes.T, dtype=rows.dtype)
@@ -245,22 +247,22 @@ def initial_subspace_from_sample(
     n_outside = n_features - rank - found.shape[1]
     noise = squares * n_outside / (N_PROBES + 2)
     return InitialSubspace(
-        np.hstack([found, probes]), to_null_space(moved, removed), noise
+        np.hstack([found, probes]), to_null_space(moved, row_space), noise
     )
 
 
 def sampled_subspace(
     sample: ClassSample,
-    removed: FloatArray,
+    row_space: FloatArray,
     n_vectors: int,
     random_state: np.random.RandomState,
     n_powers: int = _SAMPLE_POWERS,
 ) -> FloatArray:
     """Orthonormal basis (d, <= n_vectors) of about the principal subspace of a sample.
 
-    Without the directions `removed` (d, r).
+    Without the directions `row_space` (d, r).
     """
-    start = random_initial_subspace(removed, n_vectors, random_state)
+    start = random_initial_subspace(row_space, n_vectors, random_state)
     if not start.size:
         return start
     # Without units, since squares may be more than single precision holds.
@@ -268,15 +270,15 @@ def sampled_subspace(
     largest = max(rows.max(), -rows.min()) or 1
     if rows.shape[1] <= _MAX_EXACT:
         scaled = np.sqrt(weight)[:, None] / largest * rows
-        half = to_null_space((scaled.T @ scaled).astype(np.float64), removed)
-        vectors = linalg.eigh(to_null_space(half.T, removed))[1]
-        return _basis(vectors[:, : -start.shape[1] - 1 : -1], removed)
+        half = to_null_space((scaled.T @ scaled).astype(np.float64), row_space)
+        vectors = linalg.eigh(to_null_space(half.T, row_space))[1]
+        return _basis(vectors[:, : -start.shape[1] - 1 : -1], row_space)
     if len(rows) <= _MAX_EXACT:
         scaled = np.sqrt(sample.weight)[:, None] * rows.astype(np.float64)
-        projected = to_null_space(scaled.T, removed)
+        projected = to_null_space(scaled.T, row_space)
         vectors = linalg.svd(projected, full_matrices=False)[0]
         # Random vectors beside them where there are fewer rows than vectors wanted.
-        return _basis(np.hstack([vectors, start])[:, : start.shape[1]], removed)
+        return _basis(np.hstack([vectors, start])[:, : start.shape[1]], row_space)
     found = start
     factor = (weight / largest)[:, None]
 
@@ -290,19 +292,19 @@ def sampled_subspace(
         moved = np.zeros(found.shape)
         for part in map_parts(work, row_slices(rows)):
             moved += part
-        found = _basis(moved, removed)
-    return _basis(np.hstack([found, start])[:, : start.shape[1]], removed)
+        found = _basis(moved, row_space)
+    return _basis(np.hstack([found, start])[:, : start.shape[1]], row_space)
 
 
 def random_initial_subspace(
-    removed: FloatArray, n_vectors: int, random_state: np.random.RandomState
+    row_space: FloatArray, n_vectors: int, random_state: np.random.RandomState
 ) -> FloatArray:
-    """Orthonormal basis (d, n_vectors) of a random subspace without `removed`."""
-    n_features, rank = removed.shape
+    """Orthonormal basis (d, n_vectors) of a random subspace without `row_space`."""
+    n_features, rank = row_space.shape
     size = min(n_vectors, n_features - rank)
     if not size:
         return np.empty((n_features, 0))
-    return _basis(random_state.standard_normal((n_features, size)), removed)
+    return _basis(random_state.standard_normal((n_features, size)), row_space)
 
 
 def _distinct(digests: Digests, weight: FloatArray) -> tuple[IntArray, FloatArray]:
@@ -347,10 +349,10 @@ def _priorities(contents: Digests, weight: FloatArray) -> FloatArray:
     return weight / uniform
 
 
-def _basis(vectors: FloatArray, removed: FloatArray) -> FloatArray:
-    inside = to_null_space(vectors, removed)
+def _basis(vectors: FloatArray, row_space: FloatArray) -> FloatArray:
+    inside = to_null_space(vectors, row_space)
     lengths, before = (np.linalg.norm(each, axis=0) for each in (inside, vectors))
     # What is left of a vector outside the null space is rounding.
     basis = orthonormal(inside[:, lengths > _LEAST_INSIDE * before])
     # Again, since what was nearly dependent has had its rounding errors magnified.
-    return orthonormal(to_null_space(basis, removed))
+    return orthonormal(to_null_space(basis, row_space))

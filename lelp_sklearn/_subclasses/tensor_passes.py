@@ -43,7 +43,7 @@ class Labelled(Protocol):
     def X(self) -> Any: ...  # noqa: N802 - the name that rows have everywhere
 
     @property
-    def codes(self) -> IntArray: ...
+    def class_index(self) -> IntArray: ...
 
     @property
     def weight(self) -> FloatArray: ...
@@ -143,7 +143,7 @@ def distinct_rows(
     digests, weights = X.kept(data.digests), X.kept(data.weight)
     found = []
     for code in range(n_classes):
-        index = X.groups(data.codes, data.weight, n_classes).index(code)
+        index = X.groups(data.class_index, data.weight, n_classes).index(code)
         own = digests[index]
         # As of arrays: a number that sorts by content, then by place.
         number = 2 ** len(own).bit_length() - 1
@@ -219,7 +219,7 @@ def moments(
     held = _Sums(X, (n_classes,))
     centres = torch.zeros((n_classes, width), dtype=precision, device=X.tensor.device)
     for code in range(n_classes):
-        index = X.groups(data.codes, data.weight, n_classes).index(code)
+        index = X.groups(data.class_index, data.weight, n_classes).index(code)
         few = index[:: max(1, len(index) // _CENTRE_ROWS)]
         if len(few):
             centres[code] = _joint(X, few, beside, precision).mean(dim=0)
@@ -230,7 +230,7 @@ def moments(
         weighted = torch.cat([rows, ones], dim=1) * weight[:, None]
         total.add(code, _inner(weighted, rows, X.double))
         held.add(code, weight.to(X.double).sum())
-    unit = X.groups(data.codes, data.weight, n_classes).unit
+    unit = X.groups(data.class_index, data.weight, n_classes).unit
     sums, weights = total.array(), held.array()
     step = sums[:, -1] / np.where(weights > 0, weights, 1)[:, None]
     scatter = sums[:, :-1] - sums[:, -1, :, None] * step[:, None, :]
@@ -258,7 +258,7 @@ def products(
         total.add((code, slice(n_columns[code])), _inner(scores, rows, X.double))
         lengths = torch.linalg.vector_norm(rows, dim=1)
         squares.add(code, weight.to(X.double) @ lengths.square().to(X.double))
-    unit = X.groups(data.codes, data.weight, len(bases)).unit
+    unit = X.groups(data.class_index, data.weight, len(bases)).unit
     sums = total.array() * unit
     moved = [own[: n - 1].T for own, n in zip(sums, n_columns, strict=True)]
     last = sums[np.arange(len(bases)), np.array(n_columns) - 1]
@@ -290,7 +290,7 @@ def nearest_sums(
         place = code, slice(sizes[code])
         sums.add(place, _inner(members, rows, X.double))
         held.add(place, members.to(X.double).sum(dim=0))
-    unit = X.groups(data.codes, data.weight, len(sizes)).unit
+    unit = X.groups(data.class_index, data.weight, len(sizes)).unit
     totals = sums.array() * unit, held.array() * unit
     return [own[:k] for each in totals for own, k in zip(each, sizes, strict=True)]
 
@@ -299,7 +299,7 @@ def farthest(
     data: Labelled,
     code: int,
     mean: FloatArray,
-    removed: FloatArray,
+    row_space: FloatArray,
     centroids: FloatArray,
 ) -> tuple[float, FloatArray]:
     """Squared distance to its centroid of the row farthest from all; the row (d,)."""
@@ -308,7 +308,7 @@ def farthest(
     X: TensorRows = data.X
     share = 10 * torch.finfo(X.precision).eps
     own_mean, rows_removed, known = (
-        X.beside(each, X.double) for each in (mean[code], removed, centroids)
+        X.beside(each, X.double) for each in (mean[code], row_space, centroids)
     )
     half_squares = torch.linalg.vector_norm(known, dim=1) ** 2 / 2
     found: tuple[float, FloatArray] = (0.0, centroids[0])
@@ -329,14 +329,14 @@ def farthest(
 
 
 def preferences(
-    data: Labelled, mean: FloatArray, removed: FloatArray, spread: FloatArray
+    data: Labelled, mean: FloatArray, row_space: FloatArray, spread: FloatArray
 ) -> FloatArray:
     """How much more each row (n,) is to be drawn, by its share of the variance."""
     import torch
 
     X: TensorRows = data.X
     preferred = torch.ones(len(X), dtype=X.precision, device=X.tensor.device)
-    prefer = _Preference(X, mean, removed, spread)
+    prefer = _Preference(X, mean, row_space, spread)
     for code, index, _ in _blocks(data, len(mean)):
         preferred[index] = prefer(X.tensor[index] - prefer.mean[code], code)
     return _host(preferred)
@@ -346,13 +346,13 @@ def at_places(
     data: Labelled,
     places: list[IntArray],
     mean: FloatArray,
-    removed: FloatArray,
+    row_space: FloatArray,
     axes: list[FloatArray],
     spread: FloatArray,
 ) -> list[list[tuple[FloatArray, FloatArray]]]:
     """Coordinates and preferences of those of the places that lie in these rows."""
     X: TensorRows = data.X
-    prefer = _Preference(X, mean, removed, spread)
+    prefer = _Preference(X, mean, row_space, spread)
     size, result = X.block_rows(), []
     for code, place in enumerate(places):
         start, stop = np.searchsorted(
@@ -376,11 +376,11 @@ class _Preference:
         self,
         X: TensorRows,
         mean: FloatArray,
-        removed: FloatArray,
+        row_space: FloatArray,
         spread: FloatArray,
     ) -> None:
         self.mean = X.beside(mean, X.precision)
-        self._removed = X.beside(removed, X.precision)
+        self._removed = X.beside(row_space, X.precision)
         self._per_unit = 1 / np.sqrt(spread)
 
     def __call__(self, rows: "Tensor", code: int) -> "Tensor":
@@ -412,7 +412,7 @@ class _Sums:
 def _blocks(data: Labelled, n_classes: int) -> Iterator[tuple[int, "Tensor", "Tensor"]]:
     """Give code, indices and weights of the rows of each class, block by block."""
     X: TensorRows = data.X
-    groups = X.groups(data.codes, data.weight, n_classes)
+    groups = X.groups(data.class_index, data.weight, n_classes)
     size = X.block_rows()
     for code in range(n_classes):
         index = groups.index(code)

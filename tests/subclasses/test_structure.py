@@ -9,7 +9,7 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LinearRegression
 
 from lelp_sklearn._subclasses import structure
-from lelp_sklearn._subclasses.directions import row_space
+from lelp_sklearn._subclasses.directions import row_space_basis
 from tests.reference import null_space_rows
 
 
@@ -27,7 +27,7 @@ def test_points_are_the_principal_coordinates_in_the_null_space(n_rows):
     rng = np.random.RandomState(0)
     X = rng.normal(size=(n_rows, 60)) * np.geomspace(9, 1, 60)
     coef = rng.normal(size=(1, 60))
-    found = structure.principal_points(X, row_space(coef))
+    found = structure.principal_points(X, row_space_basis(coef))
     inside = null_space_rows(X, np.zeros(n_rows, int), coef)
     expected = PCA(svd_solver="full").fit_transform(inside)[:, : found.shape[1]]
     assert found.shape[1] == min(n_rows, 30)
