@@ -18,7 +18,8 @@ from lelp_sklearn._training import export, export_validation, modules
 from lelp_sklearn._training.batches import as_tensor, batched_outputs
 from lelp_sklearn._training.curves import Curves
 from lelp_sklearn._training.device import is_integer
-from lelp_sklearn._training.loop import Objective, Trainer
+from lelp_sklearn._training.loop import Trainer
+from lelp_sklearn._training.objective import Objective
 
 
 class Seeds(NamedTuple):

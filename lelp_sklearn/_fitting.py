@@ -40,13 +40,13 @@ from lelp_sklearn._training.checkpoint import open_checkpoint
 from lelp_sklearn._training.device import is_integer, resolve_device, warm_up_backward
 from lelp_sklearn._training.loop import (
     EarlyStopping,
-    Objective,
     Trainer,
     Validation,
     continue_optimizer,
     make_optimizer,
     try_optimizer,
 )
+from lelp_sklearn._training.objective import Objective
 from lelp_sklearn._training.precision import Precision
 from lelp_sklearn._training.process_group import SINGLE_PROCESS
 from lelp_sklearn._training.run import Run
@@ -131,7 +131,7 @@ class StudentFittingMixin:
         _training_validation.check_class_weight(self.class_weight)
         checkpoint_validation.check_resumable(self.checkpoint, self.random_state)
         is_template = isinstance(self.module, nn.Module)
-        built = modules.MultilayerPerceptron if self.module is None else self.module
+        built = modules.multilayer_perceptron if self.module is None else self.module
         _training_validation.check_module_arguments(
             built, self.module_params, is_template=is_template
         )

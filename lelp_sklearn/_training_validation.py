@@ -11,47 +11,6 @@ from sklearn.frozen import FrozenEstimator
 from lelp_sklearn._numeric_validation import as_numbers
 from lelp_sklearn._typing import BoolArray
 
-# --- losses ---------------------------------------------------------------------------
-
-
-def check_loss_shapes(
-    logits: tuple[int, ...], soft_targets: tuple[int, ...] | None, n_classes: int
-) -> None:
-    """Raise unless logits (n, C*S) and their targets have the same shape."""
-    if len(logits) != 2 or n_classes < 1 or logits[1] % n_classes:
-        raise ValueError(
-            f"logits has shape {tuple(logits)} and n_classes={n_classes}: logits must "
-            "be (n_samples, n_classes * n_subclasses)."
-        )
-    if soft_targets is not None and soft_targets != logits:
-        raise ValueError(
-            f"soft_targets has shape {tuple(soft_targets)} and logits has "
-            f"{tuple(logits)}: they must be equal."
-        )
-
-
-def check_loss_arguments(
-    temperature: float,
-    subclass_weight: float,
-    within_class_temperature: float | None,
-    reduction: str = "mean",
-) -> None:
-    """Raise where a number or a name cannot parametrise the loss."""
-    if not temperature > 0:
-        raise ValueError(f"temperature={temperature!r} must be positive.")
-    if within_class_temperature is not None and not within_class_temperature > 0:
-        raise ValueError(
-            f"within_class_temperature={within_class_temperature!r} must be positive, "
-            "or None for temperature itself."
-        )
-    if not subclass_weight >= 0:
-        raise ValueError(f"subclass_weight={subclass_weight!r} must not be negative.")
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(
-            f"reduction={reduction!r} must be one of 'mean', 'sum' and 'none'."
-        )
-
-
 # --- the student: inputs and targets --------------------------------------------------
 
 

@@ -1,24 +1,18 @@
 """Cross-entropy to subclass targets, for this package's student and other trainers."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
-
-from lelp_sklearn import _training_validation as validation
-from lelp_sklearn._training import objective
 
 __all__ = ["SubclassCrossEntropyLoss", "class_logits", "subclass_cross_entropy"]
 
 
 def class_logits(logits: Tensor, n_classes: int, *, temperature: float = 1.0) -> Tensor:
-    r"""Fold the logits of subclasses into the logits of their classes.
+    r"""Aggregate the logits of subclasses into the logits of their classes.
 
     .. math:: A_c = \tau \log \sum_s \exp(a_{c,s} / \tau)
 
     so that ``softmax(A)`` are the class probabilities that a student trained at
-    temperature :math:`\tau` predicts. With one subclass per class `logits` come back.
+    temperature :math:`\tau` predicts. With one subclass per class they are `logits`.
 
     Parameters
     ----------
@@ -38,7 +32,7 @@ def class_logits(logits: Tensor, n_classes: int, *, temperature: float = 1.0) ->
     Raises
     ------
     ValueError
-        If the number of columns is no multiple of `n_classes`.
+        If the number of columns is not a multiple of `n_classes`.
 
     Examples
     --------
@@ -47,11 +41,11 @@ def class_logits(logits: Tensor, n_classes: int, *, temperature: float = 1.0) ->
     >>> class_logits(torch.tensor([[0.0, 0.0, -1.0, 1.0]]), 2)
     tensor([[0.6931, 1.1269]])
     """
-    validation.check_loss_shapes(logits.shape, None, n_classes)
+    _check_logits(logits, n_classes)
     if logits.shape[1] == n_classes:
         return logits
-    shape = len(logits), n_classes, logits.shape[1] // n_classes
-    return temperature * torch.logsumexp(logits.reshape(shape) / temperature, dim=2)
+    by_class = logits.unflatten(1, (n_classes, -1))
+    return temperature * torch.logsumexp(by_class / temperature, dim=2)
 
 
 def subclass_cross_entropy(
@@ -63,7 +57,7 @@ def subclass_cross_entropy(
     subclass_weight: float = 1.0,
     within_class_temperature: float | None = None,
 ) -> Tensor:
-    r"""Cross-entropy between subclass targets and logits, row by row.
+    r"""Compute the cross-entropy between subclass targets and logits, row by row.
 
     .. math::
 
@@ -81,8 +75,7 @@ def subclass_cross_entropy(
         Outputs of the student, subclass s of class c in column
         ``c * n_subclasses + s``.
     soft_targets : torch.Tensor of shape (n, n_classes * n_subclasses)
-        Target probabilities in the same order. They are constants: no gradient
-        reaches them.
+        Target probabilities in the same order. No gradient flows to them.
     n_classes : int
         The number of classes C.
     temperature : float, default=1.0
@@ -95,12 +88,12 @@ def subclass_cross_entropy(
     Returns
     -------
     torch.Tensor of shape (n,)
-        The loss of each row, differentiable once with respect to `logits`.
+        The loss of each row.
 
     Raises
     ------
     ValueError
-        If the shapes differ, the number of columns is no multiple of `n_classes`, a
+        If the shapes differ, the number of columns is not a multiple of `n_classes`, a
         temperature is not positive or the weight is negative.
 
     References
@@ -119,25 +112,27 @@ def subclass_cross_entropy(
     >>> subclass_cross_entropy(logits, targets, 2, subclass_weight=0.0)
     tensor([0.6931])
     """
-    validation.check_loss_arguments(
-        temperature, subclass_weight, within_class_temperature
-    )
-    validation.check_loss_shapes(logits.shape, soft_targets.shape, n_classes)
+    _check_parameters(temperature, subclass_weight, within_class_temperature)
+    _check_logits(logits, n_classes)
+    if soft_targets.shape != logits.shape:
+        raise ValueError(
+            f"soft_targets has shape {tuple(soft_targets.shape)} and logits has "
+            f"{tuple(logits.shape)}: they must be equal."
+        )
     dtype = torch.promote_types(logits.dtype, soft_targets.dtype)
-    # torch has no types for what a Function's `apply` takes.
-    rows: Tensor = _SubclassCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        logits.to(dtype),
-        soft_targets.to(dtype),
-        n_classes,
-        temperature,
-        subclass_weight,
-        temperature if within_class_temperature is None else within_class_temperature,
+    by_class = logits.to(dtype).unflatten(1, (n_classes, -1))
+    return subclass_losses(
+        by_class,
+        torch.logsumexp(by_class / temperature, dim=2),
+        soft_targets.detach().to(dtype).unflatten(1, (n_classes, -1)),
+        temperature=temperature,
+        subclass_weight=subclass_weight,
+        within_class_temperature=within_class_temperature or temperature,
     )
-    return rows
 
 
 class SubclassCrossEntropyLoss(nn.Module):
-    """`subclass_cross_entropy` as a module, for trainers that want a criterion.
+    """Module of `subclass_cross_entropy`, for trainers that take a criterion.
 
     Parameters
     ----------
@@ -152,7 +147,7 @@ class SubclassCrossEntropyLoss(nn.Module):
     within_class_temperature : float, default=None
         The temperature within the classes; None is `temperature`.
     reduction : {"mean", "sum", "none"}, default="mean"
-        What to do with the losses of the rows.
+        How the losses of the rows are reduced.
 
     Raises
     ------
@@ -179,9 +174,11 @@ class SubclassCrossEntropyLoss(nn.Module):
         reduction: str = "mean",
     ) -> None:
         super().__init__()
-        validation.check_loss_arguments(
-            temperature, subclass_weight, within_class_temperature, reduction
-        )
+        _check_parameters(temperature, subclass_weight, within_class_temperature)
+        if reduction not in ("mean", "sum", "none"):
+            raise ValueError(
+                f"reduction={reduction!r} must be one of 'mean', 'sum' and 'none'."
+            )
         self.n_classes = n_classes
         self.temperature = temperature
         self.subclass_weight = subclass_weight
@@ -216,32 +213,55 @@ class SubclassCrossEntropyLoss(nn.Module):
         return rows.sum() if self.reduction == "sum" else rows.mean()
 
 
-class _SubclassCrossEntropy(torch.autograd.Function):
-    """The losses of the rows, with the gradient that comes with them."""
+def subclass_losses(
+    logits: Tensor,
+    scaled_class_logits: Tensor,
+    soft_targets: Tensor,
+    *,
+    temperature: float,
+    subclass_weight: float | Tensor,
+    within_class_temperature: float,
+) -> Tensor:
+    """Compute `subclass_cross_entropy` of arrays (n, C, S), without checks.
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        logits: Tensor,
-        soft_targets: Tensor,
-        n_classes: int,
-        temperature: float,
-        subclass_weight: float,
-        within_class_temperature: float,
-    ) -> Tensor:
-        losses, gradient = objective.loss_and_gradient(
-            logits,
-            soft_targets,
-            n_classes,
-            temperature=temperature,
-            subclass_weight=subclass_weight,
-            within_class_temperature=within_class_temperature,
-        )
-        ctx.save_for_backward(gradient)
+    `scaled_class_logits` (n, C) are the logsumexp of the logits over the temperature.
+    A `subclass_weight` that is a tensor is never read on the host.
+    """
+    losses = soft_cross_entropy(scaled_class_logits, soft_targets.sum(dim=2))
+    losses = losses * temperature**2
+    has_weight = isinstance(subclass_weight, Tensor) or bool(subclass_weight)
+    # A single subclass is the whole class: nothing is left to learn within it.
+    if not has_weight or logits.shape[2] == 1:
         return losses
+    log_within = torch.log_softmax(logits / within_class_temperature, dim=2)
+    # An impossible subclass that is no target is 0 times infinity, and adds nothing.
+    # Logits that are NaN show in the class part.
+    inner = (soft_targets * log_within).nansum(dim=(1, 2))
+    return losses - inner * (subclass_weight * within_class_temperature**2)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, row_gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * row_gradient.unsqueeze(1), None, None, None, None, None
+
+def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Compute the cross-entropy (n,) between targets and logits (n, C)."""
+    return -(targets * torch.log_softmax(logits, dim=1)).sum(dim=1)
+
+
+def _check_logits(logits: Tensor, n_classes: int) -> None:
+    if logits.ndim != 2 or n_classes < 1 or logits.shape[1] % n_classes:
+        raise ValueError(
+            f"logits has shape {tuple(logits.shape)} and n_classes={n_classes}: logits "
+            "must be (n_samples, n_classes * n_subclasses)."
+        )
+
+
+def _check_parameters(
+    temperature: float, subclass_weight: float, within_class_temperature: float | None
+) -> None:
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature!r} must be positive.")
+    if within_class_temperature is not None and not within_class_temperature > 0:
+        raise ValueError(
+            f"within_class_temperature={within_class_temperature!r} must be positive, "
+            "or None for temperature itself."
+        )
+    if not subclass_weight >= 0:
+        raise ValueError(f"subclass_weight={subclass_weight!r} must not be negative.")

@@ -227,7 +227,7 @@ def test_module_params_that_the_module_does_not_have():
     options = {"module_params": {"hidden": 3}, "module": MyNet(6, 6)}
     refused("needs a module that is built", options=options)
     options = {"module_params": {"hidden": 3}, "module": None}
-    refused("MultilayerPerceptron cannot be called", error=TypeError, options=options)
+    refused("multilayer_perceptron cannot be called", error=TypeError, options=options)
 
 
 class Every(nn.Module):

@@ -19,8 +19,7 @@ from lelp_sklearn._training.batches import (
 from lelp_sklearn._training.cuda_graphs import (
     GraphedSteps,
     Step,
-    can_be_recorded,
-    set_learning_rate,
+    can_capture,
 )
 from lelp_sklearn._training.device import (
     denormals_are_zero,
@@ -28,42 +27,12 @@ from lelp_sklearn._training.device import (
     seeded,
     torch_lock,
 )
-from lelp_sklearn._training.objective import loss_and_gradient
+from lelp_sklearn._training.objective import Objective
 from lelp_sklearn._training.precision import Precision
 from lelp_sklearn._training.process_group import Ranks
 from lelp_sklearn._training.schedules import Schedule
-from lelp_sklearn.losses import class_logits
 
 Optimizer = torch.optim.Optimizer
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What is the same for all rows and steps in the loss."""
-
-    n_classes: int
-    temperature: float
-    within_class_temperature: float
-    label_weight: float
-
-    def loss_and_gradient(
-        self, logits: Tensor, rows: TrainingTensors, subclass_weight: float | Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Give the loss of each row, and its gradient with respect to the logits."""
-        return loss_and_gradient(
-            logits,
-            rows.soft_targets,
-            self.n_classes,
-            temperature=self.temperature,
-            subclass_weight=subclass_weight,
-            within_class_temperature=self.within_class_temperature,
-            label_targets=rows.label_targets,
-            label_weight=self.label_weight,
-        )
-
-    def class_logits(self, logits: Tensor) -> Tensor:
-        """Fold the subclasses of each class."""
-        return class_logits(logits, self.n_classes, temperature=self.temperature)
 
 
 def make_optimizer(
@@ -252,12 +221,14 @@ class Trainer:
     @cached_property
     def _recorded(self) -> GraphedSteps | None:
         """Steps to be replayed, None where they cannot be."""
+        device = self.rows.X.device
         alone = self.ranks.size == 1 and self.augment is None
         scaled = self.precision.scaler is not None
-        if scaled or not alone or not can_be_recorded(self.module, self.optimizer):
+        if device.type != "cuda" or scaled or not alone:
             return None
-        device = self.rows.X.device
-        return GraphedSteps(self._step, self.module, self.optimizer, device)
+        if not can_capture(self.module, self.optimizer):
+            return None
+        return GraphedSteps(self._step, self.optimizer, device)
 
     def _steps(self) -> AbstractContextManager[Step]:
         """Give what takes the steps of an epoch."""
@@ -291,19 +262,13 @@ class Trainer:
         X = rows.X if self.augment is None else self.augment(rows.X)
         # A module may compute in a precision of its own.
         logits = self.precision.outputs(self.module, X).to(rows.soft_targets.dtype)
-        losses, gradient = self.objective.loss_and_gradient(
-            logits, rows, subclass_weight
-        )
-        loss: Tensor
+        losses = self.objective.losses(logits, rows, subclass_weight)
         if rows.weight is None:
             loss = losses.sum() / mass
-            gradient.mul_(1 / mass)
         else:
-            share = rows.weight / mass
-            loss = torch.dot(losses, share)
-            gradient.mul_(share.unsqueeze(1))
-        self.precision.backward(logits, gradient)
-        return loss
+            loss = torch.dot(losses, rows.weight / mass)
+        self.precision.backward(loss)
+        return loss.detach()
 
     def _weights_finite(self) -> Tensor:
         return torch.stack([p.detach().isfinite().all() for p in self._trained()]).all()
@@ -332,7 +297,10 @@ class Trainer:
         validation.check_schedule_value(factor, name, progress, at)
         factor = float(factor)
         for group, base in zip(self.optimizer.param_groups, base_rates, strict=True):
-            set_learning_rate(group, base * factor)
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(base * factor)
+            else:
+                group["lr"] = base * factor
         return base_rates[0] * factor
 
 

@@ -19,30 +19,15 @@ from lelp_sklearn._training.layers import find_output
 ModuleBuilder = Callable[..., nn.Module]
 
 
-class MultilayerPerceptron(nn.Sequential):
-    """The student where none is given: linear layers with ReLU between them.
-
-    Parameters
-    ----------
-    n_features : int
-        Number of inputs of a row.
-    n_outputs : int
-        Number of outputs.
-    hidden_layer_sizes : sequence of int, default=(128,)
-        Number of units of each hidden layer.
-    """
-
-    def __init__(
-        self,
-        n_features: int,
-        n_outputs: int,
-        hidden_layer_sizes: Sequence[int] = (128,),
-    ) -> None:
-        layers: list[nn.Module] = []
-        for size in hidden_layer_sizes:
-            layers += [nn.Linear(n_features, size), nn.ReLU()]
-            n_features = size
-        super().__init__(*layers, nn.Linear(n_features, n_outputs))
+def multilayer_perceptron(
+    n_features: int, n_outputs: int, hidden_layer_sizes: Sequence[int] = (128,)
+) -> nn.Module:
+    """Return the default student: linear layers with ReLU between them."""
+    layers: list[nn.Module] = []
+    for size in hidden_layer_sizes:
+        layers += [nn.Linear(n_features, size), nn.ReLU()]
+        n_features = size
+    return nn.Sequential(*layers, nn.Linear(n_features, n_outputs))
 
 
 def build_module(
@@ -76,7 +61,7 @@ def build_module(
         )
     params = module_params or {}
     if module is None:
-        net = MultilayerPerceptron(prod(row_shape), n_outputs, **params)
+        net = multilayer_perceptron(prod(row_shape), n_outputs, **params)
         return net if len(row_shape) == 1 else nn.Sequential(nn.Flatten(), net)
     built = module(row_shape[0], n_outputs, **params)
     validation.check_is_module(isinstance(built, nn.Module), built)

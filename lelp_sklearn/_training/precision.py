@@ -50,11 +50,10 @@ class Precision:
             made: Tensor = module(X)
         return made
 
-    def backward(self, logits: Tensor, gradient: Tensor) -> None:
-        """Find the gradients of the weights from that of the logits."""
-        if self.scaler is not None:
-            gradient = self.scaler.scale(gradient)
-        logits.backward(gradient)
+    def backward(self, loss: Tensor) -> None:
+        """Compute the gradients of the weights."""
+        scaled = loss if self.scaler is None else self.scaler.scale(loss)
+        scaled.backward()
 
     def step(
         self,

@@ -1,11 +1,14 @@
-"""The closed-form gradient of the whole loss against autograd."""
+"""The whole loss against its formula, and its gradient."""
 
 import pytest
 import torch
 from torch.nn.functional import cross_entropy, log_softmax
 
-from lelp_sklearn._training.objective import loss_and_gradient
+from lelp_sklearn._training.batches import TrainingTensors
+from lelp_sklearn._training.objective import Objective
 
+# Nothing is trained here.
+NO_INPUTS = torch.empty(0)
 N_ROWS, N_CLASSES, N_SUBCLASSES = 11, 3, 4
 
 
@@ -24,7 +27,9 @@ def batch():
 @pytest.mark.parametrize("within", [1.0, 2.5])
 @pytest.mark.parametrize("weight", [0.0, 0.6])
 @pytest.mark.parametrize("label_weight", [0.0, 0.3, 1.0])
-def test_gradient_is_that_of_autograd(batch, temperature, within, weight, label_weight):
+def test_loss_and_gradient_follow_the_formula(
+    batch, temperature, within, weight, label_weight
+):
     logits, targets, labels = batch
     leaf = logits.clone().requires_grad_()
     a = leaf.reshape(N_ROWS, N_CLASSES, N_SUBCLASSES)
@@ -38,19 +43,13 @@ def test_gradient_is_that_of_autograd(batch, temperature, within, weight, label_
     )
     expected = expected + label_weight * on_labels
     one_hot = (labels[:, None] == torch.arange(N_CLASSES)).double()
-    losses, gradient = loss_and_gradient(
-        logits,
-        targets,
-        N_CLASSES,
-        temperature=temperature,
-        subclass_weight=weight,
-        within_class_temperature=within,
-        label_targets=one_hot if label_weight else None,
-        label_weight=label_weight,
-    )
-    torch.testing.assert_close(losses, expected.detach())
-    (by_autograd,) = torch.autograd.grad(expected.sum(), leaf)
-    torch.testing.assert_close(gradient, by_autograd)
+    objective = Objective(N_CLASSES, temperature, within, label_weight)
+    batch = TrainingTensors(NO_INPUTS, targets, one_hot if label_weight else None)
+    losses = objective.losses(leaf, batch, weight)
+    torch.testing.assert_close(losses, expected)
+    (gradient,) = torch.autograd.grad(losses.sum(), leaf)
+    (expected_gradient,) = torch.autograd.grad(expected.sum(), leaf)
+    torch.testing.assert_close(gradient, expected_gradient)
 
 
 @pytest.mark.parametrize("place", range(8))
@@ -60,13 +59,12 @@ def test_an_impossible_subclass_is_as_an_unlikely_one(place, weight, within):
     logits = torch.linspace(-1, 2, 8, dtype=torch.float64)[None]
     targets = torch.full_like(logits, 1 / 7)
     targets[:, place] = 0
-    options = {
-        "temperature": 2.5,
-        "within_class_temperature": within,
-        "subclass_weight": weight,
-    }
+    objective = Objective(2, 2.5, within, label_weight=0.0)
     found = []
     for value in (-torch.inf, -1e5):
-        logits[:, place] = value
-        found.append(loss_and_gradient(logits, targets, 2, **options))
+        leaf = logits.clone()
+        leaf[:, place] = value
+        leaf.requires_grad_()
+        losses = objective.losses(leaf, TrainingTensors(NO_INPUTS, targets), weight)
+        found.append((losses, *torch.autograd.grad(losses.sum(), leaf)))
     torch.testing.assert_close(*found)
