@@ -76,9 +76,11 @@ def _is_own(obj: Any, package: str, method: str, hooks: tuple[str, ...]) -> bool
 
 def _reads_device(layer: nn.Module) -> bool:
     """Return whether a layer asks the device for a number, which no graph can do."""
-    counts_batches = isinstance(layer, nn.modules.batchnorm._NormBase)
-    return (counts_batches and layer.momentum is None) or (
-        isinstance(layer, nn.Embedding | nn.EmbeddingBag) and layer.max_norm is not None
+    # Batch normalisation without momentum counts batches; embeddings with `max_norm` look
+    # for the vectors to shorten.
+    return (
+        getattr(layer, "momentum", 0.0) is None
+        or getattr(layer, "max_norm", None) is not None
     )
 
 

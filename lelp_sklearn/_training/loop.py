@@ -263,6 +263,7 @@ class Trainer:
         # A module may compute in a precision of its own.
         logits = self.precision.outputs(self.module, X).to(rows.soft_targets.dtype)
         losses = self.objective.losses(logits, rows, subclass_weight)
+        loss: Tensor
         if rows.weight is None:
             loss = losses.sum() / mass
         else:
