@@ -1,4 +1,4 @@
-"""Who calls the library: where a warning belongs, and who encodes labels."""
+"""Who calls the package: where a warning belongs, and who encodes labels."""
 
 import sys
 import warnings
@@ -16,12 +16,36 @@ _ENCODERS = {
     "sklearn.ensemble._voting": "VotingClassifier",
     "sklearn.multiclass": "OneVsRestClassifier or OneVsOneClassifier",
 }
+# The categories that were warned of in the current block of `warned_once`.
+_WARNED: ContextVar[set[type[Warning]] | None] = ContextVar("warned", default=None)
 
 
-def find_stacklevel() -> int:
-    """Give the `stacklevel` with which a warning points to the user's own line.
+def warn_user(message: str | Warning, category: type[Warning] = UserWarning) -> None:
+    """Warn at the user's own line, once a category in a block of `warned_once`."""
+    if isinstance(message, Warning):
+        category = type(message)
+    warned = _WARNED.get()
+    if warned is not None:
+        if category in warned:
+            return
+        warned.add(category)
+    warnings.warn(message, category, stacklevel=_find_stacklevel())
 
-    How many calls lie between hangs on who calls whom, and on scikit-learn's wrappers.
+
+@contextmanager
+def warned_once() -> Iterator[None]:
+    """Warn of each category once in the block, also in blocks within it."""
+    token = _WARNED.set(set() if _WARNED.get() is None else _WARNED.get())
+    try:
+        yield
+    finally:
+        _WARNED.reset(token)
+
+
+def _find_stacklevel() -> int:
+    """Return the `stacklevel` with which a warning points to the user's own line.
+
+    The number of calls between depends on the caller and on scikit-learn's wrappers.
     """
     level, frame = 1, sys._getframe(1)
     while frame.f_back is not None:
@@ -31,34 +55,10 @@ def find_stacklevel() -> int:
     return level
 
 
-# The categories that were warned of in the current block of `warned_once`.
-_WARNED: ContextVar[set[type[Warning]] | None] = ContextVar("warned", default=None)
-
-
-@contextmanager
-def warned_once() -> Iterator[None]:
-    """Let `warn_user` warn of each category once in a block, whatever lies in it."""
-    token = _WARNED.set(set() if _WARNED.get() is None else _WARNED.get())
-    try:
-        yield
-    finally:
-        _WARNED.reset(token)
-
-
-def warn_user(message: str, category: type[Warning]) -> None:
-    """Warn at the user's own line."""
-    warned = _WARNED.get()
-    if warned is not None:
-        if category in warned:
-            return
-        warned.add(category)
-    warnings.warn(message, category, stacklevel=find_stacklevel())
-
-
 def encoding_caller() -> str | None:
-    """Name the meta-estimator whose call this is, if it encodes y as 0 to C - 1.
+    """Name the meta-estimator that calls, if it encodes y as 0 to C - 1.
 
-    From encoded labels that cannot be told: 0, 1 and 2 are labels too.
+    The labels alone do not tell: 0, 1 and 2 are labels too.
     """
     outermost, frame = None, sys._getframe(1).f_back
     while frame is not None:

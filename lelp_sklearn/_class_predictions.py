@@ -303,7 +303,7 @@ class ClassPredictionMixin:
         """Give X as an array or a tensor; `expected` is None in a first fit."""
         reset = expected is None
         if isinstance(X, torch.Tensor):
-            _training_validation.check_tensor_rows(X)
+            _validation.check_tensor_rows(X)
             _check_feature_names(self, X, reset=reset)
             _check_n_features(self, X, reset=reset)
         else:

@@ -2,7 +2,6 @@
 
 import copy
 import time
-import warnings
 from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
@@ -23,8 +22,8 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from lelp_sklearn import _extraction_validation, _training_validation, _validation
-from lelp_sklearn._callers import find_stacklevel
+from lelp_sklearn import _extraction_validation, _validation
+from lelp_sklearn._callers import warn_user
 from lelp_sklearn._extraction import runner
 from lelp_sklearn._extraction.resumable import ResumableNpy, held
 from lelp_sklearn._files import check_writable
@@ -247,12 +246,11 @@ class EmbeddingExtractor(
         self.n_logits_ = output.n_logits
         self._n_features_out = width
         if layer is None and self.head_ is None:
-            warnings.warn(
+            warn_user(
                 _extraction_validation.without_head(
                     self.layer_, output.closest, output.difference, self.n_logits_
                 ),
                 NoLinearHeadWarning,
-                stacklevel=find_stacklevel(),
             )
         return self
 
@@ -408,7 +406,7 @@ class EmbeddingExtractor(
         is_dataset = isinstance(X, torch.utils.data.Dataset)
         _extraction_validation.check_is_rows(is_loader, is_dataset, X)
         if isinstance(X, torch.Tensor):
-            _training_validation.check_tensor_rows(X)
+            _validation.check_tensor_rows(X)
             _check_feature_names(self, X, reset=reset)
             _check_n_features(self, X, reset=reset)
             return X

@@ -1,7 +1,6 @@
 """What a student does to be fitted: from checked rows to a trained module."""
 
 import time
-import warnings
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
@@ -13,7 +12,7 @@ from torch import nn
 
 from lelp_sklearn import _training_validation, _validation
 from lelp_sklearn._callbacks import NO_TASK, begin_fit
-from lelp_sklearn._callers import find_stacklevel
+from lelp_sklearn._callers import warn_user
 from lelp_sklearn._class_predictions import Seeds, Stream, StudentFit
 from lelp_sklearn._extraction.content_hash import content_hash
 from lelp_sklearn._extraction.sklearn_teachers import OmittedTeacher, check_teacher
@@ -83,7 +82,7 @@ class StudentFittingMixin:
         used, held_out = self._split(sample, judged, previous, seeds.split)
         task = self._begin(sample, y, sample_weight, previous, ranks)
         if previous is None and not self._has_teacher(sample):
-            warnings.warn(NoTeacherWarning(), stacklevel=find_stacklevel())
+            warn_user(NoTeacherWarning())
         targets = ranks.broadcast_from_rank0(
             lambda: self._make_targets(sample, used, previous, seeds.projector, task)
         )
@@ -111,7 +110,7 @@ class StudentFittingMixin:
         used = self._usable(sample, previous)
         seeds = self._seeds(previous)
         if previous is None and not self._has_teacher(sample):
-            warnings.warn(NoTeacherWarning(), stacklevel=find_stacklevel())
+            warn_user(NoTeacherWarning())
         targets = self._make_targets(
             sample, used, previous, seeds.projector, NO_TASK, classes
         )

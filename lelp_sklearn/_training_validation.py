@@ -39,27 +39,6 @@ def check_nested_parameters(student: Any, params: dict[str, Any]) -> None:
             )
 
 
-def check_tensor_rows(X: Any) -> None:
-    """Raise unless a tensor has rows with entries, dense, real and finite."""
-    if X.ndim < 2 or 0 in X.shape:
-        raise ValueError(
-            f"X is a tensor of shape {tuple(X.shape)}: Expected 2D or more, with at "
-            "least one sample and one feature."
-        )
-    if X.is_complex() or X.layout.__repr__() != "torch.strided":
-        raise TypeError(
-            f"X is a tensor of dtype {X.dtype} and layout {X.layout}; pass a real and "
-            "dense one (X.to_dense())."
-        )
-    finite = X.isfinite().flatten(1).all(1)
-    if not bool(finite.all()):
-        row = int(finite.logical_not().nonzero()[0])
-        raise ValueError(
-            f"Input X contains NaN or infinity (inf), first in row {row}; remove or "
-            "impute such rows."
-        )
-
-
 def check_row_shape(found: tuple[int, ...], fitted: tuple[int, ...]) -> None:
     """Raise unless rows have the shape of those seen in fit."""
     if found != fitted:
@@ -165,14 +144,6 @@ def check_embeddable(n_dimensions: int) -> None:
             f"X has {n_dimensions} dimensions and cannot take the place of the "
             "teacher's embeddings: pass teacher_embeddings, soft_targets or a teacher."
         )
-
-
-def omitted_teacher(name: str) -> ValueError:
-    """A student that was fitted, pickled and loaded is to be fitted again."""
-    return ValueError(
-        f"teacher ({name}) was left out when the fitted student was pickled: set it "
-        "again with set_params(teacher=...), or pass teacher_embeddings."
-    )
 
 
 # --- the student: training ------------------------------------------------------------

@@ -91,6 +91,27 @@ def too_small(dtype: np.dtype[Any]) -> ValueError:
     )
 
 
+def check_tensor_rows(X: Any) -> None:
+    """Raise unless a tensor has rows with entries, dense, real and finite."""
+    if X.ndim < 2 or 0 in X.shape:
+        raise ValueError(
+            f"X is a tensor of shape {tuple(X.shape)}: Expected 2D or more, with at "
+            "least one sample and one feature."
+        )
+    if X.is_complex() or X.layout.__repr__() != "torch.strided":
+        raise TypeError(
+            f"X is a tensor of dtype {X.dtype} and layout {X.layout}; pass a real and "
+            "dense one (X.to_dense())."
+        )
+    finite = X.isfinite().flatten(1).all(1)
+    if not bool(finite.all()):
+        row = int(finite.logical_not().nonzero()[0])
+        raise ValueError(
+            f"Input X contains NaN or infinity (inf), first in row {row}; remove or "
+            "impute such rows."
+        )
+
+
 def check_tensor(tensor: Any) -> None:
     """Raise unless a tensor has rows and real features."""
     shape = tuple(tensor.shape)

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lelp_sklearn import _extraction_validation as validation
-from lelp_sklearn._callers import find_stacklevel
+from lelp_sklearn._callers import warn_user
 from lelp_sklearn._extraction.content_hash import content_hash
 from lelp_sklearn._locks import ForkSafeLock, exclusive
 from lelp_sklearn._training.batches import as_tensor
@@ -323,10 +322,9 @@ class RetryOnOOM:
                 raise
         if not self._said:
             self._said = True
-            warnings.warn(
+            warn_user(
                 f"A batch of {len(places)} rows is too large for the memory: such "
-                "batches are halved. A smaller batch_size saves the attempts.",
-                stacklevel=find_stacklevel(),
+                "batches are halved. A smaller batch_size saves the attempts."
             )
         half = len(places) // 2
         parts = places[:half], places[half:]

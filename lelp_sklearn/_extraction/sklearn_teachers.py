@@ -11,7 +11,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils import _safe_indexing
 from sklearn.utils._param_validation import InvalidParameterError
 
-from lelp_sklearn import _training_validation, _validation
+from lelp_sklearn import _validation
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,11 @@ class OmittedTeacher:
 def present(teacher: Any) -> Any:
     """Give a teacher, or raise where it was left out of a pickle."""
     if isinstance(teacher, OmittedTeacher):
-        raise _training_validation.omitted_teacher(teacher.name)
+        raise ValueError(
+            f"teacher ({teacher.name}) was left out when the fitted student was "
+            "pickled: set it again with set_params(teacher=...), or pass "
+            "teacher_embeddings."
+        )
     return teacher
 
 
