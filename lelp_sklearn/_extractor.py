@@ -239,7 +239,7 @@ class EmbeddingExtractor(
                 raise
             teacher, width = self._unfitted_teacher(layer, False).examined(rows)
         output = self._output = teacher.output
-        self._run, self._takes_codes = teacher.run, teacher.takes_token_ids
+        self._run, self._takes_token_ids = teacher.run, teacher.takes_token_ids
         self.layer_ = teacher.layer
         self.head_ = teacher.head()
         self.head_layer_ = None if output.head is None else output.head.module
@@ -382,7 +382,7 @@ class EmbeddingExtractor(
 
     def _teacher(self):
         """Give the model with what fit found, to run as the parameters say now."""
-        teacher = self._unfitted_teacher(self.layer_, self._takes_codes)
+        teacher = self._unfitted_teacher(self.layer_, self._takes_token_ids)
         return replace(teacher, output=self._output, run=self._run)
 
     def _unfitted_teacher(self, layer, takes_token_ids):

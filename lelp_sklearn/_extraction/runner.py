@@ -74,7 +74,7 @@ class Teacher:
     device : torch.device
     precision : torch.dtype
         That of products; float32 for the model's own.
-    takes_codes : bool
+    takes_token_ids : bool
         Whether integers stand for something, or are numbers.
     output : Output
         What the model returns, and the layers that make it.
@@ -88,7 +88,7 @@ class Teacher:
     max_length: int | None
     device: torch.device
     precision: torch.dtype
-    takes_codes: bool
+    takes_token_ids: bool
     output: Output = field(default_factory=Output)
     run: int | None = None
 
@@ -252,7 +252,7 @@ class Teacher:
     def _inputs(self, batch: Any) -> Any:
         if not is_texts(batch):
             numbers = as_tensor(batch, self.device)
-            if self.takes_codes and not numbers.is_floating_point():
+            if self.takes_token_ids and not numbers.is_floating_point():
                 return numbers.to(torch.int64, copy=True)
             parameter = next(self.model.parameters(), numbers)
             # A model may work in place; the batch may be the caller's own memory.
