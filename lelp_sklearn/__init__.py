@@ -2,9 +2,10 @@
 
 from typing import TYPE_CHECKING, Any
 
-from lelp_sklearn._diagnostics.display import SubclassDisplay, subclass_table
+from lelp_sklearn._diagnostics.display import SubclassDisplay
 from lelp_sklearn._diagnostics.report import SubclassReport, subclass_report
 from lelp_sklearn._diagnostics.scoring import labeled_scorer
+from lelp_sklearn._diagnostics.table import subclass_table
 from lelp_sklearn._projector import LELPProjector
 from lelp_sklearn.exceptions import (
     ClassOrderWarning,

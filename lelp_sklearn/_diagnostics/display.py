@@ -1,22 +1,24 @@
-"""What the subclasses are: pictures of them, and a table to read."""
+"""Plots of the subclasses of a projector, and of a search over their number."""
 
-import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from sklearn.utils import _safe_indexing, check_consistent_length
+from numpy.typing import NDArray
+from sklearn.utils import check_consistent_length
 from sklearn.utils.validation import check_is_fitted
 
-from lelp_sklearn import _validation
-from lelp_sklearn._diagnostics import display_validation
-from lelp_sklearn._subclasses.directions import row_space_basis, to_null_space
+from lelp_sklearn._callers import warn_user
+from lelp_sklearn._diagnostics.table import ProjectedData
 
-# Rows of a class that are drawn; more are a blot.
-_MOST_POINTS = 2000
+# More points of a class overlap.
+_MAX_POINTS = 2000
+
+Panel = dict[str, Any]
 
 
 class SubclassDisplay:
-    """Pictures of the subclasses of a fitted projector, or of a search over S.
+    """Plots of the subclasses of a fitted projector, or of a search over their number.
 
     Made by :meth:`from_estimator` or :meth:`from_search`, which also plot.
 
@@ -25,9 +27,9 @@ class SubclassDisplay:
     kind : {"spectrum", "embedding", "mass", "search"}
         What is shown.
     panels : dict of dict
-        By the title of a panel, what is drawn in it: arrays ``x`` and ``y``, and
-        depending on the kind ``colour`` (labels), ``error``, ``baseline``, ``auto``
-        (score and error of ``n_subclasses="auto"``) or ``metric``.
+        The data of each panel by its title: arrays ``x`` and ``y``, and depending on
+        the kind ``colour`` (labels), ``error``, ``baseline``, ``auto`` (score and error
+        of ``n_subclasses="auto"``) or ``metric``.
 
     Attributes
     ----------
@@ -35,23 +37,23 @@ class SubclassDisplay:
     axes_ : ndarray of matplotlib.axes.Axes
     """
 
-    def __init__(self, *, kind, panels):
+    def __init__(self, *, kind: str, panels: dict[str, Panel]) -> None:
         self.kind = kind
         self.panels = panels
 
     @classmethod
     def from_estimator(
         cls,
-        projector,
-        X,
-        y,
+        projector: Any,
+        X: Any,
+        y: Any,
         *,
-        kind="spectrum",
-        teacher_logits=None,
-        fine_labels=None,
-        axes=None,
-    ):
-        """Show what a projector makes of rows.
+        kind: str = "spectrum",
+        teacher_logits: Any = None,
+        fine_labels: Any = None,
+        axes: Any = None,
+    ) -> "SubclassDisplay":
+        """Plot the subclasses of a fitted projector.
 
         Parameters
         ----------
@@ -60,19 +62,20 @@ class SubclassDisplay:
         X : array-like of shape (n_samples, n_features)
             Embeddings.
         y : array-like of shape (n_samples,)
-            Their classes.
+            Class labels.
         kind : {"spectrum", "embedding", "mass"}, default="spectrum"
             "spectrum": the variance along each direction, as a share of that of the
             class; "embedding": the rows of each class in the plane of their largest
             variance in the null space, coloured by subclass, and below by
-            `fine_labels`; "mass": what part of a class each subclass has, and in the
-            title of the panel how evenly: the exponential of the entropy.
+            `fine_labels`; "mass": the share of the class that each subclass has; the
+            title gives the effective number of subclasses, the exponential of the
+            entropy of these shares.
         teacher_logits : array-like of shape (n_samples, n_classes), default=None
             As in :meth:`LELPProjector.transform`.
         fine_labels : array-like of shape (n_samples,), default=None
-            Known groups inside the classes, drawn beside the subclasses.
+            Known groups inside the classes, shown next to the subclasses.
         axes : array of matplotlib.axes.Axes, default=None
-            Where to draw, one for each panel. None makes a figure.
+            One for each panel. If None, a figure is made.
 
         Returns
         -------
@@ -81,47 +84,51 @@ class SubclassDisplay:
         Raises
         ------
         TypeError
-            If `projector` is no projector, but a student for instance.
+            If `projector` is not a projector.
         ValueError
-            If there is no such kind, if the lengths, labels or axes do not fit, or if
-            a class of the projector has no row.
+            If `kind` is unknown, if the lengths, labels or axes do not match, or if a
+            class of the projector has no row.
         """
-        display_validation.check_kind(kind)
-        rows = _Rows.read(projector, X, y, teacher_logits)
+        kinds = ("spectrum", "embedding", "mass")
+        if kind not in kinds:
+            raise ValueError(
+                f"kind={kind!r} must be one of {', '.join(map(repr, kinds))}."
+            )
+        data = ProjectedData.of(projector, X, y, teacher_logits)
         if kind == "spectrum":
             panels = _spectrum_panels(projector)
         elif kind == "mass":
-            panels = _mass_panels(rows)
+            panels = _mass_panels(data)
         else:
             if fine_labels is not None:
                 check_consistent_length(X, fine_labels)
                 fine_labels = np.asarray(fine_labels)
-            panels = _embedding_panels(rows, fine_labels)
+            panels = _embedding_panels(data, fine_labels)
         return cls(kind=kind, panels=panels).plot(axes=axes)
 
     @classmethod
-    def from_search(cls, search, *, axes=None):
-        """Show the score against the number of subclasses.
+    def from_search(cls, search: Any, *, axes: Any = None) -> "SubclassDisplay":
+        """Plot the score of a search against the number of subclasses.
 
         Parameters
         ----------
         search : GridSearchCV or another search
-            Fitted; one of its parameters ends in ``n_subclasses``. Where others were
-            searched too, the best of them counts for each number. A candidate whose
-            grid has no such parameter has the number of the estimator. Of several
-            metrics the one is shown that `refit` names. Scores of a halving search
-            compare within an iteration only, where resources are equal: the last one
-            is shown in which every number is left, and its resources stand beside the
-            metric.
+            Fitted; one of its parameters ends in ``n_subclasses``. If other parameters
+            were searched too, the best score of each number is shown. A candidate
+            without that parameter has the number of the estimator. Of several metrics,
+            the one named by `refit` is shown. Scores of a halving search are comparable
+            only within an iteration, where resources are equal: the last iteration
+            that still has every number is shown, and its resources are given next to
+            the metric.
         axes : array of matplotlib.axes.Axes, default=None
-            Where to draw. None makes a figure.
+            The one to plot on. If None, a figure is made.
 
         Returns
         -------
         SubclassDisplay
-            With error bars of one standard error over the folds; S = 1, vanilla
-            distillation, is the line to beat where it was searched; "auto" stands
-            beside the numbers.
+            With error bars of one standard error over the folds; a dotted line marks
+            the score of S = 1, vanilla distillation, if it was searched; "auto" is next
+            to the numbers.
 
         Raises
         ------
@@ -138,20 +145,20 @@ class SubclassDisplay:
         panel = _search_panel(search)
         return cls(kind="search", panels={"": panel}).plot(axes=axes)
 
-    def plot(self, axes=None):
-        """Draw the panels.
+    def plot(self, axes: Any = None) -> "SubclassDisplay":
+        """Plot the panels.
 
         Parameters
         ----------
         axes : array of matplotlib.axes.Axes, default=None
-            One for each panel. None makes a figure.
+            One for each panel. If None, a figure is made.
 
         Returns
         -------
         self : SubclassDisplay
-            The display, with the axes that were drawn on.
+            The display, with the axes that it was plotted on.
         """
-        # Matplotlib is an extra, and slow to import.
+        # Matplotlib is an optional dependency, and slow to import.
         from matplotlib import pyplot
 
         n_panels = len(self.panels)
@@ -166,229 +173,22 @@ class SubclassDisplay:
                 layout="constrained",
             )
         self.axes_ = np.asarray(axes).ravel()
-        display_validation.check_n_axes(self.axes_.size, n_panels)
+        if self.axes_.size != n_panels:
+            raise ValueError(
+                f"axes holds {self.axes_.size} axes and there are {n_panels} panels: "
+                "pass one for each, or None."
+            )
         self.figure_ = self.axes_[0].figure
-        draw = {
-            "spectrum": _draw_lines,
-            "mass": _draw_bars,
-            "embedding": _draw_points,
-            "search": _draw_search,
-        }[self.kind]
         for axis, (title, panel) in zip(self.axes_, self.panels.items(), strict=True):
-            draw(axis, panel)
+            _PLOTS[self.kind](axis, panel)
             axis.set_title(title)
         return self
 
 
-def subclass_table(
-    projector,
-    X,
-    y,
-    samples=None,
-    *,
-    n_samples=3,
-    teacher_logits=None,
-    fine_labels=None,
-):
-    r"""Tell of each subclass how large, how sharp and how coherent it is, and what of.
-
-    Parameters
-    ----------
-    projector : LELPProjector
-        Fitted; that of a student is ``student.projector_``.
-    X : array-like of shape (n_samples, n_features)
-        Embeddings.
-    y : array-like of shape (n_samples,)
-        Their classes.
-    samples : sequence, array, Series or DataFrame of length n_samples, default=None
-        What the rows are, texts for instance, in their order: an index does not
-        matter. The rows of a DataFrame are shown as dicts. None: no samples are shown.
-    n_samples : int, default=3
-        How many typical samples are shown, at least one.
-    teacher_logits : array-like of shape (n_samples, n_classes), default=None
-        As in :meth:`LELPProjector.transform`.
-    fine_labels : array-like of shape (n_samples,), default=None
-        Known groups inside the classes.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Indexed by class and subclass, with the columns
-
-        ``mass``
-            The part of the class that it has, by its soft labels.
-        ``entropy``
-            Mean entropy (nats) of q over the rows for which it is the likeliest: 0
-            where these belong to it alone.
-        ``cohesion``
-            Mean cosine similarity, in the null space and about the class mean, of two
-            of these rows, less that of one of them and one of the others of the class.
-        ``margin_correlation``
-            Correlation over the class of its score z with the teacher's margin, the
-            logit of the class less the largest other: near 1 or -1 it tells how
-            confident the teacher is.
-        ``samples``
-            Only with `samples`. The typical ones: those of these rows most like their
-            mean.
-        ``fine_label``, ``fine_share``
-            Only with `fine_labels`: the commonest among these rows, and its share.
-
-    Raises
-    ------
-    TypeError
-        If `projector` is no projector, but a student for instance, or `n_samples` no
-        integer.
-    ValueError
-        If the lengths or labels do not fit, if a class of the projector has no row, or
-        if `n_samples` is less than one.
-    """
-    # pandas is no dependency of the library.
-    import pandas
-
-    display_validation.check_n_samples(n_samples)
-    if samples is not None:
-        check_consistent_length(X, samples)
-    rows = _Rows.read(projector, X, y, teacher_logits)
-    if fine_labels is not None:
-        check_consistent_length(X, fine_labels)
-        fine_labels = np.asarray(fine_labels)
-    lines, index = [], []
-    for c, label in enumerate(projector.classes_):
-        own = rows.of_class(c)
-        for s in range(own.shares.shape[1]):
-            line = own.describe(s)
-            if samples is not None:
-                shown = _safe_indexing(samples, own.typical(s, n_samples))
-                is_table = isinstance(shown, pandas.DataFrame)
-                line["samples"] = shown.to_dict("records") if is_table else list(shown)
-            if fine_labels is not None:
-                line |= _commonest(fine_labels[own.places[own.members(s)]])
-            lines.append(line)
-            index.append((label, s))
-    names = ["class", "subclass"]
-    return pandas.DataFrame(
-        lines, index=pandas.MultiIndex.from_tuples(index, names=names)
-    )
-
-
-class _Rows:
-    """Rows with their classes, what a projector makes of them, and the null space."""
-
-    def __init__(self, classes, embeddings, codes, soft_labels, scores, margins):
-        self.classes, self.embeddings, self.codes = classes, embeddings, codes
-        self.soft_labels, self.scores = soft_labels, scores
-        self.margins = margins
-
-    @classmethod
-    def read(cls, projector, X, y, teacher_logits):
-        display_validation.check_is_projector(projector)
-        check_is_fitted(projector)
-        options = {} if teacher_logits is None else {"teacher_logits": teacher_logits}
-        soft = np.asarray(projector.transform(X, **options), dtype=np.float64)
-        shape = len(projector.classes_), projector.n_subclasses_
-        check_consistent_length(soft, y)
-        codes = _codes(y, projector.classes_)
-        display_validation.check_every_class(codes, projector.classes_)
-        X = np.asarray(X, dtype=np.float64)
-        scores = np.einsum("nd,csd->ncs", X, projector.components_)
-        scores -= projector.offsets_
-        if teacher_logits is None:
-            logits = X @ projector.coef_.T + projector.intercept_
-        else:
-            logits = _validation.check_logits(teacher_logits, len(X))
-            logits = _validation.logits_of_classes(logits)
-        centred = X - projector.mean_[codes]
-        inside = to_null_space(centred.T, row_space_basis(projector.coef_)).T
-        soft, margins = soft.reshape(-1, *shape), _margins(logits)
-        return cls(projector.classes_, inside, codes, soft, scores, margins)
-
-    def of_class(self, c):
-        places = np.flatnonzero(self.codes == c)
-        soft = self.soft_labels[places, c]
-        mass = np.maximum(soft.sum(axis=1, keepdims=True), np.finfo(float).tiny)
-        return _ClassRows(
-            places,
-            self.embeddings[places],
-            soft / mass,
-            self.scores[places, c],
-            self.margins[places, c],
-        )
-
-
-class _ClassRows:
-    """Rows of one class: null-space embeddings about its mean, shares q, scores z."""
-
-    def __init__(self, places, embeddings, shares, scores, margins):
-        self.places, self.embeddings, self.shares = places, embeddings, shares
-        self.scores, self.margins = scores, margins
-        lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
-        self.units = embeddings / np.where(lengths > 0, lengths, 1)
-        self.likeliest = shares.argmax(axis=1)
-
-    def members(self, s):
-        return np.flatnonzero(self.likeliest == s)
-
-    def entropies(self):
-        safe = np.where(self.shares > 0, self.shares, 1)
-        return -np.sum(self.shares * np.log(safe), axis=1)
-
-    def masses(self):
-        return self.shares.mean(axis=0)
-
-    def describe(self, s):
-        mine = self.members(s)
-        correlation = np.nan
-        if self.scores[:, s].std() > 0 and self.margins.std() > 0:
-            correlation = np.corrcoef(self.scores[:, s], self.margins)[0, 1]
-        return {
-            "mass": self.masses()[s],
-            "entropy": self.entropies()[mine].mean() if mine.size else np.nan,
-            "cohesion": self._cohesion(mine),
-            "margin_correlation": correlation,
-        }
-
-    def typical(self, s, n_samples):
-        mine = self.members(s)
-        likeness = self.units[mine] @ self.units[mine].sum(axis=0)
-        return self.places[mine[np.argsort(-likeness, kind="stable")[:n_samples]]]
-
-    def _cohesion(self, mine):
-        n, n_others = len(mine), len(self.units) - len(mine)
-        if n < 2 or not n_others:
-            return np.nan
-        total = self.units[mine].sum(axis=0)
-        others = self.units.sum(axis=0) - total
-        itself = np.einsum("nd,nd->", self.units[mine], self.units[mine])
-        within = (total @ total - itself) / (n * (n - 1))
-        return within - total @ others / (n * n_others)
-
-
-def _codes(y, classes):
-    """Give the place of each label among the classes."""
-    labels, labelled = _validation.check_labels(y, len(y), None)
-    _validation.check_classes(np.unique(labels), classes, None)
-    return _validation.encode(labels, labelled, classes)
-
-
-def _margins(logits):
-    """Logit of each class less the largest other (n, C)."""
-    order = np.sort(logits, axis=1)
-    best, second = order[:, -1:], order[:, -2:-1]
-    return logits - np.where(logits == best, second, best)
-
-
-def _commonest(labels: Any) -> dict[str, Any]:
-    if not len(labels):
-        return {"fine_label": None, "fine_share": np.nan}
-    found, counts = np.unique(labels, return_counts=True)
-    place = counts.argmax()
-    return {"fine_label": found[place], "fine_share": counts[place] / len(labels)}
-
-
-def _spectrum_panels(projector):
+def _spectrum_panels(projector: Any) -> dict[str, Panel]:
     panels = {}
     for c, label in enumerate(projector.classes_):
-        # Centroids are no unit vectors, and z is as many times longer.
+        # Centroids are not unit vectors, and scale z by their length.
         lengths = np.linalg.norm(projector.components_[c], axis=1)
         ratio = projector.explained_variance_ratio_[c]
         ratio = np.sort(ratio / np.where(lengths > 0, lengths, 1) ** 2)[::-1]
@@ -401,68 +201,64 @@ def _spectrum_panels(projector):
     return panels
 
 
-def _mass_panels(rows):
+def _mass_panels(data: ProjectedData) -> dict[str, Panel]:
     panels = {}
-    for c, label in enumerate(rows.classes):
-        masses = rows.of_class(c).masses()
-        present = masses[masses > 0]
-        even = np.exp(-np.sum(present * np.log(present)))
-        title = f"class {label}: as {even:.1f} even ones"
+    for c, label in enumerate(data.classes):
+        masses = data.of_class(c).masses()
+        positive = masses[masses > 0]
+        effective = np.exp(-np.sum(positive * np.log(positive)))
+        title = f"class {label}: effective number of subclasses {effective:.1f}"
         panels[title] = {"x": np.arange(len(masses)), "y": masses}
     return panels
 
 
-def _embedding_panels(rows, fine_labels):
-    found, fine = {}, {}
-    for c, label in enumerate(rows.classes):
-        own = rows.of_class(c)
-        step = -(-len(own.places) // _MOST_POINTS)
-        shown = slice(None, None, max(step, 1))
-        centred = own.embeddings - own.embeddings.mean(axis=0)
+def _embedding_panels(data: ProjectedData, fine_labels: Any) -> dict[str, Panel]:
+    by_subclass, by_fine_label = {}, {}
+    for c, label in enumerate(data.classes):
+        class_data = data.of_class(c)
+        shown = slice(None, None, max(1, -(-len(class_data.rows) // _MAX_POINTS)))
+        centred = class_data.embeddings - class_data.embeddings.mean(axis=0)
         _, _, axes = np.linalg.svd(centred[shown], full_matrices=False)
         points = centred[shown] @ axes[:2].T
-        x, y = points[:, 0], points[:, -1]
-        found[f"class {label}: subclasses"] = {
-            "x": x,
-            "y": y,
-            "colour": own.likeliest[shown],
-        }
+        # A single axis is shown against itself.
+        panel = {"x": points[:, 0], "y": points[:, -1]}
+        colour = class_data.likeliest[shown]
+        by_subclass[f"class {label}: subclasses"] = panel | {"colour": colour}
         if fine_labels is not None:
-            colour = fine_labels[own.places[shown]]
-            fine[f"class {label}: fine labels"] = {"x": x, "y": y, "colour": colour}
-    return found | fine
+            colour = fine_labels[class_data.rows[shown]]
+            by_fine_label[f"class {label}: fine labels"] = panel | {"colour": colour}
+    return by_subclass | by_fine_label
 
 
-def _search_panel(search):
+def _search_panel(search: Any) -> Panel:
     results = search.cv_results_
-    names = [name.removeprefix("param_") for name in results if _is_searched(name)]
-    display_validation.check_searched(names)
-    metric = _metric(search)
-    candidates = results["params"]
-    searched = [_n_subclasses(search, names[0], params) for params in candidates]
+    metric = "score"
+    if getattr(search, "multimetric_", False):
+        metric = search.refit
+        if not isinstance(metric, str):
+            raise ValueError(
+                f"search has several metrics and refit={metric!r} names none of them: "
+                "search with refit='...', the name of the one to show."
+            )
+    numbers = _searched_numbers(search)
     scores, deviations = results[f"mean_test_{metric}"], results[f"std_test_{metric}"]
-    is_scored = ~np.isnan(scores)
-    shown = np.flatnonzero(is_scored)
+    is_shown = ~np.isnan(scores)
+    label = metric
     if "n_resources" in results:
-        resources = _comparable_resources(results["n_resources"], searched, is_scored)
-        shown = shown[results["n_resources"][shown] == resources]
-        metric = f"{metric}, {search.resource}={resources}"
-    found, failed = {}, []
-    for size in dict.fromkeys(size for size in searched if size is not None):
-        scored = [i for i in shown if searched[i] == size]
-        if scored:
-            best = max(scored, key=lambda i: scores[i])
-            found[size] = scores[best], deviations[best] / np.sqrt(search.n_splits_)
-        else:
-            failed.append(size)
-    display_validation.check_scored(found)
-    if failed:
-        warnings.warn(display_validation.failed_fits(failed), stacklevel=3)
-    automatic = found.pop("auto", None)
-    sizes = sorted(found)
-    pairs = np.array([found[size] for size in sizes]).reshape(-1, 2)
-    panel = {"x": np.array(sizes, int), "y": pairs[:, 0], "error": pairs[:, 1]}
-    panel["metric"] = metric
+        resources = _comparable_resources(results["n_resources"], numbers, is_shown)
+        is_shown &= results["n_resources"] == resources
+        label = f"{metric}, {search.resource}={resources}"
+    best: dict[Any, tuple[float, float]] = {}
+    for i in np.flatnonzero(is_shown):
+        if numbers[i] not in best or scores[i] > best[numbers[i]][0]:
+            best[numbers[i]] = scores[i], deviations[i] / np.sqrt(search.n_splits_)
+    best.pop(None, None)
+    _check_scored(list(dict.fromkeys(n for n in numbers if n is not None)), best)
+    automatic = best.pop("auto", None)
+    sizes = sorted(best)
+    pairs = np.array([best[size] for size in sizes]).reshape(-1, 2)
+    panel: Panel = {"x": np.array(sizes, int), "y": pairs[:, 0], "error": pairs[:, 1]}
+    panel["metric"] = label
     if automatic is not None:
         panel["auto"] = automatic
     if sizes and sizes[0] == 1:
@@ -470,79 +266,100 @@ def _search_panel(search):
     return panel
 
 
-def _comparable_resources(resources, searched, is_scored):
-    """Give the largest with which as many numbers as possible were scored."""
-
-    def n_numbers(amount):
-        places = np.flatnonzero(is_scored & (resources == amount))
-        return len({searched[i] for i in places if searched[i] is not None})
-
-    return max(np.unique(resources).tolist(), key=lambda each: (n_numbers(each), each))
-
-
-def _is_searched(name):
-    return name.startswith("param_") and name.endswith("n_subclasses")
-
-
-def _metric(search):
-    """Name the metric that is shown, "score" where there is one only."""
-    if not getattr(search, "multimetric_", False):
-        return "score"
-    display_validation.check_refit(search.refit)
-    return search.refit
+def _searched_numbers(search: Any) -> list[Any]:
+    """Return the number of subclasses of each candidate, None without subclasses."""
+    ends = [name for name in search.cv_results_ if name.endswith("n_subclasses")]
+    names = [end.removeprefix("param_") for end in ends if end.startswith("param_")]
+    if not names:
+        raise ValueError(
+            "search has no parameter that ends in 'n_subclasses': add it to the grid, "
+            "as in {'projector__n_subclasses': [1, 2, 5]}."
+        )
+    name, owner = names[0], names[0].rpartition("__")[0]
+    numbers = []
+    for params in search.cv_results_["params"]:
+        number = search.estimator.get_params().get(name)
+        if owner in params:
+            number = getattr(params[owner], "n_subclasses", None)
+        numbers.append(params.get(name, number))
+    return numbers
 
 
-def _n_subclasses(search, name, params):
-    """Give that of a candidate: the estimator's own where its grid has none."""
-    if name in params:
-        return params[name]
-    owner = name.rpartition("__")[0]
-    if owner in params:
-        return getattr(params[owner], "n_subclasses", None)
-    return search.estimator.get_params().get(name)
+def _comparable_resources(
+    n_resources: NDArray[Any], numbers: list[Any], is_scored: NDArray[Any]
+) -> int:
+    """Return the largest resources with which the most numbers have a score."""
+
+    def n_numbers(amount: int) -> int:
+        shown = np.flatnonzero(is_scored & (n_resources == amount))
+        return len({numbers[i] for i in shown if numbers[i] is not None})
+
+    amounts: list[int] = np.unique(n_resources).tolist()
+    return max(amounts, key=lambda amount: (n_numbers(amount), amount))
 
 
-def _draw_lines(axis, panel):
+def _check_scored(numbers: list[Any], scored: dict[Any, tuple[float, float]]) -> None:
+    """Raise if no number has a score; warn of those that have none."""
+    if not scored:
+        raise ValueError(
+            "search has no score to show, all are NaN: see why its fits failed with "
+            "error_score='raise'."
+        )
+    failed = [str(number) for number in numbers if number not in scored]
+    if failed:
+        warn_user(
+            f"n_subclasses={', '.join(failed)} has no score, because its fits failed, "
+            "and is left out."
+        )
+
+
+def _plot_spectrum(axis: Any, panel: Panel) -> None:
     axis.plot(panel["x"], panel["y"], marker="o")
-    _count_along_x(axis)
-    axis.set(xlabel="direction", ylabel="share of the variance", ylim=(0, None))
+    _use_integer_ticks(axis)
+    axis.set(xlabel="direction", ylabel="explained variance ratio", ylim=(0, None))
 
 
-def _draw_bars(axis, panel):
+def _plot_mass(axis: Any, panel: Panel) -> None:
     axis.bar(panel["x"], panel["y"])
     axis.axhline(1 / len(panel["y"]), color="grey", linestyle=":")
-    _count_along_x(axis)
-    axis.set(xlabel="subclass", ylabel="mass")
+    _use_integer_ticks(axis)
+    axis.set(xlabel="subclass", ylabel="share of the class")
 
 
-def _count_along_x(axis):
-    """Have ticks at whole numbers only."""
+def _use_integer_ticks(axis: Any) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
-def _draw_points(axis, panel):
+def _plot_embedding(axis: Any, panel: Panel) -> None:
     colours = np.unique(panel["colour"], return_inverse=True)[1]
     axis.scatter(panel["x"], panel["y"], c=colours, s=6, cmap="tab20")
     axis.set(xticks=[], yticks=[])
 
 
-def _draw_search(axis, panel):
+def _plot_search(axis: Any, panel: Panel) -> None:
     x, labels = list(panel["x"]), [str(size) for size in panel["x"]]
     style = {"marker": "o", "capsize": 3, "color": "C0"}
     if x:
         axis.errorbar(x, panel["y"], yerr=panel["error"], **style)
     if "auto" in panel:
-        # It is no number: one step to the right of the largest, and not joined to it.
+        # Not a number: a point of its own, right of the largest.
         x.append(2 * x[-1] if x else 1)
         labels.append("auto")
         score, error = panel["auto"]
         axis.errorbar(x[-1], score, yerr=error, **style)
-    axis.set(xlabel="subclasses of a class", ylabel=panel["metric"], xscale="log")
+    axis.set(xlabel="subclasses per class", ylabel=panel["metric"], xscale="log")
     axis.set_xticks(x, labels=labels)
     axis.set_xticks([], minor=True)
     if "baseline" in panel:
         axis.axhline(panel["baseline"], color="grey", linestyle=":", label="vanilla KD")
-        # A legend finds a place where nothing is drawn.
         axis.legend()
+
+
+_PLOTS: dict[str, Callable[[Any, Panel], None]] = {
+    "spectrum": _plot_spectrum,
+    "mass": _plot_mass,
+    "embedding": _plot_embedding,
+    "search": _plot_search,
+}

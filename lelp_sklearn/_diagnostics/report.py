@@ -1,11 +1,12 @@
-"""What a few quick students tell of subclass targets, before training in earnest."""
+"""A report, from a few quick students, on whether subclass targets will help."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.metrics import (
@@ -15,10 +16,9 @@ from sklearn.metrics import (
 )
 from sklearn.utils import _safe_indexing, check_random_state
 
-from lelp_sklearn import _validation
 from lelp_sklearn._callbacks import NO_TASK
 from lelp_sklearn._callers import warned_once
-from lelp_sklearn._diagnostics import report_validation
+from lelp_sklearn._diagnostics.table import check_at_least, class_logits
 from lelp_sklearn._subclasses import structure
 from lelp_sklearn._subclasses.directions import row_space_basis
 from lelp_sklearn._targets import (
@@ -30,6 +30,7 @@ from lelp_sklearn._targets import (
     noted,
     select,
 )
+from lelp_sklearn._typing import FloatArray, IntArray
 
 _HELD_OUT = 0.25
 # A gain in agreement that is worth having: benchmarks/README.md has the tasks.
@@ -38,41 +39,42 @@ _WORTHWHILE = 0.01
 
 @dataclass(frozen=True)
 class SubclassReport:
-    """What :func:`subclass_report` found.
+    """The result of :func:`subclass_report`; printed, it is a table.
 
-    Printed, it is a table. Shares lie between 0 and 1; gains are differences of them.
+    Shares are between 0 and 1, and gains are differences of shares.
 
     Parameters
     ----------
     pilot_gain : float
         Share of held-out rows on which the quick student with subclasses agrees with
-        the teacher's class, less that of the one without: the mean over the splits.
+        the teacher's class, minus that of the one without: the mean over the splits.
     pilot_gain_se : float
-        Its standard error, corrected for splits that share rows.
+        Standard error of `pilot_gain`, corrected for splits that share rows.
     ranking_gain : float
-        The same for the area under the ROC curve, which asks how well a student ranks
-        rows by how much they are of the teacher's class: the mean over the classes. It
-        varies less from split to split.
+        The same gain in the area under the ROC curve, one class against the others,
+        averaged over the classes. It varies less from split to split.
     headroom : float
         Share of held-out rows on which the quick student without subclasses disagrees
         with the teacher.
     learnability : float
-        How well the student with subclasses tells, of held-out rows, which subclass of
-        their class they belong to: adjusted mutual information, 0 for chance and 1 for
-        every row.
-    structure : float
-        How much more clustered than a Gaussian of the same covariance a class is in the
-        null space: the ratio of the inertias that k-means leaves, 1 for a Gaussian.
+        Adjusted mutual information between the subclasses of held-out rows and those
+        that the student with subclasses predicts, within each class: 0 for chance, 1
+        if all agree.
+    gap_ratio : float
+        How clustered a class is in the null space: the inertia that k-means leaves of a
+        Gaussian of the same covariance, divided by the inertia that it leaves of the
+        class. 1 for a Gaussian, larger for clusters.
     stability : float
-        How well the subclasses of two splits agree: adjusted Rand index, 0 for chance
-        and 1 for the same partition, as that of a frozen projector always is.
+        Adjusted Rand index between the subclasses of two splits: 0 for chance, 1 for
+        the same partition, as that of a frozen projector always is.
     margin_r2 : float
-        Share of the variance of the teacher's margin in a class that its clusters in
-        the null space tell. Near 1 they restate how sure the teacher is.
+        Share of the variance of the teacher's margin in a class that is explained by
+        the clusters of the class in the null space. Near 1, subclasses only restate
+        the teacher's confidence.
     n_subclasses : int
-        S, with which the student was compared to one with S = 1.
+        The number S of subclasses that was compared with S = 1.
     n_samples, n_splits : int
-        How many rows were read and how often they were split.
+        Number of rows used, and of splits.
     """
 
     pilot_gain: float
@@ -80,7 +82,7 @@ class SubclassReport:
     ranking_gain: float
     headroom: float
     learnability: float
-    structure: float
+    gap_ratio: float
     stability: float
     margin_r2: float
     n_subclasses: int
@@ -91,8 +93,8 @@ class SubclassReport:
     def verdict(self) -> str:
         """Whether subclasses help: "helps", "unclear" or "does not help".
 
-        They do where `pilot_gain` less its error is above 0.01, one point of agreement;
-        they do not where even with its error added it is below.
+        "helps" if `pilot_gain` minus its standard error is above 0.01, one point of
+        agreement; "does not help" if `pilot_gain` plus its standard error is below.
         """
         if self.pilot_gain - self.pilot_gain_se > _WORTHWHILE:
             return "helps"
@@ -102,41 +104,33 @@ class SubclassReport:
 
     @property
     def recommended_n_subclasses(self) -> int:
-        """What to give a student's projector as `n_subclasses`.
+        """The `n_subclasses` to use.
 
-        1 where the verdict is that S does not help. Where it is wrong, a gain is
-        forgone; what it saves is outputs and the time to train them.
+        1 if the verdict is "does not help", else the projector's number.
         """
         return 1 if self.verdict == "does not help" else self.n_subclasses
 
     def __str__(self) -> str:
         gain = f"{_in_points(self.pilot_gain)} ± {100 * self.pilot_gain_se:.1f} points"
+        ranking = f"{_in_points(self.ranking_gain)} points"
         lines = [
-            ("pilot gain", gain, "agreement with the teacher, over one subclass"),
-            (
-                "ranking gain",
-                f"{_in_points(self.ranking_gain)} points",
-                "area under the ROC curve, likewise",
-            ),
-            ("headroom", f"{self.headroom:.1%}", "of rows on which one subclass errs"),
-            ("learnability", f"{self.learnability:.2f}", "0: by chance, 1: wholly"),
-            ("structure", f"{self.structure:.2f}", "1: as a Gaussian"),
-            ("stability", f"{self.stability:.2f}", "0: by chance, 1: the same again"),
-            (
-                "confidence share",
-                f"{self.margin_r2:.2f}",
-                "1: subclasses restate confidence",
-            ),
+            ("pilot gain", gain, "agreement with the teacher, against one subclass"),
+            ("ranking gain", ranking, "area under the ROC curve, against one subclass"),
+            ("headroom", f"{self.headroom:.1%}", "disagreement of one subclass"),
+            ("learnability", f"{self.learnability:.2f}", "0: chance, 1: perfect"),
+            ("gap ratio", f"{self.gap_ratio:.2f}", "1: no clusters, as in a Gaussian"),
+            ("stability", f"{self.stability:.2f}", "0: chance, 1: identical"),
+            ("margin R²", f"{self.margin_r2:.2f}", "1: subclasses restate confidence"),
         ]
         title = (
-            f"Subclass targets: {self.verdict} ({self.n_subclasses} subclasses a class,"
-            f" {self.n_samples} rows, {self.n_splits} splits)"
+            f"Subclass targets: {self.verdict} ({self.n_subclasses} subclasses per "
+            f"class, {self.n_samples} rows, {self.n_splits} splits)"
         )
-        return "\n".join([title, *(f"  {a:<18}{b:<21}{c}" for a, b, c in lines)])
+        return "\n".join([title, *(f"  {a:<14}{b:<21}{c}" for a, b, c in lines)])
 
 
 def _in_points(share: float) -> str:
-    """Show a gain in points; nothing is +0.0, never -0.0."""
+    """Format a gain in points; zero is +0.0, never -0.0."""
     return f"{round(100 * share, 1) + 0.0:+.1f}"
 
 
@@ -152,57 +146,58 @@ def subclass_report(
     max_epochs: int = 30,
     random_state: Any = None,
 ) -> SubclassReport:
-    r"""Tell before training whether subclass targets will help a student.
+    r"""Estimate before training whether subclass targets will help a student.
 
-    Of at most `max_samples` rows a quarter is held out, several times anew. On the rest
-    two quick students are trained, alike in all but their targets: those with the
-    subclasses of the student's projector and those of its class probabilities alone
-    (S = 1, vanilla distillation). The gain in agreement with the teacher's class on the
-    held-out rows is what the verdict rests on; the other measures say why.
+    In each of several splits, a quarter of at most `max_samples` rows is held out, and
+    two quick students are trained on the others. They differ in their targets only: the
+    subclasses of the student's projector, or its class probabilities alone (S = 1,
+    vanilla distillation). The verdict depends on the gain in agreement with the
+    teacher's class on the held-out rows; the other measures explain it.
 
     Parameters
     ----------
     student : LELPStudentClassifier
-        Fitted or not; its projector, module and training arguments are used, with fewer
-        epochs, and it stays as it is. Give it a learning rate and a temperature that
-        are about right.
+        Fitted or not. Its projector, module and training parameters are used, with
+        fewer epochs; it is not changed. Its learning rate and temperature should be
+        about right.
     X : {array-like, torch.Tensor} of shape (n_samples, n_features, ...)
         Inputs of the student, as in :meth:`LELPStudentClassifier.fit`.
     y : array-like of shape (n_samples,), default=None
         Class labels, as in :meth:`LELPStudentClassifier.fit`.
     teacher_embeddings : array-like of shape (n_samples, n_embedding), default=None
-        The teacher's embeddings. None takes what fit would: those of the student's
+        The teacher's embeddings. If None, those that fit would use: of the student's
         `teacher`, else X itself.
     teacher_logits : array-like of shape (n_samples, n_classes or 1), default=None
         The teacher's logits.
     n_splits : int, default=5
-        How often the rows are split, at least 2. Each split trains two students.
+        Number of splits, at least 2. Each trains two students.
     max_samples : int, default=5000
-        Rows that are drawn, stratified by label, where there are more.
+        Number of rows to use at most, drawn stratified by label.
     max_epochs : int, default=30
-        Epochs of a quick student, where its own `max_epochs` is not less.
+        Number of epochs of a quick student at most; its own `max_epochs` if that is
+        less.
     random_state : int, RandomState instance or None, default=None
-        Draws rows, splits and the students' seeds. An int gives an equal report at
-        every call; None draws from NumPy's global generator.
+        Controls the drawn rows, the splits and the students' seeds. Pass an int for
+        reproducible reports; None uses NumPy's global generator.
 
     Returns
     -------
     SubclassReport
-        Print it for a table; `verdict` is "helps", "unclear" or "does not help", and
-        `recommended_n_subclasses` follows from it.
+        Print it for a table. Its `verdict` is "helps", "unclear" or "does not help",
+        and `recommended_n_subclasses` follows from it.
 
     Raises
     ------
     TypeError
-        If `student` is no student, or X is sparse.
+        If `student` is not a student, or X is sparse.
     ValueError
-        If nothing of a teacher is given, if the projector makes one subclass only or
-        more than three quarters of the rows of a class allow, or as in
+        If no teacher is given, if the projector makes only one subclass or more than
+        three quarters of the rows of a class allow, or as in
         :meth:`LELPStudentClassifier.fit`.
 
     See Also
     --------
-    subclass_table : What the subclasses are.
+    subclass_table : Describes the subclasses.
 
     Notes
     -----
@@ -211,14 +206,13 @@ def subclass_report(
     .. math:: \sqrt{\left( \frac{1}{K} + \frac{n_{held\ out}}{n_{rest}} \right)
               s^2}
 
-    with the variance :math:`s^2` of the K differences: splits share rows, and the mean
-    of many is not as certain as that of as many samples.
+    with the variance :math:`s^2` of the K differences: since splits share rows, their
+    mean is less certain than that of as many independent samples.
 
     The cost, in fits of E epochs on n rows, is ``1.5 * n_splits * min(max_epochs, E) *
     min(max_samples, n) / (E * n)``: by default 0.9 of a fit of 240 epochs on 2 000
     rows, 2.3 of one of 100 epochs on 5 000 or fewer, a twentieth of one of 100 epochs
-    on 225 000. k-means for `structure` and `margin_r2` looks for at most 20
-    clusters.
+    on 225 000. k-means for `gap_ratio` and `margin_r2` uses at most 20 clusters.
 
     References
     ----------
@@ -240,56 +234,65 @@ def subclass_report(
     >>> report.verdict in ("helps", "unclear", "does not help")
     True
     >>> print(report)
-    Subclass targets: ... (5 subclasses a class, 1797 rows, 5 splits)
+    Subclass targets: ... (5 subclasses per class, 1797 rows, 5 splits)
       pilot gain ...
     >>> student = student.set_params(
     ...     projector__n_subclasses=report.recommended_n_subclasses
     ... )
     """
-    report_validation.check_student(student)
-    report_validation.check_at_least(n_splits, 2, "n_splits")
-    report_validation.check_at_least(max_samples, 2, "max_samples")
-    report_validation.check_at_least(max_epochs, 1, "max_epochs")
-    drawn = check_random_state(random_state)
-    given = teacher_embeddings, teacher_logits
-    with (
-        warned_once(),
-        noted(f"(In a report, which reads at most max_samples={max_samples} rows.)"),
-    ):
-        rows = _Rows.read(student, X, y, given, max_samples, drawn)
-        pilots = list(_pilots(rows, n_splits, max_epochs, drawn))
+    _check_student(student)
+    check_at_least(n_splits, 2, "n_splits")
+    check_at_least(max_samples, 2, "max_samples")
+    check_at_least(max_epochs, 1, "max_epochs")
+    random_state = check_random_state(random_state)
+    note = f"(In a report, which uses at most max_samples={max_samples} rows.)"
+    with warned_once(), noted(note):
+        data = ReportData.read(
+            student, X, y, teacher_embeddings, teacher_logits, max_samples, random_state
+        )
+        pilots = [
+            _Pilot.train(data, max_epochs, _draw_seed(random_state))
+            for _ in range(n_splits)
+        ]
     gains = np.array([pilot.gain for pilot in pilots])
-    shared = np.mean([pilot.n_held_out / pilot.n_rest for pilot in pilots])
-    ratio, told = np.mean([_of_class(rows, c, drawn) for c in rows.classes], axis=0)
+    size_ratio = float(np.mean([pilot.size_ratio for pilot in pilots]))
+    partitions = combinations([pilot.partition for pilot in pilots], 2)
+    stabilities = [
+        _mean_by_class(adjusted_rand_score, data.class_index, one, other)
+        for one, other in partitions
+    ]
+    of_classes = [
+        data.gap_ratio_and_margin_r2(c, random_state) for c in range(data.n_classes)
+    ]
+    gap_ratio, margin_r2 = np.mean(of_classes, axis=0)
     return SubclassReport(
         pilot_gain=float(gains.mean()),
-        pilot_gain_se=_error_of_mean(gains, float(shared)),
+        pilot_gain_se=_error_of_mean(gains, size_ratio),
         ranking_gain=float(np.mean([pilot.ranking_gain for pilot in pilots])),
         headroom=float(np.mean([pilot.headroom for pilot in pilots])),
         learnability=float(np.mean([pilot.learnability for pilot in pilots])),
-        stability=_stability(pilots, rows),
-        structure=float(ratio),
-        margin_r2=float(told),
+        gap_ratio=float(gap_ratio),
+        stability=float(np.mean(stabilities)),
+        margin_r2=float(margin_r2),
         n_subclasses=pilots[0].n_subclasses,
-        n_samples=len(rows.sample),
+        n_samples=len(data.sample),
         n_splits=n_splits,
     )
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """Some rows, and what the teacher says of them.
+class ReportData:
+    """The rows of a report, what the teacher says of them, and a fitted projector.
 
     Parameters
     ----------
     student : LELPStudentClassifier
-        Whose arguments count.
+        The caller's.
     sample : Sample
-        The rows.
     embeddings : ndarray of shape (n, d)
     logits : ndarray of shape (n, C)
         The teacher's.
-    codes : ndarray of shape (n,)
+    class_index : ndarray of shape (n,)
         The class of each row by its label, else by the teacher.
     projector : LELPProjector or FrozenEstimator
         Fitted to all rows.
@@ -297,9 +300,9 @@ class _Rows:
 
     student: Any
     sample: Sample
-    embeddings: Any
-    logits: Any
-    codes: Any
+    embeddings: FloatArray
+    logits: FloatArray
+    class_index: IntArray
     projector: Any
 
     @classmethod
@@ -308,179 +311,203 @@ class _Rows:
         student: Any,
         X: Any,
         y: Any,
-        given: tuple[Any, Any],
+        teacher_embeddings: Any,
+        teacher_logits: Any,
         max_samples: int,
-        drawn: np.random.RandomState,
-    ) -> "_Rows":
-        """Check all rows and draw some; have the teacher and the projector see them."""
-        asked = _quick(student, student.max_epochs, _seed(drawn))
-        asked._check_parameters()
-        sample = asked._read(X, y, (*given, None), None, None)
-        report_validation.check_teacher_is_known(asked._has_teacher(sample))
-        used = asked._usable(sample, None)
+        random_state: np.random.RandomState,
+    ) -> "ReportData":
+        """Check all rows, draw some, and fit teacher and projector to them."""
+        quick = _quick_student(student, student.max_epochs, _draw_seed(random_state))
+        quick._check_parameters()
+        given = teacher_embeddings, teacher_logits, None
+        sample = quick._read(X, y, given, None, None)
+        _check_has_teacher(quick._has_teacher(sample))
+        used = quick._usable(sample, None)
         if len(sample) > max_samples:
-            chosen = hold_out(sample, used, max_samples / len(sample), _seed(drawn))
-            sample, used = select(sample, np.sort(chosen)), used[chosen]
-        source, sample = asked._make_source(sample, used, _seed(drawn), NO_TASK, None)
+            fraction = max_samples / len(sample)
+            rows = np.sort(hold_out(sample, used, fraction, _draw_seed(random_state)))
+            sample, used = select(sample, rows), used[rows]
+        seed = _draw_seed(random_state)
+        source, sample = quick._make_source(sample, used, seed, NO_TASK, None)
         projector = source.projector
-        report_validation.check_several_subclasses(
-            projector.n_subclasses_, projector.n_subclasses
-        )
+        _check_several_subclasses(projector.n_subclasses_, projector.n_subclasses)
         embeddings = as_array(embed(sample, source.teacher))
-        if sample.teacher_logits is None:
-            logits = embeddings @ projector.coef_.T + projector.intercept_
-        else:
-            logits = _validation.check_logits(
-                as_array(sample.teacher_logits), len(sample)
-            )
-            logits = _validation.logits_of_classes(logits)
-        codes = encode(sample, source.classes)
-        codes = np.where(codes >= 0, codes, logits.argmax(axis=1))
-        return cls(student, sample, embeddings, logits, codes, projector)
+        logits = sample.teacher_logits
+        logits = None if logits is None else as_array(logits)
+        logits = class_logits(projector, embeddings, logits)
+        class_index = encode(sample, source.classes)
+        class_index = np.where(class_index >= 0, class_index, logits.argmax(axis=1))
+        return cls(student, sample, embeddings, logits, class_index, projector)
 
     @property
-    def classes(self) -> range:
-        """The codes of the classes."""
-        return range(self.logits.shape[1])
+    def n_classes(self) -> int:
+        """The number of classes."""
+        return self.logits.shape[1]
 
-    def projector_of(self, rest: Any, seed: int) -> Any:
-        """Give a projector that has seen some rows only; a frozen one as it is."""
+    def fit_projector(self, rows: IntArray, seed: int) -> Any:
+        """Fit a projector to some rows and freeze it; return a frozen one as it is."""
         if isinstance(self.projector, FrozenEstimator):
             return self.projector
-        fitted = clone(self.projector).set_params(
+        projector = clone(self.projector).set_params(
             head=(self.projector.coef_, self.projector.intercept_),
             unlabeled=None,
             random_state=seed,
         )
-        fitted.fit(
-            self.embeddings[rest],
-            self.codes[rest],
-            teacher_logits=self.logits[rest],
+        projector.fit(
+            self.embeddings[rows],
+            self.class_index[rows],
+            teacher_logits=self.logits[rows],
         )
-        # The rows came with the codes of the classes, the student's have labels.
-        fitted.classes_ = self.projector.classes_
-        return FrozenEstimator(fitted)
+        # It was fitted to class indices; the student has labels.
+        projector.classes_ = self.projector.classes_
+        return FrozenEstimator(projector)
+
+    def fit_student(
+        self, rows: IntArray, projector: Any, targets: Any, max_epochs: int, seed: int
+    ) -> Any:
+        """Train a quick student on targets (n, K) of some rows."""
+        student = _quick_student(self.student, max_epochs, seed)
+        student.set_params(projector=projector, teacher=None)
+        return student.fit(
+            _safe_indexing(self.sample.inputs, rows),
+            None if self.sample.y is None else self.sample.y[rows],
+            soft_targets=targets[rows],
+        )
+
+    def gap_ratio_and_margin_r2(
+        self, c: int, random_state: np.random.RandomState
+    ) -> tuple[float, float]:
+        """Return how clustered a class is, and how well clusters explain the margin."""
+        in_class = self.class_index == c
+        embeddings = self.embeddings[in_class].astype(np.float64)
+        row_space = row_space_basis(self.projector.coef_)
+        points = structure.principal_points(embeddings, row_space)
+        logits = self.logits[in_class].astype(np.float64)
+        margin = logits[:, c] - np.delete(logits, c, axis=1).max(axis=1)
+        r2 = structure.adjusted_r2(structure.clusters_of(points), margin)
+        return structure.gaussian_ratio(points, random_state), r2
 
 
 @dataclass(frozen=True)
 class _Pilot:
-    """What two quick students show on held-out rows, and the partition of all rows."""
+    """The measures of one split; `size_ratio` is the held-out rows over the others."""
 
     gain: float
     ranking_gain: float
     headroom: float
     learnability: float
-    partition: Any
+    partition: IntArray
     n_subclasses: int
-    n_held_out: int
-    n_rest: int
+    size_ratio: float
+
+    @classmethod
+    def train(cls, data: ReportData, max_epochs: int, seed: int) -> "_Pilot":
+        """Split the rows, train both quick students, and compare them."""
+        all_rows = np.arange(len(data.sample))
+        is_usable = np.full(len(all_rows), True)
+        held_out = np.sort(hold_out(data.sample, is_usable, _HELD_OUT, seed))
+        rest = np.setdiff1d(all_rows, held_out)
+        projector = data.fit_projector(rest, seed)
+        soft = projector.transform(data.embeddings, teacher_logits=data.logits)
+        summed = projector.inverse_transform(soft)
+        split = data.fit_student(rest, projector, soft, max_epochs, seed)
+        vanilla = data.fit_student(rest, projector, summed, max_epochs, seed)
+        n_subclasses = projector.n_subclasses_
+        partition = _likeliest_in_class(soft, n_subclasses, data.class_index)
+        inputs = _safe_indexing(data.sample.inputs, held_out)
+        class_index = data.class_index[held_out]
+        predicted = _likeliest_in_class(
+            split.predict_subclass_proba(inputs), n_subclasses, class_index
+        )
+        teacher = data.logits[held_out].argmax(axis=1)
+        split_proba, vanilla_proba = (
+            student.predict_proba(inputs) for student in (split, vanilla)
+        )
+        agreement = float(np.mean(split_proba.argmax(axis=1) == teacher))
+        vanilla_agreement = float(np.mean(vanilla_proba.argmax(axis=1) == teacher))
+        return cls(
+            gain=agreement - vanilla_agreement,
+            ranking_gain=_mean_auc(split_proba, teacher)
+            - _mean_auc(vanilla_proba, teacher),
+            headroom=1 - vanilla_agreement,
+            learnability=_mean_by_class(
+                adjusted_mutual_info_score, class_index, partition[held_out], predicted
+            ),
+            partition=partition,
+            n_subclasses=n_subclasses,
+            size_ratio=len(held_out) / len(rest),
+        )
 
 
-def _pilots(
-    rows: _Rows, n_splits: int, max_epochs: int, drawn: np.random.RandomState
-) -> Iterator[_Pilot]:
-    everything = np.full(len(rows.sample), True)
-    for _ in range(n_splits):
-        seed = _seed(drawn)
-        held_out = hold_out(rows.sample, everything, _HELD_OUT, seed)
-        yield _pilot(rows, np.sort(held_out), max_epochs, seed)
-
-
-def _pilot(rows: _Rows, held_out: Any, max_epochs: int, seed: int) -> _Pilot:
-    rest = np.setdiff1d(np.arange(len(rows.sample)), held_out)
-    projector = rows.projector_of(rest, seed)
-    soft = projector.transform(rows.embeddings, teacher_logits=rows.logits)
-    split, whole = (
-        _train(rows, rest, projector, targets, max_epochs, seed)
-        for targets in (soft, projector.inverse_transform(soft))
-    )
-    codes = rows.codes[held_out]
-    partition = _in_class(soft, projector.n_subclasses_, rows.codes)
-    inputs = _safe_indexing(rows.sample.inputs, held_out)
-    told = split.predict_subclass_proba(inputs)
-    told = _in_class(told, projector.n_subclasses_, codes)
-    teacher = rows.logits[held_out].argmax(axis=1)
-    shown = [student.predict_proba(inputs) for student in (split, whole)]
-    agreed, agreed_whole = (float(np.mean(p.argmax(axis=1) == teacher)) for p in shown)
-    ranked, ranked_whole = (_area(p, teacher) for p in shown)
-    return _Pilot(
-        gain=agreed - agreed_whole,
-        ranking_gain=ranked - ranked_whole,
-        headroom=1 - agreed_whole,
-        learnability=_by_class(
-            adjusted_mutual_info_score, codes, partition[held_out], told
-        ),
-        partition=partition,
-        n_subclasses=projector.n_subclasses_,
-        n_held_out=len(held_out),
-        n_rest=len(rest),
-    )
-
-
-def _train(
-    rows: _Rows, rest: Any, projector: Any, targets: Any, max_epochs: int, seed: int
-) -> Any:
-    """Train a quick student on the targets (n, K) of some rows."""
-    student = _quick(rows.student, max_epochs, seed)
-    student.set_params(projector=projector, teacher=None)
-    sample = rows.sample
-    return student.fit(
-        _safe_indexing(sample.inputs, rest),
-        None if sample.y is None else sample.y[rest],
-        soft_targets=targets[rest],
-    )
-
-
-def _quick(student: Any, max_epochs: int, seed: int) -> Any:
-    """Give a student of the same arguments that trains briefly and leaves no trace."""
+def _quick_student(student: Any, max_epochs: int, seed: int) -> Any:
+    """Return a student of the same parameters that trains briefly and saves nothing."""
     params = student.get_params(deep=False)
     params["max_epochs"] = min(params["max_epochs"], max_epochs)
     params |= {"early_stopping": False, "warm_start": False, "checkpoint": None}
     return type(student)(**params | {"verbose": 0, "random_state": seed})
 
 
-def _seed(drawn: np.random.RandomState) -> int:
-    return int(drawn.randint(2**31 - 1))
+def _draw_seed(random_state: np.random.RandomState) -> int:
+    return int(random_state.randint(2**31 - 1))
 
 
-def _in_class(soft: Any, n_subclasses: int, codes: Any) -> Any:
-    """Give the likeliest subclass (n,) of each row in its own class."""
-    by_class = soft.reshape(len(codes), -1, n_subclasses)
-    return by_class[np.arange(len(codes)), codes].argmax(axis=1)
+def _likeliest_in_class(
+    soft: FloatArray, n_subclasses: int, class_index: IntArray
+) -> IntArray:
+    """Return the most likely subclass (n,) of each row in its own class."""
+    by_class = soft.reshape(len(class_index), -1, n_subclasses)
+    return by_class[np.arange(len(class_index)), class_index].argmax(axis=1)
 
 
-def _area(probabilities: Any, teacher: Any) -> float:
-    """Give the mean area under the ROC curves of the classes that are found."""
-    found = [c for c in np.unique(teacher) if (teacher != c).any()]
-    areas = [roc_auc_score(teacher == c, probabilities[:, c]) for c in found]
+def _mean_auc(probabilities: FloatArray, teacher: IntArray) -> float:
+    """Return the area under the ROC curve, averaged over the classes present."""
+    present = [c for c in np.unique(teacher) if (teacher != c).any()]
+    areas = [roc_auc_score(teacher == c, probabilities[:, c]) for c in present]
     return float(np.mean(areas)) if areas else 0.5
 
 
-def _error_of_mean(values: Any, shared: float) -> float:
-    """Give the standard error of a mean of splits; `shared` is held out over rest."""
-    return float(np.sqrt((1 / len(values) + shared) * values.var(ddof=1)))
+def _error_of_mean(values: FloatArray, size_ratio: float) -> float:
+    """Return the standard error of the mean of splits that share rows."""
+    return float(np.sqrt((1 / len(values) + size_ratio) * values.var(ddof=1)))
 
 
-def _by_class(score: Any, codes: Any, one: Any, other: Any) -> float:
-    """Score two partitions in each class; the mean over its rows."""
-    found, sizes = np.unique(codes, return_counts=True)
-    scores = [score(one[codes == c], other[codes == c]) for c in found]
+def _mean_by_class(
+    score: Callable[[Any, Any], float],
+    class_index: IntArray,
+    one: NDArray[Any],
+    other: NDArray[Any],
+) -> float:
+    """Return the score of two partitions in each class, averaged over the rows."""
+    present, sizes = np.unique(class_index, return_counts=True)
+    scores = [score(one[class_index == c], other[class_index == c]) for c in present]
     return float(np.average(scores, weights=sizes))
 
 
-def _stability(pilots: list[_Pilot], rows: _Rows) -> float:
-    pairs = combinations([pilot.partition for pilot in pilots], 2)
-    scores = [_by_class(adjusted_rand_score, rows.codes, *pair) for pair in pairs]
-    return float(np.mean(scores))
+def _check_student(student: object) -> None:
+    if hasattr(student, "predict_subclass_proba") and hasattr(student, "projector"):
+        return
+    fix = "pass a LELPStudentClassifier"
+    if hasattr(student, "steps"):
+        fix = "pass its last step, and X as transformed by the steps before it"
+    elif hasattr(student, "n_subclasses"):
+        fix = "pass the LELPStudentClassifier that has this projector"
+    raise TypeError(f"student is of type {type(student).__name__}: {fix}.")
 
 
-def _of_class(rows: _Rows, c: int, drawn: np.random.RandomState) -> tuple[float, float]:
-    """Give the structure of a class, and its share of confidence."""
-    own = rows.codes == c
-    embeddings = rows.embeddings[own].astype(np.float64)
-    row_space = row_space_basis(rows.projector.coef_)
-    points = structure.principal_points(embeddings, row_space)
-    logits = rows.logits[own].astype(np.float64)
-    margin = logits[:, c] - np.delete(logits, c, axis=1).max(axis=1)
-    told = structure.adjusted_r2(structure.clusters_of(points), margin)
-    return structure.gaussian_ratio(points, drawn), told
+def _check_has_teacher(has_teacher: bool) -> None:
+    if not has_teacher:
+        raise ValueError(
+            "No teacher is given, so there is nothing to agree with: pass "
+            "teacher_embeddings or teacher_logits, or a student that has a teacher or "
+            "a projector with a head."
+        )
+
+
+def _check_several_subclasses(n_subclasses: int, parameter: object) -> None:
+    if n_subclasses < 2:
+        raise ValueError(
+            f"The projector makes {n_subclasses} subclass of each class "
+            f"(n_subclasses={parameter!r}), which is vanilla distillation, so there is "
+            "nothing to compare: set n_subclasses to 'auto' or to 2 or more, and give "
+            "each class several distinct rows."
+        )

@@ -5,23 +5,22 @@ from inspect import signature
 from typing import Any
 
 import numpy as np
+from sklearn.metrics import check_scoring, get_scorer_names
 from sklearn.metrics._scorer import _BaseScorer
 from sklearn.utils import _safe_indexing
 from sklearn.utils.metadata_routing import MetadataRequest, get_routing_for_object
 from sklearn.utils.validation import _num_samples
 
 from lelp_sklearn import _validation
-from lelp_sklearn._diagnostics import scoring_validation
-from lelp_sklearn._targets import as_array
 
 
 def labeled_scorer(
     scoring: str | Callable[..., Any] = "accuracy", *, unlabeled: object = -1
 ) -> "_LabeledScorer":
-    """Make a scorer that leaves rows without a label out.
+    """Make a scorer that leaves out rows without a label.
 
-    To scikit-learn's scorers the value that marks such rows is one more class, which no
-    prediction hits.
+    scikit-learn's own scorers take the value that marks such rows for one more class,
+    which no prediction matches.
 
     Parameters
     ----------
@@ -30,21 +29,21 @@ def labeled_scorer(
         callable ``(estimator, X, y)``, which may take `sample_weight` too.
     unlabeled : object, default=-1
         The value in y that marks rows without a label, such as -1 or a string; NaN
-        stands for None and pandas' NA too. None is no value: every row has a label.
+        also stands for None and pandas' NA. If None, every row has a label.
 
     Returns
     -------
     scorer : callable
         Called as ``scorer(estimator, X, y, sample_weight=None)``, with an X of any
-        kind that has rows. It can be pickled, and with metadata routing it has
-        ``set_score_request``, as scikit-learn's own scorers; at first it requests
-        `sample_weight` where the scorer given does.
+        kind that has rows. It can be pickled, and supports metadata routing by
+        ``set_score_request`` as scikit-learn's own scorers do; by default it requests
+        `sample_weight` if the given scorer does.
 
     Raises
     ------
     ValueError
-        If `scoring` is no name of a scorer, or is a metric, not a scorer; at the call,
-        if no row has a label or a label is missing that is not marked.
+        If `scoring` is not the name of a scorer, or is a metric rather than a scorer.
+        When called: if no row has a label, or a missing label is not marked.
     TypeError
         If `scoring` is neither a name nor a callable.
 
@@ -64,23 +63,40 @@ def labeled_scorer(
     >>> labeled_scorer("accuracy", unlabeled=-1)(classifier, X, y)
     0.75
     """
-    return _LabeledScorer(scoring, scoring_validation.check_scorer(scoring), unlabeled)
+    if isinstance(scoring, str):
+        if scoring not in get_scorer_names():
+            raise ValueError(
+                f"scoring={scoring!r} is not the name of a scorer: use one of "
+                "sklearn.metrics.get_scorer_names(), or pass a callable (estimator, X, "
+                "y)."
+            )
+    elif not callable(scoring):
+        raise TypeError(
+            f"scoring is {scoring!r}; it must be the name of one scorer or a callable "
+            "(estimator, X, y). For several scores pass a dict of labeled_scorer to "
+            "the search."
+        )
+    # Of a metric, this says that make_scorer turns it into a scorer.
+    return _LabeledScorer(scoring, check_scoring(scoring=scoring), unlabeled)
 
 
-class _LabeledScorer(_BaseScorer):
-    """Scores labelled rows; of scikit-learn's kind, without which monitors refuse it.
+# scikit-learn's monitors accept its own kind of scorers only.
+class _LabeledScorer(_BaseScorer):  # type: ignore[misc]
+    """Scores the labelled rows by another scorer.
 
     Parameters
     ----------
     scoring : str or callable
-        What was asked for.
+        As passed to `labeled_scorer`.
     scorer : callable
         Scores (estimator, X, y).
     unlabeled : object
         The value in y that marks rows without a label.
     """
 
-    def __init__(self, scoring, scorer, unlabeled):
+    def __init__(
+        self, scoring: object, scorer: Callable[..., Any], unlabeled: object
+    ) -> None:
         super().__init__(score_func=scorer, sign=1, kwargs={})
         self._scoring = scoring
         self._unlabeled = unlabeled
@@ -90,14 +106,27 @@ class _LabeledScorer(_BaseScorer):
             if param == "sample_weight":
                 self._metadata_request.score.add_request(param=param, alias=alias)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"labeled_scorer({self._scoring!r}, unlabeled={self._unlabeled!r})"
 
-    def _score(self, method_caller, estimator, X, y_true, sample_weight=None):
-        # The caller's predictions are kept by method alone, not by rows: not for us.
-        y = None if y_true is None else as_array(y_true)
-        labels, labelled = _validation.check_labels(y, _num_samples(X), self._unlabeled)
-        scoring_validation.check_labelled_rows(labelled, self._unlabeled)
+    def _score(
+        self,
+        method_caller: Any,
+        estimator: Any,
+        X: Any,
+        y_true: Any,
+        sample_weight: Any = None,
+    ) -> Any:
+        # `method_caller` caches predictions by method, not by rows: not usable here.
+        n_samples = _num_samples(X)
+        labels, labelled = _validation.check_labels(y_true, n_samples, self._unlabeled)
+        if not labelled.any():
+            raise ValueError(
+                f"y has no label in {len(labelled)} rows (unlabeled="
+                f"{self._unlabeled!r}), so there is nothing to score: split by "
+                "StratifiedKFold, so that each fold has its share of the labelled "
+                "rows, or into fewer folds."
+            )
         if not labelled.all():
             rows = np.flatnonzero(labelled)
             X, labels = _safe_indexing(X, rows), labels[rows]
@@ -106,8 +135,8 @@ class _LabeledScorer(_BaseScorer):
         weights = {} if sample_weight is None else {"sample_weight": sample_weight}
         return self._score_func(estimator, X, labels, **weights)
 
-    def _accept_sample_weight(self):
+    def _accept_sample_weight(self) -> bool:
         scorer = self._score_func
         if hasattr(scorer, "_accept_sample_weight"):
-            return scorer._accept_sample_weight()
+            return bool(scorer._accept_sample_weight())
         return "sample_weight" in signature(scorer).parameters

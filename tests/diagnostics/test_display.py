@@ -75,7 +75,7 @@ def test_the_mass_is_that_of_the_soft_labels():
     (title, panel), _ = display.panels.items()
     # Three groups of one size.
     assert_allclose(panel["y"], [1 / 3] * 3)
-    assert "as 3.0 even ones" in title
+    assert "effective number of subclasses 3.0" in title
     heights = [bar.get_height() for bar in display.axes_[0].patches]
     assert_allclose(heights, panel["y"])
 

@@ -87,7 +87,7 @@ def test_subclasses_help_where_classes_are_unions(of_union):
     assert of_union.headroom > of_union.pilot_gain > of_union.pilot_gain_se > 0
     assert of_union.ranking_gain > 0.01
     assert of_union.learnability > 0.6
-    assert of_union.structure > 2
+    assert of_union.gap_ratio > 2
     assert of_union.stability > 0.6
     assert of_union.margin_r2 < 0.3
 
@@ -97,7 +97,7 @@ def test_they_do_not_where_classes_hide_nothing(of_plain):
     assert of_plain.ranking_gain == pytest.approx(0, abs=0.005)
     assert of_plain.headroom < 0.05
     assert of_plain.learnability == pytest.approx(0, abs=0.05)
-    assert of_plain.structure == pytest.approx(1, abs=0.1)
+    assert of_plain.gap_ratio == pytest.approx(1, abs=0.1)
 
 
 def test_nothing_is_learnable_from_noise():
@@ -232,7 +232,7 @@ def test_rows_without_a_label_count_by_their_teacher():
         **asked,
     )
     assert none.n_samples == half.n_samples == len(X)
-    assert none.structure == pytest.approx(half.structure, rel=0.05)
+    assert none.gap_ratio == pytest.approx(half.gap_ratio, rel=0.05)
 
 
 def test_a_frozen_projector_always_gives_the_same_partition():
@@ -298,7 +298,7 @@ def test_what_is_no_student_is_refused():
     pipe = make_pipeline(StandardScaler(), student)
     refused(TypeError, "Pipeline: pass its last step", student=pipe)
     projector = student.projector
-    refused(TypeError, "whose projector it is", student=projector)
+    refused(TypeError, "has this projector", student=projector)
     refused(TypeError, "StandardScaler", student=StandardScaler())
 
 
@@ -306,9 +306,9 @@ def test_what_is_no_student_is_refused():
     ("options", "error", "match"),
     [
         ({"n_splits": 1}, ValueError, "n_splits=1 must be at least 2"),
-        ({"n_splits": 2.5}, TypeError, "n_splits is 2.5"),
+        ({"n_splits": 2.5}, TypeError, "n_splits=2.5 must be an integer"),
         ({"max_samples": 0}, ValueError, "max_samples=0"),
-        ({"max_epochs": True}, TypeError, "max_epochs is True"),
+        ({"max_epochs": True}, TypeError, "max_epochs=True must be an integer"),
         ({"teacher_embeddings": np.ones((3, 9))}, ValueError, "teacher_embeddings"),
     ],
 )

@@ -1,0 +1,296 @@
+"""A table of the subclasses of a fitted projector, and the data behind it."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.utils import _safe_indexing, check_consistent_length
+from sklearn.utils.validation import check_is_fitted
+
+from lelp_sklearn import _validation
+from lelp_sklearn._subclasses.directions import row_space_basis, to_null_space
+from lelp_sklearn._typing import BoolArray, FloatArray, IntArray
+
+
+def subclass_table(
+    projector: Any,
+    X: Any,
+    y: Any,
+    samples: Any = None,
+    *,
+    n_samples: int = 3,
+    teacher_logits: Any = None,
+    fine_labels: Any = None,
+) -> Any:
+    r"""Describe each subclass: its mass, how coherent it is and its typical samples.
+
+    Parameters
+    ----------
+    projector : LELPProjector
+        Fitted; that of a student is ``student.projector_``.
+    X : array-like of shape (n_samples, n_features)
+        Embeddings.
+    y : array-like of shape (n_samples,)
+        Class labels.
+    samples : sequence, array, Series or DataFrame of length n_samples, default=None
+        What the rows are, texts for instance, in the order of X: an index is ignored.
+        The rows of a DataFrame are shown as dicts. If None, no samples are shown.
+    n_samples : int, default=3
+        Number of typical samples of each subclass, at least 1.
+    teacher_logits : array-like of shape (n_samples, n_classes), default=None
+        As in :meth:`LELPProjector.transform`.
+    fine_labels : array-like of shape (n_samples,), default=None
+        Known groups inside the classes.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Indexed by class and subclass, with the columns
+
+        ``mass``
+            The share of the class that the subclass has, by the soft labels.
+        ``entropy``
+            Mean entropy (nats) of the soft labels within the class, over the rows whose
+            most likely subclass it is: 0 if these rows belong to it alone.
+        ``cohesion``
+            Mean cosine similarity, in the null space and about the class mean, of two
+            of these rows, minus that of one of them and another row of the class.
+        ``margin_correlation``
+            Correlation over the class of the score z with the teacher's margin, the
+            logit of the class minus the largest other: near 1 or -1, the subclass
+            reflects the teacher's confidence.
+        ``samples``
+            Only with `samples`. The typical ones: those of these rows that are most
+            similar to their mean.
+        ``fine_label``, ``fine_share``
+            Only with `fine_labels`: the most common one among these rows, and its
+            share.
+
+    Raises
+    ------
+    TypeError
+        If `projector` is not a projector, or `n_samples` is not an integer.
+    ValueError
+        If the lengths or labels do not match, if a class of the projector has no row,
+        or if `n_samples` is less than 1.
+
+    See Also
+    --------
+    SubclassDisplay : Plots of the subclasses.
+    """
+    # pandas is an optional dependency.
+    import pandas
+
+    check_at_least(n_samples, 1, "n_samples")
+    if samples is not None:
+        check_consistent_length(X, samples)
+    data = ProjectedData.of(projector, X, y, teacher_logits)
+    if fine_labels is not None:
+        check_consistent_length(X, fine_labels)
+        fine_labels = np.asarray(fine_labels)
+    lines, index = [], []
+    for c, label in enumerate(projector.classes_):
+        class_data = data.of_class(c)
+        for s in range(projector.n_subclasses_):
+            line = class_data.describe(s)
+            if samples is not None:
+                shown = _safe_indexing(samples, class_data.typical_rows(s, n_samples))
+                is_table = isinstance(shown, pandas.DataFrame)
+                line["samples"] = shown.to_dict("records") if is_table else list(shown)
+            if fine_labels is not None:
+                members = class_data.likeliest == s
+                line |= _most_common(fine_labels[class_data.rows[members]])
+            lines.append(line)
+            index.append((label, s))
+    names = ["class", "subclass"]
+    return pandas.DataFrame(
+        lines, index=pandas.MultiIndex.from_tuples(index, names=names)
+    )
+
+
+@dataclass(frozen=True)
+class ClassData:
+    """The rows of one class, and what a fitted projector makes of them.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (n,)
+        Indices of the rows.
+    embeddings : ndarray of shape (n, d)
+        In the null space, about the mean of the class.
+    shares : ndarray of shape (n, S)
+        Soft labels within the class: each row sums to one.
+    scores : ndarray of shape (n, S)
+    margins : ndarray of shape (n,)
+        Logit of the class minus the largest other.
+    """
+
+    rows: IntArray
+    embeddings: FloatArray
+    shares: FloatArray
+    scores: FloatArray
+    margins: FloatArray
+
+    @cached_property
+    def likeliest(self) -> IntArray:
+        """The most likely subclass (n,) of each row."""
+        return self.shares.argmax(axis=1)
+
+    @cached_property
+    def unit_embeddings(self) -> FloatArray:
+        """The embeddings (n, d), scaled to length 1."""
+        lengths = np.linalg.norm(self.embeddings, axis=1, keepdims=True)
+        units: FloatArray = self.embeddings / np.where(lengths > 0, lengths, 1)
+        return units
+
+    def masses(self) -> FloatArray:
+        """Return the share of the class that each subclass has (S,)."""
+        masses: FloatArray = self.shares.mean(axis=0)
+        return masses
+
+    def describe(self, s: int) -> dict[str, Any]:
+        """Return what the table says of a subclass with any data."""
+        members = self.likeliest == s
+        shares, scores = self.shares[members], self.scores[:, s]
+        entropies = -np.sum(shares * np.log(np.where(shares > 0, shares, 1)), axis=1)
+        correlation = np.nan
+        if scores.std() > 0 and self.margins.std() > 0:
+            correlation = np.corrcoef(scores, self.margins)[0, 1]
+        return {
+            "mass": self.masses()[s],
+            "entropy": entropies.mean() if members.any() else np.nan,
+            "cohesion": self._cohesion(members),
+            "margin_correlation": correlation,
+        }
+
+    def typical_rows(self, s: int, n_samples: int) -> IntArray:
+        """Return the rows of a subclass that are most similar to their mean."""
+        members = np.flatnonzero(self.likeliest == s)
+        units = self.unit_embeddings[members]
+        order = np.argsort(-(units @ units.sum(axis=0)), kind="stable")
+        return self.rows[members[order[:n_samples]]]
+
+    def _cohesion(self, members: BoolArray) -> float:
+        units, others = self.unit_embeddings[members], self.unit_embeddings[~members]
+        if len(units) < 2 or not len(others):
+            return np.nan
+        total = units.sum(axis=0)
+        # The similarity of each row to itself does not count.
+        n_pairs = len(units) * (len(units) - 1)
+        within = (total @ total - np.sum(units**2)) / n_pairs
+        between = total @ others.sum(axis=0) / (len(units) * len(others))
+        return float(within - between)
+
+
+@dataclass(frozen=True)
+class ProjectedData:
+    """Rows with their classes, and what a fitted projector makes of them.
+
+    Parameters
+    ----------
+    classes : ndarray of shape (C,)
+    class_index : ndarray of shape (n,)
+    embeddings : ndarray of shape (n, d)
+        In the null space, about the mean of the class.
+    soft_labels, scores : ndarray of shape (n, C, S)
+    margins : ndarray of shape (n, C)
+        Logit of each class minus the largest other.
+    """
+
+    classes: NDArray[Any]
+    class_index: IntArray
+    embeddings: FloatArray
+    soft_labels: FloatArray
+    scores: FloatArray
+    margins: FloatArray
+
+    @classmethod
+    def of(cls, projector: Any, X: Any, y: Any, teacher_logits: Any) -> "ProjectedData":
+        """Check the arguments and apply the projector."""
+        _check_is_projector(projector)
+        check_is_fitted(projector)
+        options = {} if teacher_logits is None else {"teacher_logits": teacher_logits}
+        soft = np.asarray(projector.transform(X, **options), dtype=np.float64)
+        check_consistent_length(soft, y)
+        classes = projector.classes_
+        class_index = _index_of_labels(y, classes)
+        X = np.asarray(X, dtype=np.float64)
+        logits = class_logits(projector, X, teacher_logits)
+        ordered = np.sort(logits, axis=1)
+        largest, second = ordered[:, -1:], ordered[:, -2:-1]
+        centred = X - projector.mean_[class_index]
+        return cls(
+            classes=classes,
+            class_index=class_index,
+            embeddings=to_null_space(centred.T, row_space_basis(projector.coef_)).T,
+            soft_labels=soft.reshape(len(X), len(classes), -1),
+            scores=np.einsum("nd,csd->ncs", X, projector.components_)
+            - projector.offsets_,
+            margins=logits - np.where(logits == largest, second, largest),
+        )
+
+    def of_class(self, c: int) -> ClassData:
+        """Return the rows of a class."""
+        rows = np.flatnonzero(self.class_index == c)
+        soft = self.soft_labels[rows, c]
+        mass = np.maximum(soft.sum(axis=1, keepdims=True), np.finfo(float).tiny)
+        return ClassData(
+            rows=rows,
+            embeddings=self.embeddings[rows],
+            shares=soft / mass,
+            scores=self.scores[rows, c],
+            margins=self.margins[rows, c],
+        )
+
+
+def class_logits(projector: Any, embeddings: Any, teacher_logits: Any) -> FloatArray:
+    """Return the teacher's logits (n, C): those given, else those of the head."""
+    if teacher_logits is None:
+        logits: FloatArray = embeddings @ projector.coef_.T + projector.intercept_
+        return logits
+    logits = _validation.check_logits(teacher_logits, len(embeddings))
+    return _validation.logits_of_classes(logits)
+
+
+def _index_of_labels(y: Any, classes: NDArray[Any]) -> IntArray:
+    """Return the index of each label among the classes, each of which needs a row."""
+    labels, labelled = _validation.check_labels(y, len(y), None)
+    _validation.check_classes(np.unique(labels), classes, None)
+    class_index = _validation.encode(labels, labelled, classes)
+    missing = np.setdiff1d(np.arange(len(classes)), class_index)
+    if missing.size:
+        raise ValueError(
+            f"y has no row of class {', '.join(map(str, classes[missing]))}, of which "
+            "the projector has subclasses: pass rows of every class."
+        )
+    return class_index
+
+
+def _check_is_projector(projector: object) -> None:
+    if hasattr(projector, "transform") and hasattr(projector, "n_subclasses"):
+        return
+    fix = "pass a fitted LELPProjector"
+    if hasattr(projector, "projector_"):
+        fix = "pass the projector that it fitted, student.projector_"
+    elif hasattr(projector, "projector"):
+        fix = "fit the student and pass its projector, student.projector_"
+    raise TypeError(f"projector is of type {type(projector).__name__}: {fix}.")
+
+
+def check_at_least(value: object, least: int, name: str) -> None:
+    """Raise unless an argument is an integer of at least some size."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name}={value!r} must be an integer.")
+    if int(value) < least:
+        raise ValueError(f"{name}={value!r} must be at least {least}.")
+
+
+def _most_common(labels: NDArray[Any]) -> dict[str, Any]:
+    if not len(labels):
+        return {"fine_label": None, "fine_share": np.nan}
+    values, counts = np.unique(labels, return_counts=True)
+    first = counts.argmax()
+    return {"fine_label": values[first], "fine_share": counts[first] / len(labels)}
