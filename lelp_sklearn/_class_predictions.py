@@ -13,13 +13,13 @@ from sklearn.utils.validation import (
 )
 
 from lelp_sklearn import _training_validation, _validation
-from lelp_sklearn._numeric_validation import check_numbers
 from lelp_sklearn._training import export, export_validation, modules
 from lelp_sklearn._training.batches import as_tensor, batched_outputs
 from lelp_sklearn._training.curves import Curves
 from lelp_sklearn._training.device import is_integer
 from lelp_sklearn._training.loop import Trainer
 from lelp_sklearn._training.objective import Objective
+from lelp_sklearn._validation import check_numbers
 
 
 class Seeds(NamedTuple):

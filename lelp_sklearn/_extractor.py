@@ -28,8 +28,8 @@ from lelp_sklearn._extraction import runner
 from lelp_sklearn._extraction.resumable import ResumableNpy, held
 from lelp_sklearn._files import check_writable
 from lelp_sklearn._locks import exclusive
-from lelp_sklearn._numeric_validation import check_numbers
 from lelp_sklearn._training.device import is_integer, resolve_device
+from lelp_sklearn._validation import check_numbers
 from lelp_sklearn.exceptions import NoLinearHeadWarning
 
 # Seconds between two lines of progress.

@@ -15,10 +15,10 @@ from sklearn.utils.validation import (
 from lelp_sklearn import _validation
 from lelp_sklearn._callers import warned_once
 from lelp_sklearn._files import new_npy
-from lelp_sklearn._numeric_validation import check_dense, check_numbers
 from lelp_sklearn._subclasses import dask_arrays, dask_validation, tensors
 from lelp_sklearn._subclasses.digests import hash_rows
 from lelp_sklearn._subclasses.soft_labels import SoftLabeller, class_sums
+from lelp_sklearn._validation import check_dense, check_numbers
 
 
 class SoftLabelMixin:

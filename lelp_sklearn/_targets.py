@@ -14,7 +14,6 @@ from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import check_is_fitted
 
 from lelp_sklearn import (
-    _numeric_validation,
     _training_validation,
     _validation,
 )
@@ -196,10 +195,10 @@ def read_sample(
             continue
         argument = name + suffix
         _check_is_array(array, argument)
-        _numeric_validation.check_dense(array, argument)
-        _numeric_validation.check_numbers(array, argument)
+        _validation.check_dense(array, argument)
+        _validation.check_numbers(array, argument)
         if isinstance(array, list | tuple):
-            array = _numeric_validation.as_numbers(array, argument)
+            array = _validation.as_numbers(array, argument)
         if name == "teacher_embeddings":
             array = mean_over_members(array, n_samples, argument)
         _validation.check_length(array, n_samples, argument)

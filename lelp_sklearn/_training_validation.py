@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.frozen import FrozenEstimator
 
-from lelp_sklearn._numeric_validation import as_numbers
 from lelp_sklearn._typing import BoolArray
+from lelp_sklearn._validation import as_numbers
 
 # --- the student: inputs and targets --------------------------------------------------
 

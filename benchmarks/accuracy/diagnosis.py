@@ -40,12 +40,18 @@ MEASURES = (
     *GAINS,
     "headroom",
     "learnability",
-    "structure",
+    "gap_ratio",
     "stability",
     "margin_r2",
 )
 NUMBERS = ("pilot_gain_se", *MEASURES)
 VERDICTS = ("helps", "unclear", "does not help")
+# The columns of the files that have names of their own.
+COLUMN_OF = {
+    "pilot_gain_se": "pilot_error",
+    "gap_ratio": "structure",
+    "margin_r2": "confidence_share",
+}
 COLUMNS = ("task", "kind", "seed", "verdict", *NUMBERS, "made_with", *versions())
 
 # How well the subclasses of each layer agree with the groups, None without groups.
@@ -117,7 +123,7 @@ def read(path: Path, table: Table, method: str = OURS) -> list[Line]:
     with path.open(newline="") as file:
         lines: list[Line] = list(csv.DictReader(file))
     for line in lines:
-        line |= {name: float(line[name]) for name in NUMBERS}
+        line |= {name: float(line.pop(COLUMN_OF.get(name, name))) for name in NUMBERS}
         for name in line.keys() & set(AGREEMENTS):
             line[name] = float(line[name]) if line[name] else None
         line["seed"] = int(line["seed"])
@@ -132,7 +138,7 @@ def write(path: Path, lines: list[Line], table: Table) -> None:
     with unfinished.open("w", newline="") as file:
         names = [name for name in AGREEMENTS if any(name in line for line in lines)]
         writer = csv.DictWriter(file, [*COLUMNS, *names], lineterminator="\n")
-        writer.writeheader()
+        writer.writerow({name: COLUMN_OF.get(name, name) for name in writer.fieldnames})
         writer.writerows(
             sorted(lines, key=lambda x: (order.index(x["task"]), x["seed"]))
         )

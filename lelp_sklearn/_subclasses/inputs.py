@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lelp_sklearn import _validation
-from lelp_sklearn._numeric_validation import check_dense
 from lelp_sklearn._subclasses import tensors
 from lelp_sklearn._subclasses.digests import Digests, hash_rows
 from lelp_sklearn._subclasses.rows import InMemory, LabelledRows, Rows
 from lelp_sklearn._typing import BoolArray, FloatArray
+from lelp_sklearn._validation import check_dense
 
 
 @dataclass(frozen=True)
