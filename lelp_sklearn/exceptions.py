@@ -1,4 +1,4 @@
-"""Warnings that a user may want to filter by name."""
+"""Warnings that a user can filter by their class."""
 
 from collections.abc import Mapping
 
@@ -6,30 +6,31 @@ from sklearn.exceptions import InconsistentVersionWarning
 
 
 class NoTeacherWarning(UserWarning):
-    """Nothing of a teacher was given to the student.
+    """Issued if a student is fitted without a teacher.
 
-    The inputs then take the place of the teacher's embeddings, and the labels that of
-    its class probabilities.
+    X is then used in place of the teacher's embeddings, and the labels in place of its
+    class probabilities.
     """
 
     def __str__(self) -> str:
         return (
-            "There is no teacher: neither teacher_embeddings, teacher_logits, "
-            "soft_targets, a teacher nor a head of the projector is given. X takes the "
-            "place of the embeddings and the labels that of class probabilities."
+            "There is no teacher: none of teacher_embeddings, teacher_logits, "
+            "soft_targets, a teacher and a head of the projector is given. X is used "
+            "in place of the embeddings, and the labels in place of the class "
+            "probabilities."
         )
 
 
 # scikit-learn, whose class it extends, has no types.
 class OtherVersionsWarning(InconsistentVersionWarning):  # type: ignore[misc]
-    """A fitted student was saved with other versions than it is loaded with.
+    """Issued if a fitted student is loaded with other versions than saved it.
 
     Parameters
     ----------
     estimator_name : str
         Its class.
     saved, current : dict of str
-        The version of each library, then and now.
+        The version of each library when it was saved, and now.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class OtherVersionsWarning(InconsistentVersionWarning):  # type: ignore[misc]
 
 
 class ClassOrderWarning(UserWarning):
-    """Another order of the teacher's classes would agree far better with the labels.
+    """Issued if another order of the teacher's classes agrees far better with y.
 
     Rows of a head and columns of logits or soft targets are in the order of the sorted
     labels.
@@ -62,14 +63,14 @@ class ClassOrderWarning(UserWarning):
 
 
 class ProbabilitiesAsLogitsWarning(UserWarning):
-    """What was given as logits of the teacher are probabilities.
+    """Issued if probabilities are passed as the teacher's logits.
 
-    Their logarithms, zeros clipped, are logits.
+    Pass their logarithm instead, with zeros clipped.
     """
 
 
 class NoLinearHeadWarning(UserWarning):
-    """No linear layer of a torch teacher makes the logits that it returns.
+    """Issued if no linear layer of a torch teacher makes the logits that it returns.
 
-    It then has no head; the logits that it returns are used beside its embeddings.
+    The teacher then has no head; its logits are used together with its embeddings.
     """
