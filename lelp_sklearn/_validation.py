@@ -17,7 +17,7 @@ from lelp_sklearn.exceptions import ClassOrderWarning, ProbabilitiesAsLogitsWarn
 
 
 class NotFiniteError(ValueError):
-    """An input `name` holds NaN or infinity; `rest` says which, where and the mend."""
+    """Input `name` has NaN or infinity; `rest` gives the row and the fix."""
 
     def __init__(self, name: str, rest: str) -> None:
         super().__init__(name, rest)
@@ -28,16 +28,16 @@ class NotFiniteError(ValueError):
 
 
 class TooFewRowsError(ValueError):
-    """A class has too few rows: further blocks of a stream can mend it."""
+    """A class has too few rows, which further blocks of a stream may add."""
 
 
 # --- numbers --------------------------------------------------------------------------
 
 
 def check_dense(values: Any, name: str) -> None:
-    """Raise for a sparse matrix, array or tensor."""
+    """Raise if values are a sparse matrix, array or tensor."""
     layout = repr(getattr(values, "layout", "torch.strided"))
-    # Dense arrays of SciPy do not exist.
+    # SciPy has no dense arrays.
     if hasattr(values, "toarray") or "sparse" in layout:
         method = "toarray" if hasattr(values, "toarray") else "to_dense"
         raise TypeError(
@@ -47,10 +47,10 @@ def check_dense(values: Any, name: str) -> None:
 
 
 def check_numbers(values: Any, name: str) -> None:
-    """Raise where a table, one of its columns or an array holds other than numbers.
+    """Raise if a table (pandas, polars), a column or an array is not numeric.
 
-    Tables are those of pandas and polars. Texts and categories that read as numbers
-    count as numbers, as in scikit-learn.
+    Texts and categories that can be converted to numbers are accepted, as in
+    scikit-learn.
     """
     for column, dtype, what in _columns(values, name):
         kind = _kind(dtype)
@@ -62,7 +62,7 @@ def check_numbers(values: Any, name: str) -> None:
         if kind == "c":
             raise ValueError(
                 f"Complex data not supported: {what} has dtype {dtype}; pass real and "
-                "imaginary parts by themselves."
+                "imaginary parts separately."
             )
         if isinstance(dtype, np.dtype) and kind != "O":
             continue
@@ -80,13 +80,13 @@ def check_numbers(values: Any, name: str) -> None:
                 np.asarray(column, dtype=np.float64)
             except (TypeError, ValueError) as reason:
                 raise TypeError(
-                    f"{what} (dtype {dtype}) holds no numbers ({reason}): encode it, "
+                    f"{what} (dtype {dtype}) is not numeric ({reason}): encode it, "
                     "as with sklearn.preprocessing.OneHotEncoder, or leave it out."
                 ) from reason
 
 
 def as_numbers(values: Any, name: str) -> NDArray[Any]:
-    """Return an array of numbers, or raise an error that says which rows are none."""
+    """Return an array of numbers; raise an error that names rows of unequal length."""
     check_dense(values, name)
     check_numbers(values, name)
     try:
@@ -94,7 +94,7 @@ def as_numbers(values: Any, name: str) -> NDArray[Any]:
         return array if array.dtype.kind in "biuf" else array.astype(np.float64)
     except (TypeError, ValueError) as reason:
         raise ValueError(
-            f"{name} is no array of numbers, {_odd_row(values) or reason}: pass "
+            f"{name} is not an array of numbers, {_odd_row(values) or reason}: pass "
             "numbers, in rows of equal length."
         ) from reason
 
@@ -125,7 +125,7 @@ def _kind(dtype: Any) -> str:
 
 
 def _odd_row(values: Any) -> str:
-    """Say which row has another length than the first; nothing where all have one."""
+    """Describe the first row whose length differs from that of row 0, if any."""
     lengths = [len(row) if hasattr(row, "__len__") else 1 for row in values]
     for row, length in enumerate(lengths):
         if length != lengths[0]:
@@ -140,7 +140,7 @@ def check_finite_block(
     block: NDArray[Any],
     first_row: int,
     name: str,
-    mend: str = "remove or impute such rows",
+    fix: str = "remove or impute such rows",
 ) -> None:
     """Raise if a block of rows, which starts at `first_row`, has NaN or infinity."""
     # A finite sum means finite entries and costs no mask of the block's size. float16
@@ -154,7 +154,7 @@ def check_finite_block(
     row = int(np.argmin(finite))
     found = "NaN" if np.isnan(block[row]).any() else "infinity (inf)"
     raise NotFiniteError(
-        name, f"contains {found}, first in row {first_row + row}; {mend}."
+        name, f"contains {found}, first in row {first_row + row}; {fix}."
     )
 
 
@@ -165,7 +165,7 @@ def check_no_overflow(sums: ArrayLike, dtype: np.dtype[Any]) -> None:
 
 
 def too_large(dtype: np.dtype[Any]) -> ValueError:
-    """Make the error for embeddings whose sums or scores overflow."""
+    """Return the error for embeddings whose sums or scores overflow."""
     return ValueError(
         f"Input X holds numbers so large that sums over them overflow {dtype}; divide "
         "X, and with it the head's intercept, by a constant."
@@ -175,21 +175,13 @@ def too_large(dtype: np.dtype[Any]) -> ValueError:
 def check_no_underflow(
     mean: FloatArray, variance: FloatArray, dtype: np.dtype[Any]
 ) -> None:
-    """Raise where the squares of embeddings are less than `dtype` holds.
-
-    They have these means and variances.
-    """
+    """Raise if squares of embeddings of these means and variances underflow."""
     size = np.abs(mean).max(initial=0), np.sqrt(np.max(variance, initial=0))
     if 0 < max(size) < np.sqrt(np.finfo(dtype).tiny):
-        raise too_small(dtype)
-
-
-def too_small(dtype: np.dtype[Any]) -> ValueError:
-    """Make the error for embeddings whose squares vanish."""
-    return ValueError(
-        f"Input X holds numbers so small that {dtype} cannot hold their squares; "
-        "multiply X, and with it the head's intercept, by a constant."
-    )
+        raise ValueError(
+            f"Input X holds numbers so small that {dtype} cannot hold their squares; "
+            "multiply X, and with it the head's intercept, by a constant."
+        )
 
 
 def check_tensor_rows(X: Any) -> None:
@@ -243,20 +235,20 @@ def check_length(array: Any, n_samples: int, name: str) -> None:
     if length != n_samples:
         raise ValueError(
             f"{name} has {length} rows and X has {n_samples}: they must be of equal "
-            "length, one entry a sample."
+            "length, with one entry per sample."
         )
 
 
 def check_sample_weight(
     sample_weight: ArrayLike | None, n_samples: int, first_row: int = 0
 ) -> FloatArray:
-    """Give weights (n,) float64: ones for None; none may be negative."""
+    """Return weights (n,) as float64, ones for None; raise if one is negative."""
     if sample_weight is None:
         return np.ones(n_samples)
     if isinstance(sample_weight, numbers.Number):
         sample_weight = np.full(n_samples, sample_weight)
     if hasattr(sample_weight, "detach"):
-        # A tensor, of whatever device and dtype.
+        # A tensor, on any device and of any dtype.
         check_dense(sample_weight, "sample_weight")
         sample_weight = sample_weight.detach().cpu().double()
     weight = as_numbers(sample_weight, "sample_weight").astype(np.float64, copy=False)
@@ -270,13 +262,13 @@ def check_sample_weight(
         row = int(np.argmax(weight < 0))
         raise ValueError(
             f"sample_weight is negative in row {first_row + row} ({weight[row]:g}); "
-            "weights count repetitions of a row."
+            "a weight counts repetitions of a row."
         )
     return weight
 
 
 def check_some_weight(any_weight: bool) -> None:
-    """Raise where no row has weight."""
+    """Raise if no row has positive weight."""
     if not any_weight:
         raise ValueError("sample_weight is zero for every row; nothing to fit.")
 
@@ -287,12 +279,18 @@ def check_some_weight(any_weight: bool) -> None:
 def check_labels(
     y: ArrayLike | None, n_samples: int, unlabeled: object, first_row: int = 0
 ) -> tuple[NDArray[Any], BoolArray]:
-    """Give y as a column (n,), and which rows carry a label.
+    """Return y as a column (n,), and which rows have a label.
 
-    `unlabeled` is the value that marks rows without one, None for no such value. No row
-    carries a label where y is None.
+    `unlabeled` is the value that marks rows without one, None for no such value. If y
+    is None, no row has a label.
     """
-    check_marks_arrive(unlabeled)
+    caller = None if unlabeled is None else encoding_caller()
+    if caller is not None:
+        raise ValueError(
+            f"unlabeled={unlabeled!r} cannot be used inside {caller}, which encodes y "
+            "as 0 to n_classes - 1: the rows that it marks become one more class. "
+            "Fit the student by itself, or leave these rows out and set unlabeled=None."
+        )
     if y is None:
         return np.zeros(n_samples), np.zeros(n_samples, dtype=bool)
     labels = column_or_1d(label_array(y), warn=True)
@@ -315,21 +313,10 @@ def check_labels(
     return labels, labelled
 
 
-def check_marks_arrive(unlabeled: object) -> None:
-    """Raise where rows are marked and a caller has made a class of the mark."""
-    caller = None if unlabeled is None else encoding_caller()
-    if caller is not None:
-        raise ValueError(
-            f"unlabeled={unlabeled!r} cannot be used inside {caller}, which encodes y "
-            "as 0 to n_classes - 1: the rows that it marks arrive as one more class. "
-            "Fit the student by itself, or leave these rows out and set unlabeled=None."
-        )
-
-
 def label_array(y: Any) -> NDArray[Any]:
-    """Give labels as an array; nullable integers and booleans of pandas stay such.
+    """Return labels as an array; nullable integers and booleans keep their type.
 
-    NumPy and scikit-learn make floats of them. A tensor may lie on any device.
+    NumPy and scikit-learn convert them to floats. A tensor may be on any device.
     """
     if hasattr(y, "detach"):
         y = y.detach().cpu()
@@ -339,7 +326,7 @@ def label_array(y: Any) -> NDArray[Any]:
 
 
 def _of_natural_dtype(labels: NDArray[Any], labelled: BoolArray) -> NDArray[Any]:
-    """Give numbers among objects (as None or NA beside integers makes them) a dtype."""
+    """Return numbers in an object array, as with None or NA, in their own dtype."""
     if labels.dtype.kind != "O" or not labelled.any():
         return labels
     natural = np.array(labels[labelled].tolist())
@@ -365,7 +352,7 @@ def _equals(labels: NDArray[Any], marker: object) -> BoolArray:
 
 
 def _missing(labels: NDArray[Any]) -> BoolArray:
-    """Which labels are NaN, None or pandas' NA."""
+    """Return which labels are NaN, None or pandas' NA."""
     if labels.dtype.kind == "f":
         return np.asarray(np.isnan(labels))
     if labels.dtype.kind != "O":
@@ -380,7 +367,7 @@ def _is_missing(value: object) -> bool:
 
 
 def _is_missing_of_pandas(value: object) -> bool:
-    # Where there is a value of pandas, pandas has been imported.
+    # If there is a value of pandas, pandas is imported.
     pandas = sys.modules.get("pandas")
     return pandas is not None and value is pandas.NA
 
@@ -388,11 +375,11 @@ def _is_missing_of_pandas(value: object) -> bool:
 def check_classes(
     labels: NDArray[Any], given: ArrayLike | None, n_outputs: int | None
 ) -> NDArray[Any]:
-    """Give the classes, at least two.
+    """Return the classes, at least two.
 
     They are `given` (those of a classifier as head, or of `partial_fit`), which must
-    hold every label; else those of the labels; without labels 0 to C - 1, C the
-    teacher's outputs.
+    contain every label; else those of the labels; without labels 0 to C - 1 for a
+    teacher of C outputs.
     """
     if given is None and len(labels):
         return check_several_classes(np.unique(labels))
@@ -418,7 +405,7 @@ def check_classes(
 
 
 def sorted_classes(classes: Any) -> NDArray[Any]:
-    """Give the distinct classes of `partial_fit`, sorted."""
+    """Return the distinct classes of `partial_fit`, sorted."""
     listed = classes.tolist() if hasattr(classes, "tolist") else list(classes)
     texts = {isinstance(label, str) for label in listed}
     try:
@@ -427,13 +414,13 @@ def sorted_classes(classes: Any) -> NDArray[Any]:
     except TypeError:  # None beside numbers
         pass
     raise TypeError(
-        f"classes={listed} are of several types, which have no order: give labels of "
+        f"classes={listed} are of several types, which have no order: pass labels of "
         "one type, as in y."
     )
 
 
 def check_several_classes(classes: NDArray[Any]) -> NDArray[Any]:
-    """Raise where there is one class only."""
+    """Raise if there is one class only."""
     if len(classes) < 2:
         raise ValueError(
             f"y has one class only ({classes.tolist()}): a classifier needs samples of "
@@ -445,7 +432,7 @@ def check_several_classes(classes: NDArray[Any]) -> NDArray[Any]:
 def encode(
     labels: NDArray[Any], labelled: BoolArray, classes: NDArray[Any]
 ) -> IntArray:
-    """Codes (n,): the index in `classes` of each label, -1 for rows without one."""
+    """Return the index (n,) in `classes` of each label, -1 for rows without one."""
     codes = np.full(len(labels), -1, dtype=np.intp)
     order = np.argsort(classes)
     rank = np.searchsorted(classes, labels[labelled], sorter=order)
@@ -454,13 +441,13 @@ def encode(
 
 
 def check_every_class(weight: FloatArray, classes: NDArray[Any]) -> None:
-    """Raise where a class has no row of positive weight."""
+    """Raise if a class has no row of positive weight."""
     if np.any(weight == 0):
         missing = classes.tolist()[int(np.argmax(weight == 0))]
         raise TooFewRowsError(
             f"class {missing!r} has no samples: no row of positive weight is labelled "
-            "with it or taken by the teacher for it. Add such rows, or leave the class "
-            "out of the teacher's outputs."
+            "with it, or assigned to it by the teacher. Add such rows, or remove the "
+            "class from the teacher's outputs."
         )
 
 
@@ -468,24 +455,24 @@ def check_every_class(weight: FloatArray, classes: NDArray[Any]) -> None:
 
 
 def check_logits(teacher_logits: Any, n_samples: int, first_row: int = 0) -> FloatArray:
-    """Give the teacher's logits (n, C) float64; (n, 1) for the column of a sigmoid."""
+    """Return the teacher's logits (n, C) as float64, (n, 1) for those of a sigmoid."""
     logits = as_numbers(teacher_logits, "teacher_logits")
     logits = logits.astype(np.float64, copy=False)
     check_logit_dimensions(logits.shape)
     if logits.ndim == 1:
         logits = logits[:, None]
     check_length(logits, n_samples, "teacher_logits")
-    mend = "of probabilities take the logarithm with zeros clipped"
-    check_finite_block(logits, first_row, "teacher_logits", mend)
+    fix = "for probabilities pass the logarithm, with zeros clipped"
+    check_finite_block(logits, first_row, "teacher_logits", fix)
     return logits
 
 
 def check_logit_dimensions(shape: tuple[int, ...]) -> None:
-    """Raise unless logits are columns, or one column."""
+    """Raise unless logits have one or two dimensions."""
     if len(shape) not in (1, 2):
         raise ValueError(
             f"teacher_logits has shape {shape}; it must be (n_samples, n_classes), or "
-            "one column of a sigmoid teacher."
+            "the one column of a sigmoid teacher."
         )
 
 
@@ -500,7 +487,7 @@ def check_logit_columns(n_columns: int, n_classes: int) -> None:
 
 
 def logits_of_classes(logits: FloatArray) -> FloatArray:
-    """Give a column for each class: two, -l/2 and l/2, for a sigmoid's one column l."""
+    """Return one column per class; a sigmoid's column l becomes -l/2 and l/2."""
     return np.hstack([-logits / 2, logits / 2]) if logits.shape[1] == 1 else logits
 
 
@@ -654,15 +641,15 @@ def check_out(
 
 # --- what a teacher gives -------------------------------------------------------------
 
-# Rows that say enough of the order of classes, and the share of them that another order
-# must explain beyond the given one: of two classes, that 30 % or less are right.
+# Rows that are enough to compare orders of classes, and the share of them by which
+# another order must agree better: with two classes, 30 % or less agree with the given.
 CLASS_ORDER_ROWS = 128
 _FEWEST_ROWS = 50
 _EXPLAINED = 0.4
 
 
 def are_probabilities(logits: FloatArray) -> bool:
-    """Whether logits (n, C) are probabilities, whose logarithms are not."""
+    """Return whether logits (n, C) are probabilities."""
     if logits.shape[1] < 2 or logits.min() < 0:
         return False
     return bool(np.all(np.abs(logits.sum(axis=1) - 1) < 1e-3))
@@ -680,17 +667,17 @@ def warn_of_probabilities() -> None:
 def warn_of_class_order(
     likeliest: IntArray, codes: IntArray, classes: NDArray[Any]
 ) -> None:
-    """Warn where another order of the teacher's classes explains the labels better.
+    """Warn if another order of the teacher's classes agrees far better with the labels.
 
     Parameters
     ----------
-    likeliest : (n,) class that the teacher finds likeliest
+    likeliest : (n,) most likely class of the teacher
     codes : (n,) class of the label
     classes : (C,)
     """
     if len(codes) < _FEWEST_ROWS:
         return
-    # Imported here, since a fit with a well ordered teacher needs it rarely.
+    # Imported here, because it is rarely needed.
     from scipy.optimize import linear_sum_assignment
 
     agreed = np.zeros((len(classes),) * 2, dtype=np.intp)
@@ -702,8 +689,8 @@ def warn_of_class_order(
     best = int(agreed[rows, columns].sum())
     if best - own >= _EXPLAINED * len(codes):
         warn_user(
-            f"The teacher's likeliest class is the label of {own} of {len(codes)} "
-            f"rows, and of {best} were its classes in another order: column "
+            f"The teacher's most likely class is the label of {own} of {len(codes)} "
+            f"rows, and of {best} if its classes are reordered: columns "
             f"{columns.tolist()} for {classes.tolist()}. Rows of head and columns of "
             "teacher_logits or soft_targets must be in the order of the sorted labels.",
             ClassOrderWarning,

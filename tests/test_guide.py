@@ -6,6 +6,7 @@ from pathlib import Path
 
 import joblib
 import numpy as np
+import pytest
 
 from tests.student_problems import make_soft_targets
 
@@ -38,13 +39,14 @@ def test_the_program_for_several_processes_runs_in_one_and_goes_on(
     np.testing.assert_array_equal(again.predict_proba(X), first.predict_proba(X))
 
 
+@pytest.mark.slow
 def test_the_program_that_asks_before_training_is_answered_as_shown(capsys):
     names = {}
     exec(compile(code_block("when", "# ask.py"), "ask.py", "exec"), names)
     assert names["of_numbers"].verdict == "helps"
     assert names["of_tumours"].verdict == "does not help"
     found, shown = (
-        # Figures hang on the processor, words do not.
+        # Figures depend on the processor, words do not.
         re.sub(r"[-+]?\d+\.\d+%?", "#", text).split()
         for text in (capsys.readouterr().out, (GUIDE / "when.rst").read_text("utf-8"))
     )

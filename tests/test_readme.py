@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -37,6 +38,7 @@ def train_teacher(X, y):
     return model.eval()
 
 
+@pytest.mark.slow
 def test_snippet_runs_as_a_reader_would_run_it():
     (snippet,) = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.S)
     X, y, _, _ = make_groups(n_rows=60)

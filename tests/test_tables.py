@@ -232,7 +232,9 @@ def test_sparse_weights_and_ragged_ones(estimator):
     with pytest.raises(TypeError, match=r"sample_weight\.to_dense\(\)"):
         estimator.fit(E, Y, sample_weight=sparse)
     ragged = [[1.0]] * (N - 1) + [[1.0, 2.0]]
-    message = f"sample_weight is no array of numbers, row 0 has 1 .*row {N - 1} has 2"
+    message = (
+        f"sample_weight is not an array of numbers, row 0 has 1 .*row {N - 1} has 2"
+    )
     with pytest.raises(ValueError, match=message):
         estimator.fit(E, Y, sample_weight=ragged)
 
@@ -243,7 +245,7 @@ def test_ragged_metadata(name):
     width = len(rows[0])
     rows[7] = rows[7][:-1]
     message = (
-        f"{name} is no array of numbers, row 0 has {width} entries and row 7 has "
+        f"{name} is not an array of numbers, row 0 has {width} entries and row 7 has "
         f"{width - 1}: pass numbers, in rows of equal length"
     )
     refused(name, rows, message, ValueError)

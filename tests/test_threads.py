@@ -354,6 +354,7 @@ def forks_while(busy, compute):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_child_forked_meanwhile_does_the_same():
     """Imports cost more than the three forks, which one process makes."""
@@ -366,6 +367,7 @@ forks_while(limit, limits)
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_child_forked_while_a_thread_compiles_compiles_too():
     run_in_new_process(

@@ -82,6 +82,7 @@ def of_plain():
     return subclass_report(student_of(head), X, y, teacher_embeddings=E, random_state=0)
 
 
+@pytest.mark.slow
 def test_subclasses_help_where_classes_are_unions(of_union):
     assert of_union.verdict == "helps"
     assert of_union.headroom > of_union.pilot_gain > of_union.pilot_gain_se > 0
@@ -92,6 +93,7 @@ def test_subclasses_help_where_classes_are_unions(of_union):
     assert of_union.margin_r2 < 0.3
 
 
+@pytest.mark.slow
 def test_they_do_not_where_classes_hide_nothing(of_plain):
     assert of_plain.verdict == "does not help"
     assert of_plain.ranking_gain == pytest.approx(0, abs=0.005)

@@ -173,7 +173,7 @@ def by_hand(student, X, y, E, folds):
 
 
 @routing
-@pytest.mark.parametrize("n_jobs", [1, 2])
+@pytest.mark.parametrize("n_jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_cross_validation(n_jobs, enable_metadata_routing, problem):
     X, y, E, head = problem
     student = student_of(head)
@@ -193,8 +193,7 @@ def test_cross_validation(n_jobs, enable_metadata_routing, problem):
 
 
 @routing
-@pytest.mark.parametrize("n_jobs", [1, 2])
-def test_search_in_a_pipeline(n_jobs, enable_metadata_routing, problem):
+def test_search_in_a_pipeline(enable_metadata_routing, problem):
     X, y, E, head = problem
     pipe = make_pipeline(StandardScaler(), student_of(head))
     name = "teacher_embeddings"
@@ -202,7 +201,7 @@ def test_search_in_a_pipeline(n_jobs, enable_metadata_routing, problem):
         name = f"lelpstudentclassifier__{name}"
     grid = {"lelpstudentclassifier__projector__n_subclasses": [1, 3]}
     with config_context(enable_metadata_routing=enable_metadata_routing):
-        search = GridSearchCV(pipe, grid, scoring=labeled_scorer(), n_jobs=n_jobs, cv=3)
+        search = GridSearchCV(pipe, grid, scoring=labeled_scorer(), cv=3)
         search.fit(X, y, **{name: E})
     expected = labeled_scorer()(search.best_estimator_, X, y)
     with config_context(enable_metadata_routing=enable_metadata_routing):
