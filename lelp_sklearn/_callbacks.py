@@ -1,7 +1,7 @@
 """scikit-learn's callbacks (1.9 and later); with an older scikit-learn none is called.
 
 An estimator derives from `CallbackSupportMixin`, decorates `fit` with `with_callbacks`
-(which tears the callbacks down, also after an error) and reports its tasks::
+and reports its tasks::
 
     @with_callbacks
     def fit(self, X, y=None, *, sample_weight=None):
@@ -13,10 +13,6 @@ An estimator derives from `CallbackSupportMixin`, decorates `fit` with `with_cal
                 break
         task.end({})
         return self
-
-`end` takes the fitted attributes with which a copy of the estimator can predict as if
-`fit` had stopped there, or a function that makes them, called only where a callback
-wants that copy; without them callbacks such as ``ScoringMonitor`` stay silent.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -30,7 +26,7 @@ Attributes = Mapping[str, Any]
 if TYPE_CHECKING:
 
     class CallbackSupportMixin:
-        """What a type checker needs to know of scikit-learn's own."""
+        """The mixin of scikit-learn, for type checkers."""
 
     def with_callbacks(method: Method) -> Method:
         """Return the method with its callbacks torn down at the end."""
@@ -41,7 +37,7 @@ else:
     except ImportError:  # scikit-learn < 1.9
 
         class CallbackSupportMixin:
-            """Stands in for the mixin of newer versions of scikit-learn."""
+            """Replaces the mixin of newer versions of scikit-learn."""
 
         def with_callbacks(method):
             """Return the method as it is."""
@@ -50,16 +46,16 @@ else:
 
 @dataclass(frozen=True)
 class FitTask:
-    """`fit` as a whole or one of its steps, as the callbacks see it.
+    """`fit` as a whole or one of its steps, for the callbacks.
 
     Parameters
     ----------
     estimator : estimator
         The estimator that is being fitted.
     data : dict
-        ``X``, ``y`` and ``metadata`` of `fit`, handed to callbacks that ask for them.
+        ``X``, ``y`` and ``metadata`` of `fit`, passed to callbacks that request them.
     context : sklearn.callback.CallbackContext or None
-        The context of this task; None where scikit-learn has no callbacks.
+        The context of this task; None if scikit-learn has no callbacks.
     """
 
     estimator: Any
@@ -67,7 +63,7 @@ class FitTask:
     context: Any
 
     def begin(self, name: str) -> "FitTask":
-        """Begin a step of this task; steps have no steps of their own."""
+        """Begin a step of this task."""
         if self.context is None:
             return self
         context = self.context.subcontext(task_name=name)
@@ -77,7 +73,12 @@ class FitTask:
     def end(
         self, attributes: Attributes | Callable[[], Attributes] | None = None
     ) -> bool:
-        """End this task and tell whether a callback asks to stop the iteration."""
+        """End this task; return whether a callback asks to stop the iteration.
+
+        `attributes` are the fitted attributes with which a copy of the estimator can
+        predict as if `fit` had stopped here, or a function that returns them, called
+        only if a callback needs that copy.
+        """
         if self.context is None:
             return False
         return bool(
@@ -90,20 +91,16 @@ class FitTask:
 
     @contextmanager
     def delegate(self, name: str, estimator: Any) -> Iterator[None]:
-        """Make the fit of another estimator, in this block, a step of this task.
-
-        Callbacks that propagate reach it if it supports callbacks.
-        """
+        """Make the fit of another estimator, in this block, a step of this task."""
         if self.context is None:
             yield
             return
         context = self.context.subcontext(task_name=name)
-        handed_on: AbstractContextManager[None] = nullcontext()
+        propagated: AbstractContextManager[None] = nullcontext()
         if hasattr(estimator, "set_callbacks"):
-            handed_on = context.propagate_callback_context(estimator)
-        # Only inside that block does scikit-learn know which callbacks the inner fit
-        # calls itself.
-        with handed_on:
+            propagated = context.propagate_callback_context(estimator)
+        # Inside that block scikit-learn knows which callbacks the inner fit calls.
+        with propagated:
             context.call_on_fit_task_begin(estimator=self.estimator, **self.data)
             yield
             context.call_on_fit_task_end(estimator=self.estimator, **self.data)
@@ -120,22 +117,10 @@ def begin_fit(
     sample_weight: Any = None,
     max_subtasks: int | None = 0,
 ) -> FitTask:
-    """Set the callbacks of `estimator` up and begin its fit.
+    """Set up the callbacks of `estimator` and begin its fit.
 
-    Parameters
-    ----------
-    estimator : estimator
-        Derives from `CallbackSupportMixin`; the calling method is decorated with
-        `with_callbacks`.
-    X, y, sample_weight : array-like
-        The arguments of `fit`, in the form that `predict` and `score` take.
-    max_subtasks : int or None, default=0
-        The largest number of steps; None where it is not known.
-
-    Returns
-    -------
-    FitTask
-        The task to end when `fit` is complete.
+    X, y and `sample_weight` are in the form that `score` takes. `max_subtasks` is the
+    largest number of steps, None if it is not known.
     """
     metadata = None if sample_weight is None else {"sample_weight": sample_weight}
     data = {"X": X, "y": y, "metadata": metadata}

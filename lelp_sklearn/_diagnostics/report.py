@@ -282,12 +282,11 @@ def subclass_report(
 
 @dataclass(frozen=True)
 class ReportData:
-    """The rows of a report, what the teacher says of them, and a fitted projector.
+    """The rows of a report, and a projector that is fitted to all of them.
 
     Parameters
     ----------
     student : LELPStudentClassifier
-        The caller's.
     sample : Sample
     embeddings : ndarray of shape (n, d)
     logits : ndarray of shape (n, C)
@@ -295,7 +294,6 @@ class ReportData:
     class_index : ndarray of shape (n,)
         The class of each row by its label, else by the teacher.
     projector : LELPProjector or FrozenEstimator
-        Fitted to all rows.
     """
 
     student: Any
@@ -321,7 +319,12 @@ class ReportData:
         quick._check_parameters()
         given = teacher_embeddings, teacher_logits, None
         sample = quick._read(X, y, given, None, None)
-        _check_has_teacher(quick._has_teacher(sample))
+        if not quick._has_teacher(sample):
+            raise ValueError(
+                "No teacher is given, so there is nothing to agree with: pass "
+                "teacher_embeddings or teacher_logits, or a student that has a "
+                "teacher or a projector with a head."
+            )
         used = quick._usable(sample, None)
         if len(sample) > max_samples:
             fraction = max_samples / len(sample)
@@ -330,7 +333,13 @@ class ReportData:
         seed = _draw_seed(random_state)
         source, sample = quick._make_source(sample, used, seed, NO_TASK, None)
         projector = source.projector
-        _check_several_subclasses(projector.n_subclasses_, projector.n_subclasses)
+        if projector.n_subclasses_ < 2:
+            raise ValueError(
+                f"The projector makes {projector.n_subclasses_} subclass of each class "
+                f"(n_subclasses={projector.n_subclasses!r}), which is vanilla "
+                "distillation, so there is nothing to compare: set n_subclasses to "
+                "'auto' or to 2 or more, and give each class several distinct rows."
+            )
         embeddings = as_array(embed(sample, source.teacher))
         logits = sample.teacher_logits
         logits = None if logits is None else as_array(logits)
@@ -492,22 +501,3 @@ def _check_student(student: object) -> None:
     elif hasattr(student, "n_subclasses"):
         fix = "pass the LELPStudentClassifier that has this projector"
     raise TypeError(f"student is of type {type(student).__name__}: {fix}.")
-
-
-def _check_has_teacher(has_teacher: bool) -> None:
-    if not has_teacher:
-        raise ValueError(
-            "No teacher is given, so there is nothing to agree with: pass "
-            "teacher_embeddings or teacher_logits, or a student that has a teacher or "
-            "a projector with a head."
-        )
-
-
-def _check_several_subclasses(n_subclasses: int, parameter: object) -> None:
-    if n_subclasses < 2:
-        raise ValueError(
-            f"The projector makes {n_subclasses} subclass of each class "
-            f"(n_subclasses={parameter!r}), which is vanilla distillation, so there is "
-            "nothing to compare: set n_subclasses to 'auto' or to 2 or more, and give "
-            "each class several distinct rows."
-        )
