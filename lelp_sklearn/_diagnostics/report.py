@@ -351,7 +351,7 @@ class ReportData:
     @property
     def n_classes(self) -> int:
         """The number of classes."""
-        return self.logits.shape[1]
+        return int(self.logits.shape[1])
 
     def fit_projector(self, rows: IntArray, seed: int) -> Any:
         """Fit a projector to some rows and freeze it; return a frozen one as it is."""
@@ -465,7 +465,9 @@ def _likeliest_in_class(
 ) -> IntArray:
     """Return the most likely subclass (n,) of each row in its own class."""
     by_class = soft.reshape(len(class_index), -1, n_subclasses)
-    return by_class[np.arange(len(class_index)), class_index].argmax(axis=1)
+    in_class = by_class[np.arange(len(class_index)), class_index]
+    likeliest: IntArray = in_class.argmax(axis=1)
+    return likeliest
 
 
 def _mean_auc(probabilities: FloatArray, teacher: IntArray) -> float:

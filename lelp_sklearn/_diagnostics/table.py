@@ -137,7 +137,8 @@ class ClassData:
     @cached_property
     def likeliest(self) -> IntArray:
         """The most likely subclass (n,) of each row."""
-        return self.shares.argmax(axis=1)
+        likeliest: IntArray = self.shares.argmax(axis=1)
+        return likeliest
 
     @cached_property
     def unit_embeddings(self) -> FloatArray:
