@@ -54,7 +54,7 @@ def pandas_columns():
     names = ["Bern", "Basel"] * (N // 2)
     return {
         "category": (pandas.Categorical(names), "dtype category.*Encoder"),
-        "string": (pandas.Series(names), "dtype str.*Encoder"),
+        "string": (pandas.Series(names), "dtype (str|object).*Encoder"),
         "object": (pandas.Series(names, dtype=object), "dtype object.*Encoder"),
         "time zone": (days.tz_localize("UTC"), "times .dtype datetime64.*UTC"),
         "date": (days, "times .dtype datetime64"),

@@ -76,7 +76,8 @@ def _is_own(obj: Any, package: str, method: str, hooks: tuple[str, ...]) -> bool
 
 def _reads_device(layer: nn.Module) -> bool:
     """Return whether a layer asks the device for a number, which no graph can do."""
-    # Batch normalisation without momentum counts batches; embeddings with `max_norm` look
+    # Batch normalisation without momentum counts batches; embeddings with
+    # `max_norm` look
     # for the vectors to shorten.
     return (
         getattr(layer, "momentum", 0.0) is None
