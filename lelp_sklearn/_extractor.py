@@ -28,7 +28,8 @@ from lelp_sklearn._extraction import runner
 from lelp_sklearn._extraction.resumable import ResumableNpy, held
 from lelp_sklearn._files import check_writable
 from lelp_sklearn._locks import exclusive
-from lelp_sklearn._training.device import is_integer, resolve_device
+from lelp_sklearn._training.device import resolve_device
+from lelp_sklearn._training.inputs import is_integer
 from lelp_sklearn._validation import check_numbers
 from lelp_sklearn.exceptions import NoLinearHeadWarning
 

@@ -15,7 +15,6 @@ from sklearn.utils.metadata_routing import UNUSED
 
 from lelp_sklearn import _validation
 from lelp_sklearn._callbacks import CallbackSupportMixin, begin_fit, with_callbacks
-from lelp_sklearn._features import features_of_what_is_kept
 from lelp_sklearn._locks import exclusive
 from lelp_sklearn._reading import read_sample
 from lelp_sklearn._soft_labels import SoftLabelMixin
@@ -358,7 +357,7 @@ class LELPProjector(
             If `teacher_logits` are probabilities.
         """
         self._validate_params()
-        with features_of_what_is_kept(self, "components_"):
+        with _validation.features_kept_on_error(self, "components_"):
             sample = self._read(X, y, teacher_logits, sample_weight)
             task = begin_fit(self, X, y, sample_weight=sample_weight, max_subtasks=None)
             draws = _Draws.start(self.random_state)
@@ -436,7 +435,7 @@ class LELPProjector(
             classes = stream.classes
         elif classes is not None:
             classes = _validation.sorted_classes(classes)
-        with features_of_what_is_kept(self, "components_"):
+        with _validation.features_kept_on_error(self, "components_"):
             sample = self._read(
                 X,
                 y,

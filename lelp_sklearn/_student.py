@@ -1,38 +1,81 @@
 """LELPStudentClassifier: a torch module trained on subclass soft labels."""
 
+import copy
 import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
 from numbers import Integral, Real
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
+import sklearn
 import torch
+from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor, nn
 
-from lelp_sklearn import _training_validation
-from lelp_sklearn._callbacks import CallbackSupportMixin, with_callbacks
+from lelp_sklearn._callbacks import (
+    NO_TASK,
+    CallbackSupportMixin,
+    FitTask,
+    begin_fit,
+    with_callbacks,
+)
 from lelp_sklearn._callers import warned_once
-from lelp_sklearn._class_predictions import ClassPredictionMixin
-from lelp_sklearn._features import features_of_what_is_kept
-from lelp_sklearn._fitting import StudentFittingMixin
+from lelp_sklearn._extraction.content_hash import content_hash
+from lelp_sklearn._extraction.sklearn_teachers import OmittedTeacher, check_teacher
+from lelp_sklearn._locks import exclusive
 from lelp_sklearn._projector import LELPProjector
-from lelp_sklearn._saving import SavedStudentMixin
-from lelp_sklearn._training.process_group import process_group
+from lelp_sklearn._targets import make_targets, usable_rows
+from lelp_sklearn._training import (
+    checkpoint_validation,
+    export,
+    export_validation,
+    schedules,
+)
+from lelp_sklearn._training.batches import as_tensor, batched_outputs
+from lelp_sklearn._training.checkpoint import Checkpoint, open_checkpoint
+from lelp_sklearn._training.inputs import StudentInputs, check_rows, has_head
+from lelp_sklearn._training.loop import (
+    try_optimizer,
+)
+from lelp_sklearn._training.modules import check_module_arguments, on_cpu
+from lelp_sklearn._training.process_group import SINGLE_PROCESS, Ranks, process_group
+from lelp_sklearn._training.run import Run
+from lelp_sklearn._training.state import (
+    Placement,
+    Seeds,
+    TrainingState,
+    make_run,
+    make_trainer,
+    make_validation,
+    optimizer_state,
+)
+from lelp_sklearn._typing import FloatArray
+from lelp_sklearn._validation import features_kept_on_error
+from lelp_sklearn.exceptions import OtherVersionsWarning
+
+# Parameters that the result of a fit does not depend on.
+_PARAMS_WITHOUT_EFFECT = "checkpoint", "checkpoint_interval", "device", "verbose"
 
 
 class LELPStudentClassifier(
     CallbackSupportMixin,
-    StudentFittingMixin,
-    ClassPredictionMixin,
-    SavedStudentMixin,
-    ClassifierMixin,
-    BaseEstimator,
+    ClassifierMixin,  # type: ignore[misc]
+    BaseEstimator,  # type: ignore[misc]
 ):
-    r"""A torch module trained on the subclass soft labels of a teacher (LELP).
+    r"""Torch module trained on the subclass soft labels of a teacher (LELP).
 
     The module has :math:`K = C \cdot S` outputs, S for each class. It is trained on the
     probabilities of subclasses that :class:`LELPProjector` makes of the teacher's
-    embeddings, with the loss of [1]_ opened into classes and subclasses:
+    embeddings. The loss is that of [1]_, split into classes and subclasses:
 
     .. math::
 
@@ -51,29 +94,28 @@ class LELPStudentClassifier(
         class, returns the module; `n_features` is ``X.shape[1]``. An instance is a
         template: it is copied and, unless it has K outputs already, the
         :class:`torch.nn.Linear` of the copy whose output it returns for the first rows
-        is replaced by a new one of K outputs; the other weights are where training
-        starts. None is a multilayer perceptron with ReLU on the flattened
-        rows, which takes ``hidden_layer_sizes``, default ``(128,)``, in
-        `module_params`.
+        is replaced by a new one of K outputs. Training starts from the other weights of
+        the template. None is a multilayer perceptron with ReLU on the flattened rows;
+        its `module_params` are ``hidden_layer_sizes``, by default ``(128,)``.
     module_params : dict, default=None
         Further arguments of the callable.
     projector : LELPProjector, FrozenEstimator or None, default=None
-        Makes the targets; None is ``LELPProjector()``. A clone is fitted, whose
-        `random_state`, where it is None, is derived from that of the student. A
-        :class:`~sklearn.frozen.FrozenEstimator` of a fitted one is used as it is.
+        Makes the targets; None is ``LELPProjector()``. A clone is fitted. If its
+        `random_state` is None, it is derived from that of the student. A
+        :class:`~sklearn.frozen.FrozenEstimator` of a fitted projector is used as it is.
     teacher : transformer or None, default=None
         Turns X into embeddings, unless they are given. A clone is fitted by
-        ``teacher.fit(X, y)``, unless frozen, also where `teacher_embeddings` are given;
-        inside a Pipeline X is what the steps before made of it. Where it has a
-        `fit_transform` of its own, as a Pipeline and
-        :class:`~sklearn.preprocessing.TargetEncoder` have, that makes the embeddings of
-        the rows that it is fitted on, and of the same rows in later calls, and
-        `transform` those of all others. Embeddings of several members, (n_members,
-        n_samples, n_features), are averaged. `random_state` does not reach it. Its
+        ``teacher.fit(X, y)``, unless it is frozen, also if `teacher_embeddings` are
+        given. In a Pipeline, X is the output of the previous steps. If the teacher
+        defines `fit_transform` itself, as a Pipeline and
+        :class:`~sklearn.preprocessing.TargetEncoder` do, it makes the embeddings of the
+        rows that the teacher is fitted on, in later calls too, and `transform` makes
+        those of all other rows. Embeddings of several members, (n_members, n_samples,
+        n_features), are averaged. `random_state` does not reach the teacher. Its
         `head_`, if there is one, is the head of a projector that has none; an
-        :class:`EmbeddingExtractor` without a head is called once more for the logits
-        that are not given. The teacher is not stored when a fitted student is pickled.
-        A torch module is wrapped in an :class:`EmbeddingExtractor`.
+        :class:`EmbeddingExtractor` without a head is also asked for the logits, unless
+        they are given. The teacher is not stored when a fitted student is pickled. A
+        torch module has to be wrapped in an :class:`EmbeddingExtractor`.
     label_weight : float, default=0.0
         The weight α of the true labels. Rows without a label have no such term.
     subclass_weight : float, "anneal" or callable, default="anneal"
@@ -81,88 +123,88 @@ class LELPStudentClassifier(
         linearly from 1 to 0 over the first half of training; a callable takes the
         progress of training from 0 to 1.
     within_class_temperature : float or "auto", default="auto"
-        The temperature :math:`\tau_w` within the classes. "auto" is 1 where each class
-        has all its mass on one subclass (`subclass_temperature` 0) and else τ.
+        The temperature :math:`\tau_w` within the classes. "auto" is 1 if each class
+        has all its mass on one subclass (`subclass_temperature` 0), and τ otherwise.
     class_weight : dict, "balanced" or None, default=None
         Weights of the classes in the loss, by label; 1 where not given. "balanced"
         makes the classes equal in total weight. A row without a label counts as the
-        teacher's likeliest class. The student does not learn from rows of weight 0; the
-        projector does.
+        teacher's likeliest class. Rows whose class weight is 0 do not enter the
+        student's loss but are used to fit the projector.
     unlabeled : object, default=None
-        The value in y that marks rows without a label, such as -1, NaN or a string.
-        Handed on to the projector; None is what `projector` has, by default no value.
-        VotingClassifier, StackingClassifier, BaggingClassifier and the multiclass
-        meta-estimators encode y, and with it the marks, before the student sees it:
+        The value in y that marks rows without a label, such as -1, NaN or a string. It
+        is passed to the projector. None is the value of `projector`, by default no
+        value. VotingClassifier, StackingClassifier, BaggingClassifier and the
+        multiclass meta-estimators encode y, marks included, before the student sees it:
         inside them only None is allowed.
     optimizer : "adamw" or callable, default="adamw"
         A callable ``(parameters, lr=, weight_decay=)`` returns a
         :class:`torch.optim.Optimizer` whose `step` needs no closure, such as
         ``torch.optim.SGD``.
     learning_rate : float, default=0.01
-        The learning rate, where the schedule has not changed it.
+        The learning rate, which `learning_rate_schedule` multiplies.
     learning_rate_schedule : str or callable, default="cosine"
         "constant"; "cosine" falls to 0 at the end of training; "one_cycle" rises from a
         25th over the first three tenths and then falls, as in
-        :class:`torch.optim.lr_scheduler.OneCycleLR`. A stream has no known end, so that
-        both are constant in `partial_fit`. A callable gives the factor of
-        `learning_rate` at a progress from 0 to 1.
+        :class:`torch.optim.lr_scheduler.OneCycleLR`. In `partial_fit`, which has no
+        known end, these are constant. A callable gives the factor of `learning_rate` at
+        a progress from 0 to 1.
     weight_decay : float, default=0.01
-        Decoupled weight decay of AdamW, or what `optimizer` makes of it.
+        Decoupled weight decay of AdamW; passed to `optimizer`.
     max_grad_norm : float, default=None
-        Longer gradients are shortened to this norm; None leaves them.
+        Norm to which longer gradients are clipped; None clips none.
     max_epochs : int, default=100
-        Number of epochs, and what progress counts in.
+        Number of epochs, over which progress goes from 0 to 1.
     batch_size : int, default=128
-        Rows a step, of all processes together. A last batch of one row joins the one
-        before.
+        Rows per step, of all processes together. A last batch of one row is merged with
+        the previous batch.
     augment : callable, default=None
         Takes the inputs of a training batch, a tensor on the training device, and
-        returns others for the same rows, whose targets stay. What it draws from torch's
-        generators hangs on `random_state`.
+        returns inputs for the same rows, whose targets stay. Its torch random numbers
+        are controlled by `random_state`.
     early_stopping : bool, default=False
-        Whether to stop when the score on validation rows has not risen for
+        Whether to stop if the score on validation rows has not risen for
         `n_iter_no_change` epochs, and to keep the weights of the best epoch. The score
         is the negative cross-entropy to the class probabilities of the teacher, so rows
         without a label count. Epochs are counted once λ has its final value.
     validation_fraction : float, default=0.1
-        Part of the rows, stratified by label, that is held out where `early_stopping`
-        is set and no `X_val` is given. The projector does not learn from it.
+        Fraction of the rows, stratified by label, that is held out if `early_stopping`
+        is set and no `X_val` is given. The projector is not fitted on them.
     n_iter_no_change : int, default=10
         See `early_stopping`.
     warm_start : bool, default=False
-        Whether `fit` goes on from the fitted module, with a new optimizer. The fitted
+        Whether `fit` continues from the fitted module, with a new optimizer. The fitted
         projector is kept, since the outputs stand for its subclasses; so are the
-        precision of the weights and the seeds, so that `early_stopping` holds the same
-        rows out again. The curves are continued.
+        precision of the weights and the seeds, so that `early_stopping` holds out the
+        same rows. The curves are continued.
     verbose : int, default=0
-        1 prints a line an epoch: its mean loss, the score on the validation rows where
+        1 prints a line per epoch: its mean loss, the score on the validation rows if
         there are any, its seconds, and the time that remains until `max_epochs`.
     checkpoint : path-like, default=None
-        Where to keep what an interrupted `fit` goes on from: called again with the same
-        data and parameters it ends with the same weights. A file that ends in
+        Where to store what an interrupted `fit` continues from: called again with the
+        same data and parameters, it ends with the same weights. A file that ends in
         ``.ckpt`` is for this fit; any other path is a folder, in which each fit, of a
         search for instance, has a file of its own. A complete fit is not repeated, but
-        read from its file. Wants an integer `random_state`.
+        read from its file. Requires an integer `random_state`.
     checkpoint_interval : int, default=1
         Epochs between two writings.
     device : str or torch.device, default="auto"
         Where to train. "auto" is the accelerator that holds X, else the first that is
         available, else the CPU.
     precision : {"auto", "float32", "bfloat16", "float16"}, default="auto"
-        "auto" is float64 where X is, on the CPU, and else float32.
-        The last two are automatic mixed precision: products are of half precision,
-        weights float32, and with "float16" the loss is scaled.
+        "auto" is float64 on the CPU if X is float64, and float32 otherwise. "bfloat16"
+        and "float16" are automatic mixed precision: products are of half precision,
+        weights are float32, and with "float16" the loss is scaled.
     random_state : int, RandomState instance or None, default=None
-        Fixes the initial weights, the order of rows, what modules draw from torch and
-        what is held out, and leaves every global generator alone. None draws seeds from
-        NumPy's global generator.
+        Controls the initial weights, the order of rows, the random numbers that modules
+        draw from torch and the rows that are held out. No global generator is changed.
+        None draws seeds from NumPy's global generator.
 
     Attributes
     ----------
     module_ : torch.nn.Module
-        The trained module, which makes the K logits.
+        The trained module, which returns the K logits.
     projector_ : LELPProjector, FrozenEstimator or None
-        The fitted projector; None where `soft_targets` were given and no frozen one.
+        The fitted projector; None if `soft_targets` were given and no frozen one.
     classes_ : ndarray of shape (n_classes,)
         The classes.
     n_epochs_ : int
@@ -175,12 +217,12 @@ class LELPStudentClassifier(
         Mean loss of each epoch.
     validation_scores_ : list of float or None
         Score of each epoch on the validation rows, as many as there are losses. NaN for
-        an epoch without `early_stopping`, where warm starts and `partial_fit` mix both;
+        an epoch without `early_stopping`, if warm starts and `partial_fit` mix both;
         None if no epoch was scored.
     n_features_in_ : int
         ``X.shape[1]``.
     feature_names_in_ : ndarray of shape (n_features,)
-        Names of the features, where X has names that are strings.
+        Names of the features, if X has names that are strings.
 
     See Also
     --------
@@ -190,28 +232,26 @@ class LELPStudentClassifier(
     Notes
     -----
     Embeddings, logits, soft targets and `sample_weight` are metadata of `fit` that
-    cross-validation slices with the rows and that is requested by default. Where
-    another step of a pipeline takes `sample_weight` too, metadata routing wants the
-    request of every such step to be explicit (`set_fit_request`). `X_val`, `y_val` and
-    `teacher_embeddings_val` are not requested; a Pipeline transforms `X_val` where it
-    is named in its `transform_input`.
+    cross-validation slices with the rows and that is requested by default. If another
+    step of a pipeline takes `sample_weight` too, metadata routing requires an explicit
+    request of every such step (`set_fit_request`). `X_val`, `y_val` and
+    `teacher_embeddings_val` are not requested; a Pipeline transforms `X_val` if it is
+    named in its `transform_input`.
 
-    Integers stay integers where a `module` of the caller's
-    takes them, such as the ids of tokens; else they are numbers. On the CPU and with an
-    equal number of threads a fit with the same `random_state` gives equal bits.
+    Integers are passed as integers, such as token ids, to a `module` of the caller's
+    that takes them, and as numbers otherwise. On the CPU, fits with the same
+    `random_state` and number of threads give equal bits.
 
-    An exception may end `fit` at any moment, KeyboardInterrupt too. The epochs that
-    were complete are kept: the weights are those of the last, or with `early_stopping`
-    of the best. Before the first is complete, and in `partial_fit`, the student stays
-    as it was.
+    If an exception ends `fit`, KeyboardInterrupt included, the complete epochs are
+    kept: the weights are those of the last, or with `early_stopping` of the best.
+    Before the first is complete, and in `partial_fit`, the student stays as it was.
 
-    The loss is read once an epoch, so that the host never waits for the device.
+    The loss is read once per epoch, so that the host never waits for the device.
 
-    A fitted student pickles as NumPy arrays and is loaded on the CPU; ``module_.to``
-    moves it. A pickle that is damaged raises an error, one of other versions warns.
-    skops loads it again where `module` is None or can be imported, the projector's
-    `head` is None or arrays and there is no teacher. `to_module` and `to_onnx` take
-    what predicts away.
+    A fitted student is pickled as NumPy arrays and loaded on the CPU; ``module_.to``
+    moves it. Loading a pickle of other versions warns. skops can load it if `module` is
+    None or can be imported, the projector's `head` is None or arrays, and there is no
+    teacher. Use `to_module` or `to_onnx` to export the fitted model for inference.
 
     References
     ----------
@@ -235,15 +275,15 @@ class LELPStudentClassifier(
     (1797, 10)
     """
 
-    __metadata_request__fit: ClassVar[dict] = {
+    __metadata_request__fit: ClassVar[dict[str, Any]] = {
         "teacher_embeddings": True,
         "teacher_logits": True,
         "soft_targets": True,
         "sample_weight": True,
     }
-    __metadata_request__partial_fit: ClassVar[dict] = __metadata_request__fit
+    __metadata_request__partial_fit: ClassVar[dict[str, Any]] = __metadata_request__fit
 
-    _parameter_constraints: ClassVar[dict] = {
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
         "module": [callable, None],
         "module_params": [dict, None],
         "projector": [LELPProjector, FrozenEstimator, None],
@@ -285,35 +325,35 @@ class LELPStudentClassifier(
 
     def __init__(
         self,
-        module=None,
+        module: Any = None,
         *,
-        module_params=None,
-        projector=None,
-        teacher=None,
-        label_weight=0.0,
-        subclass_weight="anneal",
-        within_class_temperature="auto",
-        class_weight=None,
-        unlabeled=None,
-        optimizer="adamw",
-        learning_rate=0.01,
-        learning_rate_schedule="cosine",
-        weight_decay=0.01,
-        max_grad_norm=None,
-        max_epochs=100,
-        batch_size=128,
-        augment=None,
-        early_stopping=False,
-        validation_fraction=0.1,
-        n_iter_no_change=10,
-        warm_start=False,
-        verbose=0,
-        checkpoint=None,
-        checkpoint_interval=1,
-        device="auto",
-        precision="auto",
-        random_state=None,
-    ):
+        module_params: Any = None,
+        projector: Any = None,
+        teacher: Any = None,
+        label_weight: Any = 0.0,
+        subclass_weight: Any = "anneal",
+        within_class_temperature: Any = "auto",
+        class_weight: Any = None,
+        unlabeled: Any = None,
+        optimizer: Any = "adamw",
+        learning_rate: Any = 0.01,
+        learning_rate_schedule: Any = "cosine",
+        weight_decay: Any = 0.01,
+        max_grad_norm: Any = None,
+        max_epochs: Any = 100,
+        batch_size: Any = 128,
+        augment: Any = None,
+        early_stopping: Any = False,
+        validation_fraction: Any = 0.1,
+        n_iter_no_change: Any = 10,
+        warm_start: Any = False,
+        verbose: Any = 0,
+        checkpoint: Any = None,
+        checkpoint_interval: Any = 1,
+        device: Any = "auto",
+        precision: Any = "auto",
+        random_state: Any = None,
+    ) -> None:
         self.module = module
         self.module_params = module_params
         self.projector = projector
@@ -342,7 +382,7 @@ class LELPStudentClassifier(
         self.precision = precision
         self.random_state = random_state
 
-    def set_params(self, **params):
+    def set_params(self, **params: Any) -> "LELPStudentClassifier":
         """Set the parameters of this student, and of its projector and its teacher.
 
         Parameters
@@ -362,64 +402,74 @@ class LELPStudentClassifier(
             If a parameter does not exist, or is one of a `projector` or a `teacher`
             that is None.
         """
-        _training_validation.check_nested_parameters(self, params)
-        return super().set_params(**params)
+        for name, needed in (
+            ("projector", "projector=LELPProjector()"),
+            ("teacher", "the teacher, such as teacher=EmbeddingExtractor(model)"),
+        ):
+            nested = [each for each in params if each.startswith(f"{name}__")]
+            if nested and params.get(name, getattr(self, name)) is None:
+                raise ValueError(
+                    f"{nested[0]} cannot be set: {name} is None, which has no "
+                    f"parameters. Construct the student with {needed}."
+                )
+        super().set_params(**params)
+        return self
 
     @with_callbacks
     def fit(
         self,
-        X,
-        y=None,
+        X: Any,
+        y: Any = None,
         *,
-        teacher_embeddings=None,
-        teacher_logits=None,
-        soft_targets=None,
-        sample_weight=None,
-        X_val=None,
-        y_val=None,
-        teacher_embeddings_val=None,
-    ):
+        teacher_embeddings: Any = None,
+        teacher_logits: Any = None,
+        soft_targets: Any = None,
+        sample_weight: Any = None,
+        X_val: Any = None,
+        y_val: Any = None,
+        teacher_embeddings_val: Any = None,
+    ) -> "LELPStudentClassifier":
         """Train the student.
 
-        The targets are `soft_targets`; else they are made by the projector, from
-        `teacher_embeddings`, else from those of `teacher`, else from X in their place.
-        In the last case, unless `teacher_logits` or a `head` of the projector say the
-        class probabilities, there is no teacher: class targets are the labels.
+        The targets are `soft_targets`, if given. Otherwise the projector makes them of
+        `teacher_embeddings`, else of the embeddings of `teacher`, else of X. In the
+        last case, unless `teacher_logits` or a `head` of the projector give the class
+        probabilities, there is no teacher: the class targets are the labels.
 
         Parameters
         ----------
         X : {array-like, torch.Tensor} of shape (n_samples, n_features, ...)
             Inputs of the student: two dimensions or more, such as images or token ids.
         y : array-like of shape (n_samples,), default=None
-            Class labels. Rows marked `unlabeled`, or all rows where y is None, take the
-            class that the teacher finds likeliest.
+            Class labels. Rows marked `unlabeled`, or all rows if y is None, take the
+            class that is likeliest by the teacher.
         teacher_embeddings : array-like of shape (n_samples, n_embedding), default=None
             The teacher's embeddings of the rows. An array of three dimensions,
-            (n_members, n_samples, n_embedding), is averaged over the members; before
-            cross-validation, which slices the first axis, average it yourself.
+            (n_members, n_samples, n_embedding), is averaged over the members. Average
+            it before cross-validation, which slices the first axis.
         teacher_logits : array-like of shape (n_samples, n_classes) or (n_samples, 1), \
                 default=None
             The teacher's logits, as in :meth:`LELPProjector.fit`.
         soft_targets : array-like of shape (n_samples, n_classes * n_subclasses), \
                 default=None
-            What :meth:`LELPProjector.transform` made, elsewhere and with the
+            Output of :meth:`LELPProjector.transform`, made elsewhere with the
             `temperature` of `projector`. The classes are those of a frozen projector,
-            else of y, else, where `n_subclasses` of `projector` is a number, 0, 1 and
-            so on. So y must have every class unless the projector is frozen: columns of
-            a class that it lacks would count as subclasses of others, which is found
-            only where `n_subclasses` is a number.
+            else of y, else, if `n_subclasses` of `projector` is a number, 0, 1 and so
+            on. So y must have every class unless the projector is frozen: otherwise the
+            columns of a missing class count as subclasses of others, which is an error
+            only if `n_subclasses` is a number.
         sample_weight : array-like of shape (n_samples,), default=None
             Row weights. A row of weight 0 is left out.
         X_val : {array-like, torch.Tensor} of shape (n_val, n_features, ...), \
                 default=None
             Validation rows for `early_stopping`.
         y_val : array-like of shape (n_val,), default=None
-            Their labels: what they are scored against where the teacher's class
+            Their labels, against which they are scored if the teacher's class
             probabilities are not known.
         teacher_embeddings_val : array-like of shape (n_val, n_embedding), default=None
-            The teacher's embeddings of the validation rows. Without a head, and without
-            a `teacher` to ask, their class probabilities are those of the least-squares
-            map to the logits of the other rows.
+            The teacher's embeddings of the validation rows. Without a head and without
+            a `teacher`, their class probabilities are those of the least-squares map to
+            the logits of the other rows.
 
         Returns
         -------
@@ -436,49 +486,95 @@ class LELPStudentClassifier(
         FloatingPointError
             If the loss of a step or a weight was not finite, at the end of the epoch.
         """
-        given = teacher_embeddings, teacher_logits, soft_targets
-        validation_data = X_val, y_val, teacher_embeddings_val
-        with (
-            warned_once(),
-            features_of_what_is_kept(self, "_fit"),
-            torch.inference_mode(False),
-            process_group() as ranks,
-        ):
-            self._fit_rows(ranks, X, y, given, sample_weight, validation_data)
+        with self._fitting(), process_group() as ranks:
+            # 1. Parameters.
+            self._check_params(ranks)
+            previous = None
+            if self.warm_start and hasattr(self, "_state"):
+                previous = replace(self._state, optimizer_state=None)
+            # 2. Data.
+            row_format = previous.row_format if previous else None
+            inputs = StudentInputs.from_user(
+                self,
+                X,
+                y,
+                row_format=row_format,
+                teacher_embeddings=teacher_embeddings,
+                teacher_logits=teacher_logits,
+                soft_targets=soft_targets,
+                sample_weight=sample_weight,
+            )
+            if previous is None and not has_head(self.projector):
+                inputs.check_several_labels()
+            validation_inputs = inputs.validation_from_user(
+                self, X_val, y_val, teacher_embeddings_val, row_format
+            )
+            placement = Placement.resolve(self, inputs, ranks)
+            # 3. Rows to train on, and rows to stop by.
+            source = previous.source if previous else None
+            train, held_out = usable_rows(self, inputs, source), None
+            seeds = ranks.broadcast_from_rank0(partial(Seeds.of, self, previous))
+            if self.early_stopping and validation_inputs is None:
+                fraction = float(self.validation_fraction)
+                train, held_out = inputs.split(train, fraction, seeds.split)
+            # 4. Teacher and projector make the targets.
+            task = self._begin_task(inputs, y, sample_weight, previous, ranks)
+            source, targets = ranks.broadcast_from_rank0(
+                partial(
+                    make_targets, self, inputs, train, seeds.projector, source, task
+                )
+            )
+            # 5. Module, loss and optimizer.
+            state = TrainingState.start(
+                self, inputs, source, targets, seeds, previous, placement
+            )
+            trainer = make_trainer(self, state, inputs, train, targets, placement)
+            validation = ranks.on_rank0(
+                partial(
+                    make_validation, state, trainer, inputs, held_out, validation_inputs
+                )
+            )
+            # 6. Checkpoint.
+            with self._open_checkpoint(
+                state, inputs, validation_inputs, ranks
+            ) as checkpoint:
+                # 7. Epochs.
+                run = make_run(self, state, trainer, task, validation, checkpoint)
+                self._train(state, run)
+            task.end({})
         return self
 
     def partial_fit(
         self,
-        X,
-        y=None,
-        classes=None,
+        X: Any,
+        y: Any = None,
+        classes: Any = None,
         *,
-        teacher_embeddings=None,
-        teacher_logits=None,
-        soft_targets=None,
-        sample_weight=None,
-    ):
+        teacher_embeddings: Any = None,
+        teacher_logits: Any = None,
+        soft_targets: Any = None,
+        sample_weight: Any = None,
+    ) -> "LELPStudentClassifier":
         """Train for one epoch on a block of rows.
 
-        The projector, unless frozen, and the teacher are fitted at the first call and
-        kept. Progress, which λ depends on, counts the calls and the epochs of `fit`
-        before them over `max_epochs` and ends at 1. The learning rate is
-        `learning_rate`, unless `learning_rate_schedule` is a callable, so that a stream
-        goes on learning, after :meth:`fit` too. The optimizer keeps its state from call
-        to call; it takes a new `learning_rate` and `weight_decay`, and another
-        `optimizer` starts again.
+        The teacher and the projector, unless frozen, are fitted in the first call and
+        kept. Progress, on which λ depends, is the number of calls and of earlier epochs
+        of `fit` over `max_epochs`, at most 1. The learning rate is `learning_rate`,
+        unless `learning_rate_schedule` is a callable, so that a stream continues to
+        learn, after :meth:`fit` too. The optimizer keeps its state between calls; it
+        takes a new `learning_rate` and `weight_decay`, and another `optimizer` starts
+        again.
 
         Parameters
         ----------
         X : {array-like, torch.Tensor} of shape (n_samples, n_features, ...)
-            As in :meth:`fit`. Where a projector is fitted the first block must hold
-            rows of every class, by label or taken by the teacher for it, enough for
-            `n_subclasses`.
+            As in :meth:`fit`. If a projector is fitted, the first block must have rows
+            of every class, by label or by the teacher, enough for `n_subclasses`.
         y : array-like of shape (n_samples,), default=None
             As in :meth:`fit`.
         classes : array-like of shape (n_classes,), default=None
-            All classes; sorted, they are in the order of the teacher's outputs. Needed
-            at the first call.
+            All classes; sorted, they are in the order of the teacher's outputs.
+            Required in the first call.
         teacher_embeddings : array-like of shape (n_samples, n_embedding), default=None
             As in :meth:`fit`.
         teacher_logits : array-like of shape (n_samples, n_classes) or (n_samples, 1), \
@@ -498,14 +594,442 @@ class LELPStudentClassifier(
         Raises
         ------
         ValueError
-            As in :meth:`fit`; if `classes` are missing at the first call, or
-            `early_stopping` or balanced class weights are asked for.
+            As in :meth:`fit`; if `classes` are missing in the first call, or if
+            `early_stopping` or balanced class weights are set.
         """
-        given = teacher_embeddings, teacher_logits, soft_targets
+        with self._fitting():
+            # 1. Parameters.
+            self._check_params()
+            previous = getattr(self, "_state", None)
+            self._check_partial_fit(classes, is_first=previous is None)
+            # 2. Data.
+            inputs = StudentInputs.from_user(
+                self,
+                X,
+                y,
+                row_format=previous.row_format if previous else None,
+                teacher_embeddings=teacher_embeddings,
+                teacher_logits=teacher_logits,
+                soft_targets=soft_targets,
+                sample_weight=sample_weight,
+            )
+            placement = Placement.resolve(self, inputs, SINGLE_PROCESS)
+            # 3. Rows to train on; none are held out.
+            source = previous.source if previous else None
+            train = usable_rows(self, inputs, source)
+            seeds = Seeds.of(self, previous)
+            # 4. Teacher and projector make the targets.
+            source, targets = make_targets(
+                self, inputs, train, seeds.projector, source, classes=classes
+            )
+            # 5. Module, loss and optimizer.
+            state = TrainingState.start(
+                self, inputs, source, targets, seeds, previous, placement
+            )
+            trainer = make_trainer(
+                self, state, inputs, train, targets, placement, endless=True
+            )
+            # 7. One epoch, without a checkpoint.
+            progressed = len(state.curves.loss)
+            run = Run(
+                trainer, state.curves, 1, lambda: lambda: False, progressed=progressed
+            )
+            self._train(state, run, is_stream=True)
+        return self
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Predict the class of each row.
+
+        Parameters
+        ----------
+        X : {array-like, torch.Tensor} of shape (n_samples, n_features, ...)
+            Rows of the shape seen in fit.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+            The likeliest classes.
+        """
+        likeliest = self._class_logits(X).argmax(dim=1).cpu().numpy()
+        classes: NDArray[Any] = self.classes_[likeliest]
+        return classes
+
+    def predict_proba(self, X: Any) -> FloatArray:
+        """Predict class probabilities, the softmax of the class logits.
+
+        Parameters
+        ----------
+        X : {array-like, torch.Tensor} of shape (n_samples, n_features, ...)
+            Rows of the shape seen in fit.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes)
+            Probabilities, in the order of `classes_`.
+        """
+        return torch.softmax(self._class_logits(X), dim=1).cpu().numpy()
+
+    def predict_log_proba(self, X: Any) -> FloatArray:
+        """Predict the logarithms of class probabilities.
+
+        They are computed from the class logits, and so are finite even if
+        `predict_proba` rounds to zero.
+
+        Parameters
+        ----------
+        X : {array-like, torch.Tensor} of shape (n_samples, n_features, ...)
+            Rows of the shape seen in fit.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes)
+            Log-probabilities, in the order of `classes_`.
+        """
+        return torch.log_softmax(self._class_logits(X), dim=1).cpu().numpy()
+
+    def predict_subclass_proba(self, X: Any) -> FloatArray:
+        """Predict the probabilities of subclasses.
+
+        Class probabilities times the softmax within the class at the within-class
+        temperature: the sums over the subclasses are those of `predict_proba`.
+
+        Parameters
+        ----------
+        X : {array-like, torch.Tensor} of shape (n_samples, n_features, ...)
+            Rows of the shape seen in fit.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes * n_subclasses)
+            Probabilities, subclass s of class c in column ``c * n_subclasses + s``.
+        """
+        logits = self._logits(X)
+        objective = self._state.objective
+        classes = torch.softmax(objective.class_logits(logits), dim=1)
+        scaled = logits / objective.within_class_temperature
+        within = torch.softmax(scaled.view(len(logits), len(self.classes_), -1), dim=2)
+        return (classes[:, :, None] * within).flatten(1).cpu().numpy()
+
+    def decision_function(self, X: Any) -> FloatArray:
+        """Compute the class logits.
+
+        Parameters
+        ----------
+        X : {array-like, torch.Tensor} of shape (n_samples, n_features, ...)
+            Rows of the shape seen in fit.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes) or (n_samples,)
+            The class logits A; for two classes the second minus the first, whose
+            logistic function is the probability of the second class.
+        """
+        A = self._class_logits(X).cpu().numpy()
+        return A[:, 1] - A[:, 0] if A.shape[1] == 2 else A
+
+    def to_module(self) -> nn.Module:
+        r"""Return a torch module of class probabilities, independent of the student.
+
+        The module maps a tensor of rows to :math:`\mathrm{softmax}(A)` of the class
+        logits :math:`A_c = \tau \log \sum_s \exp(a_{c,s} / \tau)`, as `predict_proba`
+        does. It is a copy: training or moving one does not change the other. It can be
+        pickled, so that ``torch.save`` and ``torch.load(weights_only=False)`` work if
+        the class of its student can be imported.
+
+        Returns
+        -------
+        torch.nn.Module
+            On the CPU, in evaluation mode and in the precision of the student, float64
+            if X was float64; no parameter requires a gradient. Takes a tensor of shape
+            (n, n_features, ...), of any number of rows and in its own precision, or
+            int64 if X were ids, and returns one of shape (n, n_classes) in the order of
+            `classes_`.
+
+        Raises
+        ------
+        NotFittedError
+            If the student is not fitted.
+
+        Examples
+        --------
+        >>> import numpy as np, torch
+        >>> from lelp_sklearn import LELPStudentClassifier
+        >>> X = np.random.RandomState(0).normal(size=(60, 4)).astype(np.float32)
+        >>> soft = np.tile([0.5, 0.0, 0.25, 0.25], (60, 1))
+        >>> student = LELPStudentClassifier(max_epochs=2, random_state=0)
+        >>> student.fit(X, np.arange(60) % 2, soft_targets=soft)
+        LELPStudentClassifier(...)
+        >>> probabilities = student.to_module()(torch.from_numpy(X))
+        >>> np.allclose(probabilities, student.predict_proba(X), atol=1e-6)
+        True
+        """
+        check_is_fitted(self)
+        return export.class_probabilities(*self._folded_net())
+
+    def to_onnx(self, path: str | os.PathLike[str]) -> None:
+        """Write class probabilities as an ONNX file.
+
+        The input ``X`` is a tensor of rows, float32 even if the student computes in
+        float64, or int64 if X were ids. The first output ``probabilities``, of shape
+        (n, n_classes), is that of `predict_proba`, in the order of `classes_`. The
+        number of rows is free. The weights are in the same file, in single precision;
+        it holds no name of the code or the folders from which it was made.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+            A name that ends in ``.onnx``. The file is renamed to it when it is
+            complete; an existing file is replaced.
+
+        Raises
+        ------
+        NotFittedError
+            If the student is not fitted.
+        ImportError
+            If onnx or onnxscript, which the extra ``onnx`` installs, are missing.
+        TypeError
+            If `path` does not name a file.
+        ValueError
+            If `path` does not end in ``.onnx`` or cannot be written, if the weights
+            have more than 2 GiB, or if torch cannot export the module for any number
+            of rows.
+        """
+        check_is_fitted(self)
+        path = export_validation.as_path(path)
+        module = self._state.module
+        # The exporter takes a dimension of one row for a constant.
+        rows = torch.zeros((2, *module.row_shape), dtype=module.dtype)
+        export.export_onnx(*self._folded_net(), rows, path)
+
+    def _logits(self, X: Any) -> Tensor:
+        check_is_fitted(self)
+        module = self._state.module
+        inputs = as_tensor(check_rows(self, X, self._state.row_format))
+        batches = batched_outputs(
+            module.net, inputs, int(self.batch_size), module.dtype
+        )
+        return torch.cat(list(batches))
+
+    def _class_logits(self, X: Any) -> Tensor:
+        logits = self._logits(X)
+        class_logits: Tensor = self._state.objective.class_logits(logits)
+        return class_logits
+
+    def _folded_net(self) -> tuple[nn.Module, int, int, float]:
+        """Return the module, its C and S, and the temperature of their sum."""
+        module, objective = self._state.module, self._state.objective
+        n_subclasses = module.n_outputs // objective.n_classes
+        temperature = float(objective.temperature)
+        return module.net, objective.n_classes, n_subclasses, temperature
+
+    # --- the parts of a fit -----------------------------------------------------------
+
+    @contextmanager
+    def _fitting(self) -> Iterator[None]:
+        """Warn of each thing once; after an error the features are those of before."""
         with (
             warned_once(),
-            features_of_what_is_kept(self, "_fit"),
+            features_kept_on_error(self, "_state"),
             torch.inference_mode(False),
         ):
-            self._fit_block(X, y, classes, given, sample_weight)
-        return self
+            yield
+
+    def _check_params(self, ranks: Ranks = SINGLE_PROCESS) -> None:
+        """Raise, before work starts, where a parameter cannot be used."""
+        self._validate_params()
+        if isinstance(self.projector, FrozenEstimator) and not isinstance(
+            self.projector.estimator, LELPProjector
+        ):
+            raise TypeError(
+                "projector is a FrozenEstimator of "
+                f"{type(self.projector.estimator).__name__}; it must hold a fitted "
+                "LELPProjector."
+            )
+        if not isinstance(self.teacher, OmittedTeacher | None):
+            check_teacher(self.teacher)
+        if isinstance(self.class_weight, dict):
+            for label, value in self.class_weight.items():
+                if not isinstance(value, Real) or not 0 <= float(value) < np.inf:
+                    raise ValueError(
+                        f"class_weight[{label!r}]={value!r}: weights must be finite "
+                        "numbers that are not negative."
+                    )
+        checkpoint_validation.check_resumable(self.checkpoint, self.random_state)
+        if self.checkpoint is not None:
+            ranks.broadcast_from_rank0(
+                partial(checkpoint_validation.check_path, self.checkpoint)
+            )
+        check_module_arguments(self.module, self.module_params)
+        for name in ("subclass_weight", "learning_rate_schedule"):
+            if callable(value := getattr(self, name)):
+                schedules.check_schedule(value, name, int(self.max_epochs))
+        try_optimizer(self.optimizer, self.learning_rate, self.weight_decay)
+
+    def _check_partial_fit(self, classes: Any, *, is_first: bool) -> None:
+        """Raise for what needs all the data, and where the classes are not known."""
+        if self.early_stopping:
+            raise ValueError("partial_fit does not support early_stopping=True.")
+        if self.class_weight == "balanced":
+            raise ValueError(
+                "partial_fit does not support class_weight='balanced': pass a dict."
+            )
+        if is_first and classes is None:
+            raise ValueError("classes must be passed on the first call to partial_fit.")
+
+    def _begin_task(
+        self,
+        inputs: StudentInputs,
+        y: Any,
+        sample_weight: Any,
+        previous: TrainingState | None,
+        ranks: Ranks,
+    ) -> FitTask:
+        """Set the callbacks up, in one process."""
+        if not ranks.is_rank0:
+            return NO_TASK
+        fits_projector = previous is None and inputs.soft_targets is None
+        n_steps = int(self.max_epochs) + fits_projector
+        data = inputs.for_callbacks(y, sample_weight)
+        return begin_fit(self, **data, max_subtasks=n_steps)
+
+    @contextmanager
+    def _open_checkpoint(
+        self,
+        state: TrainingState,
+        inputs: StudentInputs,
+        validation_inputs: StudentInputs | None,
+        ranks: Ranks,
+    ) -> Iterator[Checkpoint | None]:
+        """Yield the checkpoint of this fit, None where none is asked for."""
+        if self.checkpoint is None:
+            yield None
+            return
+        identity = self._hash_fit(state, inputs, validation_inputs)
+        interval = int(self.checkpoint_interval)
+        with ExitStack() as stack:
+            yield ranks.on_rank0(
+                lambda: stack.enter_context(
+                    open_checkpoint(self.checkpoint, identity, interval)
+                )
+            )
+
+    def _hash_fit(
+        self,
+        state: TrainingState,
+        inputs: StudentInputs,
+        validation_inputs: StudentInputs | None,
+    ) -> dict[str, str]:
+        """Return content hashes of all that the trained student depends on, by name."""
+        params = self.get_params(deep=False)
+        for name in _PARAMS_WITHOUT_EFFECT:
+            del params[name]
+        for name, value in params.items():
+            if isinstance(value, np.generic):
+                # NumPy's 8 is the number 8.
+                params[name] = value.item()
+        # What is built counts, not what builds it.
+        params["module"] = state.module.net.state_dict()
+        max_epochs = int(self.max_epochs)
+        progress = np.arange(max_epochs + 1) / max_epochs
+        for name in ("subclass_weight", "learning_rate_schedule"):
+            if callable(schedule := params[name]):
+                params[name] = [float(schedule(part)) for part in progress.tolist()]
+        rows = inputs.arguments()
+        for name, value in (validation_inputs or inputs).arguments().items():
+            rows[f"{name}_val"] = None if validation_inputs is None else value
+        # A teacher that another thread runs has hooks and another mode meanwhile.
+        with exclusive(*self.get_params().values()):
+            return {
+                name: content_hash(value) for name, value in (params | rows).items()
+            }
+
+    def _train(
+        self, state: TrainingState, run: Run, *, is_stream: bool = False
+    ) -> None:
+        """Run the epochs, and keep those that are complete, whatever ends them."""
+        try:
+            run.train()
+            self._adopt(state, run, is_stream)
+        except BaseException as error:
+            run.fail(error)
+            self._adopt(state, run, is_stream)
+            raise
+
+    def _adopt(self, state: TrainingState, run: Run, is_stream: bool) -> None:
+        """Set the fitted attributes, where an epoch is complete."""
+        state.module.net.zero_grad()
+        state.module.net.eval()
+        if not run.n_done:
+            return
+        state = replace(
+            state,
+            curves=run.curves,
+            stop_reason=None if is_stream else run.stop_reason,
+            optimizer_state=(
+                optimizer_state(self.optimizer, run.trainer) if is_stream else None
+            ),
+        )
+        # All at once, so that an interrupt finds the one fit or the other.
+        self.__dict__.update(state.attributes())
+
+    # --- copies and pickles -----------------------------------------------------------
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "_state")
+
+    def __sklearn_clone__(self) -> Any:
+        # Modules are copied, and may be what another thread runs as a teacher.
+        with exclusive(*self.get_params().values()):
+            return super().__sklearn_clone__()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "LELPStudentClassifier":
+        # Unlike a pickle, a copy keeps the teacher.
+        twin = memo[id(self)] = type(self).__new__(type(self))
+        state = {name: v for name, v in vars(self).items() if name != "module_"}
+        with exclusive(*self.get_params().values()):
+            twin.__dict__.update(copy.deepcopy(state, memo))
+        if hasattr(twin, "_state"):
+            twin.module_ = twin._state.module.net
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is pickled, which loads on a machine without the device.
+
+        - Dropped: the teacher of a fitted student, of which the name of its class
+          stays, and `module_`, which is the module of `_state`.
+        - Kept: parameters, fitted attributes and `_state`, from which training goes on;
+          of a fitted student also the versions that made it.
+        - Moved: a template `module` to the CPU. `_state` turns the weights, and the
+          state of the optimizer of a stream, into NumPy arrays.
+        """
+        state = {**super().__getstate__(), "module": on_cpu(self.module)}
+        if state.pop("module_", None) is None:
+            return state
+        teacher = OmittedTeacher.of(self.teacher)
+        return {**state, "teacher": teacher, "_versions": current_versions()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        saved, current = state.get("_versions"), current_versions()
+        if saved is not None and _releases(saved) != _releases(current):
+            warning = OtherVersionsWarning(type(self).__name__, saved, current)
+            warnings.warn(warning, stacklevel=2)
+        super().__setstate__({n: v for n, v in state.items() if n != "_versions"})
+        if hasattr(self, "_state"):
+            self.module_ = self._state.module.net
+
+
+def current_versions() -> dict[str, str]:
+    """Return the versions of what predictions are made with."""
+    return {
+        "lelp_sklearn": sys.modules[__name__.partition(".")[0]].__version__,
+        "torch": str(torch.__version__),
+        "scikit-learn": sklearn.__version__,
+    }
+
+
+def _releases(versions: dict[str, str]) -> dict[str, str]:
+    """Return what has to be equal: of other libraries the first two numbers."""
+    return {
+        name: version if name == "lelp_sklearn" else ".".join(version.split(".")[:2])
+        for name, version in versions.items()
+    }

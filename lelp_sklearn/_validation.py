@@ -4,6 +4,7 @@ import math
 import numbers
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from sklearn.utils.validation import column_or_1d
 from lelp_sklearn._callers import encoding_caller, warn_user
 from lelp_sklearn._typing import BoolArray, FloatArray, IntArray
 from lelp_sklearn.exceptions import ClassOrderWarning, ProbabilitiesAsLogitsWarning
+
+_FEATURES = "n_features_in_", "feature_names_in_"
 
 
 class NotFiniteError(ValueError):
@@ -131,6 +134,26 @@ def _odd_row(values: Any) -> str:
         if length != lengths[0]:
             return f"row 0 has {lengths[0]} entries and row {row} has {length}"
     return ""
+
+
+@contextmanager
+def features_kept_on_error(estimator: Any, fitted: str) -> Iterator[None]:
+    """Let the features be those of the last fit if an error ends this one.
+
+    They are set while the rows are checked. `fitted` names an attribute that the fit
+    replaces once it has succeeded.
+    """
+    attributes = estimator.__dict__
+    before = attributes.get(fitted)
+    features = {name: attributes[name] for name in _FEATURES if name in attributes}
+    try:
+        yield
+    except BaseException:
+        if attributes.get(fitted) is before:
+            for name in _FEATURES:
+                attributes.pop(name, None)
+            attributes.update(features)
+        raise
 
 
 # --- arrays ---------------------------------------------------------------------------

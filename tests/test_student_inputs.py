@@ -373,7 +373,7 @@ def test_the_teacher_sees_which_rows_have_no_label():
     teacher = LabelledRowsTeacher(np.eye(6))
     student = quick(teacher=teacher, projector=LELPProjector(2), unlabeled=np.nan)
     student.fit(X, marked)
-    assert student._fit.source.teacher.n_labels_ == len(y) // 2
+    assert student._state.source.teacher.n_labels_ == len(y) // 2
 
 
 def test_longer_numbers_than_torch_has(problem):

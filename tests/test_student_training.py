@@ -561,7 +561,7 @@ def test_warm_starts_hold_the_same_rows_out(random_state, problem):
             return super().score(rows)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lelp_sklearn._fitting.Trainer", Watching)
+        patch.setattr("lelp_sklearn._training.state.Trainer", Watching)
         student = quick(early_stopping=True, warm_start=True, max_epochs=1)
         student.set_params(random_state=random_state)
         for _ in range(3):

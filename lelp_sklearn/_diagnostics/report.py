@@ -16,20 +16,12 @@ from sklearn.metrics import (
 )
 from sklearn.utils import _safe_indexing, check_random_state
 
-from lelp_sklearn._callbacks import NO_TASK
 from lelp_sklearn._callers import warned_once
 from lelp_sklearn._diagnostics.table import check_at_least, class_logits
 from lelp_sklearn._subclasses import structure
 from lelp_sklearn._subclasses.directions import row_space_basis
-from lelp_sklearn._targets import (
-    Sample,
-    as_array,
-    embed,
-    encode,
-    hold_out,
-    noted,
-    select,
-)
+from lelp_sklearn._targets import TargetSource, embed, has_teacher, usable_rows
+from lelp_sklearn._training.inputs import StudentInputs, as_array, noted
 from lelp_sklearn._typing import FloatArray, IntArray
 
 _HELD_OUT = 0.25
@@ -287,7 +279,7 @@ class ReportData:
     Parameters
     ----------
     student : LELPStudentClassifier
-    sample : Sample
+    sample : StudentInputs
     embeddings : ndarray of shape (n, d)
     logits : ndarray of shape (n, C)
         The teacher's.
@@ -297,7 +289,7 @@ class ReportData:
     """
 
     student: Any
-    sample: Sample
+    sample: StudentInputs
     embeddings: FloatArray
     logits: FloatArray
     class_index: IntArray
@@ -316,22 +308,27 @@ class ReportData:
     ) -> "ReportData":
         """Check all rows, draw some, and fit teacher and projector to them."""
         quick = _quick_student(student, student.max_epochs, _draw_seed(random_state))
-        quick._check_parameters()
-        given = teacher_embeddings, teacher_logits, None
-        sample = quick._read(X, y, given, None, None)
-        if not quick._has_teacher(sample):
+        quick._check_params()
+        sample = StudentInputs.from_user(
+            quick,
+            X,
+            y,
+            teacher_embeddings=teacher_embeddings,
+            teacher_logits=teacher_logits,
+        )
+        if not has_teacher(quick, sample):
             raise ValueError(
                 "No teacher is given, so there is nothing to agree with: pass "
                 "teacher_embeddings or teacher_logits, or a student that has a "
                 "teacher or a projector with a head."
             )
-        used = quick._usable(sample, None)
+        used = usable_rows(quick, sample)
         if len(sample) > max_samples:
             fraction = max_samples / len(sample)
-            rows = np.sort(hold_out(sample, used, fraction, _draw_seed(random_state)))
-            sample, used = select(sample, rows), used[rows]
+            rows = np.sort(sample.draw(used, fraction, _draw_seed(random_state)))
+            sample, used = sample.select(rows), used[rows]
         seed = _draw_seed(random_state)
-        source, sample = quick._make_source(sample, used, seed, NO_TASK, None)
+        source, sample = TargetSource.resolve(quick, sample, used, seed=seed)
         projector = source.projector
         if projector.n_subclasses_ < 2:
             raise ValueError(
@@ -344,7 +341,7 @@ class ReportData:
         logits = sample.teacher_logits
         logits = None if logits is None else as_array(logits)
         logits = class_logits(projector, embeddings, logits)
-        class_index = encode(sample, source.classes)
+        class_index = sample.class_index(source.classes)
         class_index = np.where(class_index >= 0, class_index, logits.argmax(axis=1))
         return cls(student, sample, embeddings, logits, class_index, projector)
 
@@ -378,7 +375,7 @@ class ReportData:
         student = _quick_student(self.student, max_epochs, seed)
         student.set_params(projector=projector, teacher=None)
         return student.fit(
-            _safe_indexing(self.sample.inputs, rows),
+            _safe_indexing(self.sample.X_array, rows),
             None if self.sample.y is None else self.sample.y[rows],
             soft_targets=targets[rows],
         )
@@ -414,7 +411,7 @@ class _Pilot:
         """Split the rows, train both quick students, and compare them."""
         all_rows = np.arange(len(data.sample))
         is_usable = np.full(len(all_rows), True)
-        held_out = np.sort(hold_out(data.sample, is_usable, _HELD_OUT, seed))
+        held_out = np.sort(data.sample.draw(is_usable, _HELD_OUT, seed))
         rest = np.setdiff1d(all_rows, held_out)
         projector = data.fit_projector(rest, seed)
         soft = projector.transform(data.embeddings, teacher_logits=data.logits)
@@ -423,7 +420,7 @@ class _Pilot:
         vanilla = data.fit_student(rest, projector, summed, max_epochs, seed)
         n_subclasses = projector.n_subclasses_
         partition = _likeliest_in_class(soft, n_subclasses, data.class_index)
-        inputs = _safe_indexing(data.sample.inputs, held_out)
+        inputs = _safe_indexing(data.sample.X_array, held_out)
         class_index = data.class_index[held_out]
         predicted = _likeliest_in_class(
             split.predict_subclass_proba(inputs), n_subclasses, class_index

@@ -12,6 +12,7 @@ from sklearn.utils import _safe_indexing
 from sklearn.utils._param_validation import InvalidParameterError
 
 from lelp_sklearn import _validation
+from lelp_sklearn._training.inputs import mean_over_members
 
 
 @dataclass(frozen=True)
@@ -83,14 +84,6 @@ def makes_training_embeddings(teacher: Any) -> bool:
     return method is not None and getattr(method, "__func__", None) is not inherited
 
 
-def mean_over_members(embeddings: Any, n_samples: int, name: str) -> Any:
-    """Give embeddings (n, d), of several members (n_members, n, d) their mean."""
-    if getattr(embeddings, "ndim", 2) != 3:
-        return embeddings
-    check_member_rows(tuple(embeddings.shape), n_samples, name)
-    return embeddings.mean(axis=0)
-
-
 def _checked(embeddings: Any, n_samples: int, name: str) -> Any:
     """Give what a teacher made of rows as embeddings (n, d)."""
     check_dense_embeddings(issparse(embeddings), name)
@@ -120,17 +113,6 @@ def check_teacher(teacher: Any) -> None:
         "fit and transform, such as EmbeddingExtractor, or None. Got "
         f"{type(teacher).__name__}.{wrapped if hasattr(teacher, 'forward') else ''}"
     )
-
-
-def check_member_rows(shape: tuple[int, ...], n_samples: int, name: str) -> None:
-    """Raise unless embeddings of several members have a row for each of X."""
-    if shape[1] != n_samples:
-        raise ValueError(
-            f"{name} has shape {shape} and X has {n_samples} rows: three-dimensional "
-            "embeddings must be (n_members, n_samples, n_features), and are averaged "
-            "over the members. Cross-validation slices the first axis: there pass "
-            "embeddings.mean(axis=0)."
-        )
 
 
 def check_dense_embeddings(is_sparse: bool, name: str) -> None:

@@ -12,6 +12,7 @@ from threadpoolctl import ThreadpoolController
 
 from lelp_sklearn import _training_validation as validation
 from lelp_sklearn._locks import ForkSafeLock, at_fork
+from lelp_sklearn._training.inputs import dtype_name, is_integer
 
 Dtype = torch.dtype
 
@@ -81,17 +82,8 @@ def input_dtype(
     """
     if integers_are_token_ids and is_integer(X):
         return torch.int64
-    stays = _name(X) == "float64" and precision == "auto" and device.type == "cpu"
+    stays = dtype_name(X) == "float64" and precision == "auto" and device.type == "cpu"
     return torch.float64 if stays else torch.float32
-
-
-def is_integer(X: Any) -> bool:
-    """Tell whether an array or a tensor holds integers."""
-    return _name(X).startswith(("int", "uint"))
-
-
-def _name(X: Any) -> str:
-    return str(getattr(X.dtype, "name", X.dtype)).removeprefix("torch.")
 
 
 def derive_seed(seed: int, *path: int) -> int:

@@ -1,0 +1,447 @@
+"""The rows that a student is fitted on, checked, with what is given of their teacher.
+
+Nothing here imports torch: a tensor is known by its methods.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.frozen import FrozenEstimator
+from sklearn.utils import _safe_indexing
+from sklearn.utils.validation import (
+    _check_feature_names,
+    _check_n_features,
+    validate_data,
+)
+
+from lelp_sklearn import _validation
+from lelp_sklearn._typing import BoolArray, FloatArray, IntArray
+from lelp_sklearn._validation import as_numbers, check_dense, check_numbers
+
+# Entries of bfloat16 add up to one no better than this.
+_SUM_TOLERANCE = 5e-3
+
+
+class RowFormat(NamedTuple):
+    """What a module takes: the shape of a row, and whether it holds ids of tokens."""
+
+    shape: tuple[int, ...]
+    is_token_ids: bool
+
+
+@dataclass(frozen=True)
+class StudentInputs:
+    """Checked rows, with what is given of their targets.
+
+    Parameters
+    ----------
+    X, X_array
+        The rows as they were passed, and as an array or a tensor.
+    labels, is_labelled : ndarray of shape (n,)
+        y as a column, and which rows have a label; the others hold anything.
+    sample_weight : ndarray of shape (n,)
+        Row weights.
+    y : ndarray of shape (n,) or None
+        The labels as they were passed, with what marks rows without one, for the
+        projector and the teacher; None where no row has a label.
+    teacher_embeddings, teacher_logits, soft_targets
+        The teacher's, None where not given.
+    suffix : str
+        What the names of the arguments end with.
+    """
+
+    X: Any
+    X_array: Any
+    labels: NDArray[Any]
+    is_labelled: BoolArray
+    sample_weight: FloatArray
+    y: NDArray[Any] | None = None
+    teacher_embeddings: Any = None
+    teacher_logits: Any = None
+    soft_targets: Any = None
+    suffix: str = ""
+
+    @classmethod
+    def from_user(
+        cls,
+        student: Any,
+        X: Any,
+        y: Any,
+        *,
+        row_format: RowFormat | None = None,
+        teacher_embeddings: Any = None,
+        teacher_logits: Any = None,
+        soft_targets: Any = None,
+        sample_weight: Any = None,
+        suffix: str = "",
+    ) -> "StudentInputs":
+        """Check, before work starts, what a user passes to `fit`.
+
+        `student` is a LELPStudentClassifier and `row_format` that of its module, None
+        in a first fit, which sets the features.
+        """
+        X_array = check_rows(student, X, row_format)
+        n_samples = len(X_array)
+        if y is not None:
+            y = as_array(y) if hasattr(y, "detach") else _validation.label_array(y)
+        unlabeled = student.unlabeled
+        if unlabeled is None:
+            unlabeled = getattr(student.projector, "unlabeled", None)
+        labels, is_labelled = _validation.check_labels(y, n_samples, unlabeled)
+        weights = _validation.check_sample_weight(sample_weight, n_samples)
+        _validation.check_some_weight(bool(np.any(weights > 0)))
+        teacher_embeddings, teacher_logits, soft_targets = (
+            None if values is None else _check_teacher_array(values, n_samples, name)
+            for values, name in (
+                (teacher_embeddings, f"teacher_embeddings{suffix}"),
+                (teacher_logits, "teacher_logits"),
+                (soft_targets, "soft_targets"),
+            )
+        )
+        if soft_targets is not None:
+            soft_targets = _check_soft_targets(soft_targets)
+        return cls(
+            X,
+            X_array,
+            labels,
+            is_labelled,
+            weights,
+            y=np.ravel(y) if is_labelled.any() else None,
+            teacher_embeddings=teacher_embeddings,
+            teacher_logits=teacher_logits,
+            soft_targets=soft_targets,
+            suffix=suffix,
+        )
+
+    def validation_from_user(
+        self,
+        student: Any,
+        X_val: Any,
+        y_val: Any,
+        teacher_embeddings_val: Any,
+        row_format: RowFormat | None,
+    ) -> "StudentInputs | None":
+        """Check the validation rows, None where none are given."""
+        others = {"y_val": y_val, "teacher_embeddings_val": teacher_embeddings_val}
+        for name, value in others.items():
+            if X_val is None and value is not None:
+                raise ValueError(
+                    f"{name} is given without X_val: pass both or neither."
+                )
+        if X_val is None:
+            return None
+        if not student.early_stopping:
+            raise ValueError(
+                "X_val is given and early_stopping is False, which has no use for it: "
+                "set early_stopping=True."
+            )
+        with noted("(In X_val, y_val and teacher_embeddings_val.)"):
+            return StudentInputs.from_user(
+                student,
+                X_val,
+                y_val,
+                row_format=row_format or self.row_format(student),
+                teacher_embeddings=teacher_embeddings_val,
+                suffix="_val",
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def has_teacher_data(self) -> bool:
+        """Whether anything of the teacher is given with the rows."""
+        given = self.teacher_embeddings, self.teacher_logits, self.soft_targets
+        return any(each is not None for each in given)
+
+    def row_format(self, student: Any) -> RowFormat:
+        """Return that of a first fit: a user's module may take integers as ids."""
+        X, has_module = self.X_array, student.module is not None
+        return RowFormat(tuple(X.shape[1:]), has_module and is_integer(X))
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the data by the names under which it was passed."""
+        is_weighted = bool((self.sample_weight != 1).any())
+        return {
+            "X": (self.X, self.X_array),
+            "y": self.y,
+            "sample_weight": self.sample_weight if is_weighted else None,
+            "teacher_embeddings": self.teacher_embeddings,
+            "teacher_logits": self.teacher_logits,
+            "soft_targets": self.soft_targets,
+        }
+
+    def select(self, rows: IntArray) -> "StudentInputs":
+        """Return some of the rows, by their indices."""
+        parts = {
+            name: _safe_indexing(value, rows)
+            for name, value in vars(self).items()
+            if value is not None and name != "suffix"
+        }
+        return replace(self, **parts)
+
+    def class_index(self, classes: NDArray[Any]) -> IntArray:
+        """Return the index of each label, -1 for rows without one."""
+        labels, is_labelled = self.labels, self.is_labelled
+        _validation.check_classes(labels[is_labelled], classes, None)
+        return _validation.encode(labels, is_labelled, classes)
+
+    def class_indicator(self, classes: NDArray[Any]) -> BoolArray:
+        """Return (n, n_classes) the class of each label, all False without one."""
+        indicator: BoolArray = self.class_index(classes)[:, None] == np.arange(
+            len(classes)
+        )
+        return indicator
+
+    def check_several_labels(self) -> None:
+        """Raise where all labels are the same."""
+        if self.is_labelled.any():
+            _validation.check_several_classes(np.unique(self.labels[self.is_labelled]))
+
+    def check_some_label(self, needed_by: str) -> None:
+        """Raise where no row has a label and labels are needed."""
+        if not self.is_labelled.any():
+            raise ValueError(
+                "LELPStudentClassifier requires y to be passed, but the target y is "
+                f"None or has no labels: {needed_by}."
+            )
+
+    def draw(self, usable: BoolArray, fraction: float, seed: int) -> IntArray:
+        """Draw the indices of some usable rows, stratified by label.
+
+        Of each label at least one row is drawn and one is left, where it has two; rows
+        without a label are a stratum of their own.
+        """
+        strata = np.full(len(self), -1)
+        labels = self.labels[self.is_labelled]
+        strata[self.is_labelled] = np.unique(labels, return_inverse=True)[1]
+        random_state = np.random.RandomState(seed)
+        drawn = []
+        for stratum in np.unique(strata):
+            rows = np.flatnonzero(usable & (strata == stratum))
+            rows = random_state.permutation(rows)
+            n_drawn = max(1, round(fraction * len(rows)))
+            drawn.append(rows[: min(n_drawn, len(rows) - 1)] if len(rows) else rows)
+        return np.concatenate(drawn)
+
+    def split(
+        self, usable: BoolArray, fraction: float, seed: int
+    ) -> tuple[BoolArray, IntArray]:
+        """Return which rows to train on, and the indices of those to stop by."""
+        held_out = self.draw(usable, fraction, seed)
+        if not len(held_out):
+            raise ValueError(
+                f"early_stopping=True cannot hold out validation_fraction={fraction} "
+                f"of {usable.sum()} rows, none of two with the same label: give more "
+                "rows, or pass X_val and y_val."
+            )
+        is_train = usable.copy()
+        is_train[held_out] = False
+        return is_train, held_out
+
+    def for_callbacks(self, y: Any, sample_weight: Any) -> dict[str, Any]:
+        """Return the arguments of fit as callbacks score them: labelled rows."""
+        X = self.X
+        if y is not None and not self.is_labelled.all():
+            rows = np.flatnonzero(self.is_labelled)
+            # Functions, which scikit-learn calls where a callback asks for the data.
+            X, y = partial(_safe_indexing, X, rows), partial(_safe_indexing, y, rows)
+            if sample_weight is not None:
+                sample_weight = _safe_indexing(sample_weight, rows)
+        return {"X": X, "y": y, "sample_weight": sample_weight}
+
+    def loss_weights(
+        self,
+        is_train: BoolArray,
+        soft_targets: FloatArray,
+        classes: NDArray[Any],
+        class_weight: Mapping[Any, float] | str | None,
+    ) -> tuple[BoolArray, FloatArray | None]:
+        """Return which rows enter the loss, and their weights, None where equal.
+
+        Parameters
+        ----------
+        is_train : ndarray of shape (n,)
+            True for the rows that may be learned from.
+        soft_targets : ndarray of shape (n, n_classes * n_subclasses)
+            A row without a label counts as its likeliest class.
+        classes : ndarray of shape (n_classes,)
+            The classes.
+        class_weight : dict, "balanced" or None
+            By label; "balanced" makes the totals of the classes equal.
+        """
+        weights = self.sample_weight
+        if class_weight is not None:
+            index = self.class_index(classes)
+            mass = soft_targets.reshape(len(self), len(classes), -1).sum(axis=2)
+            index = np.where(index >= 0, index, mass.argmax(axis=1))
+            totals: Any = np.bincount(index, weights * is_train, minlength=len(classes))
+            factors: Any = _class_factors(class_weight, classes, totals)
+            weights = weights * factors[index]
+            is_train = is_train & (weights > 0)
+            if not is_train.any():
+                raise ValueError(
+                    f"class_weight={class_weight!r} gives every row of positive weight "
+                    "the weight 0: give a class that has rows a positive weight."
+                )
+        if np.ptp(weights[self.sample_weight > 0]) == 0:
+            return is_train, None
+        # Of mean 1, so that single precision holds them whatever their scale.
+        return is_train, weights / weights[is_train].mean()
+
+
+def check_rows(student: Any, X: Any, row_format: RowFormat | None) -> Any:
+    """Return X as an array or a tensor of finite numbers, two dimensions or more.
+
+    Its features are compared with those of the student, or set in a first fit, where
+    `row_format` is None.
+    """
+    reset = row_format is None
+    if hasattr(X, "detach"):
+        _validation.check_tensor_rows(X)
+        _check_feature_names(student, X, reset=reset)
+        _check_n_features(student, X, reset=reset)
+    else:
+        check_numbers(X, "X")
+        X = validate_data(
+            student, X, reset=reset, allow_nd=True, ensure_all_finite=False
+        )
+        # An object array is a table of unlike columns, all of which read as numbers.
+        # torch has no wider numbers than double precision.
+        if X.dtype.kind == "O" or (X.dtype.kind == "f" and X.dtype.itemsize > 8):
+            X = X.astype(np.float64)
+        if X.dtype.kind == "f":
+            _validation.check_finite_block(X, 0, "X")
+    if row_format is None:
+        return X
+    if tuple(X.shape[1:]) != row_format.shape:
+        raise ValueError(
+            f"X has rows of shape {tuple(X.shape[1:])} and the student was fitted on "
+            f"rows of shape {row_format.shape}: pass rows of that shape."
+        )
+    if row_format.is_token_ids and not is_integer(X):
+        raise ValueError(
+            f"X is {X.dtype} and the student was fitted on integers, which its module "
+            "takes as codes: pass integers."
+        )
+    return X
+
+
+def is_integer(X: Any) -> bool:
+    """Return whether an array or a tensor holds integers."""
+    return dtype_name(X).startswith(("int", "uint"))
+
+
+def dtype_name(X: Any) -> str:
+    """Return NumPy's name of the dtype of an array or a tensor."""
+    return str(getattr(X.dtype, "name", X.dtype)).removeprefix("torch.")
+
+
+def has_head(projector: Any) -> bool:
+    """Return whether a projector, None for the default, has the teacher's head."""
+    is_frozen = isinstance(projector, FrozenEstimator)
+    return is_frozen or getattr(projector, "head", None) is not None
+
+
+@contextmanager
+def noted(note: str) -> Iterator[None]:
+    """Say more in the errors of a block."""
+    try:
+        yield
+    except ValueError as error:
+        error.add_note(note)
+        raise
+
+
+def as_array(values: Any) -> Any:
+    """Return an array of the CPU; tensors of half precision become float32."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        values = values.float() if values.dtype.itemsize == 2 else values
+    return np.asarray(values)
+
+
+def mean_over_members(embeddings: Any, n_samples: int, name: str) -> Any:
+    """Return embeddings (n, d), of several members (n_members, n, d) their mean."""
+    if getattr(embeddings, "ndim", 2) != 3:
+        return embeddings
+    if embeddings.shape[1] != n_samples:
+        raise ValueError(
+            f"{name} has shape {tuple(embeddings.shape)} and X has {n_samples} rows: "
+            "three-dimensional embeddings must be (n_members, n_samples, n_features), "
+            "and are averaged over the members. Cross-validation slices the first "
+            "axis: there pass embeddings.mean(axis=0)."
+        )
+    return embeddings.mean(axis=0)
+
+
+def _check_teacher_array(values: Any, n_samples: int, name: str) -> Any:
+    """Return what is given of a teacher, a row for each of X."""
+    if not hasattr(values, "__len__") and not hasattr(values, "shape"):
+        raise TypeError(
+            f"{name} is {type(values).__name__}; it must be an array, one row a "
+            "sample. A model that makes it is passed as teacher=, or its "
+            ".transform(X) here."
+        )
+    check_dense(values, name)
+    check_numbers(values, name)
+    if isinstance(values, list | tuple):
+        values = as_numbers(values, name)
+    if name.startswith("teacher_embeddings"):
+        values = mean_over_members(values, n_samples, name)
+    _validation.check_length(values, n_samples, name)
+    return values
+
+
+def _check_soft_targets(soft_targets: Any) -> NDArray[Any]:
+    """Return soft targets (n, C*S) as a floating array; each row is a distribution."""
+    soft = as_numbers(as_array(soft_targets), "soft_targets")
+    if soft.dtype.kind != "f":
+        soft = soft.astype(np.float64)
+    if soft.ndim != 2 or 0 in soft.shape:
+        raise ValueError(
+            f"soft_targets has shape {soft.shape}; it must be (n_samples, n_classes * "
+            "n_subclasses), as LELPProjector.transform makes it."
+        )
+    _validation.check_finite_block(soft, 0, "soft_targets")
+    if soft.min() < 0:
+        row = int(np.argmax((soft < 0).any(axis=1)))
+        raise ValueError(
+            f"soft_targets is negative in row {row}: they must be probabilities, not "
+            "logits."
+        )
+    sums = soft.sum(axis=1, dtype=np.float64)
+    is_wrong = np.abs(sums - 1) > _SUM_TOLERANCE
+    if is_wrong.any():
+        row = int(np.argmax(is_wrong))
+        raise ValueError(
+            f"soft_targets does not sum to one in row {row} (sum {sums[row]:.4g}): "
+            "divide each row by its sum."
+        )
+    return soft
+
+
+def _class_factors(
+    class_weight: Mapping[Any, float] | str, classes: NDArray[Any], totals: FloatArray
+) -> FloatArray:
+    """Return the factor of each class, whose rows have these total weights."""
+    if isinstance(class_weight, str):
+        factors: FloatArray = np.zeros(len(classes))
+        np.divide(totals.mean(), totals, out=factors, where=totals > 0)
+        return factors
+    labels = classes.tolist()
+    unknown = [label for label in class_weight if label not in labels]
+    without = [label for label in labels if label not in class_weight]
+    # As in scikit-learn; a key beside those of all classes is ignored, since a fold may
+    # lack its class.
+    if unknown and without:
+        raise ValueError(
+            f"class_weight has weights for {unknown}, which are not among the classes "
+            f"{labels}, and none for {without}: the keys must be labels of y."
+        )
+    return np.array([float(class_weight.get(label, 1)) for label in labels])
