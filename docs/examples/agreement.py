@@ -1,14 +1,14 @@
 """Compare the students of other trainers with ours: ``python agreement.py``.
 
-*One batch.* Where a batch holds all rows nothing is left to chance but the initial
-weights, which are the same. Then the class probabilities after 100 steps are ours but
-for rounding: step for step, the loss, the weight of the subclasses, the learning rate,
-the weight decay and the optimizer are the same.
+*One batch.* If a batch holds all rows, nothing is random but the initial weights, which
+are the same. Then the class probabilities after 100 steps are equal up to rounding: the
+loss, the subclass weight, the learning rate, the weight decay and the optimizer are the
+same at every step.
 
-*As in the examples.* Batches of 128, in an order of each trainer's own, for 100 epochs;
-accuracies are paired by the initial weights.
+*As in the examples.* Batches of 128 for 100 epochs, in an order that each trainer draws
+itself; accuracies are paired by the initial weights.
 
-The exit status is 1 where the students differ by more.
+The exit status is 1 if the students differ by more.
 """
 
 import argparse
@@ -34,17 +34,17 @@ TRAINERS = {
     "Hugging Face Trainer": transformers_student.train,
 }
 
-# Of a class probability. A cosine that is one step longer makes more, and so do biases
-# that are spared the weight decay.
+# Difference of a class probability. It is larger if a cosine is one step longer, or if
+# biases have no weight decay.
 MOST_BY_ROUNDING = 1e-3
-# Percentage points. Without the subclasses, or without annealing, three are lost.
+# Percentage points. Without the subclasses, or without annealing, the loss is three.
 MOST_BY_CHANCE = 0.5
 
 
 def train_ours(
     task: Task, seed: int = 0, max_epochs: int = 100, batch_size: int = 128
 ) -> np.ndarray:
-    """Train `LELPStudentClassifier`, its settings being its defaults."""
+    """Train `LELPStudentClassifier` with its default settings."""
     student = LELPStudentClassifier(
         make_net,
         module_params={"seed": seed},
@@ -67,7 +67,7 @@ def quietly(train: Callable[..., Tensor | np.ndarray], *args: object) -> Tensor:
 
 
 def compare_on_one_batch(task: Task) -> bool:
-    """Print the largest differences of probabilities; tell whether all are small."""
+    """Print the largest differences of probabilities; return whether all are small."""
     arguments = task, 0, 100, len(task.X)
     ours = torch.as_tensor(train_ours(*arguments))
     print(
@@ -82,7 +82,7 @@ def compare_on_one_batch(task: Task) -> bool:
 
 
 def compare_as_in_the_examples(task: Task, n_seeds: int) -> bool:
-    """Print accuracies and paired differences; tell whether all are small."""
+    """Print accuracies and paired differences; return whether all are small."""
     seeds = range(n_seeds)
     ours = np.array([accuracy(train_ours(task, seed), task) for seed in seeds])
     print(f"As in the examples: accuracy %, difference (at most {MOST_BY_CHANCE})")
@@ -101,7 +101,7 @@ def compare_as_in_the_examples(task: Task, n_seeds: int) -> bool:
 
 
 def main() -> int:
-    """Compare, and give the exit status."""
+    """Compare, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=10, help="default: 10")
     n_seeds = parser.parse_args().seeds

@@ -21,7 +21,7 @@ PRIME = np.array([n > 1 and all(n % k for k in range(2, n)) for n in range(100)]
 
 @dataclass(frozen=True)
 class Task:
-    """Rows for the student, what its teacher makes of them, and rows to score it on.
+    """Rows for the student, the teacher's embeddings and head, and test rows.
 
     `X` (n, 128) and `embeddings` (n, 64) are float32; `head` is the teacher's last
     layer, and `y` (n,) holds 0 or 1.
@@ -51,13 +51,13 @@ def make_task() -> Task:
 
 
 def make_net(n_features: int, n_outputs: int, seed: int) -> nn.Module:
-    """Seed torch, which also draws the order of rows, and make the student."""
+    """Seed torch, which also draws the order of the rows, and make the student."""
     torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(n_features, 32), nn.ReLU(), nn.Linear(32, n_outputs))
 
 
 def accuracy(probabilities: Tensor | np.ndarray, task: Task) -> float:
-    """Give the share of the test numbers whose likeliest class is right."""
+    """Return the share of the test numbers whose most likely class is correct."""
     found = torch.as_tensor(probabilities).argmax(dim=1)
     return float((found == task.y_test).float().mean())
 
