@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import ortho_group
 
+from lelp_sklearn import LELPProjector
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -58,3 +60,19 @@ def make_problem(
 def integer_weights(n_rows, seed=0):
     """Row weights 0, 1, 2 and 3, to compare with absent and repeated rows."""
     return np.random.RandomState(seed).randint(4, size=n_rows).astype(float)
+
+
+def make_far_groups(n_rows=240, d=8, seed=0):
+    """Two classes of three far groups each, a head, and what the groups are."""
+    rng = np.random.RandomState(seed)
+    group = np.arange(n_rows) % 6
+    X = 8 * rng.normal(size=(6, d))[group] + rng.normal(size=(n_rows, d))
+    return X, group % 2, group, (rng.normal(size=(2, d)), np.zeros(2))
+
+
+def fit_to_groups(splitter="kmeans", **options):
+    X, y, group, head = make_far_groups()
+    projector = LELPProjector(
+        3, splitter=splitter, head=head, random_state=0, **options
+    ).fit(X, y)
+    return projector, X, y, group

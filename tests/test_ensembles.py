@@ -72,8 +72,14 @@ def test_the_rows_of_the_head_do_in_any_ensemble(ensemble, labels):
     assert ensemble(student(encoded)).fit(X, y).score(X, y) > 0.9
 
 
-@pytest.mark.parametrize("ensemble", [voting, stacking, bagging, one_vs_rest])
-@pytest.mark.parametrize("n_jobs", [None, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("ensemble", "n_jobs"),
+    [
+        *((each, None) for each in [voting, stacking, bagging, one_vs_rest]),
+        # Workers find the name in other frames: that of all who vote, and their own.
+        *(pytest.param(each, 2, marks=pytest.mark.slow) for each in [voting, bagging]),
+    ],
+)
 def test_marked_rows_are_refused_by_the_name_of_the_ensemble(ensemble, n_jobs):
     head = HEAD.coef_, HEAD.intercept_
     name = ensemble.__name__.title().replace("_", "").replace("Vsr", "VsR")

@@ -1,4 +1,4 @@
-"""Pictures and a table of the subclasses: the data behind them."""
+"""Plots of the subclasses: the data behind them."""
 
 import subprocess
 import sys
@@ -19,6 +19,7 @@ from lelp_sklearn import (
     subclass_table,
 )
 from tests import reference
+from tests.problems import fit_to_groups, make_far_groups
 
 matplotlib = pytest.importorskip("matplotlib")
 
@@ -32,25 +33,9 @@ def no_windows():
     pyplot.close("all")
 
 
-def grouped(n_rows=240, d=8, seed=0):
-    """Two classes of three far groups each, a head, and what the groups are."""
-    rng = np.random.RandomState(seed)
-    group = np.arange(n_rows) % 6
-    X = 8 * rng.normal(size=(6, d))[group] + rng.normal(size=(n_rows, d))
-    return X, group % 2, group, (rng.normal(size=(2, d)), np.zeros(2))
-
-
-def fitted(splitter="kmeans", **options):
-    X, y, group, head = grouped()
-    projector = LELPProjector(
-        3, splitter=splitter, head=head, random_state=0, **options
-    ).fit(X, y)
-    return projector, X, y, group
-
-
 @pytest.mark.parametrize("splitter", ["pca", "kmeans"])
 def test_the_spectrum_is_the_share_of_the_variance(splitter):
-    projector, X, y, _ = fitted(splitter)
+    projector, X, y, _ = fit_to_groups(splitter)
     display = SubclassDisplay.from_estimator(projector, X, y)
     assert list(display.panels) == ["class 0", "class 1"]
     for c in range(2):
@@ -70,7 +55,7 @@ def test_the_spectrum_is_the_share_of_the_variance(splitter):
 
 
 def test_the_mass_is_that_of_the_soft_labels():
-    projector, X, y, _ = fitted(subclass_temperature=0)
+    projector, X, y, _ = fit_to_groups(subclass_temperature=0)
     display = SubclassDisplay.from_estimator(projector, X, y, kind="mass")
     (title, panel), _ = display.panels.items()
     # Three groups of one size.
@@ -81,7 +66,7 @@ def test_the_mass_is_that_of_the_soft_labels():
 
 
 def test_the_embedding_shows_subclasses_and_beside_them_the_fine_labels():
-    projector, X, y, group = fitted()
+    projector, X, y, group = fit_to_groups()
     display = SubclassDisplay.from_estimator(
         projector, X, y, kind="embedding", fine_labels=group
     )
@@ -104,7 +89,7 @@ def test_the_embedding_shows_subclasses_and_beside_them_the_fine_labels():
 
 
 def test_panels_are_named_by_the_labels_of_the_classes():
-    X, y, group, head = grouped()
+    X, y, group, head = make_far_groups()
     names = np.array(["ham", "spam"])[y]
     projector = LELPProjector(3, head=head, random_state=0).fit(X, names)
     for kind in ("spectrum", "mass", "embedding"):
@@ -121,7 +106,7 @@ def test_panels_are_named_by_the_labels_of_the_classes():
     [("spectrum", 4), ("spectrum", 2), ("mass", 1), ("mass", 4)],
 )
 def test_directions_and_subclasses_are_counted_in_whole_numbers(kind, n_subclasses):
-    X, y, _, head = grouped(d=12)
+    X, y, _, head = make_far_groups(d=12)
     projector = LELPProjector(n_subclasses, head=head, random_state=0).fit(X, y)
     display = SubclassDisplay.from_estimator(projector, X, y, kind=kind)
     display.figure_.draw_without_rendering()
@@ -135,7 +120,7 @@ def test_directions_and_subclasses_are_counted_in_whole_numbers(kind, n_subclass
 def test_axes_may_be_given():
     from matplotlib import pyplot
 
-    projector, X, y, _ = fitted()
+    projector, X, y, _ = fit_to_groups()
     figure, axes = pyplot.subplots(1, 2)
     display = SubclassDisplay.from_estimator(projector, X, y, axes=axes)
     assert display.figure_ is figure
@@ -144,7 +129,7 @@ def test_axes_may_be_given():
 
 
 def searched(grid, **options):
-    X, y, _, head = grouped()
+    X, y, _, head = make_far_groups()
     pipe = make_pipeline(
         LELPProjector(2, head=head, random_state=0), LogisticRegression()
     )
@@ -209,7 +194,7 @@ def test_auto_may_be_all_that_was_searched():
 
 
 def test_a_candidate_without_a_number_has_that_of_the_estimator():
-    head = grouped()[-1]
+    head = make_far_groups()[-1]
     other = LELPProjector(4, head=head, random_state=0)
     grids = [
         {SIZE: [1, 3]},
@@ -247,7 +232,7 @@ def test_numbers_whose_fits_failed_are_left_out_with_a_warning():
 
 
 def test_numbers_of_a_halving_search_are_compared_at_equal_resources():
-    X, y, _, head = grouped(480)
+    X, y, _, head = make_far_groups(480)
     pipe = make_pipeline(
         LELPProjector(2, head=head, random_state=0), LogisticRegression()
     )
@@ -276,94 +261,23 @@ def test_numbers_of_a_halving_search_are_compared_at_equal_resources():
 
 
 def test_a_search_without_subclasses_is_refused():
-    X, y, _, _ = grouped()
+    X, y, _, _ = make_far_groups()
     search = GridSearchCV(LogisticRegression(), {"C": [1.0]}, cv=2).fit(X, y)
     with pytest.raises(ValueError, match="n_subclasses"):
         SubclassDisplay.from_search(search)
 
 
 def test_unknown_kinds_and_labels_are_refused():
-    projector, X, y, _ = fitted()
+    projector, X, y, _ = fit_to_groups()
     with pytest.raises(ValueError, match="kind='pie'"):
         SubclassDisplay.from_estimator(projector, X, y, kind="pie")
     with pytest.raises(ValueError, match="7"):
         SubclassDisplay.from_estimator(projector, X, np.where(y == 1, 7, y))
 
 
-def test_the_table_tells_of_each_subclass():
-    pytest.importorskip("pandas")
-    projector, X, y, group = fitted()
-    names = [f"row {i}" for i in range(len(X))]
-    table = subclass_table(projector, X, y, names, n_samples=2, fine_labels=group)
-    assert table.index.names == ["class", "subclass"]
-    assert table.index.tolist() == [(c, s) for c in range(2) for s in range(3)]
-    soft = projector.transform(X).reshape(-1, 2, 3)
-    margin = X @ (projector.coef_[0] - projector.coef_[1])
-    for (c, s), line in table.iterrows():
-        q = soft[y == c, c] / soft[y == c, c].sum(axis=1, keepdims=True)
-        mine = q.argmax(axis=1) == s
-        assert_allclose(line["mass"], q[:, s].mean())
-        entropy = -np.sum(q * np.log(np.maximum(q, 1e-300)), axis=1)
-        assert_allclose(line["entropy"], entropy[mine].mean(), atol=1e-12)
-        rows = reference.null_space_rows(X, y, projector.coef_)[y == c]
-        rows = rows - rows.mean(axis=0)
-        units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-        likeness = units @ units.T
-        within = likeness[np.ix_(mine, mine)]
-        within = within[~np.eye(len(within), dtype=bool)].mean()
-        between = likeness[np.ix_(mine, ~mine)].mean()
-        assert_allclose(line["cohesion"], within - between)
-        z = X[y == c] @ projector.components_[c, s]
-        own_margin = margin[y == c] * (1 if c == 0 else -1)
-        correlation = np.corrcoef(z, own_margin)[0, 1]
-        assert_allclose(line["margin_correlation"], correlation)
-        assert line["fine_share"] == 1
-        places = [int(name.split()[1]) for name in line["samples"]]
-        assert len(places) == 2
-        assert {group[place] for place in places} == {line["fine_label"]}
-
-
-def test_the_table_without_samples_is_the_same_but_for_them():
-    pytest.importorskip("pandas")
-    projector, X, y, group = fitted()
-    options = {"fine_labels": group}
-    shown = subclass_table(projector, X, y, X, **options)
-    table = subclass_table(projector, X, y, **options)
-    assert table.equals(shown.drop(columns="samples"))
-
-
-@pytest.mark.parametrize("indexed", ["list", "tuple", "array", "Series", "DataFrame"])
-def test_samples_are_taken_by_their_place(indexed):
-    pandas = pytest.importorskip("pandas")
-    projector, X, y, _ = fitted()
-    texts = [f"row {i}" for i in range(len(X))]
-    # An index that is a permutation leads elsewhere, and none to the right place.
-    index = np.roll(np.arange(len(X)), 7)
-    samples = {
-        "list": texts,
-        "tuple": tuple(texts),
-        "array": np.array(texts),
-        "Series": pandas.Series(texts, index=index),
-        "DataFrame": pandas.DataFrame({"text": texts, "place": range(len(X))}, index),
-    }[indexed]
-    table = subclass_table(projector, X, y, samples)
-    for s, shown in table.loc[0, "samples"].items():
-        rows = reference.null_space_rows(X, y, projector.coef_)[y == 0]
-        rows = rows - rows.mean(axis=0)
-        rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-        soft = projector.transform(X[y == 0]).reshape(-1, 2, 3)[:, 0]
-        mine = np.flatnonzero(soft.argmax(axis=1) == s)
-        likeness = rows[mine] @ rows[mine].sum(axis=0)
-        places = np.flatnonzero(y == 0)[mine[np.argsort(-likeness)[:3]]]
-        expected = [texts[place] for place in places]
-        if indexed == "DataFrame":
-            expected = [{"text": texts[place], "place": place} for place in places]
-        assert shown == expected
-
-
 def test_a_student_is_answered_with_where_its_projector_is():
     pytest.importorskip("pandas")
-    projector, X, y, _ = fitted()
+    projector, X, y, _ = fit_to_groups()
     student = LELPStudentClassifier(
         projector=projector, max_epochs=1, random_state=0
     ).fit(X, y, teacher_embeddings=X)
@@ -379,40 +293,16 @@ def test_a_student_is_answered_with_where_its_projector_is():
     SubclassDisplay.from_estimator(student.projector_, X, y)
 
 
-def test_the_table_wants_a_sample_a_row():
-    projector, X, y, _ = fitted()
-    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
-        subclass_table(projector, X, y, ["one"])
-
-
 @pytest.mark.parametrize("kept", [[0], [2, 4]])
 def test_a_class_without_rows_is_refused(kept):
     pytest.importorskip("pandas")
-    projector, X, y, _ = fitted()
+    projector, X, y, _ = fit_to_groups()
     X, y = X[kept], y[kept]
     with pytest.raises(ValueError, match=r"y has no row of class 1, .* every class"):
         subclass_table(projector, X, y, X)
     for kind in ("embedding", "mass"):
         with pytest.raises(ValueError, match="y has no row of class 1"):
             SubclassDisplay.from_estimator(projector, X, y, kind=kind)
-
-
-def test_a_row_of_each_class_makes_a_table():
-    pytest.importorskip("pandas")
-    projector, X, y, _ = fitted()
-    table = subclass_table(projector, X[:2], y[:2], ["a", "b"])
-    assert [each for each in table["samples"] if each] == [["a"], ["b"]]
-
-
-@pytest.mark.parametrize(
-    ("n_samples", "error"),
-    [(0, ValueError), (-1, ValueError), (1.5, TypeError), (True, TypeError)],
-)
-def test_the_number_of_samples_is_checked(n_samples, error):
-    pytest.importorskip("pandas")
-    projector, X, y, _ = fitted()
-    with pytest.raises(error, match=f"n_samples={n_samples} must be a"):
-        subclass_table(projector, X, y, X, n_samples=n_samples)
 
 
 def test_matplotlib_waits_until_it_is_needed():
