@@ -56,7 +56,7 @@ def install(session: nox.Session, *what: str) -> None:
 def demo(session: nox.Session) -> None:
     """Distil a teacher of two-digit numbers and compare the methods."""
     install(session, "-e", ".[plot]")
-    session.run("python", "benchmarks/demo.py", *session.posargs)
+    session.run("python", "benchmarks/demo/run.py", *session.posargs)
 
 
 @nox.session
@@ -116,9 +116,9 @@ def examples(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Take a quick look at the speed; `-- defaults.py` runs another benchmark."""
+    """Take a quick look at the speed; `-- training/run.py` runs another benchmark."""
     install(session, "-e", ".[all]")
-    script, *options = session.posargs or ["speed.py"]
+    script, *options = session.posargs or ["speed/run.py"]
     session.run("python", f"benchmarks/{script}", *options)
 
 

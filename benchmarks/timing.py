@@ -1,6 +1,5 @@
 """Fair timing: contestants take turns in one process, and the machine is described."""
 
-import json
 import os
 import platform
 import sys
@@ -123,11 +122,3 @@ def _processor() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor()
-
-
-def write(path: Path, results: dict[str, object]) -> None:
-    """Write results as JSON, beside their place and moved there once complete."""
-    path.parent.mkdir(exist_ok=True)
-    unfinished = path.with_suffix(".part")
-    unfinished.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-    os.replace(unfinished, path)

@@ -1,15 +1,11 @@
 """What holds around every test, and what many need."""
 
-import importlib
 import os
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from threadpoolctl import threadpool_info
-
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 # The first call compiles kernels and a busy machine is slow, so that a case has no
 # deadline. The test run tries the same cases each time.
@@ -28,14 +24,6 @@ settings.register_profile(
 )
 # Hypothesis takes another one where it sees a CI server.
 settings.load_profile("default")
-
-
-@pytest.fixture(scope="module")
-def load():
-    """Import a module of the benchmarks by its name."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        yield importlib.import_module
 
 
 def _thread_limits():

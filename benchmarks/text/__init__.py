@@ -1,1 +1,1 @@
-"""The parts of ``distil_text.py``."""
+"""The comparison on text, and what subclasses of texts are."""

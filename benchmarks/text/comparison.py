@@ -9,12 +9,17 @@ import numpy as np
 from joblib import Parallel, delayed, parallel_config
 from torch import nn
 
-from demo import BASELINE, SPLITTERS, mean_interval, purity
-from methods import METHODS, Lesson, Setting, fit
-from tasks import Array
-from tuning import tune
+from benchmarks.distillation.config import BASELINE, FITNET, HARD
+from benchmarks.distillation.datasets.base import Array
+from benchmarks.distillation.methods import METHODS
+from benchmarks.distillation.methods.base import DistillationData, Setting, subclasses
+from benchmarks.distillation.methods.fit import fit
+from benchmarks.distillation.statistics import agreement, interval, level, paired
+from benchmarks.distillation.tuning import tune
+from benchmarks.files import markdown
 
 TEMPERATURE = 4.0
+SPLITTERS = {"principal directions": "pca", "k-means": "kmeans"}
 REGRESSION_WEIGHTS = [10.0, 100.0]
 
 
@@ -22,7 +27,7 @@ REGRESSION_WEIGHTS = [10.0, 100.0]
 class TextTask:
     """What is compared, on which seeds, and where the searches start.
 
-    `make_lesson` takes the name of a reader, a seed and whether test texts, rather than
+    `make_data` takes the name of a reader, a seed and whether test texts, rather than
     validation texts, are to be scored. `scored_on` has the numbers of the test texts,
     in their order. The rest is for the costs: `teacher` is the module whose size counts
     and `ask_teacher` its answer to one of some `texts`; `fit_reader` gives the reader
@@ -30,7 +35,7 @@ class TextTask:
     """
 
     title: str
-    make_lesson: Callable[[str, int, bool], Lesson]
+    make_data: Callable[[str, int, bool], DistillationData]
     methods: list[str]
     learning_rates: list[float]
     epochs: int
@@ -46,9 +51,9 @@ class TextTask:
     def first_grid(self, method: str) -> dict[str, list]:
         """Return the first grid: the same for all methods, in what they have."""
         grid = {"learning_rate": self.learning_rates, "max_epochs": [self.epochs]}
-        if method != "hard labels":
+        if method != HARD:
             grid["temperature"] = [TEMPERATURE]
-        if method == "FitNet":
+        if method == FITNET:
             grid["regression_weight"] = REGRESSION_WEIGHTS
         return grid
 
@@ -58,15 +63,15 @@ def search(task: TextTask, reader: str, found: dict, n_jobs: int, keep) -> None:
 
     Students that cannot be trained side by side are searched for on one seed.
     """
-    lessons = [task.make_lesson(reader, seed, False) for seed in task.search_seeds]
-    if lessons[0].module is not None:
-        lessons = lessons[:1]
+    data_by_seed = [task.make_data(reader, seed, False) for seed in task.search_seeds]
+    if data_by_seed[0].module is not None:
+        data_by_seed = data_by_seed[:1]
     for method in task.methods:
         of_method = found.setdefault(method, {"trials": []})
         start = time.perf_counter()
         of_method["best"] = tune(
             METHODS[method],
-            lessons,
+            data_by_seed,
             of_method["trials"],
             grid=task.first_grid(method),
             bounds={"max_epochs": task.epoch_bounds, "temperature": (1.0, np.inf)},
@@ -79,17 +84,20 @@ def search(task: TextTask, reader: str, found: dict, n_jobs: int, keep) -> None:
 
 
 def compare(
-    task: TextTask, lessons: list[Lesson], settings: dict[str, Setting], n_jobs: int
+    task: TextTask,
+    data_by_seed: list[DistillationData],
+    settings: dict[str, Setting],
+    n_jobs: int,
 ) -> dict[str, dict[str, Array]]:
     """Return each method's accuracy by seed, for each set of test texts."""
     calls = [
-        delayed(right)(lesson, method, settings[method])
+        delayed(right)(data, method, settings[method])
         for method in task.methods
-        for lesson in lessons
+        for data in data_by_seed
     ]
     with parallel_config("loky", n_jobs=n_jobs, inner_max_num_threads=1):
         rows = Parallel()(calls)
-    by_method = np.reshape(rows, (len(task.methods), len(lessons), -1))
+    by_method = np.reshape(rows, (len(task.methods), len(data_by_seed), -1))
     ends = np.cumsum([0, *task.scored_on.values()])
     return {
         name: dict(
@@ -99,40 +107,30 @@ def compare(
     }
 
 
-def right(lesson: Lesson, method: str, setting: Setting) -> Array:
+def right(data: DistillationData, method: str, setting: Setting) -> Array:
     """Train a student; tell for each test text whether it was right."""
-    predicted = fit(METHODS[method], lesson, setting).predict(lesson.X_score)
-    return predicted == lesson.y_score
+    predicted = fit(METHODS[method], data, setting).predict(data.X_score)
+    return predicted == data.y_score
 
 
 def print_table(scores: dict[str, dict[str, Array]], settings: dict) -> None:
     """Print a line a method: for each set of test texts accuracy and paired gain."""
-    titles = [f"{name}, % | gain over {BASELINE}" for name in scores]
-    print("| method | " + " | ".join(titles) + " | setting |")
-    print("| --- " * (2 + 2 * len(scores)) + "|")
+    rows = []
     for method in next(iter(scores.values())):
-        cells = [method]
+        row = [method]
         for of_method in scores.values():
-            values = 100 * of_method[method]
-            error = values.std(ddof=1) / len(values) ** 0.5
-            cells.append(f"{values.mean():.2f} ± {error:.2f}")
-            cells.append(gain(100 * of_method[BASELINE], values, method))
-        cells.append(", ".join(f"{value:g}" for value in settings[method].values()))
-        print("| " + " | ".join(cells) + " |")
+            lead = 100 * (of_method[method] - of_method[BASELINE])
+            row.append(level(100 * of_method[method]))
+            row.append("" if method == BASELINE else interval(paired(lead)))
+        rows.append([*row, ", ".join(f"{x:g}" for x in settings[method].values())])
+    titles = [x for name in scores for x in (f"{name}, %", f"gain over {BASELINE}")]
+    print(markdown(["method", *titles, "setting"], rows))
 
 
-def gain(baseline: Array, values: Array, method: str) -> str:
-    """Return the gain, paired by seed, with its 95 % confidence interval."""
-    if method == BASELINE:
-        return ""
-    mean, half = mean_interval(values - baseline)
-    return f"{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]"
-
-
-def print_purity(lessons: Sequence[Lesson]) -> None:
+def print_agreement(data_by_seed: Sequence[DistillationData]) -> None:
     """Print how well subclasses meet the groups that the classes hide."""
     for name, splitter in SPLITTERS.items():
-        values = [purity(lesson, splitter) for lesson in lessons]
+        values = [agreement(d, subclasses(d, splitter=splitter)) for d in data_by_seed]
         print(
             f"Adjusted mutual information of groups and {name}: {np.mean(values):.2f}"
         )

@@ -7,9 +7,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from demo import OURS
-from methods import METHODS, Setting, fit
-from text.comparison import TextTask
+from benchmarks.distillation.config import OURS
+from benchmarks.distillation.methods import METHODS
+from benchmarks.distillation.methods.base import Setting
+from benchmarks.distillation.methods.fit import fit
+from benchmarks.files import markdown
+from benchmarks.text.comparison import TextTask
+from benchmarks.timing import one_thread
 
 N_TEXTS, N_TURNS = 50, 5
 
@@ -18,18 +22,21 @@ def print_costs(task: TextTask, settings: dict[str, Setting]) -> dict[str, dict]
     """Print and return the costs of the teacher and of a student of each reader."""
     answers = {"teacher": (task.teacher, task.ask_teacher)}
     for reader, setting in settings.items():
-        lesson = task.make_lesson(reader, next(iter(task.seeds)), True)
-        module = fit(METHODS[OURS], lesson, setting).to_module()
+        data = task.make_data(reader, next(iter(task.seeds)), True)
+        module = fit(METHODS[OURS], data, setting).to_module()
         answers[reader] = module, asking(module, task.fit_reader(reader))
     found = {name: cost(*each, task.texts[:N_TEXTS]) for name, each in answers.items()}
-    print(
-        "| | parameters | file, MB | one text on one core, ms |\n" + "| --- " * 4 + "|"
-    )
-    for name, of_one in found.items():
-        print(
-            f"| {name} | {of_one['parameters']:,} | {of_one['bytes'] / 1e6:.2f} "
-            f"| {of_one['ms']:.2f} |"
-        )
+    rows = [
+        [
+            name,
+            f"{each['parameters']:,}",
+            f"{each['bytes'] / 1e6:.2f}",
+            f"{each['ms']:.2f}",
+        ]
+        for name, each in found.items()
+    ]
+    titles = ["", "parameters", "file, MB", "one text on one core, ms"]
+    print(markdown(titles, rows))
     return found
 
 
@@ -48,13 +55,8 @@ def cost(module: nn.Module, ask, texts) -> dict:
     """Return the size of a module and the median time of an answer, in one thread."""
     file = io.BytesIO()
     torch.save(module.state_dict(), file)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.inference_mode():
-            times = [elapsed(ask, text) for _ in range(N_TURNS) for text in texts]
-    finally:
-        torch.set_num_threads(before)
+    with one_thread(), torch.inference_mode():
+        times = [elapsed(ask, text) for _ in range(N_TURNS) for text in texts]
     return {
         "parameters": sum(p.numel() for p in module.parameters()),
         "bytes": file.getbuffer().nbytes,

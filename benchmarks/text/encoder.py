@@ -1,12 +1,13 @@
 """The all-MiniLM-L6-v2 sentence encoder: as it is, or fine-tuned on two classes."""
 
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from benchmarks.files import replacing
 
 MAX_TOKENS = 64
 
@@ -63,9 +64,8 @@ def fine_tuned(texts, y, checkpoint: Path, *, n_epochs=2, learning_rate=1e-4):
         schedule.step()
         if step % 100 == 0:
             print(f"Fine-tuning: {step} of {len(batches)}, loss {loss:.3f}", flush=True)
-    unfinished = checkpoint.with_suffix(".part")
-    torch.save(model.state_dict(), unfinished)
-    os.replace(unfinished, checkpoint)
+    with replacing(checkpoint) as unfinished:
+        torch.save(model.state_dict(), unfinished)
     return model.eval()
 
 

@@ -15,14 +15,20 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks.distillation.datasets.base import Array, Task
+from benchmarks.distillation.methods import METHODS
+from benchmarks.distillation.methods.base import TRAINING, DistillationData
+from benchmarks.distillation.teachers.perceptron import (
+    Teacher,
+    accuracy,
+    embed,
+    train_teacher,
+)
+from benchmarks.text import encoder
+from benchmarks.text.comparison import TextTask
+from benchmarks.text.data import Texts, read_messages
+from benchmarks.text.students import READERS
 from lelp_sklearn import EmbeddingExtractor
-from methods import METHODS, TRAINING, Lesson
-from tasks import Array, Task
-from teacher import Teacher, accuracy, embed, train_teacher
-from text import encoder
-from text.comparison import TextTask
-from text.data import Texts, read_messages
-from text.students import READERS
 
 CARDS = ("card", "pin", "contactless", "apple_pay", "atm")
 TEACHER_STEPS = 2_000
@@ -70,26 +76,26 @@ def split(train: Messages, seed: int) -> tuple[Array, Array]:
     return validation, np.random.default_rng(seed).permutation(rest)
 
 
-def make_lesson(
+def make_data(
     train: Messages,
     test: Messages,
     class_of: Array,
     reader: str,
     seed: int,
     is_final: bool,
-) -> Lesson:
+) -> DistillationData:
     """Train a teacher; give a student its messages, and those to score it on.
 
     Validation messages are the same for all seeds and never trained on.
     """
     validation, rest = split(train, seed)
-    taught = train[rest]
+    training = train[rest]
     score = test if is_final else train[validation]
-    scale = taught.embeddings.std()
+    scale = training.embeddings.std()
     task = Task(
-        X=taught.embeddings / scale,
-        y=class_of[taught.texts.labels],
-        groups=taught.texts.labels,
+        X=training.embeddings / scale,
+        y=class_of[training.texts.labels],
+        groups=training.texts.labels,
         X_score=score.embeddings / scale,
         y_score=class_of[score.texts.labels],
         n_student=N_STUDENT,
@@ -97,9 +103,9 @@ def make_lesson(
     )
     teacher = train_teacher(task, seed, TEACHER_STEPS)
     rows = slice(N_STUDENT)
-    read = READERS[reader](MAX_WORDS).fit(taught.texts.texts[rows])
-    return Lesson(
-        X=read.transform(taught.texts.texts[rows]),
+    read = READERS[reader](MAX_WORDS).fit(training.texts.texts[rows])
+    return DistillationData(
+        X=read.transform(training.texts.texts[rows]),
         y=task.y[rows],
         groups=task.groups[rows],
         embeddings=embed(teacher, task.X[rows]),
@@ -129,7 +135,7 @@ def tasks(folder: Path, cache: Path, quick: bool = False) -> list[TextTask]:
     return [
         TextTask(
             title=title,
-            make_lesson=partial(make_lesson, train, test, class_of),
+            make_data=partial(make_data, train, test, class_of),
             methods=list(METHODS),
             learning_rates=[0.005, 0.01, 0.02],
             epochs=60,

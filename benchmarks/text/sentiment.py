@@ -13,25 +13,16 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks.distillation.config import ORACLE
+from benchmarks.distillation.datasets.base import Array
+from benchmarks.distillation.methods import METHODS
+from benchmarks.distillation.methods.base import TRAINING, DistillationData
+from benchmarks.text import encoder
+from benchmarks.text.comparison import TextTask
+from benchmarks.text.data import Texts, read_sentiment, split_sentiment
+from benchmarks.text.students import READERS
 from lelp_sklearn import EmbeddingExtractor
-from methods import TRAINING, Lesson
-from tasks import Array
-from text import encoder
-from text.comparison import TextTask
-from text.data import Texts, read_sentiment, split_sentiment
-from text.students import READERS
 
-METHODS = [
-    "hard labels",
-    "vanilla KD",
-    "LELP as published",
-    "LELP, library defaults",
-    "PCA, annealed",
-    "hard k-means, annealed",
-    "FitNet",
-    "same outputs, λ = 0",
-    "shuffled subclasses",
-]
 MAX_WORDS = 40
 TEST_SETS = {"GLUE dev": "test", "SST test": "sst_test_labelled"}
 
@@ -60,7 +51,7 @@ def tasks(folder: Path, cache: Path, quick: bool = False) -> list[TextTask]:
         max_length=encoder.MAX_TOKENS,
         verbose=True,
     ).fit(train.texts)
-    taught = extractor.extract(
+    embeddings = extractor.extract(
         train.texts, cache / f"{name}_train.npy", dtype="float32"
     )
     head = as_linear(*extractor.head_)
@@ -68,14 +59,14 @@ def tasks(folder: Path, cache: Path, quick: bool = False) -> list[TextTask]:
         part: right(extractor, head, texts)
         for part, texts in (("validation", validation), ("test", test))
     }
-    lesson = partial(
-        make_lesson, train, np.array(taught), head, validation, test, correct
+    prepared = partial(
+        make_data, train, np.array(embeddings), head, validation, test, correct
     )
     return [
         TextTask(
             title="sentiment",
-            make_lesson=lesson,
-            methods=METHODS,
+            make_data=prepared,
+            methods=[name for name in METHODS if name != ORACLE],
             learning_rates=[0.001, 0.002, 0.004],
             epochs=4,
             epoch_bounds=(1, 32),
@@ -108,7 +99,7 @@ def right(extractor: EmbeddingExtractor, head: nn.Linear, texts: Texts) -> float
     return float(np.mean(logits.argmax(1).numpy() == texts.labels))
 
 
-def make_lesson(
+def make_data(
     train: Texts,
     embeddings: Array,
     head: nn.Linear,
@@ -118,11 +109,11 @@ def make_lesson(
     reader: str,
     seed: int,
     is_final: bool,
-) -> Lesson:
+) -> DistillationData:
     """Give a student the phrases, and the sentences to score it on."""
     score = test if is_final else validation
     read = READERS[reader](MAX_WORDS).fit(train.texts)
-    return Lesson(
+    return DistillationData(
         X=read.transform(train.texts),
         y=train.labels,
         groups=None,

@@ -1,1 +1,0 @@
-"""The comparison of methods on many tasks: what `compare.py` runs and reports."""

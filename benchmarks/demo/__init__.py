@@ -1,0 +1,1 @@
+"""The demo: a teacher of two-digit numbers, and every method."""

@@ -1,0 +1,1 @@
+"""The comparison of distillation methods on many tasks."""

@@ -1,0 +1,1 @@
+"""Data sets of the comparison, a file each."""

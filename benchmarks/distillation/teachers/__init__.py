@@ -1,0 +1,1 @@
+"""Teachers, a file each."""

@@ -1,0 +1,1 @@
+"""The projector beside what a user would write without it."""

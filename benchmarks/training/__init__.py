@@ -1,0 +1,1 @@
+"""The student beside a hand-written loop and skorch."""
