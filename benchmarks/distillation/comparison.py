@@ -214,7 +214,7 @@ def parts_on_demand(method: str) -> Iterator[str]:
 
 
 def has_own_teacher(method: str) -> bool:
-    """Say whether a method trains a teacher for itself."""
+    """Return whether a method trains a teacher for itself."""
     found = TRAINABLE[method]
     return isinstance(found, Peer) and found.term == SUBCLASS
 

@@ -1,4 +1,4 @@
-"""Hold what `subclass_report` says before training to what training came to.
+"""Compare what `subclass_report` predicts with what training came to.
 
     python benchmarks/distillation/diagnose.py --data-dir FOLDER --cache FOLDER
     python benchmarks/distillation/diagnose.py --report

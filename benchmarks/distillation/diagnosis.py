@@ -1,4 +1,4 @@
-"""What `subclass_report` says before training, held to what training came to."""
+"""What `subclass_report` predicts before training, beside what training came to."""
 
 import hashlib
 import json

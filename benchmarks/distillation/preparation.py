@@ -247,7 +247,7 @@ def load_or_train(
     with torch.random.fork_rng(devices=[]):
         # The weights that it begins with are drawn for nothing.
         teacher = build()
-    # Read in any case: how the weights lie in memory is seen in the last digits.
+    # Read in any case: the layout of the weights in memory is seen in the last digits.
     teacher.load_state_dict(torch.load(path, weights_only=True))
     return teacher.eval()
 

@@ -78,7 +78,7 @@ def untried_neighbours(
 
 
 def is_on_edge(search: Search, setting: Setting) -> bool:
-    """Say whether a setting is at a bound that the search may not pass."""
+    """Return whether a setting is at a bound that the search may not pass."""
     return any(
         value / 2 < search.bounds[name][0] or value * 2 > search.bounds[name][1]
         for name, value in setting.items()

@@ -117,7 +117,7 @@ def count_bytes() -> None:
 
 
 def bytes_sent() -> int:
-    """Give the bytes sent so far."""
+    """Return the bytes sent so far."""
     return tcp.TCP.sent
 
 

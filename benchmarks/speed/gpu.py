@@ -1,4 +1,4 @@
-"""What an accelerator makes of embeddings that lie in its memory.
+"""What an accelerator makes of embeddings in its memory.
 
 Soft labels of half precision embeddings beside torch's operations written by hand and
 compiled, as a share of what copying memory takes; fits beside `torch.pca_lowrank` of
@@ -37,7 +37,7 @@ N_CLASSES = 2
 N_SUBCLASSES = 10
 # Rows whose soft labels are computed in double precision too.
 N_CHECKED = 20_000
-# Spreads from the origin at which embeddings lie.
+# Spreads from the origin of the embeddings' mean.
 MEANS = 0.0, 1.0, 30.0
 
 
@@ -268,7 +268,7 @@ def keep(path: Path, part: str, entry: object, known: dict[str, object]) -> None
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="few and short rows")
-    parser.add_argument("--device", default="cuda", help="where the rows lie")
+    parser.add_argument("--device", default="cuda", help="where the rows are")
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args(argv)
     device = torch.device(arguments.device)

@@ -98,13 +98,13 @@ def soft_label_peers(
 
 
 def outside_head(rows: Array, coef: Array) -> Array:
-    """Rows without what lies in the head's row space."""
+    """Return rows without what is in the head's row space."""
     basis = orth(coef.T).astype(rows.dtype)
     return rows - (rows @ basis) @ basis.T
 
 
 def null_space_rows(X: Array, y: Array, label: int, coef: Array) -> Array:
-    """Rows of one class without what lies in the head's row space."""
+    """Return rows of one class without what is in the head's row space."""
     return outside_head(X[y == label], coef)
 
 

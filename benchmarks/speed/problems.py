@@ -12,7 +12,7 @@ GROUPS_IN_A_CLASS = 10
 
 @dataclass(frozen=True)
 class Options:
-    """How much is measured, and where large files may lie meanwhile."""
+    """How much is measured, and where large files may be written."""
 
     full: bool
     repeats: int

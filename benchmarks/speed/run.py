@@ -46,7 +46,7 @@ PARTS = {
 
 
 def earlier_parts(path: Path) -> dict:
-    """Give the parts that a results file holds."""
+    """Return the parts that a results file has."""
     return json.loads(path.read_text())["parts"] if path.exists() else {}
 
 

@@ -108,7 +108,7 @@ def compare(
 
 
 def right(data: DistillationData, method: str, setting: Setting) -> Array:
-    """Train a student; tell for each test text whether it was right."""
+    """Train a student; return for each test text whether it was right."""
     predicted = fit(METHODS[method], data, setting).predict(data.X_score)
     return predicted == data.y_score
 

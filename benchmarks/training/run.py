@@ -90,7 +90,7 @@ class CountingModule(nn.Module):
         self.n_calls = 0
 
     def forward(self, X: torch.Tensor) -> torch.Tensor:
-        """Give the outputs of rows."""
+        """Return the outputs of rows."""
         self.n_calls += 1
         return self.layers(X)
 

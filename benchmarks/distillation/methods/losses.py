@@ -25,7 +25,7 @@ def distillation(
 def label_loss(outputs: Tensor, labels: Tensor, n_classes: int) -> Tensor:
     """Cross-entropy to labels (..., n); a class of several outputs has their sum.
 
-    The outputs of a class lie side by side, and its logit is their logsumexp.
+    The outputs of a class are side by side, and its logit is their logsumexp.
     """
     logits = class_logits(outputs, n_classes)
     chosen = torch.take_along_dim(logits, labels.unsqueeze(-1), -1)

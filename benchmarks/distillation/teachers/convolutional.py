@@ -148,7 +148,7 @@ class Batches:
         self.left = iter(())
 
     def draw(self) -> tuple[Tensor, Tensor]:
-        """Return the next batch; after the last whole one of an epoch begins anew."""
+        """Return the next batch; a new epoch begins after the last whole batch."""
         rows = next(self.left, None)
         if rows is None:
             n = min(BATCH_SIZE, len(self.y))
