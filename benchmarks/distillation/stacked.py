@@ -258,7 +258,7 @@ def apply(student: list[Tensor], X: Tensor) -> tuple[Tensor, Tensor]:
     weight, bias, output_weight, output_bias = student
     G, M, n_units, n_features = weight.shape
     hidden = torch.bmm(weight.view(G, M * n_units, n_features), X.mT)
-    hidden = (hidden.view(G, M, n_units, -1) + bias.mT).relu_()
+    hidden = hidden.view(G, M, n_units, -1).add_(bias.mT).relu_()
     outputs = torch.baddbmm(
         output_bias.mT.flatten(0, 1), output_weight.flatten(0, 1), hidden.flatten(0, 1)
     )
