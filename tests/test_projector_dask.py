@@ -280,6 +280,7 @@ def load_or_die(start, stop, folder):
     return X[start:stop]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "params",
     [
@@ -301,6 +302,7 @@ def test_a_worker_that_dies_in_the_middle_of_a_fit_changes_nothing(
     assert_array_equal(found.components_, undisturbed.components_)
 
 
+@pytest.mark.slow
 def test_rows_that_a_dead_worker_held_are_made_again(client):
     rows, y = dask.persist(
         lazy_rows(load_rows, (100,) * 4, X.shape[1]), chunked(CODES, 100)

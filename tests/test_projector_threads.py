@@ -84,6 +84,7 @@ def test_as_many_threads_as_openmp_may_have(limit):
         assert limits() == before
 
 
+@pytest.mark.slow
 def test_as_many_threads_as_numba_may_have():
     run_in_new_process(
         """
@@ -102,6 +103,7 @@ def test_as_many_threads_as_numba_may_have():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [1, 2])
 def test_a_worker_of_joblib_keeps_to_its_share(share):
     with joblib.parallel_config("loky", n_jobs=2, inner_max_num_threads=share):
@@ -162,6 +164,7 @@ def test_eight_threads_share_a_fitted_projector():
             assert_array_equal(result, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     "fork" not in multiprocessing.get_all_start_methods(),
     reason="the platform does not fork",
@@ -230,6 +233,7 @@ needs_compiled_code = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @needs_compiled_code
 @pytest.mark.parametrize(("switch", "kept"), [(None, True), ("0", False)])
 def test_compiled_code_is_kept_on_disk_unless_switched_off(switch, kept, tmp_path):
@@ -241,6 +245,7 @@ def test_compiled_code_is_kept_on_disk_unless_switched_off(switch, kept, tmp_pat
     assert any(tmp_path.rglob("*.nbc")) == kept
 
 
+@pytest.mark.slow
 @needs_compiled_code
 def test_a_read_only_installation_compiles_in_each_process(tmp_path):
     no_folder = tmp_path / "no_folder"

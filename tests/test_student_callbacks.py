@@ -189,6 +189,7 @@ def test_callbacks_change_nothing_in_training(problem):
     np.testing.assert_array_equal(watched.predict_proba(X), alone.predict_proba(X))
 
 
+@pytest.mark.slow
 def test_older_scikit_learn_works_without_callbacks():
     code = """
     import sklearn.callback

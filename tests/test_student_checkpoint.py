@@ -88,6 +88,7 @@ def run_until_killed(checkpoint, owner, name, at):
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
+@pytest.mark.slow
 def test_killed_twice_it_ends_with_the_weights_of_an_undisturbed_fit(
     tmp_path, arguments, undisturbed
 ):

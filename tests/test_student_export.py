@@ -169,6 +169,7 @@ def test_gradients_reach_the_rows():
     assert torch.autograd.gradcheck(net, rows)
 
 
+@pytest.mark.slow
 def test_saved_module_needs_nothing_that_training_needs(tmp_path):
     """A file of torch.save runs where neither numba nor an estimator is loaded."""
     student, X = fitted(MyNet, temperature=4.0)

@@ -54,6 +54,7 @@ def test_pickle_predicts_the_same(module, problem):
     assert type(again.module_) is type(student.module_)
 
 
+@pytest.mark.slow
 def test_another_process_predicts_the_same(problem, tmp_path):
     X, path = problem[0], str(tmp_path / "students.joblib")
     students = [fit(problem, module=module) for module in MODULES]

@@ -203,6 +203,7 @@ def test_versions_are_those_that_are_installed():
     }
 
 
+@pytest.mark.slow
 def test_pickled_student_predicts_without_numba_and_teacher(tmp_path):
     matrix = np.random.RandomState(0).normal(size=(4, 5))
     student = make(teacher=MatrixTeacher(matrix)).fit(X, Y)

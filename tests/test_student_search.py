@@ -39,6 +39,7 @@ def test_snippet_of_the_projector(problem):
     assert_allclose(proj.inverse_transform(soft).sum(axis=1), 1)
 
 
+@pytest.mark.slow
 @routing
 def test_snippet_of_the_search(enable_metadata_routing, problem):
     X, y, E, (W, b) = problem
