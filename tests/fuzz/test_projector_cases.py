@@ -473,6 +473,7 @@ def check_copies(case, projector):
     assert_array_equal(as_numpy(case.X), case.rows)
 
 
+@pytest.mark.slow
 @given(cases())
 def test_a_projector_follows_the_reference(case):
     projector = fitted(case)
@@ -505,6 +506,7 @@ def assert_alike(case, projector, other):
     assert_allclose(sums[1], sums[0], atol=1e-5)
 
 
+@pytest.mark.slow
 @given(cases(), st.randoms(use_true_random=False))
 def test_the_order_of_rows_changes_nothing(case, random):
     order = np.array(random.sample(range(len(case.rows)), len(case.rows)))

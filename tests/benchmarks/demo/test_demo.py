@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from benchmarks.demo import run, search
 from benchmarks.distillation import tuning
 from benchmarks.distillation.config import BASELINE, Search
@@ -9,6 +11,7 @@ from benchmarks.distillation.datasets import numbers
 from benchmarks.distillation.search import untried_neighbours
 
 
+@pytest.mark.slow
 def test_quick_demo_reports_every_method_and_draws_its_figure(tmp_path, capsys):
     figure = tmp_path / "run.png"
     run.main(["--quick", "--jobs", "1", "--figure", str(figure)])

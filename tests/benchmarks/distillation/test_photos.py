@@ -391,6 +391,7 @@ def call(tiny, folder, path, *options):
     tiny.main([*arguments, *paths, *options])
 
 
+@pytest.mark.slow
 def test_run_of_photos_ends_goes_on_and_is_reported(
     tiny, folder, tmp_path, monkeypatch, capsys
 ):

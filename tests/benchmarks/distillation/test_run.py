@@ -19,6 +19,7 @@ def lines_of(path):
     return records.read_lines(path)
 
 
+@pytest.mark.slow
 def test_run_leaves_a_line_for_each_seed_and_each_trial(tiny, finished, capsys):
     table = tiny.TABLES["tiny"]
     results = lines_of(finished / "tiny.csv")
@@ -43,6 +44,7 @@ def test_run_leaves_a_line_for_each_seed_and_each_trial(tiny, finished, capsys):
     assert {(x["task"], x["method"], x["learning_rate"]) for x in results} <= settings
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_writings", [1, 9, 17])
 def test_run_that_was_stopped_goes_on_to_the_same_files(
     tiny, finished, n_writings, tmp_path_factory, monkeypatch
@@ -71,6 +73,7 @@ def test_finished_run_trains_nothing_again(tiny, finished, monkeypatch):
     call(tiny, finished)
 
 
+@pytest.mark.slow
 def test_results_of_other_code_are_refused_or_begun_anew(
     tiny, finished, monkeypatch, capsys
 ):
@@ -158,6 +161,7 @@ def call_peers(tiny, folder, *options):
     tiny.main([*arguments, "--results", str(folder), *options])
 
 
+@pytest.mark.slow
 def test_what_another_table_has_measured_is_taken_over(
     tiny, peers, finished, monkeypatch
 ):
@@ -191,6 +195,7 @@ def test_what_another_table_has_measured_is_taken_over(
     assert (finished / "peers.csv").read_text() == before
 
 
+@pytest.mark.slow
 def test_retrained_teacher_is_scored_and_its_work_counted(tiny, peers, tmp_path):
     """32 pixels a digit, n a step: multiply-adds of the networks, in full."""
     call_peers(tiny, tmp_path)
