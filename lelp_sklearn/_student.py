@@ -34,29 +34,27 @@ from lelp_sklearn._extraction.sklearn_teachers import OmittedTeacher, check_teac
 from lelp_sklearn._locks import exclusive
 from lelp_sklearn._projector import LELPProjector
 from lelp_sklearn._targets import make_targets, usable_rows
-from lelp_sklearn._training import (
-    checkpoint_validation,
-    export,
-    export_validation,
-    schedules,
-)
+from lelp_sklearn._training import export, schedules
 from lelp_sklearn._training.batches import as_tensor, batched_outputs
-from lelp_sklearn._training.checkpoint import Checkpoint, open_checkpoint
-from lelp_sklearn._training.inputs import StudentInputs, check_rows, has_head
-from lelp_sklearn._training.loop import (
-    try_optimizer,
+from lelp_sklearn._training.checkpoint import (
+    Checkpoint,
+    check_path,
+    check_resumable,
+    open_checkpoint,
 )
+from lelp_sklearn._training.inputs import StudentInputs, check_rows, has_head
+from lelp_sklearn._training.loop import train_epochs
 from lelp_sklearn._training.modules import check_module_arguments, on_cpu
+from lelp_sklearn._training.optimizer import check_optimizer
 from lelp_sklearn._training.process_group import SINGLE_PROCESS, Ranks, process_group
-from lelp_sklearn._training.run import Run
 from lelp_sklearn._training.state import (
     Placement,
     Seeds,
     TrainingState,
-    make_run,
     make_trainer,
     make_validation,
     optimizer_state,
+    run_epochs,
 )
 from lelp_sklearn._typing import FloatArray
 from lelp_sklearn._validation import features_kept_on_error
@@ -535,12 +533,14 @@ class LELPStudentClassifier(
                 )
             )
             # 6. Checkpoint.
-            with self._open_checkpoint(
-                state, inputs, validation_inputs, ranks
-            ) as checkpoint:
+            with (
+                self._open_checkpoint(
+                    state, inputs, validation_inputs, ranks
+                ) as checkpoint,
+                self._adopt(state),
+            ):
                 # 7. Epochs.
-                run = make_run(self, state, trainer, task, validation, checkpoint)
-                self._train(state, run)
+                run_epochs(self, state, trainer, task, validation, checkpoint)
             task.end({})
         return self
 
@@ -630,11 +630,18 @@ class LELPStudentClassifier(
                 self, state, inputs, train, targets, placement, endless=True
             )
             # 7. One epoch, without a checkpoint.
-            progressed = len(state.curves.loss)
-            run = Run(
-                trainer, state.curves, 1, lambda: lambda: False, progressed=progressed
-            )
-            self._train(state, run, is_stream=True)
+            with self._adopt(state):
+                try:
+                    train_epochs(
+                        state,
+                        trainer,
+                        n_epochs=1,
+                        begin_epoch=lambda: lambda: False,
+                        n_epochs_before=len(state.curves.loss),
+                    )
+                finally:
+                    state.stop_reason = None
+                    state.optimizer_state = optimizer_state(self.optimizer, trainer)
         return self
 
     def predict(self, X: Any) -> NDArray[Any]:
@@ -795,7 +802,6 @@ class LELPStudentClassifier(
             of rows.
         """
         check_is_fitted(self)
-        path = export_validation.as_path(path)
         module = self._state.module
         # The exporter takes a dimension of one row for a constant.
         rows = torch.zeros((2, *module.row_shape), dtype=module.dtype)
@@ -854,16 +860,14 @@ class LELPStudentClassifier(
                         f"class_weight[{label!r}]={value!r}: weights must be finite "
                         "numbers that are not negative."
                     )
-        checkpoint_validation.check_resumable(self.checkpoint, self.random_state)
+        check_resumable(self.checkpoint, self.random_state)
         if self.checkpoint is not None:
-            ranks.broadcast_from_rank0(
-                partial(checkpoint_validation.check_path, self.checkpoint)
-            )
+            ranks.broadcast_from_rank0(partial(check_path, self.checkpoint))
         check_module_arguments(self.module, self.module_params)
         for name in ("subclass_weight", "learning_rate_schedule"):
             if callable(value := getattr(self, name)):
                 schedules.check_schedule(value, name, int(self.max_epochs))
-        try_optimizer(self.optimizer, self.learning_rate, self.weight_decay)
+        check_optimizer(self.optimizer, self.learning_rate, self.weight_decay)
 
     def _check_partial_fit(self, classes: Any, *, is_first: bool) -> None:
         """Raise for what needs all the data, and where the classes are not known."""
@@ -943,34 +947,16 @@ class LELPStudentClassifier(
                 name: content_hash(value) for name, value in (params | rows).items()
             }
 
-    def _train(
-        self, state: TrainingState, run: Run, *, is_stream: bool = False
-    ) -> None:
-        """Run the epochs, and keep those that are complete, whatever ends them."""
+    @contextmanager
+    def _adopt(self, state: TrainingState) -> Iterator[None]:
+        """Set the fitted attributes at the end, where an epoch is complete."""
+        n_epochs_before = len(state.curves.loss)
         try:
-            run.train()
-            self._adopt(state, run, is_stream)
-        except BaseException as error:
-            run.fail(error)
-            self._adopt(state, run, is_stream)
-            raise
-
-    def _adopt(self, state: TrainingState, run: Run, is_stream: bool) -> None:
-        """Set the fitted attributes, where an epoch is complete."""
-        state.module.net.zero_grad()
-        state.module.net.eval()
-        if not run.n_done:
-            return
-        state = replace(
-            state,
-            curves=run.curves,
-            stop_reason=None if is_stream else run.stop_reason,
-            optimizer_state=(
-                optimizer_state(self.optimizer, run.trainer) if is_stream else None
-            ),
-        )
-        # All at once, so that an interrupt finds the one fit or the other.
-        self.__dict__.update(state.attributes())
+            yield
+        finally:
+            if len(state.curves.loss) > n_epochs_before:
+                # All at once, so that an interrupt finds the one fit or the other.
+                self.__dict__.update(state.attributes())
 
     # --- copies and pickles -----------------------------------------------------------
 

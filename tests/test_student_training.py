@@ -801,8 +801,14 @@ def test_what_augmentation_draws_hangs_on_the_random_state(problem):
 @pytest.mark.parametrize(
     ("augment", "message"),
     [
-        (lambda rows: rows[:1], r"augment makes a tensor of shape \(1, 6\) of 2 rows"),
-        (lambda rows: rows.tolist(), "augment makes list of 2 rows"),
+        (
+            lambda rows: rows[:1],
+            r"augment returned shape \(1, 6\) for a batch of 2",
+        ),
+        (
+            lambda rows: rows.tolist(),
+            "augment returned list for a batch of 2 rows",
+        ),
         (lambda rows: rows[:, :2], "module fails"),
     ],
 )

@@ -14,7 +14,7 @@ _PREDICTION_NUMBERS = 2**20
 
 @dataclass(frozen=True)
 class TrainingTensors:
-    """What training reads of some rows.
+    """Rows with their targets, as tensors on the training device.
 
     Parameters
     ----------
@@ -23,8 +23,8 @@ class TrainingTensors:
     soft_targets : Tensor of shape (n, n_classes * n_subclasses)
         Subclass targets.
     label_targets : Tensor of shape (n, n_classes) or None
-        One-hot labels, zero where there is no label. None where labels have no part in
-        the loss.
+        One-hot labels, zero for rows without one; None where labels are not in the
+        loss.
     weight : Tensor of shape (n,) or None
         Row weights; None where all are equal.
     """
@@ -35,7 +35,7 @@ class TrainingTensors:
     weight: Tensor | None = None
 
     def select(self, index: Tensor) -> "TrainingTensors":
-        """Copy some of the rows."""
+        """Return a copy of some of the rows."""
         labels, weight = self.label_targets, self.weight
         return TrainingTensors(
             self.X.index_select(0, index),
@@ -48,12 +48,12 @@ class TrainingTensors:
 def as_tensor(
     array: Any, device: torch.device | None = None, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """Give an array as a tensor, which shares its memory where it can."""
+    """Return an array as a tensor that shares its memory where possible."""
     if isinstance(array, Tensor):
         return array.detach().to(device=device, dtype=dtype)
     array = np.asarray(array)
     if not array.dtype.isnative or any(stride < 0 for stride in array.strides):
-        # A single row of negative stride counts as contiguous: only a copy mends it.
+        # A single row of negative stride counts as contiguous: only a copy fixes it.
         array = array.astype(array.dtype.newbyteorder("="), order="C")
     if not array.flags.writeable:
         array = np.asarray(_Writable(array))
@@ -61,10 +61,10 @@ def as_tensor(
 
 
 class _Writable:
-    """The memory of a read-only array, of which torch would warn.
+    """The memory of a read-only array, shown as writable so that torch does not warn.
 
-    Nothing writes to the tensor. The warning is not filtered, since all threads share
-    the filters of warnings.
+    Nothing writes to the tensor. The filters of warnings are shared by all threads, so
+    the warning is not filtered.
     """
 
     def __init__(self, array: np.ndarray) -> None:
@@ -83,7 +83,7 @@ def make_training_tensors(
     device: torch.device,
     dtype: torch.dtype,
 ) -> TrainingTensors:
-    """Put arrays on a device, X in `dtype`; what is None stays None."""
+    """Return arrays as tensors on a device, X in `dtype`; None stays None."""
     number = dtype if dtype.is_floating_point else torch.float32
     return TrainingTensors(
         as_tensor(X, device, dtype),
@@ -94,10 +94,10 @@ def make_training_tensors(
 
 
 def shuffled_batches(rows: Tensor, batch_size: int) -> list[Tensor]:
-    """Split row indices, in an order drawn from torch's generator, into batches.
+    """Shuffle row indices by torch's generator, and split them into batches.
 
-    A last batch of one row, in which batch normalisation has nothing to normalise,
-    joins the one before.
+    A last batch of one row, which batch normalisation cannot take, joins the one
+    before.
     """
     order = torch.randperm(len(rows)).to(rows.device, non_blocking=True)
     batches = list(rows.index_select(0, order).split(batch_size))
@@ -109,10 +109,10 @@ def shuffled_batches(rows: Tensor, batch_size: int) -> list[Tensor]:
 def batched_outputs(
     module: nn.Module, X: Tensor, batch_size: int, dtype: torch.dtype
 ) -> Iterator[Tensor]:
-    """Yield what a module makes of the rows, in order, for evaluation, and in `dtype`.
+    """Yield the outputs of a module in evaluation mode, batch by batch, in `dtype`.
 
-    Where this is for integers they are in single precision. X may have another dtype
-    and lie elsewhere than the module: batches are converted.
+    They are in single precision where `dtype` is for integers. X may have another dtype
+    and be on another device than the module: batches are converted.
     """
     parameter = next(module.parameters(), X)
     number = dtype if dtype.is_floating_point else torch.float32
@@ -120,7 +120,7 @@ def batched_outputs(
     module.eval()
     with torch.inference_mode():
         for batch in X.split(step):
-            # A module may work in place; X may be the caller's own memory.
-            own = batch.to(device=parameter.device, dtype=dtype, copy=True)
+            # A module may work in place, and X may be the caller's own memory.
+            inputs = batch.to(device=parameter.device, dtype=dtype, copy=True)
             # It may also compute in a precision of its own.
-            yield module(own).to(number)
+            yield module(inputs).to(number)

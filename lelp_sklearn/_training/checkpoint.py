@@ -1,7 +1,8 @@
-"""Files from which an interrupted training goes on."""
+"""Files from which an interrupted training continues."""
 
 import hashlib
 import io
+import numbers
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,25 +14,25 @@ from typing import Any
 import torch
 
 from lelp_sklearn._files import locked, new_file, remove_leftovers
-from lelp_sklearn._training import checkpoint_validation as validation
-from lelp_sklearn._training.checkpoint_validation import SUFFIX
 
+SUFFIX = ".ckpt"
 _HEADER = b"lelp_sklearn checkpoint 1\n"
-_DIGEST_BYTES = hashlib.sha256().digest_size
+_N_SIGNED_BYTES = len(_HEADER) + hashlib.sha256().digest_size
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A file that holds how far one fit has come.
+    """A file that holds the state of one fit.
 
     Parameters
     ----------
     path : Path
-        It is replaced as a whole, so that it is complete whenever the end comes.
+        It is replaced as a whole, so that it is complete whenever the process ends.
     identity : dict of str
-        All that the result hangs on, by name: a file of another one is refused.
+        Hashes of all that the result depends on, by name. The file of a fit with
+        another identity is refused.
     interval : int
-        Epochs between two writings.
+        Number of epochs between two writes.
     """
 
     path: Path
@@ -43,34 +44,50 @@ class Checkpoint:
         if not self.path.exists():
             return None
         content = self.path.read_bytes()
-        start = len(_HEADER) + _DIGEST_BYTES
-        header, digest, body = content[: len(_HEADER)], content[:start], content[start:]
-        if header != _HEADER or digest != _signed(body):
-            raise validation.damaged_checkpoint(self.path)
+        body = content[_N_SIGNED_BYTES:]
+        if content[:_N_SIGNED_BYTES] != _sign(body):
+            raise ValueError(
+                f"checkpoint={str(self.path)!r} is damaged or no checkpoint: delete it "
+                "to begin anew."
+            )
         saved = torch.load(io.BytesIO(body), map_location=device, weights_only=True)
-        validation.check_same_run(self.path, saved["identity"], self.identity)
+        changed = [
+            name
+            for name, digest in self.identity.items()
+            if saved["identity"].get(name) != digest
+        ]
+        if changed:
+            raise ValueError(
+                f"checkpoint={str(self.path)!r} is of a fit with another "
+                f"{', '.join(changed)}: set these as they were, delete the file to "
+                "begin anew, or name a folder, in which each fit has a file of its own."
+            )
         state: dict[str, Any] = saved["state"]
         return state
 
     def check(self, state: Mapping[str, Any]) -> None:
-        """Raise, before work starts, unless a state could be read again."""
+        """Raise, before work starts, unless a state can be read again."""
         buffer = io.BytesIO()
         try:
             torch.save(dict(state), buffer)
             buffer.seek(0)
             torch.load(buffer, weights_only=True)
-        # A module may add to its state whatever it likes, and that fail in any way.
+        # What a module adds to its state may fail in any way.
         except Exception as reason:
-            raise validation.unreadable_state(self.path) from reason
+            raise ValueError(
+                f"checkpoint={str(self.path)!r} cannot hold the state of module or "
+                "optimizer: what they add to it (get_extra_state) must be tensors, "
+                "numbers, strings, and lists and dicts of these; or set "
+                "checkpoint=None."
+            ) from reason
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Put a state in the place of the one before."""
+        """Replace the state in the file."""
         buffer = io.BytesIO()
-        saved = {"identity": dict(self.identity), "state": dict(state)}
-        torch.save(saved, buffer)
-        head, body = _signed(buffer.getbuffer()), buffer.getbuffer()
-        with new_file(self.path, len(head) + len(body), "checkpoint") as file:
-            file.write(head)
+        torch.save({"identity": dict(self.identity), "state": dict(state)}, buffer)
+        body = buffer.getbuffer()
+        with new_file(self.path, _N_SIGNED_BYTES + len(body), "checkpoint") as file:
+            file.write(_sign(body))
             file.write(body)
 
 
@@ -78,35 +95,76 @@ class Checkpoint:
 def open_checkpoint(
     path: str | os.PathLike[str], identity: Mapping[str, str], interval: int
 ) -> Iterator[Checkpoint]:
-    """Give the checkpoint of a fit, which no other fit uses meanwhile.
+    """Yield the checkpoint of a fit, which no other fit uses meanwhile.
 
-    A path that ends in ``.ckpt`` is the file itself. Any other is a folder, in which
-    each fit has a file named after its identity; of equal fits that run at the same
-    time each has one of its own.
+    A path that ends in ``.ckpt`` is the file itself. Any other path is a folder, in
+    which each fit has a file named after its identity; equal fits that run at the same
+    time have a file each.
 
     Raises
     ------
     ValueError
-        If the path cannot be written to, or the file is another running fit's.
+        If the path cannot be written to, or another running fit uses the file.
     """
     target = Path(path)
-    validation.check_path(target)
+    check_path(target)
     if target.suffix == SUFFIX:
-        with locked(target) as is_ours:
-            validation.check_unused(target, is_ours)
-            remove_leftovers(target)
-            yield Checkpoint(target, identity, interval)
-        return
-    target.mkdir(parents=True, exist_ok=True)
-    name = hashlib.sha256(repr(sorted(identity.items())).encode()).hexdigest()[:20]
-    for number in count():
-        file = target / f"{name}{f'-{number}' if number else ''}{SUFFIX}"
+        candidates = iter([target])
+    else:
+        target.mkdir(parents=True, exist_ok=True)
+        key = hashlib.sha256(repr(sorted(identity.items())).encode()).hexdigest()[:20]
+        candidates = (
+            target / f"{key}{f'-{number}' if number else ''}{SUFFIX}"
+            for number in count()
+        )
+    for file in candidates:
         with locked(file) as is_ours:
             if is_ours:
                 remove_leftovers(file)
                 yield Checkpoint(file, identity, interval)
                 return
+    raise ValueError(
+        f"checkpoint={str(target)!r} is in use by another fit: give each a file of its "
+        "own, or name a folder, in which each fit has one."
+    )
 
 
-def _signed(body: Any) -> bytes:
+def check_resumable(checkpoint: Any, random_state: Any) -> None:
+    """Raise where a fit that continues would draw other random numbers."""
+    if checkpoint is not None and not isinstance(random_state, numbers.Integral):
+        raise ValueError(
+            f"checkpoint={str(checkpoint)!r} needs an integer random_state, found "
+            f"{random_state!r}: a fit can only go on if it draws the same again."
+        )
+
+
+def check_path(path: str | os.PathLike[str]) -> None:
+    """Raise unless a checkpoint can be written to a file or into a folder.
+
+    A path with the suffix is a file in an existing folder. Any other path is a folder,
+    which need not exist yet.
+    """
+    target = Path(path)
+    is_file = target.suffix == SUFFIX
+    if is_file and target.is_dir():
+        raise ValueError(
+            f"checkpoint={str(target)!r} ends in {SUFFIX!r}, which names a file, and "
+            f"is a folder: name a file in it, or a folder without {SUFFIX!r}."
+        )
+    folder = target.parent if is_file else target
+    while not is_file and not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise ValueError(
+            f"checkpoint={str(target)!r}: {str(folder)!r} is no folder; name a file "
+            f"that ends in {SUFFIX!r} in an existing folder, or a folder."
+        )
+    if not os.access(folder, os.W_OK):
+        raise ValueError(
+            f"checkpoint={str(target)!r}: the folder {str(folder)!r} is not writable."
+        )
+
+
+def _sign(body: bytes | memoryview) -> bytes:
+    """Return the header and the digest of a file."""
     return _HEADER + hashlib.sha256(body).digest()

@@ -76,9 +76,7 @@ def _is_own(obj: Any, package: str, method: str, hooks: tuple[str, ...]) -> bool
 
 def _reads_device(layer: nn.Module) -> bool:
     """Return whether a layer asks the device for a number, which no graph can do."""
-    # Batch normalisation without momentum counts batches; embeddings with
-    # `max_norm` look
-    # for the vectors to shorten.
+    # To count batches, or to find the vectors that are too long.
     return (
         getattr(layer, "momentum", 0.0) is None
         or getattr(layer, "max_norm", None) is not None

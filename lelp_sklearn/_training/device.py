@@ -1,4 +1,4 @@
-"""Where training runs, in which precision, and from which random state."""
+"""The device of training, the dtype of inputs, and torch's random state."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from threadpoolctl import ThreadpoolController
 
-from lelp_sklearn import _training_validation as validation
 from lelp_sklearn._locks import ForkSafeLock, at_fork
 from lelp_sklearn._training.inputs import dtype_name, is_integer
 
@@ -26,7 +25,7 @@ torch_lock = ForkSafeLock()
 def _end_openmp_threads() -> None:
     """End the OpenMP threads of the calling thread; its next product starts new ones.
 
-    The child of a fork has none of them, but GNU's OpenMP would wait for them there.
+    A forked child has none of them, but GNU's OpenMP would wait for them there.
     """
     soft = 1
     for library in _openmp_libraries():
@@ -35,8 +34,8 @@ def _end_openmp_threads() -> None:
 
 @cache
 def _openmp_libraries() -> list[Any]:
-    found = ThreadpoolController().select(prefix="libgomp").lib_controllers
-    return [each.dynlib for each in found]
+    libraries = ThreadpoolController().select(prefix="libgomp").lib_controllers
+    return [library.dynlib for library in libraries]
 
 
 at_fork(before=_end_openmp_threads)
@@ -45,10 +44,10 @@ at_fork(before=_end_openmp_threads)
 def resolve_device(
     requested: str | torch.device, X: Any, index: int | None = None
 ) -> torch.device:
-    """Give the device to train on.
+    """Return the device to train on.
 
     "auto" is the accelerator that holds X, else the first one available, else the CPU.
-    `index` is the number of this process among several that share a machine's.
+    `index` is the number of this process among several that share a machine.
     """
     if requested == "auto":
         if isinstance(X, torch.Tensor) and X.device.type != "cpu":
@@ -56,15 +55,18 @@ def resolve_device(
         available = (n for n in _ACCELERATORS if getattr(torch, n).is_available())
         requested = next(available, "cpu")
     if index is not None and requested in ("cuda", "xpu"):
-        requested = (
-            f"{requested}:{index % getattr(torch, str(requested)).device_count()}"
-        )
+        n_devices = getattr(torch, str(requested)).device_count()
+        requested = f"{requested}:{index % n_devices}"
     try:
         # A device may be well named and still not be there.
         return torch.empty(0, device=requested).device
     # What torch raises here depends on the device and on how torch was built.
     except (RuntimeError, AssertionError, NotImplementedError) as reason:
-        raise validation.unusable_device(requested, reason) from reason
+        first_line = str(reason).splitlines()[0]
+        raise ValueError(
+            f"device={str(requested)!r} cannot be used ({first_line}): use 'auto', "
+            "'cpu' or a device that torch finds here."
+        ) from reason
 
 
 def input_dtype(
@@ -74,11 +76,11 @@ def input_dtype(
     integers_are_token_ids: bool,
     precision: str = "auto",
 ) -> Dtype:
-    """Give the dtype in which a module takes the rows of an array or a tensor.
+    """Return the dtype in which a module takes the rows of an array or a tensor.
 
     On the CPU float64 stays where the precision is "auto", so that training is as
-    precise as the data; all else is float32. Integers are codes, such as those of
-    tokens, or numbers.
+    precise as the data; all else is float32. Integers are ids, such as those of tokens,
+    or numbers.
     """
     if integers_are_token_ids and is_integer(X):
         return torch.int64
@@ -87,14 +89,14 @@ def input_dtype(
 
 
 def derive_seed(seed: int, *path: int) -> int:
-    """Give a seed of its own to each path of whole numbers, such as an epoch."""
+    """Return a different seed for each path of integers, such as an epoch."""
     state = np.random.SeedSequence((seed, *path)).generate_state(1, np.uint64)
     return int(state[0] >> 1)
 
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Let torch draw from `seed` on; after the block its generators are as before.
+    """Seed torch's generators for the block, and restore them after it.
 
     Blocks of other threads wait, so that what each draws depends on its seed alone.
     """
@@ -108,9 +110,9 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def warm_up_backward(device: torch.device) -> None:
-    """Let the thread that finds gradients take up a GPU.
+    """Initialise a GPU in torch's thread of the backward pass.
 
-    Otherwise torch warns where a product is the first thing that it has to do.
+    torch warns where a matrix product is the first operation of that thread.
     """
     if device.type == "cuda":
         with torch.enable_grad():
@@ -119,10 +121,10 @@ def warm_up_backward(device: torch.device) -> None:
 
 @contextmanager
 def denormals_are_zero() -> Iterator[None]:
-    """Let this thread take numbers below the least normal one for zero.
+    """Flush denormal numbers of this thread to zero in the block.
 
-    Processors are slow with them, and the running averages of an optimizer for what
-    long has had no gradient, such as a rare word, decay to them.
+    Processors are slow with them. An optimizer's running averages decay to them where
+    gradients have long been zero, as for a rare word.
     """
     smallest = sys.float_info.min
     before = smallest / 2 == 0

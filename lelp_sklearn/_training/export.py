@@ -1,47 +1,53 @@
-"""A student by itself: a torch module of class probabilities, and an ONNX file."""
+"""Export of a student: a torch module of class probabilities, and an ONNX file."""
 
 import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from os import PathLike
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from lelp_sklearn._files import new_file
+from lelp_sklearn._files import check_writable, new_file
 from lelp_sklearn._locks import copied
-from lelp_sklearn._training import export_validation as validation
 from lelp_sklearn._training.device import torch_lock
 
 # Below this temperature the mass of a class can vanish in single precision although
 # its probability, a power of the mass, does not.
 _LOWEST_TEMPERATURE_OF_MASSES = 0.25
 
+# The largest file that protobuf, the format of ONNX files, can hold.
+_LARGEST_FILE = 2**31 - 1
+# Characters of torch's error that a message of ours repeats.
+_LONGEST_CAUSE = 200
+
 _LOGGERS = ("torch", "onnxscript", "onnx_ir")
 
 
 class ClassProbabilities(nn.Module):
-    r"""A module followed by the sum over the subclasses of each class.
+    r"""A module followed by the class probabilities of its outputs.
 
     Its output is the softmax of the class logits
     :math:`A_c = \tau \log \sum_s \exp(a_{c,s} / \tau)`. With the mass
-    :math:`m_c = \sum_s \mathrm{softmax}(a / \tau)_{c,s}` of a class that is m itself
-    at :math:`\tau = 1` and else the softmax of :math:`\tau \log m`, which needs fewer
-    and cheaper operations: for a single row their number is what counts.
+    :math:`m_c = \sum_s \mathrm{softmax}(a / \tau)_{c,s}` of a class it is m itself at
+    :math:`\tau = 1`, else the softmax of :math:`\tau \log m`. That needs fewer and
+    cheaper operations, which is what counts for a single row.
 
     Parameters
     ----------
     net : torch.nn.Module
-        Makes the logits a.
+        Returns the logits a.
     n_classes, n_subclasses : int
-        Their numbers C and S.
+        The numbers C and S.
     temperature : float
         The temperature τ.
     """
 
-    fold: Tensor
+    class_indicator: Tensor
 
     def __init__(
         self, net: nn.Module, n_classes: int, n_subclasses: int, temperature: float
@@ -50,42 +56,43 @@ class ClassProbabilities(nn.Module):
         self.net = net
         self.shape = (n_classes, n_subclasses)
         self.temperature = temperature
-        # The last layer makes the logits, of its own precision.
-        numbers = [p.dtype for p in net.parameters() if p.is_floating_point()]
-        fold = torch.eye(n_classes, dtype=numbers[-1] if numbers else None)
-        fold = fold.repeat_interleave(n_subclasses, dim=0)
-        self.register_buffer("fold", fold, persistent=False)
+        # The last layer returns the logits, in its own precision.
+        dtypes = [p.dtype for p in net.parameters() if p.is_floating_point()]
+        indicator = torch.eye(n_classes, dtype=dtypes[-1] if dtypes else None)
+        indicator = indicator.repeat_interleave(n_subclasses, dim=0)
+        self.register_buffer("class_indicator", indicator, persistent=False)
 
     def forward(self, X: Tensor) -> Tensor:
-        """Give the class probabilities (n, C) of rows."""
+        """Return the class probabilities (n, C) of rows."""
         # A module may compute in a precision of its own.
-        logits: Tensor = self.net(X).to(self.fold.dtype)
+        logits: Tensor = self.net(X).to(self.class_indicator.dtype)
         if self.shape[1] == 1:
             return logits.softmax(1)
         if self.temperature == 1:
-            return logits.softmax(1) @ self.fold
+            return logits.softmax(1) @ self.class_indicator
         if self.temperature < _LOWEST_TEMPERATURE_OF_MASSES:
-            return self.of_class_logits(logits)
-        masses = (logits * (1 / self.temperature)).softmax(1) @ self.fold
+            return self.from_class_logits(logits)
+        masses = (logits * (1 / self.temperature)).softmax(1) @ self.class_indicator
         return masses.log_().mul_(self.temperature).softmax(1)
 
-    def of_class_logits(self, logits: Tensor) -> Tensor:
-        """Follow the formula to the letter."""
+    def from_class_logits(self, logits: Tensor) -> Tensor:
+        """Compute the class probabilities from the class logits."""
         scaled: Tensor = logits.unflatten(1, self.shape) / self.temperature
         return (self.temperature * scaled.logsumexp(2)).softmax(1)
 
 
 class _Exported(ClassProbabilities):
-    """The same of operations that are small and fast in ONNX.
+    """The same with operations that are small and fast in ONNX.
 
-    There is no matrix of zeros and ones, which the file would hold, and no loop over
-    the rows, which is what torch makes of an embedding bag. Recurrent layers get one
-    row more, which is cut off at the end: onnxruntime aborts the process where they
-    have none.
+    It has no matrix of zeros and ones, which the file would hold, and no loop over the
+    rows, which torch makes of an embedding bag. Recurrent layers get one row more,
+    which is cut off at the end: onnxruntime aborts the process where they have none.
     """
 
-    def __init__(self, net: nn.Module, *form: Any) -> None:
-        super().__init__(net, *form)
+    def __init__(
+        self, net: nn.Module, n_classes: int, n_subclasses: int, temperature: float
+    ) -> None:
+        super().__init__(net, n_classes, n_subclasses, temperature)
         self.adds_row = any(isinstance(m, nn.RNNBase) for m in net.modules())
         for module in net.modules():
             if type(module) is nn.EmbeddingBag:
@@ -94,10 +101,12 @@ class _Exported(ClassProbabilities):
     def forward(self, X: Tensor) -> Tensor:
         if self.adds_row:
             X = torch.cat([X, X.new_zeros(1, *X.shape[1:])])
-        logits: Tensor = self.net(X).to(self.fold.dtype)
+        logits: Tensor = self.net(X).to(self.class_indicator.dtype)
         if self.adds_row:
             logits = logits[:-1]
-        return logits.softmax(1) if self.shape[1] == 1 else self.of_class_logits(logits)
+        if self.shape[1] == 1:
+            return logits.softmax(1)
+        return self.from_class_logits(logits)
 
 
 class _GatheredBag(nn.EmbeddingBag):
@@ -109,7 +118,7 @@ class _GatheredBag(nn.EmbeddingBag):
         offsets: Tensor | None = None,
         per_sample_weights: Tensor | None = None,
     ) -> Tensor:
-        """Give the sum, mean or maximum (n, d) over the ids (n, t) of each row."""
+        """Return the sum, mean or maximum (n, d) over the ids (n, t) of each row."""
         if input.dim() != 2 or per_sample_weights is not None or self.max_norm:
             bags: Tensor = super().forward(input, offsets, per_sample_weights)
             return bags
@@ -129,11 +138,12 @@ class _GatheredBag(nn.EmbeddingBag):
 def class_probabilities(
     net: nn.Module, n_classes: int, n_subclasses: int, temperature: float
 ) -> ClassProbabilities:
-    """Give a module of class probabilities that shares nothing with `net`.
+    """Return a module of class probabilities that shares nothing with `net`.
 
     It is on the CPU, in evaluation mode, and no parameter requires a gradient.
     """
-    return _detached(ClassProbabilities, net, n_classes, n_subclasses, temperature)
+    module = ClassProbabilities(copied(net).cpu(), n_classes, n_subclasses, temperature)
+    return module.eval().requires_grad_(False)
 
 
 def export_onnx(
@@ -142,41 +152,59 @@ def export_onnx(
     n_subclasses: int,
     temperature: float,
     rows: Tensor,
-    path: Path,
+    path: str | PathLike[str],
 ) -> None:
     """Write class probabilities as an ONNX file in single precision.
 
-    Its input ``X``, of rows like `rows` in shape and kind, and its output
+    Its input ``X``, with the shape and kind of `rows`, and its output
     ``probabilities`` have any number of rows.
 
     Raises
     ------
+    TypeError
+        If `path` is not the name of a file.
     ImportError
         If onnx or onnxscript is not installed.
     ValueError
         If the file cannot be written or would be too large, or if torch cannot export
         the module.
     """
-    n_numbers = sum(tensor.numel() for tensor in net.state_dict().values())
-    validation.check_onnx_path(path, 4 * n_numbers)
+    if not isinstance(path, str | PathLike):
+        raise TypeError(
+            f"path must be the name of a file, a str or a path-like object; got "
+            f"{type(path).__name__}."
+        )
+    target = Path(path)
+    n_bytes = 4 * sum(tensor.numel() for tensor in net.state_dict().values())
+    check_writable(target, n_bytes, "path", ".onnx")
+    if n_bytes > _LARGEST_FILE:
+        raise ValueError(
+            f"The student has {n_bytes:,} bytes of weights in single precision and one "
+            f"ONNX file holds at most {_LARGEST_FILE:,}; use to_module instead."
+        )
     with torch_lock.held(), _quiet():
-        validation.check_onnx_is_installed()
-        module = _detached(_Exported, net, n_classes, n_subclasses, temperature).float()
+        _check_onnx_is_installed()
+        module = _Exported(copied(net).cpu(), n_classes, n_subclasses, temperature)
+        module = module.eval().requires_grad_(False).float()
         content = _onnx_bytes(
             module, rows.float() if rows.is_floating_point() else rows
         )
-    with new_file(path, len(content), "path") as file:
+    with new_file(target, len(content), "path") as file:
         file.write(content)
 
 
-def _detached(
-    kind: type[ClassProbabilities], net: nn.Module, *form: Any
-) -> ClassProbabilities:
-    module = kind(copied(net).cpu(), *form)
-    return module.eval().requires_grad_(False)
+def _check_onnx_is_installed() -> None:
+    for name in ("onnx", "onnxscript"):
+        try:
+            import_module(name)
+        except ImportError as reason:
+            raise ImportError(
+                f"to_onnx needs {name}, which the extra 'onnx' brings: "
+                "python -m pip install 'lelp-sklearn[onnx]'"
+            ) from reason
 
 
-def _onnx_bytes(module: nn.Module, rows: Tensor) -> bytes:
+def _onnx_bytes(module: _Exported, rows: Tensor) -> bytes:
     # Captured here, because older exporters go on to trace a module that depends on
     # values, and write what it did for one batch.
     any_number = ({0: torch.export.Dim("n_samples")},)
@@ -194,8 +222,16 @@ def _onnx_bytes(module: nn.Module, rows: Tensor) -> bytes:
         )
     # A user's module may fail in any way, and the exporter with it.
     except Exception as reason:
-        raise validation.cannot_be_exported(
-            type(module.net).__name__, reason
+        cause = reason
+        while isinstance(cause.__cause__, Exception):
+            cause = cause.__cause__
+        first_line = str(cause).strip().partition("\n")[0]
+        raise ValueError(
+            f"module ({type(module.net).__name__}) cannot be exported to ONNX with any "
+            f"number of rows: {type(cause).__name__}, {first_line[:_LONGEST_CAUSE]} "
+            "(torch's own error is the cause of this one). Mind operations that have "
+            "no counterpart in ONNX, and Python code that depends on the number of "
+            "rows or on values. to_module needs no export."
         ) from reason
     # Nothing is returned only by the older exporter, which is not asked for.
     model = program.model_proto  # type: ignore[union-attr]
@@ -205,7 +241,7 @@ def _onnx_bytes(module: nn.Module, rows: Tensor) -> bytes:
 
 
 def _strip(message: Any) -> None:
-    """Remove what says where and by which lines of code a file was made."""
+    """Remove the paths and lines of code from which a file was made."""
     for field, value in message.ListFields():
         if field.name in ("doc_string", "metadata_props"):
             message.ClearField(field.name)
@@ -216,10 +252,11 @@ def _strip(message: Any) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Ignore what the exporter says of its own progress and libraries.
+    """Ignore what the exporter logs and warns of its own progress and libraries.
 
     `warnings.catch_warnings` of another thread may begin or end meanwhile. So the
-    filter goes into the list of filters by hand, and out of each list that has it.
+    filter is added to the list of filters by hand, and removed from each list that has
+    it.
     """
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]

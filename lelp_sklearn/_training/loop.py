@@ -1,111 +1,74 @@
-"""Epochs and steps of training on subclass targets."""
+"""Training: steps, epochs, and what ends them."""
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
-from lelp_sklearn import _training_validation as validation
 from lelp_sklearn._training.batches import (
     TrainingTensors,
     batched_outputs,
     shuffled_batches,
 )
-from lelp_sklearn._training.cuda_graphs import (
-    GraphedSteps,
-    Step,
-    can_capture,
-)
+from lelp_sklearn._training.checkpoint import Checkpoint
+from lelp_sklearn._training.cuda_graphs import GraphedSteps, Step, can_capture
 from lelp_sklearn._training.device import (
     denormals_are_zero,
     derive_seed,
     seeded,
     torch_lock,
 )
+from lelp_sklearn._training.early_stopping import EarlyStopping, copy_tensors
 from lelp_sklearn._training.objective import Objective
+from lelp_sklearn._training.optimizer import Optimizer
 from lelp_sklearn._training.precision import Precision
 from lelp_sklearn._training.process_group import Ranks
-from lelp_sklearn._training.schedules import Schedule
+from lelp_sklearn._training.schedules import Schedule, check_schedule_value
 
-Optimizer = torch.optim.Optimizer
-
-
-def make_optimizer(
-    optimizer: str | Callable[..., Optimizer],
-    module: nn.Module,
-    learning_rate: float,
-    weight_decay: float,
-) -> Optimizer:
-    """Give the optimizer of a module's trainable parameters."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    validation.check_trainable(len(parameters))
-    with torch_lock.held():
-        if callable(optimizer):
-            made = optimizer(parameters, lr=learning_rate, weight_decay=weight_decay)
-            _check_optimizer(made)
-            return made
-        return torch.optim.AdamW(
-            parameters,
-            lr=learning_rate,
-            weight_decay=weight_decay,
-            fused=all(p.is_floating_point() for p in parameters),
-        )
-
-
-def try_optimizer(
-    optimizer: str | Callable[..., Optimizer], learning_rate: float, weight_decay: float
-) -> None:
-    """Raise, before work starts, where a callable is seen to make no usable optimizer.
-
-    It is called for one parameter of no module.
-    """
-    if not callable(optimizer):
-        return
-    if isinstance(optimizer, type) and issubclass(optimizer, Optimizer):
-        validation.check_step(optimizer)
-    validation.check_optimizer_arguments(optimizer)
-    try:
-        parameters = [nn.Parameter(torch.zeros(1, 1))]
-        with torch_lock.held():
-            made = optimizer(parameters, lr=learning_rate, weight_decay=weight_decay)
-    except TypeError as reason:
-        raise validation.failing_optimizer(optimizer, reason) from reason
-    # It may count on the parameters of the module.
-    except Exception:
-        return
-    _check_optimizer(made)
-
-
-def _check_optimizer(made: Any) -> None:
-    validation.check_optimizer(isinstance(made, Optimizer), made)
-    validation.check_step(type(made))
-
-
-def continue_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Give a new optimizer the state of a former one, but for what it was made with.
-
-    Learning rates and weight decays stay its own. Where the parameters are others, as
-    after some were frozen, it starts again.
-    """
-    groups = optimizer.param_groups
-    former = state["param_groups"]
-    if [len(g["params"]) for g in groups] != [len(g["params"]) for g in former]:
-        return
-    for group, own in zip(former, groups, strict=True):
-        for name in ("lr", "initial_lr", "weight_decay"):
-            group.pop(name, None)
-            if name in own:
-                group[name] = own[name]
-    optimizer.load_state_dict(state)
+# Called before an epoch; returns a function to call after it, whose true result ends
+# the training.
+BeginEpoch = Callable[[], Callable[[], bool]]
 
 
 @dataclass(frozen=True)
-class Validation:
+class Curves:
+    """The results of the complete epochs; the lists never change.
+
+    Parameters
+    ----------
+    loss : list of float
+        Mean losses.
+    scores : list of float or None
+        Validation scores, NaN for epochs without one; None where no epoch has one.
+    """
+
+    loss: list[float] = field(default_factory=list)
+    scores: list[float] | None = None
+
+    def describe_epoch(self, last: int, seconds: float, remaining: float) -> str:
+        """Return a line on the newest of `last` epochs, with times in seconds."""
+        line = f"Epoch {len(self.loss)}/{last}: loss {self.loss[-1]:.6f}"
+        if self.scores and not math.isnan(self.scores[-1]):
+            line += f", validation score {self.scores[-1]:.6f}"
+        return f"{line}, {seconds:.2f} s, {remaining:.0f} s left"
+
+    def extended(self, loss: list[float], scores: list[float] | None) -> "Curves":
+        """Return the curves with further epochs, whose `scores` may be None."""
+        if self.scores is None and scores is None:
+            return Curves(self.loss + loss)
+        before = [math.nan] * len(self.loss) if self.scores is None else self.scores
+        after = [math.nan] * len(loss) if scores is None else scores
+        return Curves(self.loss + loss, before + after)
+
+
+@dataclass(frozen=True)
+class ValidationData:
     """Rows that are held out, and the temperature of their class targets."""
 
     rows: TrainingTensors
@@ -119,21 +82,21 @@ class Trainer:
     Parameters
     ----------
     module, optimizer, objective
-        What is trained, how, and on what loss.
+        The module, its optimizer and its loss.
     rows : TrainingTensors
         All rows, on the training device.
-    used : Tensor of shape (n_used,)
+    train_index : Tensor of shape (n_train,)
         Indices of the rows to train on.
     subclass_weight, learning_rate : callable
         Functions of progress; None is a constant learning rate.
     max_epochs, batch_size : int
-        Number of epochs over which progress goes from 0 to 1; rows a step.
+        Number of epochs over which progress goes from 0 to 1; rows of a step.
     max_grad_norm : float or None
         Norm to which gradients are clipped.
     augment : callable or None
         Changes the inputs of a batch.
     precision : Precision
-        How a step multiplies.
+        The precision of a step.
     ranks : Ranks
         The processes that share each batch; all have the same rows.
     seed : int
@@ -144,7 +107,7 @@ class Trainer:
     optimizer: Optimizer
     objective: Objective
     rows: TrainingTensors
-    used: Tensor
+    train_index: Tensor
     subclass_weight: Schedule
     learning_rate: Schedule | None
     max_epochs: int
@@ -155,14 +118,14 @@ class Trainer:
     ranks: Ranks
     seed: int
 
-    def run_epoch(self, number: int, done: int) -> float:
-        """Train for one epoch and give its mean loss.
+    def run_epoch(self, number: int, n_before: int) -> float:
+        """Train for one epoch and return its mean loss.
 
         Parameters
         ----------
         number : int
-            Number of the epoch, which fixes what is drawn at random.
-        done : int
+            Number of the epoch, which fixes its random numbers.
+        n_before : int
             Number of epochs by which training has progressed.
 
         Raises
@@ -170,115 +133,122 @@ class Trainer:
         FloatingPointError
             If the loss of a step was not finite, or the weights after the last.
         ValueError
-            If a schedule gives what is no finite number, or negative.
+            If a schedule returns a number that is negative or not finite.
         """
         device = self.rows.X.device
         self.module.train()
-        losses, masses, rates = [], [], []
+        losses, batch_weights, rates = [], [], []
         base_rates = self._base_learning_rates()
         with denormals_are_zero(), torch.enable_grad(), ExitStack() as contexts:
             contexts.enter_context(seeded(derive_seed(self.seed, number), device))
-            batches = shuffled_batches(self.used, self.batch_size)
+            batches = shuffled_batches(self.train_index, self.batch_size)
             if self.ranks.size > 1:
-                # All shuffle alike, and each draws its own for its part of a batch.
-                own = derive_seed(self.seed, number, self.ranks.rank)
-                contexts.enter_context(seeded(own, device))
+                # All shuffle alike; each draws its own numbers for its part of a batch.
+                rank_seed = derive_seed(self.seed, number, self.ranks.rank)
+                contexts.enter_context(seeded(rank_seed, device))
             take_step = contexts.enter_context(self._steps())
             for step, index in enumerate(batches):
-                progress = min((done + step / len(batches)) / self.max_epochs, 1.0)
+                progress = min((n_before + step / len(batches)) / self.max_epochs, 1.0)
                 at = number, step
                 rates.append(self._set_learning_rates(base_rates, progress, at))
                 weight = self.subclass_weight(progress)
-                validation.check_schedule_value(weight, "subclass_weight", progress, at)
-                loss, mass = take_step(index, weight)
+                check_schedule_value(weight, "subclass_weight", progress, at)
+                loss, batch_weight = take_step(index, weight)
                 losses.append(loss)
-                masses.append(mass)
-        # The one time in an epoch at which the host waits for the device.
+                batch_weights.append(batch_weight)
+        # The only time in an epoch at which the host waits for the device.
         total = self.ranks.sum(torch.stack(losses))
         finite = self._weights_finite().to(total.dtype).view(1)
-        *by_step, weights_finite = torch.cat([total, finite]).tolist()
-        validation.check_losses(by_step, rates, number)
-        validation.check_weights(bool(weights_finite), rates[-1], number)
-        return _weighted_mean(by_step, masses)
+        *step_losses, weights_finite = torch.cat([total, finite]).tolist()
+        _check_finite(step_losses, bool(weights_finite), rates, number)
+        return _weighted_mean(step_losses, batch_weights)
 
-    def score(self, held_out: Validation) -> float:
-        r"""Give the negative cross-entropy to the class targets: larger is better.
+    def score(self, validation_data: ValidationData) -> float:
+        r"""Return the negative cross-entropy to the class targets: larger is better.
 
         .. math::
 
             \sum_i w_i \sum_c p_{i,c} \log \mathrm{softmax}_c(A_i / \tau)
             \, / \sum_i w_i
         """
-        rows = held_out.rows
-        made = batched_outputs(self.module, rows.X, self.batch_size, rows.X.dtype)
-        A = torch.cat([self.objective.class_logits(logits) for logits in made])
+        rows = validation_data.rows
+        outputs = batched_outputs(self.module, rows.X, self.batch_size, rows.X.dtype)
+        A = torch.cat([self.objective.class_logits(logits) for logits in outputs])
         class_targets = rows.soft_targets.reshape(*A.shape, -1).sum(dim=2)
-        scores = (class_targets * log_softmax(A / held_out.temperature, 1)).sum(dim=1)
+        log_p = log_softmax(A / validation_data.temperature, 1)
+        scores = (class_targets * log_p).sum(dim=1)
         if rows.weight is None:
             return float(scores.mean())
         return float(torch.dot(scores, rows.weight) / rows.weight.sum())
 
+    def release_graphs(self) -> None:
+        """Free the captured steps, while no other thread captures."""
+        if self._graphed_steps is not None:
+            with torch_lock.held():
+                self._graphed_steps.release()
+
     @cached_property
-    def _recorded(self) -> GraphedSteps | None:
-        """Steps to be replayed, None where they cannot be."""
+    def _graphed_steps(self) -> GraphedSteps | None:
+        """Steps that are captured and replayed; None where all run plainly."""
         device = self.rows.X.device
-        alone = self.ranks.size == 1 and self.augment is None
-        scaled = self.precision.scaler is not None
-        if device.type != "cuda" or scaled or not alone:
+        is_plain = self.ranks.size > 1 or self.augment or self.precision.scaler
+        if device.type != "cuda" or is_plain:
             return None
         if not can_capture(self.module, self.optimizer):
             return None
         return GraphedSteps(self._step, self.optimizer, device)
 
     def _steps(self) -> AbstractContextManager[Step]:
-        """Give what takes the steps of an epoch."""
-        if self._recorded is None:
+        """Return what takes the steps of an epoch."""
+        if self._graphed_steps is None:
             return nullcontext(self._step)
-        return self._recorded.epoch()
+        return self._graphed_steps.epoch()
 
     def _step(
         self, index: Tensor, subclass_weight: float | Tensor
     ) -> tuple[Tensor, Any]:
-        """Move the weights; give this process's part of the loss, and the mass."""
-        mass: Any = len(index)
+        """Update the weights; return this process's part of the loss, and Σ w."""
+        batch_weight: Any = len(index)
         if self.rows.weight is not None:
-            mass = self.rows.weight.index_select(0, index).sum()
+            batch_weight = self.rows.weight.index_select(0, index).sum()
         self.optimizer.zero_grad()
-        own = self.ranks.share(index)
-        if len(own):
-            loss = self._backward(self.rows.select(own), mass, subclass_weight)
+        own_index = self.ranks.share(index)
+        if len(own_index):
+            batch = self.rows.select(own_index)
+            loss = self._backward(batch, batch_weight, subclass_weight)
         else:
             loss = self.rows.soft_targets.new_zeros(())
-        # Others have gradients that nobody follows or resets.
-        trained = self._trained()
-        self.ranks.sum_gradients(trained)
-        self.precision.step(self.optimizer, trained, self.max_grad_norm)
-        return loss, mass
+        # Nothing follows or resets the gradients of other parameters.
+        parameters = self._parameters()
+        self.ranks.sum_gradients(parameters)
+        self.precision.step(self.optimizer, parameters, self.max_grad_norm)
+        return loss, batch_weight
 
     def _backward(
-        self, rows: TrainingTensors, mass: Any, subclass_weight: float | Tensor
+        self, batch: TrainingTensors, batch_weight: Any, subclass_weight: float | Tensor
     ) -> Tensor:
-        """Find the gradients of the summed loss over the mass, and give that loss."""
-        X = rows.X if self.augment is None else self.augment(rows.X)
+        """Compute the gradients of Σ w loss / Σ w, and return that loss."""
+        X = batch.X if self.augment is None else self.augment(batch.X)
         # A module may compute in a precision of its own.
-        logits = self.precision.outputs(self.module, X).to(rows.soft_targets.dtype)
-        losses = self.objective.losses(logits, rows, subclass_weight)
+        logits = self.precision.outputs(self.module, X).to(batch.soft_targets.dtype)
+        losses = self.objective.losses(logits, batch, subclass_weight)
         loss: Tensor
-        if rows.weight is None:
-            loss = losses.sum() / mass
+        if batch.weight is None:
+            loss = losses.sum() / batch_weight
         else:
-            loss = torch.dot(losses, rows.weight / mass)
+            loss = torch.dot(losses, batch.weight / batch_weight)
         self.precision.backward(loss)
         return loss.detach()
 
     def _weights_finite(self) -> Tensor:
-        return torch.stack([p.detach().isfinite().all() for p in self._trained()]).all()
+        finite = [p.detach().isfinite().all() for p in self._parameters()]
+        return torch.stack(finite).all()
 
-    def _trained(self) -> list[nn.Parameter]:
+    def _parameters(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def _base_learning_rates(self) -> list[float]:
-        """Give what the schedule multiplies, for each group of parameters."""
+        """Return what the schedule multiplies, for each group of parameters."""
         groups = self.optimizer.param_groups
         if self.learning_rate is None:
             return [float(group["lr"]) for group in groups]
@@ -290,12 +260,11 @@ class Trainer:
     def _set_learning_rates(
         self, base_rates: list[float], progress: float, at: tuple[int, int]
     ) -> float:
-        """Follow the schedule; give the learning rate of the first group."""
+        """Follow the schedule; return the learning rate of the first group."""
         if self.learning_rate is None:
             return base_rates[0]
         factor = self.learning_rate(progress)
-        name = "learning_rate_schedule"
-        validation.check_schedule_value(factor, name, progress, at)
+        check_schedule_value(factor, "learning_rate_schedule", progress, at)
         factor = float(factor)
         for group, base in zip(self.optimizer.param_groups, base_rates, strict=True):
             if isinstance(group["lr"], Tensor):
@@ -305,51 +274,230 @@ class Trainer:
         return base_rates[0] * factor
 
 
-def _weighted_mean(values: list[float], masses: list[Any]) -> float:
-    if isinstance(masses[0], Tensor):
-        masses = torch.stack(masses).tolist()
-    total = sum(masses)
-    return float(sum(v * m for v, m in zip(values, masses, strict=True)) / total)
+def _weighted_mean(values: list[float], weights: list[Any]) -> float:
+    if isinstance(weights[0], Tensor):
+        weights = torch.stack(weights).tolist()
+    weighted_sum = sum(v * w for v, w in zip(values, weights, strict=True))
+    return float(weighted_sum / sum(weights))
 
 
-@dataclass
-class EarlyStopping:
-    """Keeps the best weights and tells when they have not changed for long enough.
+def _check_finite(
+    losses: list[float], weights_finite: bool, rates: list[float], epoch: int
+) -> None:
+    """Raise where the loss of a step, or the weights after the last, are not finite."""
+    step = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), None)
+    if step is not None:
+        found = f"the loss was {losses[step]} in step {step + 1} of epoch {epoch + 1}"
+    elif weights_finite:
+        return
+    else:
+        found = f"weights of the module were not finite after epoch {epoch + 1}"
+    raise FloatingPointError(
+        f"{found}, at learning rate {rates[-1 if step is None else step]:g}: lower "
+        "learning_rate, set max_grad_norm or standardise X."
+    )
+
+
+class TrainingResult(Protocol):
+    """What `train_epochs` updates: the curves, and what ended the training."""
+
+    curves: Curves
+    stop_reason: str | None
+
+
+def train_epochs(
+    result: TrainingResult,
+    trainer: Trainer,
+    validation_data: ValidationData | None = None,
+    checkpoint: Checkpoint | None = None,
+    *,
+    n_epochs: int,
+    begin_epoch: BeginEpoch,
+    early_stopping: EarlyStopping | None = None,
+    n_epochs_before: int = 0,
+) -> None:
+    """Train for some epochs, the first of which a checkpoint may already hold.
+
+    However it ends, the module is left with the weights of the last complete epoch, or
+    with early stopping of the best, and `result` tells what the complete epochs were.
+    The reason is "max_epochs", "early_stopping", "callback", "interrupted",
+    "not_finite" or "error".
 
     Parameters
     ----------
-    patience : int
-        Number of epochs without a better score after which to stop.
-    first_epoch : int
-        Epochs before this one do not count.
+    result : TrainingResult
+        Its curves are those of earlier fits at the beginning.
+    trainer : Trainer
+        Trains an epoch.
+    validation_data : ValidationData or None
+        The rows to score, in the first process.
+    checkpoint : Checkpoint or None
+        The file to continue from, in the first process.
+    n_epochs : int
+        Number of epochs.
+    begin_epoch : callable
+        Called before each epoch; returns a function to call after it, whose true result
+        ends the training.
+    early_stopping : EarlyStopping or None
+        Judges the scores.
+    n_epochs_before : int
+        Number of epochs by which training has progressed at the beginning.
+
+    Raises
+    ------
+    FloatingPointError
+        If the loss of a step or a weight was not finite.
+    """
+    run = _Run(
+        result,
+        trainer,
+        validation_data,
+        checkpoint,
+        n_epochs,
+        begin_epoch,
+        early_stopping,
+        n_epochs_before,
+    )
+    try:
+        run.train()
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            run.stop_reason = "interrupted"
+        else:
+            diverged = isinstance(error, FloatingPointError)
+            run.stop_reason = "not_finite" if diverged else "error"
+        run.restore()
+        raise
+    finally:
+        result.curves, result.stop_reason = run.curves, run.stop_reason
+        trainer.module.zero_grad()
+        trainer.module.eval()
+        trainer.release_graphs()
+
+
+@dataclass
+class _Run:
+    """The epochs of one fit, with the arguments of `train_epochs`.
+
+    An exception may come at any moment. An epoch is complete once `_reached`, the
+    curves with the weights to keep, is set.
     """
 
-    patience: int
-    first_epoch: int
-    best_score: float = field(default=-torch.inf, init=False)
-    best_weights: dict[str, Any] | None = field(default=None, init=False)
-    n_idle: int = field(default=0, init=False)
-    _seen: ClassVar = "best_score", "best_weights", "n_idle"
+    result: TrainingResult
+    trainer: Trainer
+    validation_data: ValidationData | None
+    checkpoint: Checkpoint | None
+    n_epochs: int
+    begin_epoch: BeginEpoch
+    early_stopping: EarlyStopping | None
+    n_epochs_before: int
+    stop_reason: str = field(default="", init=False)
 
-    def update(self, epoch: int, score: float, module: nn.Module) -> bool:
-        """Take the score of an epoch in, and tell whether to stop."""
-        if score > self.best_score:
-            self.best_score, self.n_idle = score, 0
-            self.best_weights = copy_tensors(module.state_dict().items())
-        elif epoch >= self.first_epoch:
-            self.n_idle += 1
-        return self.n_idle >= self.patience
+    def __post_init__(self) -> None:
+        self._n_earlier = len(self.result.curves.loss)
+        self._reached = self.result.curves, self._weights()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Give what it has seen."""
-        return {name: getattr(self, name) for name in self._seen}
+    @property
+    def curves(self) -> Curves:
+        """The epochs of earlier fits and the complete ones of this fit."""
+        return self._reached[0]
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what another has seen."""
-        for name in self._seen:
-            setattr(self, name, state[name])
+    @property
+    def n_done(self) -> int:
+        """Number of complete epochs of this fit."""
+        return len(self.curves.loss) - self._n_earlier
 
+    def train(self) -> None:
+        """Run the epochs."""
+        self._resume()
+        while not self.stop_reason:
+            end = self.begin_epoch()
+            number = len(self.curves.loss)
+            loss = self.trainer.run_epoch(number, self.n_epochs_before + self.n_done)
+            stops = self._complete_epoch(loss)
+            self._end_epoch(end, stops)
+        if self.early_stopping is not None:
+            self.restore()
+        self.trainer.ranks.broadcast_module(self.trainer.module)
 
-def copy_tensors(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """Copy what a state dict refers to."""
-    return {k: v.clone() if isinstance(v, Tensor) else v for k, v in items}
+    def restore(self) -> None:
+        """Load the weights of the last complete epoch, or of the best."""
+        self.trainer.module.load_state_dict(self._reached[1])
+
+    def _complete_epoch(self, loss: float) -> bool:
+        """Score an epoch and let it count; return whether to stop early."""
+        trainer, stops = self.trainer, False
+        if self.early_stopping is None:
+            self._reached = self.curves.extended([loss], None), self._weights()
+        else:
+            # The first process has them, and it alone scores.
+            data = cast(ValidationData, self.validation_data)
+            score = trainer.ranks.broadcast_from_rank0(lambda: trainer.score(data))
+            stops = self.early_stopping.update(self.n_done, score, trainer.module)
+            self._reached = self.curves.extended([loss], [score]), self._best_weights()
+        self.result.curves = self.curves
+        return stops
+
+    def _end_epoch(self, end: Callable[[], bool], stops: bool) -> None:
+        """Call what follows an epoch, note what ends the training, and save."""
+        if self.trainer.ranks.broadcast_from_rank0(end):
+            self.stop_reason = "callback"
+        elif stops:
+            self.stop_reason = "early_stopping"
+        elif self.n_done >= self.n_epochs:
+            self.stop_reason = "max_epochs"
+        if self.checkpoint is not None and (
+            self.stop_reason or self.n_done % self.checkpoint.interval == 0
+        ):
+            self.checkpoint.save(self._state())
+
+    def _weights(self) -> dict[str, Any]:
+        return copy_tensors(self.trainer.module.state_dict().items())
+
+    def _best_weights(self) -> dict[str, Any]:
+        """Return the best weights; the last where no score is a number."""
+        stopping = self.early_stopping
+        best = None if stopping is None else stopping.best_weights
+        return self._weights() if best is None else best
+
+    def _resume(self) -> None:
+        """Continue from the checkpoint."""
+        trainer = self.trainer
+        state = trainer.ranks.broadcast_from_rank0(self._saved)
+        if state is None:
+            return
+        trainer.module.load_state_dict(state["module"])
+        trainer.optimizer.load_state_dict(state["optimizer"])
+        if trainer.precision.scaler is not None:
+            trainer.precision.scaler.load_state_dict(state["scaler"])
+        scores = None
+        if self.early_stopping is not None:
+            self.early_stopping.load_state_dict(state["stopping"])
+            scores = state["validation_scores"]
+        curves = self.curves.extended(state["loss_curve"], scores)
+        self._reached = curves, self._best_weights()
+        self.result.curves = curves
+        self.stop_reason = state["stop_reason"]
+
+    def _saved(self) -> dict[str, Any] | None:
+        """Read the checkpoint; None, after a check that it can be written, without."""
+        if self.checkpoint is None:
+            return None
+        state = self.checkpoint.load(self.trainer.rows.X.device)
+        if state is None:
+            self.checkpoint.check(self._state())
+        return state
+
+    def _state(self) -> dict[str, Any]:
+        """Return what a checkpoint saves."""
+        trainer, stopping = self.trainer, self.early_stopping
+        scaler = trainer.precision.scaler
+        return {
+            "module": trainer.module.state_dict(),
+            "optimizer": trainer.optimizer.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "stopping": None if stopping is None else stopping.state_dict(),
+            "loss_curve": self.curves.loss[self._n_earlier :],
+            "validation_scores": (self.curves.scores or [])[self._n_earlier :],
+            "stop_reason": self.stop_reason,
+        }

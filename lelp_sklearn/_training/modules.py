@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lelp_sklearn import _training_validation as validation
 from lelp_sklearn._locks import copied
 from lelp_sklearn._training.batches import as_tensor
 from lelp_sklearn._training.device import input_dtype, seeded
 from lelp_sklearn._training.layers import find_output
 
 ModuleBuilder = Callable[..., nn.Module]
+ModuleParam = nn.Module | ModuleBuilder | None
 
 
 def multilayer_perceptron(
@@ -31,14 +31,39 @@ def multilayer_perceptron(
     return nn.Sequential(*layers, nn.Linear(n_features, n_outputs))
 
 
+def check_module_arguments(
+    module: ModuleParam, module_params: Mapping[str, Any] | None
+) -> None:
+    """Raise where a module cannot be built with its arguments."""
+    if isinstance(module, nn.Module):
+        if module_params:
+            raise ValueError(
+                f"module_params={module_params!r} needs a module that is built: module "
+                f"is an instance of {type(module).__name__}; pass its class or a "
+                "function."
+            )
+        return
+    builder = multilayer_perceptron if module is None else module
+    try:
+        inspect.signature(builder).bind(1, 1, **(module_params or {}))
+    except ValueError:  # built in, and without a signature
+        return
+    except TypeError as reason:
+        name = getattr(builder, "__name__", repr(builder))
+        raise TypeError(
+            f"module {name} cannot be called as module(n_features, n_outputs, "
+            f"**module_params) with module_params={module_params!r}: {reason}."
+        ) from reason
+
+
 def build_module(
-    module: nn.Module | ModuleBuilder | None,
+    module: ModuleParam,
     module_params: Mapping[str, Any] | None,
     row_shape: tuple[int, ...],
     n_outputs: int,
     widened_layer: str | None = None,
 ) -> nn.Module:
-    """Make a module for rows of a shape; the caller's own is never touched.
+    """Build a module for rows of a shape; the caller's own module never changes.
 
     Parameters
     ----------
@@ -51,22 +76,23 @@ def build_module(
     n_outputs : int
         Number of outputs.
     widened_layer : str or None
-        The linear layer of a template that is to have as many; None for none.
+        The linear layer of a template that gets as many outputs; None for none.
     """
     if isinstance(module, nn.Module):
         template = _copied(module)
-        return (
-            template
-            if widened_layer is None
-            else _widen(template, widened_layer, n_outputs)
-        )
+        if widened_layer is None:
+            return template
+        return _widen(template, widened_layer, n_outputs)
     params = module_params or {}
     if module is None:
         net = multilayer_perceptron(prod(row_shape), n_outputs, **params)
         return net if len(row_shape) == 1 else nn.Sequential(nn.Flatten(), net)
     built = module(row_shape[0], n_outputs, **params)
-    validation.check_is_module(isinstance(built, nn.Module), built)
-    # A callable may hand out one module again and again.
+    if not isinstance(built, nn.Module):
+        raise TypeError(
+            f"module returned {type(built).__name__}; it must return a torch.nn.Module."
+        )
+    # A callable may return the same module at each call.
     return _copied(built)
 
 
@@ -117,9 +143,9 @@ def _share_gradient_hooks(module: nn.Module, other: nn.Module) -> None:
 def layer_to_widen(
     template: nn.Module, n_outputs: int, first_rows: Tensor
 ) -> str | None:
-    """Name the linear layer whose output a template returns for the first rows.
+    """Return the name of the linear layer whose output a template returns.
 
-    That is the layer that comes closest where none makes what is returned, or the last
+    Where none makes what is returned it is the layer that comes closest, or the last
     one to run. None where the template has as many outputs as needed.
     """
     # Lazy layers and counters change in a call, and the template stays as it is.
@@ -132,7 +158,11 @@ def layer_to_widen(
         return None
     closest = output.closest if output.head is None else output.head.module
     layer = output.last_linear if closest is None else closest
-    validation.check_has_linear(layer is not None, template)
+    if layer is None:
+        raise ValueError(
+            f"module is an instance of {type(template).__name__} that runs no "
+            "torch.nn.Linear to widen: pass a callable (n_features, n_outputs)."
+        )
     return layer
 
 
@@ -156,36 +186,50 @@ def _try(net: nn.Module, first_rows: Tensor, widened_layer: str | None = None) -
             return net(first_rows.clone())
     # A user's module may fail in any way; the error says which module and rows.
     except Exception as reason:
-        raise validation.failing_module(first_rows, reason, widened_layer) from reason
+        raise ValueError(
+            "module fails on the first rows of X, a tensor of shape "
+            f"{tuple(first_rows.shape)} and dtype {first_rows.dtype}: {reason}"
+            f"{_note_on_widening(widened_layer)}"
+        ) from reason
+
+
+def _note_on_widening(widened_layer: str | None) -> str:
+    if widened_layer is None:
+        return ""
+    return (
+        f" (Only its linear layer {widened_layer!r} was widened: pass a callable "
+        "(n_features, n_outputs) where others depend on its outputs.)"
+    )
 
 
 class StudentModule:
-    """A module with what it takes to rebuild it; pickled as NumPy arrays.
+    """A module with what it takes to build it again; pickled as NumPy arrays.
 
     Parameters
     ----------
-    module, module_params
+    module, module_params, row_shape, n_outputs
         As in `build_module`.
-    row_shape : tuple of int
-        Shape of one row.
-    n_outputs : int
-        Number of outputs.
     dtype : torch.dtype
-        That of the inputs.
+        The dtype of the inputs.
     first_rows : tensor of shape (n, *row_shape)
         Rows by which the layer of a template that is widened is found.
     """
 
     def __init__(
         self,
-        module: nn.Module | ModuleBuilder | None,
+        module: ModuleParam,
         module_params: Mapping[str, Any] | None,
         row_shape: tuple[int, ...],
         n_outputs: int,
         dtype: torch.dtype,
         first_rows: Tensor,
     ) -> None:
-        self.init_args = module, dict(module_params or {}), row_shape, n_outputs
+        self.init_args: dict[str, Any] = {
+            "module": module,
+            "module_params": dict(module_params or {}),
+            "row_shape": row_shape,
+            "n_outputs": n_outputs,
+        }
         self.dtype = dtype
         self.widened_layer: str | None = None
         if isinstance(module, nn.Module):
@@ -195,12 +239,13 @@ class StudentModule:
     @property
     def row_shape(self) -> tuple[int, ...]:
         """Shape of one row."""
-        return self.init_args[2]
+        shape: tuple[int, ...] = self.init_args["row_shape"]
+        return shape
 
     @property
     def n_outputs(self) -> int:
         """Number of outputs."""
-        return self.init_args[3]
+        return int(self.init_args["n_outputs"])
 
     @property
     def takes_token_ids(self) -> bool:
@@ -209,9 +254,9 @@ class StudentModule:
 
     @cached_property
     def net(self) -> nn.Module:
-        """The module, made again where the student was pickled.
+        """The module, built again after unpickling.
 
-        At its first use, since a state that was damaged may ask for one of any size.
+        It is built at its first use, since a damaged state may ask for any size.
         """
         with seeded(0, torch.device("cpu")):
             net = self._build()
@@ -220,16 +265,20 @@ class StudentModule:
         return net.eval()
 
     def _build(self) -> nn.Module:
-        net = build_module(*self.init_args, self.widened_layer)
+        net = build_module(**self.init_args, widened_layer=self.widened_layer)
         return net if self.takes_token_ids else net.to(self.dtype)
 
     def check_outputs(self, first_rows: Tensor) -> None:
-        """Raise unless the module takes the rows and makes the outputs of them."""
-        made = _try(self.net, first_rows, self.widened_layer)
-        shape = tuple(made.shape) if isinstance(made, Tensor) else type(made)
-        validation.check_module_outputs(
-            shape, len(first_rows), self.n_outputs, self.widened_layer
-        )
+        """Raise unless the module takes the rows and returns all outputs for each."""
+        outputs = _try(self.net, first_rows, self.widened_layer)
+        shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs)
+        n_rows = len(first_rows)
+        if shape != (n_rows, self.n_outputs):
+            raise ValueError(
+                f"module makes an output of shape {shape} of {n_rows} rows; it must be "
+                f"({n_rows}, {self.n_outputs}), n_classes * n_subclasses columns of "
+                f"logits.{_note_on_widening(self.widened_layer)}"
+            )
 
     def check_augmented(
         self,
@@ -238,63 +287,67 @@ class StudentModule:
         device: torch.device,
         seed: int,
     ) -> None:
-        """Raise unless a function changes rows into such as the module takes."""
+        """Raise unless a function changes rows into rows that the module takes."""
         first_rows = as_tensor(inputs[:2], device, self.dtype).clone()
         with seeded(seed, device):
-            found = augment(first_rows)
-            shape = tuple(found.shape) if isinstance(found, Tensor) else None
-            validation.check_augmented_rows(shape, type(found), len(first_rows))
-            self.check_outputs(found)
+            rows = augment(first_rows)
+            is_tensor = isinstance(rows, Tensor)
+            if not is_tensor or rows.ndim < 2 or len(rows) != len(first_rows):
+                shape = f"shape {tuple(rows.shape)}" if is_tensor else None
+                raise ValueError(
+                    f"augment returned {shape or type(rows).__name__} for a batch of "
+                    f"{len(first_rows)} rows; it must return a tensor with one row per "
+                    "input row."
+                )
+            self.check_outputs(rows)
 
     def snapshot(self) -> "StudentModule":
-        """Give a copy whose weights stay as they are now."""
+        """Return a copy whose weights stay as they are now."""
         twin = StudentModule.__new__(StudentModule)
-        twin.init_args, twin.dtype = self.init_args, self.dtype
-        twin.widened_layer = self.widened_layer
-        twin.net = copied(self.net)
+        vars(twin).update(vars(self), net=copied(self.net))
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
-        module, *rest = self.init_args
         is_built = "net" in vars(self)
         return {
-            "init_args": (on_cpu(module), *rest),
+            "init_args": self.init_args | {"module": on_cpu(self.init_args["module"])},
             "dtype": str(self.dtype).removeprefix("torch."),
             "widened_layer": self.widened_layer,
             "weights": to_arrays(self.net.state_dict()) if is_built else self._weights,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.init_args = tuple(state["init_args"])
+        self.init_args = state["init_args"]
         self.dtype = getattr(torch, state["dtype"])
         self.widened_layer = state["widened_layer"]
         self._weights = state["weights"]
 
 
 def build_student(
-    init_args: tuple[Any, Any, tuple[int, ...], int],
+    module: ModuleParam,
+    module_params: Mapping[str, Any] | None,
     inputs: Any,
+    n_outputs: int,
     device: torch.device,
     seed: int,
     *,
     may_take_token_ids: bool,
     precision: str,
 ) -> StudentModule:
-    """Build a student on a device, and try it on the first rows.
+    """Build a student on a device, and call it on the first rows.
 
     Parameters
     ----------
-    init_args : tuple
-        The arguments of `build_module`.
+    module, module_params, n_outputs
+        As in `build_module`.
     inputs : array or tensor of shape (n, ...)
         The rows.
     device : torch.device
-        Where the module shall be.
+        The device of the module.
     seed : int
         Fixes the initial weights.
     may_take_token_ids : bool
-        Whether integers may be codes; to a module that does not take them they are
-        numbers.
+        Whether integers may be ids; a module that does not take them gets numbers.
     precision : str
         As in `input_dtype`.
     """
@@ -307,8 +360,11 @@ def build_student(
             precision=precision,
         )
         first_rows = as_tensor(inputs[:2], device, dtype)
+        row_shape = tuple(inputs.shape[1:])
         with seeded(seed, device):
-            student = StudentModule(*init_args, dtype, first_rows)
+            student = StudentModule(
+                module, module_params, row_shape, n_outputs, dtype, first_rows
+            )
             student.net.to(device)
             student.check_outputs(first_rows)
         return student
@@ -323,7 +379,7 @@ def build_student(
 
 
 def to_arrays(state: Any) -> Any:
-    """Give a state dict with NumPy arrays in the place of tensors."""
+    """Return a state dict with NumPy arrays in place of tensors."""
     if isinstance(state, Tensor):
         tensor = state.detach().cpu()
         # NumPy has no bfloat16, which float32 holds exactly.
@@ -345,7 +401,7 @@ def to_tensors(state: Any) -> Any:
 
 
 def on_cpu(module: Any) -> Any:
-    """Give a module as it is, or its copy on the CPU if it lies elsewhere."""
+    """Return a module as it is, or its copy on the CPU if it is elsewhere."""
     if not isinstance(module, nn.Module):
         return module
     tensors = [*module.parameters(), *module.buffers()]

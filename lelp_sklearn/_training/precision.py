@@ -7,20 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lelp_sklearn import _training_validation as validation
-
 _MIXED = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Precision:
-    """How a step multiplies; half precision needs its gradients scaled.
+    """Runs the parts of a step in one precision; float16 scales its gradients.
 
     Parameters
     ----------
     name : {"auto", "float32", "bfloat16", "float16"}
-        The first two multiply in the dtype of the weights.
+        The first two compute in the dtype of the weights.
     device : torch.device
-        Where the module is.
+        The device of the module.
     """
 
     def __init__(self, name: str, device: torch.device) -> None:
@@ -29,26 +27,30 @@ class Precision:
         self.scaler: torch.amp.GradScaler | None = None
         if self.dtype is None:
             return
+        reason: object = "torch does not support it there"
+        is_usable = False
         try:
             with torch.autocast(self.device_type, dtype=self.dtype):
                 is_usable = torch.is_autocast_enabled(self.device_type)
             if self.dtype == torch.float16:
                 self.scaler = torch.amp.GradScaler(self.device_type)
                 is_usable = is_usable and self.scaler.is_enabled()
-        except RuntimeError as reason:
-            raise validation.unusable_precision(name, device, reason) from reason
+        except RuntimeError as error:
+            reason, is_usable = error, False
         if not is_usable:
-            what = "torch does not support it there"
-            raise validation.unusable_precision(name, device, what)
+            raise ValueError(
+                f"precision={name!r} cannot be used on {str(device)!r} "
+                f"({str(reason).splitlines()[0]}): use 'float32', or another device."
+            )
 
     def outputs(self, module: nn.Module, X: Tensor) -> Tensor:
-        """Give what a module makes of a batch, perhaps in half precision."""
-        mixed: AbstractContextManager[Any] = nullcontext()
+        """Return the outputs of a module for a batch."""
+        context: AbstractContextManager[Any] = nullcontext()
         if self.dtype is not None:
-            mixed = torch.autocast(self.device_type, dtype=self.dtype)
-        with mixed:
-            made: Tensor = module(X)
-        return made
+            context = torch.autocast(self.device_type, dtype=self.dtype)
+        with context:
+            outputs: Tensor = module(X)
+        return outputs
 
     def backward(self, loss: Tensor) -> None:
         """Compute the gradients of the weights."""
@@ -61,7 +63,7 @@ class Precision:
         parameters: Iterable[nn.Parameter],
         max_grad_norm: float | None,
     ) -> None:
-        """Move the weights; longer gradients are first shortened to the norm."""
+        """Update the weights, with gradients clipped to the norm."""
         if max_grad_norm is not None:
             if self.scaler is not None:
                 self.scaler.unscale_(optimizer)

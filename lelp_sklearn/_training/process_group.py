@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 T = TypeVar("T")
 
-_SECONDS_TO_LET_GO = 0.02
+_SECONDS_TO_RELEASE = 0.02
 
 # All ranks count alike, so that a second group does not read the keys of the first.
 _group_numbers = count()
@@ -25,7 +25,7 @@ _group_numbers = count()
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among `size` that call the same functions in the same order."""
+    """One of `size` processes, which call the same functions in the same order."""
 
     rank: int = 0
     size: int = 1
@@ -33,25 +33,25 @@ class Ranks:
 
     @property
     def is_rank0(self) -> bool:
-        """Whether this process decides, prints and writes for all."""
+        """Whether this process decides, prints and writes for all of them."""
         return self.rank == 0
 
     @property
     def device_index(self) -> int | None:
-        """Number of this process on its machine; None where it is alone."""
+        """Number of this process on its machine; None for a single process."""
         return int(os.environ["LOCAL_RANK"]) if self.size > 1 else None
 
     def share(self, index: Tensor) -> Tensor:
-        """Give this process's part, perhaps none, of the indices of a batch.
+        """Return this process's part, perhaps empty, of the indices of a batch.
 
-        No part is of one row, in which batch normalisation has nothing to normalise,
-        unless the batch is.
+        No part has one row, which batch normalisation cannot take, unless the batch
+        has.
         """
         n_parts = max(1, min(self.size, len(index) // 2))
         return index[self.rank :: n_parts] if self.rank < n_parts else index[:0]
 
     def broadcast_from_rank0(self, make: Callable[[], T]) -> T:
-        """Let the first process make a value, or fail, for all of them."""
+        """Return in all processes what `make` returns, or raises, in the first."""
         if self.size == 1:
             return make()
         made: list[T] = []
@@ -70,19 +70,19 @@ class Ranks:
             raise failure
         if made:
             return made[0]
-        value, of_first = pickle.loads(sent[0])
-        if of_first is not None:
-            raise of_first
+        value, first_error = pickle.loads(sent[0])
+        if first_error is not None:
+            raise first_error
         return cast(T, value)
 
     def on_rank0(self, make: Callable[[], T]) -> T | None:
-        """Let the first process make a value for itself, or fail for all of them."""
+        """Call `make` in the first process only; an error is raised in all."""
         made: list[T] = []
         self.broadcast_from_rank0(lambda: made.append(make()))
         return made[0] if made else None
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Add the gradients of all processes up; where none has one there is none."""
+        """Sum the gradients over the processes; None where no process has one."""
         if self.size == 1:
             return
         # In an order that is the same in all.
@@ -90,46 +90,46 @@ class Ranks:
             _sum_gradients([p for p in parameters if p.dtype == dtype])
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Add a tensor of all processes up, in place."""
+        """Sum a tensor over the processes, in place."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def broadcast_module(self, module: nn.Module) -> None:
-        """Give the modules of all processes the weights and buffers of the first."""
+        """Copy the weights and buffers of the first process to all modules."""
         if self.size > 1:
-            held = [t for t in module.state_dict().values() if isinstance(t, Tensor)]
-            self.last_sent[:] = held
-            for tensor in held:
+            values = module.state_dict().values()
+            self.last_sent[:] = [v for v in values if isinstance(v, Tensor)]
+            for tensor in self.last_sent:
                 dist.broadcast(tensor, src=0)
 
 
 def _sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Add the gradients of parameters of one dtype up, in one message."""
-    found = [p.grad is not None for p in parameters]
+    """Sum the gradients of parameters of one dtype, in one message."""
+    has_gradient = [p.grad is not None for p in parameters]
     flat = torch.cat(
         [
             *(
                 p.new_zeros(p.numel()) if p.grad is None else p.grad.reshape(-1)
                 for p in parameters
             ),
-            parameters[0].new_tensor(found),
+            parameters[0].new_tensor(has_gradient),
         ]
     )
     dist.all_reduce(flat)
-    *totals, counts = flat.split([*(p.numel() for p in parameters), len(found)])
-    if not all(found):
-        # An optimizer lets a weight without a gradient be, but not one of gradient 0.
-        found = [bool(count) for count in counts.tolist()]
-    for p, total, is_found in zip(parameters, totals, found, strict=True):
-        p.grad = total.view_as(p) if is_found else None
+    *totals, counts = flat.split([*(p.numel() for p in parameters), len(has_gradient)])
+    if not all(has_gradient):
+        # An optimizer skips a weight without a gradient, but not one of gradient 0.
+        has_gradient = [bool(count) for count in counts.tolist()]
+    for p, total, has_any in zip(parameters, totals, has_gradient, strict=True):
+        p.grad = total.view_as(p) if has_any else None
 
 
 def _sendable(error: Exception) -> Exception:
-    """Give an error as it is, or as its text where it does not survive the way."""
+    """Return an error, or one with its text where it cannot be pickled."""
     try:
         pickle.loads(pickle.dumps(error))
-    # What cannot be pickled, or read again, says so in many ways.
+    # What cannot be pickled, or unpickled, fails in many ways.
     except Exception:
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
@@ -140,18 +140,19 @@ SINGLE_PROCESS = Ranks()
 
 @contextmanager
 def process_group() -> Iterator[Ranks]:
-    """Join the other processes of a torchrun job; a process by itself is alone.
+    """Join the other processes of a torchrun job for the block.
 
-    Workers of joblib, which inherit the environment of their rank, are alone too, and
-    so is any thread but the main one. A group that the caller made is used and left.
+    Any other process is single. So are workers of joblib, which inherit the environment
+    of their rank, and any thread but the main one. A group of the caller's own is used,
+    and stays.
     """
     if not _is_rank():
         yield SINGLE_PROCESS
     elif dist.is_initialized():
         yield Ranks(dist.get_rank(), dist.get_world_size())
     else:
-        # The first optimizer of a process imports modules of torch that hold on to a
-        # group, if there is one: its threads would abort the process at the end.
+        # The first optimizer of a process imports modules of torch that keep a group,
+        # if there is one: its threads would abort the process at the end.
         torch.optim.SGD([torch.zeros(1)])
         store, rank, size = next(iter(dist.rendezvous("env://")))
         prefixed = dist.PrefixStore(f"lelp_sklearn/{next(_group_numbers)}", store)
@@ -160,10 +161,10 @@ def process_group() -> Iterator[Ranks]:
         try:
             yield ranks
         finally:
-            # A thread of the group that lets go of a tensor wants Python's lock, which
+            # A thread of the group that releases a tensor needs Python's lock, which
             # older versions of torch hold while they wait for the thread. So the last
-            # tensors are kept until the end, and others get the time to go.
-            time.sleep(_SECONDS_TO_LET_GO)
+            # tensors are kept until the end, and others get the time to be released.
+            time.sleep(_SECONDS_TO_RELEASE)
             dist.destroy_process_group()
             ranks.last_sent.clear()
 

@@ -1,15 +1,19 @@
 """What changes during training, as functions of its progress from 0 to 1."""
 
 import math
+import numbers
 from collections.abc import Callable
-
-from lelp_sklearn import _training_validation as validation
+from typing import Any
 
 Schedule = Callable[[float], float]
 
+# As in torch.optim.lr_scheduler.OneCycleLR (Smith and Topin, 2018).
+_PEAK, _FIRST = 0.3, 1 / 25
+_LAST = _FIRST / 1e4
+
 
 def subclass_weight_schedule(subclass_weight: float | str | Schedule) -> Schedule:
-    """Give the subclass weight: a number, a function, or "anneal".
+    """Return the subclass weight: of a number, a function, or "anneal".
 
     "anneal" falls linearly from 1 to 0 over the first half of training.
     """
@@ -24,13 +28,14 @@ def subclass_weight_schedule(subclass_weight: float | str | Schedule) -> Schedul
 def learning_rate_schedule(
     name: str | Schedule, *, endless: bool = False
 ) -> Schedule | None:
-    """Give the factor of the learning rate; None where it is constant.
+    """Return the factor of the learning rate; None where it is constant.
 
-    Where training is `endless` the named ones are constant: there is no end to fall to.
+    With `endless` training the named schedules are constant: no end is known.
     """
     if callable(name):
         return name
-    return None if endless else _NAMED[name]
+    named = {"constant": None, "cosine": _cosine, "one_cycle": _one_cycle}
+    return None if endless else named[name]
 
 
 def _cosine(progress: float) -> float:
@@ -39,28 +44,36 @@ def _cosine(progress: float) -> float:
 
 def _one_cycle(progress: float) -> float:
     """Rise from a 25th over the first three tenths, then fall to nearly nothing."""
-    if progress < _SUMMIT:
-        return 1.0 - (1.0 - _FIRST) * _cosine(progress / _SUMMIT)
-    return _LAST + (1.0 - _LAST) * _cosine((progress - _SUMMIT) / (1.0 - _SUMMIT))
-
-
-# As in torch.optim.lr_scheduler.OneCycleLR (Smith and Topin, 2018).
-_SUMMIT, _FIRST = 0.3, 1 / 25
-_LAST = _FIRST / 1e4
-
-_NAMED = {"constant": None, "cosine": _cosine, "one_cycle": _one_cycle}
+    if progress < _PEAK:
+        return 1.0 - (1.0 - _FIRST) * _cosine(progress / _PEAK)
+    return _LAST + (1.0 - _LAST) * _cosine((progress - _PEAK) / (1.0 - _PEAK))
 
 
 def check_schedule(schedule: Schedule | None, name: str, max_epochs: int) -> None:
-    """Raise unless a schedule gives numbers, none negative, throughout training."""
+    """Raise unless a schedule returns finite numbers >= 0 throughout training."""
     if schedule is not None:
         for epoch in range(max_epochs + 1):
             progress = epoch / max_epochs
-            validation.check_schedule_value(schedule(progress), name, progress)
+            check_schedule_value(schedule(progress), name, progress)
+
+
+def check_schedule_value(
+    value: Any, name: str, progress: float, at: tuple[int, int] | None = None
+) -> None:
+    """Raise unless a value of a schedule is finite and >= 0.
+
+    `at` are the epoch and the step that training has reached.
+    """
+    if not isinstance(value, numbers.Real) or not 0 <= float(value) < math.inf:
+        where = f", step {at[1] + 1} of epoch {at[0] + 1}" if at else ""
+        raise ValueError(
+            f"{name} gives {value!r} at progress {progress:g}{where}; it must give "
+            "finite numbers that are not negative."
+        )
 
 
 def first_final_epoch(schedule: Schedule, max_epochs: int) -> int:
-    """Give the first epoch from which on a schedule keeps its final value."""
+    """Return the first epoch from which on a schedule keeps its final value."""
     final = schedule(1.0)
     epoch = max_epochs
     while epoch and schedule((epoch - 1) / max_epochs) == final:

@@ -13,16 +13,10 @@ from lelp_sklearn._callbacks import FitTask
 from lelp_sklearn._training import schedules
 from lelp_sklearn._training.batches import as_tensor, make_training_tensors
 from lelp_sklearn._training.checkpoint import Checkpoint
-from lelp_sklearn._training.curves import Curves
 from lelp_sklearn._training.device import resolve_device, warm_up_backward
+from lelp_sklearn._training.early_stopping import EarlyStopping
 from lelp_sklearn._training.inputs import RowFormat, StudentInputs
-from lelp_sklearn._training.loop import (
-    EarlyStopping,
-    Trainer,
-    Validation,
-    continue_optimizer,
-    make_optimizer,
-)
+from lelp_sklearn._training.loop import Curves, Trainer, ValidationData, train_epochs
 from lelp_sklearn._training.modules import (
     StudentModule,
     build_student,
@@ -30,9 +24,9 @@ from lelp_sklearn._training.modules import (
     to_tensors,
 )
 from lelp_sklearn._training.objective import Objective
+from lelp_sklearn._training.optimizer import continue_optimizer, make_optimizer
 from lelp_sklearn._training.precision import Precision
 from lelp_sklearn._training.process_group import Ranks
-from lelp_sklearn._training.run import Run
 from lelp_sklearn._typing import BoolArray, FloatArray, IntArray
 
 
@@ -118,8 +112,10 @@ class TrainingState:
         if previous is None:
             row_format = inputs.row_format(student)
             module = build_student(
-                (student.module, student.module_params, row_format.shape, n_outputs),
+                student.module,
+                student.module_params,
                 inputs.X_array,
+                n_outputs,
                 device,
                 seeds.training,
                 may_take_token_ids=row_format.is_token_ids,
@@ -200,10 +196,11 @@ def make_trainer(
     rows = make_training_tensors(
         inputs.X_array, soft_targets, labels, weights, device, module.dtype
     )
-    used = as_tensor(np.flatnonzero(in_loss), device)
+    train_index = as_tensor(np.flatnonzero(in_loss), device)
     if rows.weight is not None:
         # A batch of none but smaller ones would have the weight zero.
-        used = used[rows.weight[used] >= torch.finfo(rows.weight.dtype).tiny]
+        tiny = torch.finfo(rows.weight.dtype).tiny
+        train_index = train_index[rows.weight[train_index] >= tiny]
     # torch's and fixed-width NumPy numbers do not mix.
     optimizer = make_optimizer(
         student.optimizer,
@@ -217,7 +214,7 @@ def make_trainer(
         optimizer=optimizer,
         objective=state.objective,
         rows=rows,
-        used=used,
+        train_index=train_index,
         subclass_weight=schedules.subclass_weight_schedule(student.subclass_weight),
         learning_rate=schedules.learning_rate_schedule(
             student.learning_rate_schedule, endless=endless
@@ -238,13 +235,13 @@ def make_validation(
     inputs: StudentInputs,
     held_out: IntArray | None,
     validation_inputs: StudentInputs | None,
-) -> Validation | None:
+) -> ValidationData | None:
     """Return the rows of early stopping: held out, or the user's; None without it."""
-    source, device = state.source, trainer.used.device
+    source, device = state.source, trainer.rows.X.device
     if held_out is not None:
         rows = trainer.rows.select(as_tensor(held_out, device))
         has_teacher = source.has_teacher(inputs)
-        return Validation(rows, source.temperature if has_teacher else 1.0)
+        return ValidationData(rows, source.temperature if has_teacher else 1.0)
     if validation_inputs is None:
         return None
     temperature, weights = source.temperature, None
@@ -268,22 +265,22 @@ def make_validation(
     rows = make_training_tensors(
         validation_inputs.X_array, targets, None, weights, device, state.module.dtype
     )
-    return Validation(rows, temperature)
+    return ValidationData(rows, temperature)
 
 
-def make_run(
+def run_epochs(
     student: Any,
     state: TrainingState,
     trainer: Trainer,
     task: FitTask,
-    validation: Validation | None,
+    validation_data: ValidationData | None,
     checkpoint: Checkpoint | None,
-) -> Run:
-    """Return the epochs that are to be run."""
-    stopping, n_epochs = None, trainer.max_epochs
+) -> None:
+    """Train for all epochs, and report each to the callbacks and in a line."""
+    early_stopping, n_epochs = None, trainer.max_epochs
     if student.early_stopping:
-        patient_from = schedules.first_final_epoch(trainer.subclass_weight, n_epochs)
-        stopping = EarlyStopping(student.n_iter_no_change, patient_from)
+        first_epoch = schedules.first_final_epoch(trainer.subclass_weight, n_epochs)
+        early_stopping = EarlyStopping(student.n_iter_no_change, first_epoch)
     last = len(state.curves.loss) + n_epochs
     # A resumed fit measures its own epochs only.
     begin_times: list[float] = []
@@ -296,24 +293,22 @@ def make_run(
             if student.verbose:
                 now = time.perf_counter()
                 mean = (now - begin_times[0]) / len(begin_times)
-                remaining = mean * (last - len(run.curves.loss))
+                remaining = mean * (last - len(state.curves.loss))
                 seconds = now - begin_times[-1]
-                print(run.curves.describe_epoch(last, seconds, remaining))
-            so_far = replace(state, curves=run.curves)
-            return step.end(lambda: so_far.snapshot().attributes())
+                print(state.curves.describe_epoch(last, seconds, remaining))
+            return step.end(lambda: state.snapshot().attributes())
 
         return end
 
-    run = Run(
+    train_epochs(
+        state,
         trainer,
-        state.curves,
-        n_epochs,
-        begin_epoch,
-        stopping=stopping,
-        held_out=validation,
-        checkpoint=checkpoint,
+        validation_data,
+        checkpoint,
+        n_epochs=n_epochs,
+        begin_epoch=begin_epoch,
+        early_stopping=early_stopping,
     )
-    return run
 
 
 def _make_objective(student: Any, source: Any, soft_targets: FloatArray) -> Objective:

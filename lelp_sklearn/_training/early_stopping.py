@@ -1,0 +1,51 @@
+"""When training stops early, and with which weights."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass
+class EarlyStopping:
+    """Keeps the best weights, and tells when the score no longer improves.
+
+    Parameters
+    ----------
+    patience : int
+        Number of epochs without a better score after which training stops.
+    first_epoch : int
+        Earlier epochs do not count: until then the weight of the subclasses changes.
+    """
+
+    patience: int
+    first_epoch: int
+    best_score: float = field(default=-torch.inf, init=False)
+    best_weights: dict[str, Any] | None = field(default=None, init=False)
+    n_idle: int = field(default=0, init=False)
+    _saved: ClassVar = "best_score", "best_weights", "n_idle"
+
+    def update(self, epoch: int, score: float, module: nn.Module) -> bool:
+        """Record the score of an epoch, and return whether to stop."""
+        if score > self.best_score:
+            self.best_score, self.n_idle = score, 0
+            self.best_weights = copy_tensors(module.state_dict().items())
+        elif epoch >= self.first_epoch:
+            self.n_idle += 1
+        return self.n_idle >= self.patience
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint saves."""
+        return {name: getattr(self, name) for name in self._saved}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        for name in self._saved:
+            setattr(self, name, state[name])
+
+
+def copy_tensors(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a copy of a state dict that shares no tensor with it."""
+    return {k: v.clone() if isinstance(v, Tensor) else v for k, v in items}

@@ -1,0 +1,120 @@
+"""Optimizers as they are named or made by a callable, and their states."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from lelp_sklearn._training.device import torch_lock
+
+Optimizer = torch.optim.Optimizer
+OptimizerParam = str | Callable[..., Optimizer]
+
+
+def make_optimizer(
+    optimizer: OptimizerParam,
+    module: nn.Module,
+    learning_rate: float,
+    weight_decay: float,
+) -> Optimizer:
+    """Return the optimizer of a module's trainable parameters."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    if not parameters:
+        raise ValueError("module has no parameter that requires a gradient.")
+    with torch_lock.held():
+        if callable(optimizer):
+            made = optimizer(parameters, lr=learning_rate, weight_decay=weight_decay)
+            return _checked(made)
+        return torch.optim.AdamW(
+            parameters,
+            lr=learning_rate,
+            weight_decay=weight_decay,
+            fused=all(p.is_floating_point() for p in parameters),
+        )
+
+
+def check_optimizer(
+    optimizer: OptimizerParam, learning_rate: float, weight_decay: float
+) -> None:
+    """Raise, before work starts, where a callable makes no usable optimizer.
+
+    It is called for a single parameter that belongs to no module.
+    """
+    if not callable(optimizer):
+        return
+    if isinstance(optimizer, type) and issubclass(optimizer, Optimizer):
+        _check_step(optimizer)
+    _check_signature(optimizer)
+    try:
+        parameters = [nn.Parameter(torch.zeros(1, 1))]
+        with torch_lock.held():
+            made = optimizer(parameters, lr=learning_rate, weight_decay=weight_decay)
+    except TypeError as reason:
+        raise TypeError(
+            f"optimizer {_name(optimizer)} makes no optimizer of one parameter: "
+            f"{reason}"
+        ) from reason
+    # It may count on the parameters of the module.
+    except Exception:
+        return
+    _checked(made)
+
+
+def continue_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Give a new optimizer the state of an earlier one, and keep its own settings.
+
+    Learning rates and weight decays stay its own. Where the parameters are others, as
+    after some were frozen, it starts anew.
+    """
+    groups = optimizer.param_groups
+    earlier_groups = state["param_groups"]
+    if [len(g["params"]) for g in groups] != [len(g["params"]) for g in earlier_groups]:
+        return
+    for earlier, group in zip(earlier_groups, groups, strict=True):
+        for name in ("lr", "initial_lr", "weight_decay"):
+            earlier.pop(name, None)
+            if name in group:
+                earlier[name] = group[name]
+    optimizer.load_state_dict(state)
+
+
+def _checked(made: Any) -> Optimizer:
+    if not isinstance(made, Optimizer):
+        raise TypeError(
+            f"optimizer returned {type(made).__name__}; it must return a "
+            "torch.optim.Optimizer."
+        )
+    _check_step(type(made))
+    return made
+
+
+def _check_step(kind: type[Optimizer]) -> None:
+    """Raise where a class of optimizers takes no step without a closure."""
+    try:
+        inspect.signature(kind.step).bind(None)
+    except ValueError:  # built in, and without a signature
+        return
+    except TypeError as reason:
+        raise TypeError(
+            f"optimizer {kind.__name__} needs a closure, which evaluates the loss "
+            "again and is not given: choose one whose step() takes no argument."
+        ) from reason
+
+
+def _check_signature(optimizer: Callable[..., Any]) -> None:
+    try:
+        inspect.signature(optimizer).bind([], lr=0.1, weight_decay=0.0)
+    except ValueError:  # built in, and without a signature
+        return
+    except TypeError as reason:
+        raise TypeError(
+            f"optimizer {_name(optimizer)} cannot be called as optimizer(parameters, "
+            f"lr=..., weight_decay=...): {reason}. Wrap it in a function of these "
+            "three."
+        ) from reason
+
+
+def _name(optimizer: Callable[..., Any]) -> str:
+    return str(getattr(optimizer, "__name__", repr(optimizer)))
