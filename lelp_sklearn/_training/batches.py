@@ -16,17 +16,9 @@ _PREDICTION_NUMBERS = 2**20
 class TrainingTensors:
     """Rows with their targets, as tensors on the training device.
 
-    Parameters
-    ----------
-    X : Tensor of shape (n, ...)
-        Inputs of the module.
-    soft_targets : Tensor of shape (n, n_classes * n_subclasses)
-        Subclass targets.
-    label_targets : Tensor of shape (n, n_classes) or None
-        One-hot labels, zero for rows without one; None where labels are not in the
-        loss.
-    weight : Tensor of shape (n,) or None
-        Row weights; None where all are equal.
+    They are X (n, ...), soft targets (n, n_classes * n_subclasses), one-hot labels
+    (n, n_classes), zero for rows without one, and row weights (n,). There are no labels
+    where the loss has none, and no weights where all are equal.
     """
 
     X: Tensor

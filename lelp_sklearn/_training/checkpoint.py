@@ -22,17 +22,11 @@ _N_SIGNED_BYTES = len(_HEADER) + hashlib.sha256().digest_size
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A file that holds the state of one fit.
+    """A file that holds the state of one fit, written every `interval` epochs.
 
-    Parameters
-    ----------
-    path : Path
-        It is replaced as a whole, so that it is complete whenever the process ends.
-    identity : dict of str
-        Hashes of all that the result depends on, by name. The file of a fit with
-        another identity is refused.
-    interval : int
-        Number of epochs between two writes.
+    It is replaced as a whole, so that it is complete whenever the process ends. The
+    identity is the hashes of all that the result depends on, by name; the file of a fit
+    with another identity is refused.
     """
 
     path: Path

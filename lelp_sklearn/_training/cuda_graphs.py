@@ -88,15 +88,6 @@ class GraphedSteps:
 
     Steps with the same number of rows are of one kind, apart from those in which the
     subclasses have no weight. If a step cannot be captured, all run plainly.
-
-    Parameters
-    ----------
-    step : callable
-        The step.
-    optimizer : torch.optim.Optimizer
-        The optimizer that the step calls.
-    device : torch.device
-        The GPU.
     """
 
     def __init__(self, step: Step, optimizer: Optimizer, device: torch.device) -> None:

@@ -10,14 +10,9 @@ from torch import Tensor, nn
 
 @dataclass
 class EarlyStopping:
-    """Keeps the best weights, and tells when the score no longer improves.
+    """Keeps the best weights, and stops after `patience` epochs without a better score.
 
-    Parameters
-    ----------
-    patience : int
-        Number of epochs without a better score after which training stops.
-    first_epoch : int
-        Earlier epochs do not count: until then the weight of the subclasses changes.
+    Epochs before `first_epoch` do not count: the weight of the subclasses changes.
     """
 
     patience: int

@@ -36,15 +36,6 @@ class ClassProbabilities(nn.Module):
     :math:`m_c = \sum_s \mathrm{softmax}(a / \tau)_{c,s}` of a class it is m itself at
     :math:`\tau = 1`, else the softmax of :math:`\tau \log m`. That needs fewer and
     cheaper operations, which is what counts for a single row.
-
-    Parameters
-    ----------
-    net : torch.nn.Module
-        Returns the logits a.
-    n_classes, n_subclasses : int
-        The numbers C and S.
-    temperature : float
-        The temperature τ.
     """
 
     class_indicator: Tensor
@@ -158,16 +149,6 @@ def export_onnx(
 
     Its input ``X``, with the shape and kind of `rows`, and its output
     ``probabilities`` have any number of rows.
-
-    Raises
-    ------
-    TypeError
-        If `path` is not the name of a file.
-    ImportError
-        If onnx or onnxscript is not installed.
-    ValueError
-        If the file cannot be written or would be too large, or if torch cannot export
-        the module.
     """
     if not isinstance(path, str | PathLike):
         raise TypeError(

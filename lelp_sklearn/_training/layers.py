@@ -1,4 +1,4 @@
-"""The layers that make what a model returns, found by running it on a few rows."""
+"""Finder of the layers whose output a model returns, by running it on a few rows."""
 
 import math
 from collections import Counter
@@ -26,35 +26,23 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True)
 class Output:
-    """What a model returns for a row, and the layers that make it.
+    """What a model returns for a row, and the layers that compute it."""
 
-    Parameters
-    ----------
-    n_logits : int
-        Number of logits; 0 where the model returns no vector for each row.
-    are_probabilities : bool
-        Whether the model returns the softmax of its logits, or the sigmoid of one.
-    head : Run or None
-        The linear layer whose weights, times its input, are the logits.
-    layer : Run or None
-        The head, else the layer nearest to the output; None where no layer ran.
-    position_source : Run or None
-        A module whose output holds the logits of each row at one of its positions.
-    closest : str or None
-        The linear layer whose weights come closest to the logits.
-    difference : float
-        The largest difference between its log-probabilities and those of the model.
-    last_linear : str or None
-        The linear layer that ran last.
-    """
-
+    # Zero where the model does not return one vector per row.
     n_logits: int = 0
+    # The softmax of the logits, or the sigmoid of a single one.
     are_probabilities: bool = False
+    # The linear layer whose weights, times its input, are the logits.
     head: Run | None = None
+    # The head, else the layer nearest to the output.
     layer: Run | None = None
+    # A module whose output holds the logits of each row at one of its positions.
     position_source: Run | None = None
+    # The linear layer whose weights come closest to the logits, and the largest
+    # difference between its log-probabilities and those of the model.
     closest: str | None = None
     difference: float = 0.0
+    # The linear layer that ran last.
     last_linear: str | None = None
 
     def logits(self, returned: Any, n_rows: int) -> Tensor:
@@ -77,16 +65,9 @@ class Output:
 
 
 def find_output(model: nn.Module, call: Callable[[], Any], n_rows: int) -> Output:
-    """Compare what the layers of a model make of the first rows with what it returns.
+    """Compare the outputs of all layers with what a model returns for its first rows.
 
-    Parameters
-    ----------
-    model : torch.nn.Module
-        The model, in evaluation mode.
-    call : callable
-        Calls the model on the first rows, and returns what it does.
-    n_rows : int
-        The number of these rows.
+    `call` calls the model, which is in evaluation mode, on these rows.
     """
     answer = _vectors(answer_of(call()), n_rows)
     # Numbers between 0 and 1 may be logits too: they are the sigmoid of a logit where
@@ -95,16 +76,16 @@ def find_output(model: nn.Module, call: Callable[[], Any], n_rows: int) -> Outpu
     for are_probabilities in others:
         comparison = _Comparison(model, n_rows, answer, are_probabilities)
         comparison.run(call)
-        if comparison.explains():
+        if comparison.has_answer():
             return comparison.output()
     comparison = _Comparison(model, n_rows, answer, last)
     comparison.run(call)
     return comparison.output()
 
 
-def nearest_positions(made: Tensor, logits: Tensor) -> Tensor:
+def nearest_positions(outputs: Tensor, logits: Tensor) -> Tensor:
     """Return the position (n,) in outputs (n, L, C) that holds the logits of a row."""
-    return _gaps(made, _log_softmax(logits), -torch.inf).argmin(1)
+    return _gaps(outputs, _log_softmax(logits), -torch.inf).argmin(1)
 
 
 def first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -130,33 +111,21 @@ def answer_of(returned: Any) -> Tensor | None:
 
 @dataclass
 class _Compared:
-    """A run of a module, and how far its output is from what the model returned.
-
-    Parameters
-    ----------
-    module, number
-        The name of the module, and how often it had run before.
-    source : int
-        Identity of its input.
-    shape : torch.Size
-        That of its output.
-    is_answer : bool
-        Whether its output, at one position of each row, is what the model returned.
-    has_positions : bool
-        Whether its output holds logits at several positions of a row.
-    weights_differ : float or None
-        Largest difference of what its weights make; None where it is not linear.
-    is_head : bool
-        Whether its weights make what the model returned.
-    """
+    """A run of a module, and how far its output is from what the model returned."""
 
     module: str
+    # How often the module had run before.
     number: int
-    source: int
-    shape: torch.Size
+    # The `id` of its input.
+    input_id: int
+    output_shape: torch.Size
+    # Whether its output, at one position of each row, is what the model returned.
     is_answer: bool = False
+    # Whether its output holds logits at several positions of a row.
     has_positions: bool = False
+    # Largest difference of weights times input; None where it is not linear.
     weights_differ: float | None = None
+    # Whether weights times input are what the model returned.
     is_head: bool = False
 
 
@@ -202,15 +171,15 @@ class _Comparison:
                     stack.callback(hook.remove)
             call()
 
-    def explains(self) -> bool:
-        """Whether some module puts out what the model returned."""
+    def has_answer(self) -> bool:
+        """Return whether the model returns the output of some module."""
         return any(each.is_answer for each in self._compared)
 
     def output(self) -> Output:
         """Decide which layer is the head, and which is nearest to the output."""
 
         def nearness(layer: _Compared) -> tuple[bool, bool]:
-            return layer.is_answer, self._has_logits(layer.shape)
+            return layer.is_answer, self._has_logits(layer.output_shape)
 
         # Of several that are equal, the first of the reversed ones ran last.
         latest = self._compared[::-1]
@@ -240,56 +209,60 @@ class _Comparison:
         self._open.append((first_input(args, kwargs), len(self._layers)))
 
     def _end(self, name: str, module: nn.Module, args: Any, returned: Any) -> None:
-        given, n_before = self._open.pop()
+        inputs, n_before = self._open.pop()
         number = self._n_runs[name]
         self._n_runs[name] += 1
         if isinstance(module, nn.Linear):
             self._last_linear = name
-        made = answer_of(returned)
-        if made is None or made.ndim == 0 or len(made) != self._n_rows:
+        outputs = answer_of(returned)
+        if outputs is None or outputs.ndim == 0 or len(outputs) != self._n_rows:
             return
-        made = made if made.ndim > 1 else made[:, None]
-        compared = _Compared(name, number, id(given), made.shape)
-        if self._makes_logits(made):
-            self._compare(compared, module, given, made)
+        outputs = outputs if outputs.ndim > 1 else outputs[:, None]
+        compared = _Compared(name, number, id(inputs), outputs.shape)
+        if self._may_be_logits(outputs):
+            self._compare(compared, module, inputs, outputs)
             self._compared.append(compared)
-        if not _are_embeddings(given, self._n_rows):
+        if not _are_embeddings(inputs, self._n_rows):
             return
         inner = self._layers[n_before:]
-        readers = [each for each in inner if each.source == compared.source]
-        adapted = [each for each in readers if each.shape == made.shape]
-        if adapted and len(readers) > 1 and self._has_logits(made.shape):
+        readers = [each for each in inner if each.input_id == compared.input_id]
+        adapted = [each for each in readers if each.output_shape == outputs.shape]
+        if adapted and len(readers) > 1 and self._has_logits(outputs.shape):
             self._layers[n_before:] = adapted[:1]
-        elif not inner and _mixes_features(module, given, made):
+        elif not inner and _mixes_features(module, inputs, outputs):
             self._layers.append(compared)
 
     def _has_logits(self, shape: torch.Size) -> bool:
         return self._answer is not None and self._answer.shape[1] in shape[1:]
 
-    def _makes_logits(self, made: Tensor) -> bool:
+    def _may_be_logits(self, outputs: Tensor) -> bool:
         answer = self._answer
-        if answer is None or not made.is_floating_point():
+        if answer is None or not outputs.is_floating_point():
             return False
-        return made.ndim <= 3 and made.shape[-1] == answer.shape[1] and made.numel() > 0
+        return (
+            outputs.ndim <= 3
+            and outputs.shape[-1] == answer.shape[1]
+            and outputs.numel() > 0
+        )
 
     def _compare(
-        self, compared: _Compared, module: nn.Module, given: Any, made: Tensor
+        self, compared: _Compared, module: nn.Module, inputs: Any, outputs: Tensor
     ) -> None:
         """Compare an output (n, C) or (n, L, C), and weights times input."""
         assert self._answer is not None
-        eps = max(torch.finfo(each.dtype).eps for each in (made, self._answer))
+        eps = max(torch.finfo(each.dtype).eps for each in (outputs, self._answer))
         eps = max(eps, _EPS_OF_PRODUCTS)
-        gaps = _gaps(made, self._target, self._least)
-        compared.has_positions = made.ndim == 3
-        rows = torch.arange(len(made))
+        gaps = _gaps(outputs, self._target, self._least)
+        compared.has_positions = outputs.ndim == 3
+        rows = torch.arange(len(outputs))
         at = (rows, gaps.argmin(1)) if compared.has_positions else (rows,)
         compared.is_answer = self._is_close(
             gaps[at], _EPS_OF_COPIES if compared.has_positions else eps
         )
-        if not _is_linear(module, given, made):
+        if not _is_linear(module, inputs, outputs):
             return
         linear: Any = module
-        embeddings, weight = _exact(given[at]), _exact(linear.weight)
+        embeddings, weight = _exact(inputs[at]), _exact(linear.weight)
         bias = weight.new_zeros(len(weight))
         if linear.bias is not None:
             bias = _exact(linear.bias)
@@ -332,11 +305,11 @@ def _readings(answer: Tensor | None) -> list[bool]:
 
 def _gaps(logits: Tensor, target: Tensor, least: float) -> Tensor:
     """Return the largest difference of each log-softmax of logits from a target."""
-    found = _log_softmax(logits).clamp(min=least)
+    log_p = _log_softmax(logits).clamp(min=least)
     target = target.clamp(min=least)
-    if found.ndim == 3:
+    if log_p.ndim == 3:
         target = target[:, None]
-    return (found - target).abs().amax(-1)
+    return (log_p - target).abs().amax(-1)
 
 
 def _log_softmax(logits: Tensor) -> Tensor:
@@ -360,23 +333,23 @@ def _exact(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().double()
 
 
-def _are_embeddings(given: Any, n_rows: int) -> bool:
-    is_tensor = isinstance(given, Tensor) and given.is_floating_point()
-    return is_tensor and given.ndim > 1 and len(given) == n_rows
+def _are_embeddings(inputs: Any, n_rows: int) -> bool:
+    is_tensor = isinstance(inputs, Tensor) and inputs.is_floating_point()
+    return is_tensor and inputs.ndim > 1 and len(inputs) == n_rows
 
 
-def _is_linear(module: nn.Module, given: Any, made: Tensor) -> bool:
+def _is_linear(module: nn.Module, inputs: Any, outputs: Tensor) -> bool:
     """Whether a module is a linear layer with weights that fit its input and output."""
-    if not isinstance(module, nn.Linear) or not isinstance(given, Tensor):
+    if not isinstance(module, nn.Linear) or not isinstance(inputs, Tensor):
         return False
-    shape = made.shape[-1], given.shape[-1]
+    shape = outputs.shape[-1], inputs.shape[-1]
     return module.weight.is_floating_point() and module.weight.shape == shape
 
 
-def _mixes_features(module: nn.Module, given: Tensor, made: Tensor) -> bool:
+def _mixes_features(module: nn.Module, inputs: Tensor, outputs: Tensor) -> bool:
     """Whether a module has weights, and is no scale or shift of each feature."""
     state = list(module.state_dict().values())
     is_matrix = any(
         not isinstance(t, Tensor) or sum(n > 1 for n in t.shape) > 1 for t in state
     )
-    return is_matrix or (bool(state) and given.shape != made.shape)
+    return is_matrix or (bool(state) and inputs.shape != outputs.shape)

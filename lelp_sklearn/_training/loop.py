@@ -38,14 +38,10 @@ BeginEpoch = Callable[[], Callable[[], bool]]
 
 @dataclass(frozen=True)
 class Curves:
-    """The results of the complete epochs; the lists never change.
+    """The mean losses and validation scores of the complete epochs.
 
-    Parameters
-    ----------
-    loss : list of float
-        Mean losses.
-    scores : list of float or None
-        Validation scores, NaN for epochs without one; None where no epoch has one.
+    The lists never change. A score is NaN for an epoch without one; `scores` is None
+    where no epoch has one.
     """
 
     loss: list[float] = field(default_factory=list)
@@ -79,28 +75,10 @@ class ValidationData:
 class Trainer:
     """Trains a module in place, an epoch at a time.
 
-    Parameters
-    ----------
-    module, optimizer, objective
-        The module, its optimizer and its loss.
-    rows : TrainingTensors
-        All rows, on the training device.
-    train_index : Tensor of shape (n_train,)
-        Indices of the rows to train on.
-    subclass_weight, learning_rate : callable
-        Functions of progress; None is a constant learning rate.
-    max_epochs, batch_size : int
-        Number of epochs over which progress goes from 0 to 1; rows of a step.
-    max_grad_norm : float or None
-        Norm to which gradients are clipped.
-    augment : callable or None
-        Changes the inputs of a batch.
-    precision : Precision
-        The precision of a step.
-    ranks : Ranks
-        The processes that share each batch; all have the same rows.
-    seed : int
-        Fixes the order of rows and what the module draws, epoch by epoch.
+    It trains on the rows at `train_index`, of which all `ranks` have the same and share
+    each batch. Schedules are functions of progress, which goes from 0 to 1 over
+    `max_epochs`; a `learning_rate` of None is constant. The seed fixes the order of
+    rows, and what the module draws, epoch by epoch.
     """
 
     module: nn.Module
@@ -121,19 +99,8 @@ class Trainer:
     def run_epoch(self, number: int, n_before: int) -> float:
         """Train for one epoch and return its mean loss.
 
-        Parameters
-        ----------
-        number : int
-            Number of the epoch, which fixes its random numbers.
-        n_before : int
-            Number of epochs by which training has progressed.
-
-        Raises
-        ------
-        FloatingPointError
-            If the loss of a step was not finite, or the weights after the last.
-        ValueError
-            If a schedule returns a number that is negative or not finite.
+        The number of the epoch fixes its random numbers; `n_before` is the number of
+        epochs by which training has progressed.
         """
         device = self.rows.X.device
         self.module.train()
@@ -318,35 +285,12 @@ def train_epochs(
 ) -> None:
     """Train for some epochs, the first of which a checkpoint may already hold.
 
-    However it ends, the module is left with the weights of the last complete epoch, or
-    with early stopping of the best, and `result` tells what the complete epochs were.
-    The reason is "max_epochs", "early_stopping", "callback", "interrupted",
-    "not_finite" or "error".
-
-    Parameters
-    ----------
-    result : TrainingResult
-        Its curves are those of earlier fits at the beginning.
-    trainer : Trainer
-        Trains an epoch.
-    validation_data : ValidationData or None
-        The rows to score, in the first process.
-    checkpoint : Checkpoint or None
-        The file to continue from, in the first process.
-    n_epochs : int
-        Number of epochs.
-    begin_epoch : callable
-        Called before each epoch; returns a function to call after it, whose true result
-        ends the training.
-    early_stopping : EarlyStopping or None
-        Judges the scores.
-    n_epochs_before : int
-        Number of epochs by which training has progressed at the beginning.
-
-    Raises
-    ------
-    FloatingPointError
-        If the loss of a step or a weight was not finite.
+    However training ends, the module has the weights of the last complete epoch, or
+    with early stopping those of the best, and `result` has the curves, those of earlier
+    fits included. The stop reason is "max_epochs", "early_stopping", "callback",
+    "interrupted", "not_finite" (a `FloatingPointError`) or "error". Training has
+    progressed by `n_epochs_before` at the beginning. Validation data and checkpoint are
+    those of the first process.
     """
     run = _Run(
         result,

@@ -65,18 +65,8 @@ def build_module(
 ) -> nn.Module:
     """Build a module for rows of a shape; the caller's own module never changes.
 
-    Parameters
-    ----------
-    module : torch.nn.Module, callable or None
-        A template, a callable ``(n_features, n_outputs, **module_params)`` or None.
-    module_params : dict or None
-        Further arguments of the callable.
-    row_shape : tuple of int
-        Shape of one row; n_features is its first entry.
-    n_outputs : int
-        Number of outputs.
-    widened_layer : str or None
-        The linear layer of a template that gets as many outputs; None for none.
+    Of a template, the linear layer `widened_layer`, if any, gets `n_outputs` outputs. A
+    callable gets the first entry of `row_shape` as ``n_features``.
     """
     if isinstance(module, nn.Module):
         template = _copied(module)
@@ -205,14 +195,8 @@ def _note_on_widening(widened_layer: str | None) -> str:
 class StudentModule:
     """A module with what it takes to build it again; pickled as NumPy arrays.
 
-    Parameters
-    ----------
-    module, module_params, row_shape, n_outputs
-        As in `build_module`.
-    dtype : torch.dtype
-        The dtype of the inputs.
-    first_rows : tensor of shape (n, *row_shape)
-        Rows by which the layer of a template that is widened is found.
+    `dtype` is that of the inputs. The first rows show which layer of a template is to
+    be widened.
     """
 
     def __init__(
@@ -336,20 +320,8 @@ def build_student(
 ) -> StudentModule:
     """Build a student on a device, and call it on the first rows.
 
-    Parameters
-    ----------
-    module, module_params, n_outputs
-        As in `build_module`.
-    inputs : array or tensor of shape (n, ...)
-        The rows.
-    device : torch.device
-        The device of the module.
-    seed : int
-        Fixes the initial weights.
-    may_take_token_ids : bool
-        Whether integers may be ids; a module that does not take them gets numbers.
-    precision : str
-        As in `input_dtype`.
+    The seed fixes the initial weights. A module that may take integers as token ids,
+    and does not, gets them as numbers.
     """
 
     def build(*, integers_are_token_ids: bool) -> StudentModule:

@@ -11,17 +11,7 @@ from lelp_sklearn.losses import class_logits, soft_cross_entropy, subclass_losse
 
 @dataclass(frozen=True)
 class Objective:
-    """The loss on subclass targets and on labels.
-
-    Parameters
-    ----------
-    n_classes : int
-        Number of classes.
-    temperature, within_class_temperature : float
-        The temperatures τ and τ_w.
-    label_weight : float
-        The weight α of the labels; the soft targets have 1 - α.
-    """
+    """The loss on subclass targets, and on labels at their weight α."""
 
     n_classes: int
     temperature: float

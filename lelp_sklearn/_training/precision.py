@@ -11,14 +11,10 @@ _MIXED = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Precision:
-    """Runs the parts of a step in one precision; float16 scales its gradients.
+    """Runs the parts of a step in one precision, on the device of the module.
 
-    Parameters
-    ----------
-    name : {"auto", "float32", "bfloat16", "float16"}
-        The first two compute in the dtype of the weights.
-    device : torch.device
-        The device of the module.
+    "auto" and "float32" compute in the dtype of the weights; "float16" scales the
+    gradients.
     """
 
     def __init__(self, name: str, device: torch.device) -> None:
