@@ -86,33 +86,6 @@ def build_module(
     return _copied(built)
 
 
-def check_module_arguments(
-    module: Any, module_params: Mapping[str, Any] | None
-) -> None:
-    """Raise where a module cannot be built with its arguments."""
-    if isinstance(module, nn.Module):
-        if module_params:
-            raise ValueError(
-                f"module_params={module_params!r} needs a module that is built: module "
-                f"is an instance of {type(module).__name__}; pass its class or a "
-                "function."
-            )
-        return
-    module = multilayer_perceptron if module is None else module
-    try:
-        signature = inspect.signature(module)
-    except ValueError:  # built in, and without a signature
-        return
-    try:
-        signature.bind(1, 1, **(module_params or {}))
-    except TypeError as reason:
-        name = getattr(module, "__name__", repr(module))
-        raise TypeError(
-            f"module {name} cannot be called as module(n_features, n_outputs, "
-            f"**module_params) with module_params={module_params!r}: {reason}."
-        ) from reason
-
-
 def _copied(module: nn.Module) -> nn.Module:
     twin: nn.Module = copied(module)
     _share_gradient_hooks(module, twin)
