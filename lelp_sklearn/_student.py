@@ -983,8 +983,8 @@ class LELPStudentClassifier(
 
         - Dropped: the teacher of a fitted student, of which the name of its class
           stays, and `module_`, which is the module of `_state`.
-        - Kept: parameters, fitted attributes and `_state`, from which training goes on;
-          of a fitted student also the versions that made it.
+        - Kept: parameters, fitted attributes and `_state`, with which training
+          continues; of a fitted student also the versions that made it.
         - Moved: a template `module` to the CPU. `_state` turns the weights, and the
           state of the optimizer of a stream, into NumPy arrays.
         """

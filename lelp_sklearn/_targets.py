@@ -128,16 +128,15 @@ class TargetSource:
             logits = teacher.predict_logits(inputs.X)
             inputs = replace(inputs, teacher_logits=logits)
         if not isinstance(projector, FrozenEstimator):
-            if projector.head is None and not asks_logits and hasattr(teacher, "head_"):
-                projector.set_params(head=_head_arrays(teacher.head_))
-                _check_embedding_width(projector, inputs, embeddings)
+            if not asks_logits:
+                _set_head(projector, teacher, inputs, embeddings)
             some_classes = classes if lacks_classes else None
             with (
                 task.delegate("fit-projector", projector),
                 _in_projector(inputs, teacher),
             ):
                 _fit_projector(projector, embeddings, inputs, is_train, some_classes)
-        # Of too few rows it has none; its transform says what is missing.
+        # Fitted to too few rows it has none, and its transform raises the error.
         of_projector: Any = getattr(projector, "classes_", classes)
         _check_projector_classes(of_projector, classes)
         source = cls(
@@ -197,14 +196,14 @@ class TargetSource:
         return not self.labels_only or any(each is not None for each in given)
 
     def can_embed(self, inputs: StudentInputs) -> bool:
-        """Return whether there are embeddings of the rows, or something makes them."""
+        """Return whether the rows have embeddings, or can be given them."""
         makes = self.reads_inputs or self.teacher is not None
         return self.projector is not None and (
             makes or inputs.teacher_embeddings is not None
         )
 
     def embed_again(self, inputs: StudentInputs, is_train: BoolArray) -> StudentInputs:
-        """Give rows that the teacher was fitted on the embeddings they had then.
+        """Return rows that the teacher was fitted on with the embeddings of that fit.
 
         Those of its `transform` may differ. All other rows stay as they are.
         """
@@ -263,7 +262,7 @@ class TargetSource:
 
 
 def has_teacher(student: Any, inputs: StudentInputs) -> bool:
-    """Return whether anything says class probabilities besides the labels."""
+    """Return whether class probabilities come from more than the labels."""
     is_given = inputs.has_teacher_data or student.teacher is not None
     return is_given or has_head(student.projector)
 
@@ -294,7 +293,7 @@ def make_targets(
     *,
     classes: Any = None,
 ) -> tuple[TargetSource, FloatArray]:
-    """Return what makes the targets, and the targets (n, C*S) of the rows.
+    """Return the source of the targets, and the targets (n, C*S) of the rows.
 
     `source` is that of an earlier fit; the arguments of a first one, where it is None,
     are those of `TargetSource.resolve`.
@@ -439,14 +438,21 @@ def _asks_logits(projector: Any, teacher: Any, n_classes: int) -> bool:
     return n_logits in fitting or getattr(teacher, "head_layer_", None) is not None
 
 
-def _head_arrays(head: Any) -> Any:
-    """Return a torch.nn.Linear as arrays, which any machine can load."""
-    if not hasattr(head, "weight"):
-        return head
-    # Copies: training the teacher further changes no fitted projector.
-    coef = np.array(as_array(head.weight))
-    bias = np.zeros(len(coef)) if head.bias is None else np.array(as_array(head.bias))
-    return coef, bias
+def _set_head(
+    projector: Any, teacher: Any, inputs: StudentInputs, embeddings: Any
+) -> None:
+    """Set the head of a projector that has none to that of the teacher, if any."""
+    if projector.head is not None or not hasattr(teacher, "head_"):
+        return
+    head = teacher.head_
+    if hasattr(head, "weight"):
+        # Arrays, which any machine can load; copies, because training the teacher
+        # further changes no fitted projector.
+        coef, bias = np.array(as_array(head.weight)), head.bias
+        bias = np.zeros(len(coef)) if bias is None else np.array(as_array(bias))
+        head = coef, bias
+    projector.set_params(head=head)
+    _check_embedding_width(projector, inputs, embeddings)
 
 
 def _check_embedding_width(
