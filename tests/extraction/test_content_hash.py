@@ -163,6 +163,7 @@ def test_equal_values_have_equal_digests(name):
     assert content_hash(pickle.loads(pickle.dumps(VALUES[name]))) == expected
 
 
+@pytest.mark.slow
 def test_another_process_finds_the_same():
     """Where sets and dicts of strings lie in another order."""
     code = """

@@ -96,6 +96,7 @@ FULL = """
 """
 
 
+@pytest.mark.slow
 @is_linux
 def test_a_full_disk_is_an_error_that_says_how_much_is_missing(tmp_path):
     """Room for the numbers, but not for the header; later for one page."""
@@ -130,6 +131,7 @@ def write_beyond_a_limit(name, folder, messages):
         messages.put(str(error))
 
 
+@pytest.mark.slow
 @is_linux
 @every_file
 def test_room_that_the_system_does_not_give_is_an_error(name, tmp_path):

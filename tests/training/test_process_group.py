@@ -152,6 +152,7 @@ def by_rank(tmp_path_factory):
     return [np.load(folder / rank, allow_pickle=True) for rank in "01"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in STUDENTS if n != "random state of each"])
 def test_ranks_end_with_the_student_of_one_process(name, by_rank):
     expected = fit_student(name)
@@ -179,6 +180,7 @@ def test_workers_of_a_rank_train_alone(by_rank):
         assert_array_equal(found["search"], expected)
 
 
+@pytest.mark.slow
 def test_rank_that_dies_ends_the_job_which_started_again_goes_on(tmp_path):
     script = tmp_path / "train.py"
     script.write_text(DIE)
@@ -196,6 +198,7 @@ def test_rank_that_dies_ends_the_job_which_started_again_goes_on(tmp_path):
         assert_allclose(weights[0][name], tensor, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_error_of_the_first_rank_is_raised_by_all(tmp_path):
     script = tmp_path / "fail.py"
     script.write_text(
@@ -215,6 +218,7 @@ def test_error_of_the_first_rank_is_raised_by_all(tmp_path):
     assert "n_subclasses=200" in first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("also", ["threading.Lock()", "'more'"])
 def test_error_that_cannot_be_sent_is_told_by_all(also, tmp_path):
     """A lock cannot be pickled, and of one argument the other error cannot be made."""
