@@ -1,61 +1,63 @@
 """LELPProjector: teacher embeddings in, subclass soft labels out."""
 
 import copy
+import os
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.exceptions import NotFittedError
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._set_output import _wrap_data_with_container
 from sklearn.utils.metadata_routing import UNUSED
+from sklearn.utils.validation import (
+    _check_feature_names,
+    _check_n_features,
+    check_is_fitted,
+    validate_data,
+)
 
 from lelp_sklearn import _validation
 from lelp_sklearn._callbacks import CallbackSupportMixin, begin_fit, with_callbacks
+from lelp_sklearn._callers import warned_once
+from lelp_sklearn._files import new_npy
 from lelp_sklearn._locks import exclusive
-from lelp_sklearn._reading import read_sample
-from lelp_sklearn._soft_labels import SoftLabelMixin
-from lelp_sklearn._subclasses import dask_arrays, dask_validation, splitters
-from lelp_sklearn._subclasses.directions import InitialSubspace, Solver
-from lelp_sklearn._subclasses.kmeans import RunningCentroids, class_centroids
+from lelp_sklearn._subclasses import dask_arrays, dask_validation, tensors
+from lelp_sklearn._subclasses.digests import hash_rows
+from lelp_sklearn._subclasses.directions import row_space_basis
+from lelp_sklearn._subclasses.head import Head
+from lelp_sklearn._subclasses.inputs import ProjectorInputs
+from lelp_sklearn._subclasses.kmeans import KMEANS
 from lelp_sklearn._subclasses.moments import (
     ClassMoments,
+    Covariance,
     ExplicitCovariance,
-    StreamedCovariance,
-    class_weights,
-    quick_dtype,
 )
-from lelp_sklearn._subclasses.pca import (
-    eigh_directions,
-    full_directions,
-    randomized_directions,
+from lelp_sklearn._subclasses.pca import PCA, SOLVERS, resolve_solver
+from lelp_sklearn._subclasses.soft_labels import SoftLabeller, class_sums
+from lelp_sklearn._subclasses.splitters import (
+    AUTO_N_SUBCLASSES,
+    RANDOM,
+    Solver,
+    Split,
+    SplitProblem,
+    Splitter,
+    Stream,
+    given_directions,
+    score_moments,
 )
-from lelp_sklearn._subclasses.progress import ReportedData
-from lelp_sklearn._subclasses.subsample import (
-    N_PROBES,
-    class_samples,
-    initial_subspace_from_sample,
-    random_initial_subspace,
-)
+from lelp_sklearn._subclasses.subsample import N_PROBES
 from lelp_sklearn._subclasses.threads import one_blas_thread
+from lelp_sklearn._typing import FloatArray
+from lelp_sklearn._validation import as_numbers, check_dense, check_numbers
 
-# Features up to which forming the covariances takes less time than two passes over the
-# rows: measured on 32 to 256 features and 5 to 20 subclasses.
-_FEW_FEATURES = 192
-
-
-@dataclass
-class _Stream:
-    """What `partial_fit` keeps between blocks."""
-
-    classes: np.ndarray
-    moments: ClassMoments
-    centroids: RunningCentroids | None = None
-    # Why there are no directions yet; None once there are.
-    missing: str | None = None
+# A further one is a file that makes a `Splitter`, and a line here.
+SPLITTERS = {"kmeans": KMEANS, "pca": PCA, "random": RANDOM}
 
 
 @dataclass(frozen=True)
@@ -66,14 +68,17 @@ class _Draws:
     samples: np.random.RandomState
 
     @classmethod
-    def start(cls, random_state):
+    def start(cls, random_state: Any) -> "_Draws":
         samples = check_random_state(random_state)
         directions = np.random.RandomState(samples.randint(2**31 - 1))
         return cls(directions, samples)
 
 
-class LELPProjector(
-    CallbackSupportMixin, SoftLabelMixin, TransformerMixin, BaseEstimator
+class LELPProjector(  # type: ignore[call-arg]
+    CallbackSupportMixin,
+    TransformerMixin,  # type: ignore[misc]
+    BaseEstimator,  # type: ignore[misc]
+    auto_wrap_output_keys=None,
 ):
     r"""Split the classes of a teacher into subclasses along linear projections.
 
@@ -85,7 +90,7 @@ class LELPProjector(
               \mathrm{softmax}_s(z_{c,\cdot}(h) / \beta), \qquad
               z_{c,s}(h) = u_{c,s} \cdot h - o_{c,s}
 
-    The directions u are found for each class about its mean, within the null space of
+    The directions u of each class are about its mean, within the null space of
     the teacher's head. In the paper they are principal directions, rotated so that they
     share the variance; here they are by default the centroids of k-means, for which
     :math:`-\tfrac12 \|h - m\|^2` is a linear projection up to a term that all
@@ -102,7 +107,7 @@ class LELPProjector(
         Where the directions come from: the centroids of each class by k-means, relative
         to the class mean; the principal directions of each class, as published; random
         orthonormal ones, zeros for a class that does not vary along them; or the
-        caller's own, used as given. All but the last lie in
+        caller's own, used as given. All but the last are in
         the null space of the head.
     head : None, (coef, intercept), linear classifier or torch.nn.Linear, default=None
         The linear map from embeddings to the teacher's logits, ``coef`` (C, d). An
@@ -140,7 +145,7 @@ class LELPProjector(
     svd_solver : {"auto", "randomized", "covariance_eigh", "full"}, default="auto"
         "covariance_eigh" forms the d by d covariance of each class; "randomized" starts
         from the principal subspace of a sample of each class and makes one or a
-        few passes over all rows (block Krylov), forming beside the sample nothing
+        few passes over all rows (block Krylov), forming, apart from the sample, nothing
         larger than a few d by (S + `n_oversamples`) arrays a class; "full" is a
         singular value decomposition of each class's rows, which it copies, to the host
         where they are a tensor elsewhere (on dask arrays it works as
@@ -204,7 +209,7 @@ class LELPProjector(
     determined, nor is the subclass of a row at equal distance from two centroids where
     `subclass_temperature` is 0.
     "kmeans" and the randomized solver start from a sample of the distinct rows of a
-    class where these are more than 2048; which rows are drawn hangs on what they hold.
+    class where these are more than 2048; which rows are drawn depends on their content.
     The statistics of these two, and covariances that "auto" forms without need, are
     summed in the precision of X over some thousand rows and in double precision over
     these sums, all others in double precision (on an accelerator that has it); so are
@@ -214,7 +219,7 @@ class LELPProjector(
     few numbers a row. Soft labels whose scores overflow single precision are computed
     in double precision. Single precision soft
     labels agree with double precision to 1e-5 where logits and z / beta stay within 30
-    and the class means lie within 100 standard deviations of one another. Embeddings
+    and the class means are within 100 standard deviations of one another. Embeddings
     whose squares, with "kmeans" their fourth powers, overflow or vanish are refused:
     squares in the precision of X, at least single, others in double. The equal
     rotation and the k-means start are not in the paper.
@@ -237,19 +242,19 @@ class LELPProjector(
     (1797, 2)
     """
 
-    __metadata_request__fit: ClassVar[dict] = {"teacher_logits": True}
-    __metadata_request__partial_fit: ClassVar[dict] = {"teacher_logits": True}
-    __metadata_request__transform: ClassVar[dict] = {
+    __metadata_request__fit: ClassVar[dict[str, Any]] = {"teacher_logits": True}
+    __metadata_request__partial_fit: ClassVar[dict[str, Any]] = {"teacher_logits": True}
+    __metadata_request__transform: ClassVar[dict[str, Any]] = {
         "teacher_logits": True,
         "out": UNUSED,
     }
 
-    _parameter_constraints: ClassVar[dict] = {
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
         "n_subclasses": [
             Interval(Integral, 1, None, closed="left"),
             StrOptions({"auto"}),
         ],
-        "splitter": [StrOptions({"pca", "random", "kmeans"}), "array-like"],
+        "splitter": [StrOptions(set(SPLITTERS)), "array-like"],
         "head": "no_validation",
         "null_space": ["boolean"],
         "rotation": [StrOptions({"equal", "random"}), None],
@@ -259,7 +264,7 @@ class LELPProjector(
             StrOptions({"auto"}),
         ],
         "unlabeled": "no_validation",
-        "svd_solver": [StrOptions({"auto", "randomized", "covariance_eigh", "full"})],
+        "svd_solver": [StrOptions({"auto", *SOLVERS})],
         "n_oversamples": [Interval(Integral, 0, None, closed="left")],
         "iterated_power": [
             Interval(Integral, 0, None, closed="left"),
@@ -270,20 +275,20 @@ class LELPProjector(
 
     def __init__(
         self,
-        n_subclasses="auto",
+        n_subclasses: int | str = "auto",
         *,
-        splitter="kmeans",
-        head=None,
-        null_space=True,
-        rotation="equal",
-        temperature=1.0,
-        subclass_temperature="auto",
-        unlabeled=None,
-        svd_solver="auto",
-        n_oversamples=10,
-        iterated_power="auto",
-        random_state=None,
-    ):
+        splitter: Any = "kmeans",
+        head: Any = None,
+        null_space: bool = True,
+        rotation: str | None = "equal",
+        temperature: float = 1.0,
+        subclass_temperature: float | str = "auto",
+        unlabeled: object = None,
+        svd_solver: str = "auto",
+        n_oversamples: int = 10,
+        iterated_power: int | str = "auto",
+        random_state: Any = None,
+    ) -> None:
         self.n_subclasses = n_subclasses
         self.splitter = splitter
         self.head = head
@@ -297,22 +302,29 @@ class LELPProjector(
         self.iterated_power = iterated_power
         self.random_state = random_state
 
-    def __sklearn_clone__(self):
+    def __sklearn_clone__(self) -> "LELPProjector":
         # A fitted classifier as head is what the teacher knows: it stays fitted.
         with exclusive(self.head):
-            twin = super().__sklearn_clone__()
+            twin: LELPProjector = super().__sklearn_clone__()
         if hasattr(self.head, "coef_"):
             twin.head = copy.deepcopy(self.head)
         return twin
 
-    def __sklearn_tags__(self):
+    def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         tags.target_tags.required = self.head is None
         return tags
 
     @with_callbacks
-    def fit(self, X, y=None, *, teacher_logits=None, sample_weight=None):
+    def fit(
+        self,
+        X: Any,
+        y: Any = None,
+        *,
+        teacher_logits: Any = None,
+        sample_weight: Any = None,
+    ) -> "LELPProjector":
         """Find the directions that split each class.
 
         Parameters
@@ -320,10 +332,10 @@ class LELPProjector(
         X : {array-like, memmap, tensor, dask array} of shape (n_samples, n_features)
             Teacher embeddings, float16, float32 or float64 (tensors bfloat16 too). A
             dask array is read chunk by chunk, each on its worker; what comes with it
-            may be dask arrays too. A tensor on an accelerator is read where it lies:
-            to the host come sums, a bounded sample of the rows, and a few numbers a
-            row. Only `svd_solver` "full" and a classifier as head that is still to be
-            fitted have the rows copied to the host.
+            may be dask arrays too. A tensor on an accelerator is read on its device:
+            sums, a bounded sample of the rows and a few numbers a row are copied to the
+            host. Only `svd_solver` "full" and a classifier as head that is not yet
+            fitted copy the rows to the host.
         y : array-like of shape (n_samples,), default=None
             Class labels. Rows marked `unlabeled`, or all rows where y is None, take the
             class that the teacher finds likeliest.
@@ -358,34 +370,29 @@ class LELPProjector(
         """
         self._validate_params()
         with _validation.features_kept_on_error(self, "components_"):
-            sample = self._read(X, y, teacher_logits, sample_weight)
+            inputs = self._read_inputs(X, y, teacher_logits, sample_weight)
+            splitter = self._resolve_splitter(inputs)
+            solver = self._resolve_solver(splitter, inputs)
             task = begin_fit(self, X, y, sample_weight=sample_weight, max_subtasks=None)
+            inputs = inputs.reported_to(task)
             draws = _Draws.start(self.random_state)
-            forms_covariance = sample.head is None or self._forms_covariance(sample)
-            sample = replace(sample, data=ReportedData(sample.data, task))
-            with nullcontext() if forms_covariance else one_blas_thread:
-                if forms_covariance:
-                    moments = sample.moments()
-                    sample = sample.with_head(moments)
-                    row_space = self._removed(sample)
-                    covariance = ExplicitCovariance(
-                        moments, row_space, np.dtype(np.float64)
-                    )
-                elif self._has_few_features(sample):
-                    row_space = self._removed(sample)
-                    covariance = sample.scatters(row_space)
-                else:
-                    row_space = self._removed(sample)
-                    covariance = self._stream_covariance(
-                        sample, row_space, draws.samples
-                    )
-                self._finish(sample, covariance, row_space, draws)
+            makes_passes = solver.covariance != "exact"
+            with one_blas_thread if makes_passes else nullcontext():
+                inputs, covariance = self._measure(inputs, solver, draws)
+                split = self._split(inputs, covariance, splitter, solver, draws)
+                self._set_fitted(inputs, covariance, splitter, split)
             task.end({})
         return self
 
     def partial_fit(
-        self, X, y=None, classes=None, *, teacher_logits=None, sample_weight=None
-    ):
+        self,
+        X: Any,
+        y: Any = None,
+        classes: Any = None,
+        *,
+        teacher_logits: Any = None,
+        sample_weight: Any = None,
+    ) -> "LELPProjector":
         """Take in a further block of rows.
 
         Keeps the d by d covariance of each class, so that blocks give what :meth:`fit`
@@ -430,240 +437,457 @@ class LELPProjector(
         given = X, y, teacher_logits, sample_weight
         if any(dask_arrays.is_dask_array(each) for each in given):
             raise dask_validation.no_dask_stream()
-        stream = self.__dict__.get("_stream")
-        if stream is not None:
-            classes = stream.classes
+        before: Stream | None = self.__dict__.get("_stream")
+        if before is not None:
+            classes = before.classes
         elif classes is not None:
             classes = _validation.sorted_classes(classes)
         with _validation.features_kept_on_error(self, "components_"):
-            sample = self._read(
-                X,
-                y,
-                teacher_logits,
-                sample_weight,
-                classes=classes,
-                first=stream is None,
-                streaming=True,
-            )
-            width = sample.n_columns
-            known = width if stream is None else stream.moments.mean.shape[1]
-            _validation.check_stream(sample.any_unlabelled, known == width)
-            moments, centroids = sample.moments(), None
-            if stream is not None:
+            inputs = self._read_inputs(*given, classes, before, is_stream=True)
+            splitter = self._resolve_splitter(inputs)
+            solver = self._resolve_solver(splitter, inputs, is_stream=True)
+            moments, centroids = inputs.moments(), None
+            if before is not None:
                 # The stream itself stays as it is until all is well.
-                moments.merge(stream.moments)
-                centroids = copy.deepcopy(stream.centroids)
-            stream = _Stream(sample.classes, moments, centroids)
+                moments.merge(before.moments)
+                centroids = copy.deepcopy(before.centroids)
+            stream = Stream(inputs.classes, moments, centroids)
+            draws = _Draws.start(self.random_state)
             try:
-                sample = sample.with_head(moments)
-                row_space = self._removed(sample)
-                covariance = ExplicitCovariance(
-                    moments, row_space, np.dtype(np.float64)
-                )
-                draws = _Draws.start(self.random_state)
-                self._finish(sample, covariance, row_space, draws, stream)
+                inputs = inputs.with_head(moments)
+                covariance = self._covariance_of(moments, inputs)
+                split = self._split(inputs, covariance, splitter, solver, draws, stream)
+                self._set_fitted(inputs, covariance, splitter, split, stream)
             except _validation.TooFewRowsError as error:
                 stream.missing = str(error)
                 self._stream = stream
         return self
 
-    def _read(
-        self,
-        X,
-        y,
-        teacher_logits,
-        sample_weight,
-        *,
-        classes=None,
-        first=True,
-        streaming=False,
-    ):
-        """Check everything before work starts, and give each row its class.
+    def transform(self, X: Any, *, teacher_logits: Any = None, out: Any = None) -> Any:
+        r"""Compute the subclass soft labels of embeddings.
 
-        `classes` is that of `partial_fit`, None in `fit`; `first` says whether there
-        was no block before.
+        .. math:: p_{c,s}(h) = \mathrm{softmax}_c(\ell(h) / \tau) \cdot
+                  \mathrm{softmax}_s((u_{c,s} \cdot h - o_{c,s}) / \beta)
+
+        Parameters
+        ----------
+        X : {array-like, memmap, tensor, dask array} of shape (n_samples, n_features)
+            Teacher embeddings. Read in blocks, never copied or up-cast whole; a tensor
+            on an accelerator there, on the current stream.
+        teacher_logits : array-like of shape (n_samples, n_classes or 1), default=None
+            The teacher's logits, in the order of `classes_`, or the one column of a
+            sigmoid teacher. They replace ``X @ coef_.T + intercept_``. For a teacher
+            that gives only probabilities pass their logarithm, zeros clipped.
+        out : ndarray or path, default=None
+            Where to write the result: an array of its shape and dtype, or a ``.npy``
+            file, which is written beside its place and renamed once complete. Its room
+            on the disk is reserved first; a process that is killed leaves
+            ``.<name>.<random>.part``. Not for a dask array, whose soft labels dask
+            itself stores.
+
+        Returns
+        -------
+        soft_labels : array of shape (n_samples, n_classes * n_subclasses)
+            In column ``c * n_subclasses_ + s`` the probability of subclass s of class
+            c. The floating dtype is that of X, at least float32. A tensor for a tensor,
+            on the same device; a lazy dask array for a dask array, chunked as X is;
+            with `out` the array, or a read-only memory map of the file. These whatever
+            `set_output` says.
+
+        Raises
+        ------
+        ValueError
+            If X or the logits hold NaN or infinity (of a dask array, once it is
+            computed), if shapes do not fit, or if `out` cannot be written or overlaps
+            what is read.
+        TypeError
+            If `out` is neither an array nor a path, or is given for a dask array.
         """
-        sample = read_sample(
-            self._check_rows(X, reset=first),
+        self._check_fitted()
+        rows = self._check_rows(X, reset=False)
+        if dask_arrays.is_dask_array(X):
+            return self._transform_lazily(rows, teacher_logits, out)
+        logits = self._check_logits(teacher_logits, rows.shape[0])
+        labeller = self._labeller()
+        shape = rows.shape[0], self.offsets_.size
+        dtype = np.result_type(rows.dtype, np.float32)
+        if isinstance(out, str | os.PathLike):
+            with new_npy(out, shape, dtype) as target:
+                labeller.write(rows, logits, target)
+            return np.lib.format.open_memmap(out, mode="r")
+        if out is not None:
+            _check_out(out, shape, dtype, [rows, logits])
+            # An array of the caller's is not begun before the rows are known to be
+            # finite.
+            hash_rows(rows)
+            labeller.write(rows, logits, out)
+            return out
+        soft_labels = labeller(rows, logits)
+        if tensors.is_tensor(X):
+            return tensors.like(soft_labels, X)
+        return _wrap_data_with_container("transform", soft_labels, X, self)
+
+    def fit_transform(
+        self,
+        X: Any,
+        y: Any = None,
+        *,
+        teacher_logits: Any = None,
+        sample_weight: Any = None,
+    ) -> Any:
+        """Fit, then compute the soft labels of the same rows.
+
+        Parameters
+        ----------
+        X : {array-like, memmap, tensor, dask array} of shape (n_samples, n_features)
+            Teacher embeddings.
+        y : array-like of shape (n_samples,), default=None
+            As in :meth:`fit`.
+        teacher_logits : array-like of shape (n_samples, n_classes) or (n_samples, 1), \
+                default=None
+            Handed to both :meth:`fit` and :meth:`transform`.
+        sample_weight : array-like of shape (n_samples,), default=None
+            As in :meth:`fit`.
+
+        Returns
+        -------
+        soft_labels : array of shape (n_samples, n_classes * n_subclasses)
+            As from :meth:`transform`.
+        """
+        with warned_once():
+            self.fit(X, y, teacher_logits=teacher_logits, sample_weight=sample_weight)
+            return self.transform(X, teacher_logits=teacher_logits)
+
+    def inverse_transform(self, X: Any) -> Any:
+        """Sum soft labels over the subclasses of each class.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_classes * n_subclasses)
+            Subclass soft labels.
+
+        Returns
+        -------
+        probabilities : array of shape (n_samples, n_classes)
+            For the projector's own soft labels, the teacher's class probabilities at
+            its temperature. Of the kind of X.
+        """
+        self._check_fitted()
+        shape = self.offsets_.shape
+        if tensors.is_tensor(X):
+            _validation.check_soft_label_shape(X.shape, self.offsets_.size)
+            return X.reshape(len(X), *shape).sum(-1)
+        if dask_arrays.is_dask_array(X):
+            _validation.check_soft_label_shape(X.shape, self.offsets_.size)
+            return dask_arrays.sum_subclasses(X, shape)
+        soft_labels = _validation.check_soft_labels(X, self.offsets_.size)
+        return class_sums(soft_labels, shape)
+
+    def get_feature_names_out(self, input_features: Any = None) -> NDArray[Any]:
+        """Name the columns ``"{class}_{subclass}"``.
+
+        Parameters
+        ----------
+        input_features : array-like of str, default=None
+            Ignored; there for the interface.
+
+        Returns
+        -------
+        names : ndarray of str objects of shape (n_classes * n_subclasses,)
+            A name for each column of the soft labels.
+        """
+        self._check_fitted()
+        subclasses = range(self.n_subclasses_)
+        names = [f"{label}_{s}" for label in self.classes_ for s in subclasses]
+        return np.array(names, dtype=object)
+
+    # --- stages of a fit --------------------------------------------------------------
+
+    def _read_inputs(
+        self,
+        X: Any,
+        y: Any,
+        teacher_logits: Any,
+        sample_weight: Any,
+        classes: NDArray[Any] | None = None,
+        before: Stream | None = None,
+        *,
+        is_stream: bool = False,
+    ) -> ProjectorInputs:
+        """Check everything before work starts, and give each row its class."""
+        inputs = ProjectorInputs.read(
+            self._check_rows(X, reset=before is None),
             y,
             teacher_logits,
             sample_weight,
             head=self.head,
             unlabeled=self.unlabeled,
             classes=classes,
-            streaming=streaming,
+            is_stream=is_stream,
         )
-        if not isinstance(self.splitter, str):
-            shape = len(sample.classes), sample.data.shape[1]
-            _validation.check_directions(self.splitter, self._n_wanted(), *shape)
-        return sample
+        if is_stream:
+            _check_stream(inputs, before)
+        return inputs
 
-    def _forms_covariance(self, sample):
-        """Whether the solver asks for the d by d covariances."""
-        if self.svd_solver == "full":
-            # Rows that are spread over a cluster are not brought together for it.
-            return not sample.data.is_in_memory
-        return self.svd_solver == "covariance_eigh"
+    def _resolve_splitter(self, inputs: ProjectorInputs) -> Splitter:
+        """Return the splitter of a name, or one that uses the caller's directions."""
+        if isinstance(self.splitter, str):
+            return SPLITTERS[self.splitter]
+        shape = len(inputs.classes), inputs.data.shape[1]
+        return given_directions(
+            _check_directions(self.splitter, self._n_wanted(), *shape)
+        )
 
-    def _has_few_features(self, sample):
-        """Whether the covariances take less time than passes of the other solver."""
-        solves = isinstance(self.splitter, str) and self.splitter == "pca"
-        is_open = self.svd_solver == "auto" and self.n_subclasses != 1
-        return solves and is_open and sample.data.shape[1] <= _FEW_FEATURES
+    def _resolve_solver(
+        self, splitter: Splitter, inputs: ProjectorInputs, *, is_stream: bool = False
+    ) -> Solver:
+        return resolve_solver(
+            self.svd_solver,
+            is_used=splitter.uses_solver and self.n_subclasses != 1,
+            n_features=inputs.data.shape[1],
+            sums_covariance=is_stream or inputs.head is None,
+            rows_are_here=inputs.data.is_in_memory and not is_stream,
+        )
 
-    def _removed(self, sample):
-        """Basis of what is taken out of the embeddings."""
-        return splitters.null_space_rows(sample.head.coef, null_space=self.null_space)
-
-    def _stream_covariance(self, sample, row_space, random_state):
-        """Class covariances by passes over the rows, the first one begun well."""
-        data, n_classes = sample.data, len(sample.classes)
-        weight = class_weights(data, n_classes)
-        _validation.check_every_class(weight, sample.classes)
-        solves = isinstance(self.splitter, str) and self.splitter == "pca"
+    def _measure(
+        self, inputs: ProjectorInputs, solver: Solver, draws: _Draws
+    ) -> tuple[ProjectorInputs, Covariance]:
+        """Return the inputs with a head, and the class covariances."""
+        if solver.covariance == "exact":
+            moments = inputs.moments()
+            inputs = inputs.with_head(moments)
+            return inputs, self._covariance_of(moments, inputs)
+        row_space = self._row_space(inputs.head)
+        if solver.covariance == "quick":
+            return inputs, inputs.quick_covariance(row_space)
         n_vectors = 0
-        if solves and self.svd_solver != "full" and self.n_subclasses != 1:
-            n_oversamples = max(int(self.n_oversamples), N_PROBES)
-            n_vectors = self._n_directions() + n_oversamples
-        centres, starts = [], []
-        dtype = quick_dtype(data, n_classes)
-        for drawn in class_samples(data, n_classes, random_state):
-            centres.append(drawn.mean)
-            starts.append(
-                initial_subspace_from_sample(drawn, row_space, n_vectors, random_state)
-            )
-        return StreamedCovariance(
-            data,
-            weight,
-            centres=np.stack(centres).astype(dtype),
-            row_space=row_space,
-            starts=starts,
-        )
+        if solver.starts_from_sample:
+            n_vectors = self._n_wanted() or AUTO_N_SUBCLASSES
+            n_vectors += max(int(self.n_oversamples), N_PROBES)
+        return inputs, inputs.streamed_covariance(row_space, n_vectors, draws.samples)
 
-    def _n_wanted(self):
-        """The number of subclasses; None where it is chosen here."""
+    def _covariance_of(
+        self, moments: ClassMoments, inputs: ProjectorInputs
+    ) -> Covariance:
+        row_space = self._row_space(inputs.head)
+        return ExplicitCovariance.from_moments(moments, row_space, np.dtype(np.float64))
+
+    def _row_space(self, head: Head | None) -> FloatArray:
+        """Return a basis (d, r) of what is taken out of the embeddings."""
+        assert head is not None
+        if self.null_space:
+            return row_space_basis(head.coef)
+        return np.empty((head.coef.shape[1], 0))
+
+    def _n_wanted(self) -> int | None:
+        """Return the number of subclasses; None where the splitter chooses it."""
         return None if self.n_subclasses == "auto" else int(self.n_subclasses)
 
-    def _n_directions(self):
-        """How many principal directions to look for."""
-        return self._n_wanted() or splitters.AUTO_N_SUBCLASSES
+    def _split(
+        self,
+        inputs: ProjectorInputs,
+        covariance: Covariance,
+        splitter: Splitter,
+        solver: Solver,
+        draws: _Draws,
+        stream: Stream | None = None,
+    ) -> Split:
+        """Return the directions that split each class."""
+        n_subclasses = self._n_wanted()
+        if n_subclasses == 1:
+            return Split.single(covariance)
+        power = self.iterated_power
+        return splitter.split(
+            SplitProblem(
+                data=inputs.data,
+                classes=inputs.classes,
+                covariance=covariance,
+                n_subclasses=n_subclasses,
+                solver=solver,
+                rotation=self.rotation,
+                n_oversamples=int(self.n_oversamples),
+                iterated_power=None if power == "auto" else int(power),
+                direction_draws=draws.directions,
+                sample_draws=draws.samples,
+                stream=stream,
+            )
+        )
 
-    def _finish(self, sample, covariance, row_space, draws, stream=None):
-        """Choose the directions and set the fitted attributes."""
-        head = sample.head
-        split = self._split(sample, covariance, row_space, draws, stream)
-        variance, scale = splitters.score_moments(split, covariance)
+    def _set_fitted(
+        self,
+        inputs: ProjectorInputs,
+        covariance: Covariance,
+        splitter: Splitter,
+        split: Split,
+        stream: Stream | None = None,
+    ) -> None:
+        """Set the fitted attributes, all at once."""
+        assert inputs.head is not None
+        variance, scale = score_moments(split, covariance)
         if not scale:
             # Divided by rounding, the scores would be noise.
-            split = splitters.without_directions(split)
-        null_variance = covariance.null_variance
-        ratio = np.divide(
-            variance,
-            null_variance[:, None],
-            out=np.zeros_like(variance),
-            where=null_variance[:, None] > 0,
-        )
-        subclass_temperature = splitters.resolve_subclass_temperature(
-            self.subclass_temperature,
-            scale,
-            self.splitter if isinstance(self.splitter, str) else "pca",
-        )
+            split = split.flattened()
+        null_variance = covariance.null_variance[:, None]
+        ratio = np.zeros_like(variance)
+        np.divide(variance, null_variance, out=ratio, where=null_variance > 0)
+        temperature = self.subclass_temperature
+        if temperature == "auto":
+            temperature = splitter.auto_temperature
         fitted = {
-            "classes_": sample.classes,
+            "classes_": inputs.classes,
             "n_subclasses_": split.offsets.shape[1],
             "components_": split.components,
             "offsets_": split.offsets,
             "mean_": covariance.mean.copy(),
-            "coef_": head.coef,
-            "intercept_": head.intercept,
+            "coef_": inputs.head.coef,
+            "intercept_": inputs.head.intercept,
             "explained_variance_": variance,
             "explained_variance_ratio_": ratio,
-            "subclass_temperature_": subclass_temperature,
+            # Without a scale all scores are 0, whatever divides them.
+            "subclass_temperature_": float(temperature) * (scale or 1.0),
             "_stream": stream,
         }
-        if isinstance(self.splitter, str) and self.splitter == "pca":
+        if splitter.uses_solver:
             fitted["spectrum_"] = split.spectrum
-        # All at once, so that an interrupt finds the one fit or the other.
-        vars(self).update(fitted)
+        # An interrupt finds the one fit or the other.
+        self.__dict__.update(fitted)
         if "spectrum_" not in fitted:
             self.__dict__.pop("spectrum_", None)
 
-    def _split(self, sample, covariance, row_space, draws, stream):
-        classes = sample.classes
-        wanted = self._n_wanted()
-        if not isinstance(self.splitter, str):
-            directions = _validation.check_directions(
-                self.splitter, wanted, *covariance.mean.shape
-            )
-            return splitters.given_split(directions, covariance)
-        if wanted == 1:
-            return splitters.single_split(covariance)
-        if self.splitter == "random":
-            return splitters.random_split(
-                covariance, row_space, classes, wanted, draws.directions
-            )
-        if self.splitter == "kmeans":
-            centroids = _find_centroids(
-                sample, covariance, row_space, wanted, draws.samples, stream
-            )
-            return splitters.centroid_split(centroids, covariance, classes, wanted)
-        solve = self._solver(
-            sample, covariance, row_space, draws.samples, streaming=stream is not None
-        )
-        return splitters.principal_split(
-            solve,
-            covariance,
-            classes,
-            wanted,
-            rotation=self.rotation,
-            random_state=draws.directions,
+    # --- soft labels ------------------------------------------------------------------
+
+    def _labeller(self) -> SoftLabeller:
+        return SoftLabeller(
+            self.components_,
+            self.offsets_,
+            self.coef_,
+            self.intercept_,
+            self.mean_.mean(axis=0),
+            self.temperature,
+            self.subclass_temperature_,
         )
 
-    def _solver(
-        self, sample, covariance, row_space, random_state, *, streaming
-    ) -> Solver:
-        if (
-            self.svd_solver == "full"
-            and not self._forms_covariance(sample)
-            and not streaming
-        ):
-            return partial(full_directions, sample.data, covariance, row_space)
-        power = None if self.iterated_power == "auto" else int(self.iterated_power)
-        if not isinstance(covariance, ExplicitCovariance):
-            started = covariance.started
-        elif self.svd_solver == "randomized":
-            n_vectors = self._n_directions() + int(self.n_oversamples)
-            bases = [
-                random_initial_subspace(row_space, n_vectors, random_state)
-                for _ in sample.classes
-            ]
-            starts = [InitialSubspace(basis, basis[:, :0]) for basis in bases]
-            started = list(zip(starts, covariance.apply(bases), strict=True))
-        else:
-            return partial(eigh_directions, covariance, row_space)
-        return partial(
-            randomized_directions, covariance, row_space, started, iterated_power=power
+    def _transform_lazily(self, rows: Any, teacher_logits: Any, out: Any) -> Any:
+        """Return soft labels of a dask array, made where and when its chunks are."""
+        if out is not None:
+            raise dask_validation.no_dask_out()
+        logits = None
+        if teacher_logits is not None:
+            logits = dask_arrays.beside(teacher_logits, rows, "teacher_logits")
+            _validation.check_logit_dimensions(logits.shape)
+            logits = logits[:, None] if logits.ndim == 1 else logits
+            _validation.check_logit_columns(logits.shape[1], len(self.classes_))
+        return dask_arrays.map_rows(
+            self._labeller().of_chunk,
+            rows,
+            logits,
+            self.offsets_.size,
+            np.result_type(rows.dtype, np.float32),
+        )
+
+    # --- checks -----------------------------------------------------------------------
+
+    def _check_fitted(self) -> None:
+        stream = self.__dict__.get("_stream")
+        if stream is not None and stream.missing is not None:
+            raise NotFittedError(f"partial_fit needs more rows: {stream.missing}")
+        # n_features_in_ is set before the rows are checked and says nothing.
+        check_is_fitted(self, "components_")
+
+    def _check_logits(self, teacher_logits: Any, n_samples: int) -> FloatArray | None:
+        if teacher_logits is None:
+            return None
+        check_dense(teacher_logits, "teacher_logits")
+        logits = tensors.to_array(teacher_logits)
+        logits = _validation.check_logits(logits, n_samples)
+        if _validation.are_probabilities(logits):
+            _validation.warn_of_probabilities()
+        _validation.check_logit_columns(logits.shape[1], len(self.classes_))
+        return _validation.logits_of_classes(logits)
+
+    def _check_rows(self, X: Any, *, reset: bool) -> Any:
+        """Return X as rows to be read in blocks; they may still hold NaN."""
+        if tensors.is_tensor(X) or dask_arrays.is_dask_array(X):
+            rows: Any
+            if tensors.is_tensor(X):
+                _validation.check_tensor(X)
+                rows = tensors.as_rows(X)
+            else:
+                rows = dask_arrays.as_rows(X)
+            _check_feature_names(self, X, reset=reset)
+            _check_n_features(self, rows, reset=reset)
+            return rows
+        check_numbers(X, "X")
+        return validate_data(
+            self,
+            X,
+            reset=reset,
+            dtype=[np.float64, np.float32, np.float16],
+            # Found where the rows are read: scikit-learn makes a mask of the size of
+            # float16 input, and does not name the row.
+            ensure_all_finite=False,
         )
 
 
-def _find_centroids(sample, covariance, row_space, wanted, random_state, stream):
-    """Centroids (S, d) of each class about its mean; a stream goes on from its own."""
-    data, where = sample.data, (covariance.mean, row_space)
-    if stream is not None and stream.centroids is not None:
-        stream.centroids.add(data, *where)
-        return stream.centroids.relative(*where)
-    if stream is not None:
-        # The first block with which clusters can start; elsewhere this is known.
-        weight = class_weights(data, len(sample.classes))
-        _validation.check_every_class(weight, sample.classes)
-    n_clusters = wanted or splitters.AUTO_N_SUBCLASSES
-    centroids = class_centroids(data, covariance, row_space, n_clusters, random_state)
-    fewest = min(len(each) for each in centroids)
-    if wanted is None and fewest < n_clusters:
-        # As many as every class allows.
-        centroids = class_centroids(data, covariance, row_space, fewest, random_state)
-    if stream is not None and fewest >= (wanted or 1):
-        stream.centroids = RunningCentroids.start(centroids, covariance.mean)
-        stream.centroids.add(data, *where)
-        return stream.centroids.relative(*where)
-    return centroids
+# scikit-learn would wrap what `transform` returns, and `out` and tensors come back as
+# they are: `transform` itself wraps the rest. This says that there is a `set_output`.
+LELPProjector._sklearn_auto_wrap_output_keys = {"transform"}
+
+
+def _check_stream(inputs: ProjectorInputs, before: Stream | None) -> None:
+    """Raise where a block of `partial_fit` cannot be merged with those before."""
+    if before is not None and before.moments.mean.shape[1] != inputs.n_columns:
+        raise ValueError(
+            "teacher_logits must be given with every block of partial_fit or with none."
+        )
+    if inputs.any_unlabelled:
+        raise ValueError(
+            "partial_fit has unlabelled rows and nothing that gives their class: pass "
+            "head=(coef, intercept) or teacher_logits."
+        )
+
+
+def _check_directions(
+    directions: Any, n_subclasses: int | None, n_classes: int, n_features: int
+) -> FloatArray:
+    """Return the caller's own directions as float64 (C, S, d)."""
+    # A copy: what the caller does to the array later changes no fitted projector.
+    array = np.array(as_numbers(directions, "splitter"), dtype=np.float64)
+    expected = (n_classes, n_subclasses or "n_subclasses", n_features)
+    shape = array.shape
+    if array.ndim != 3 or (shape[0], shape[2]) != expected[::2] or shape[1] == 0:
+        raise ValueError(
+            f"splitter is an array of shape {shape}; directions must have shape "
+            f"(n_classes, n_subclasses, n_features) = {expected}."
+        )
+    if n_subclasses not in (None, shape[1]):
+        raise ValueError(
+            f"splitter is an array with {shape[1]} directions a class and "
+            f"n_subclasses={n_subclasses}: make them equal, or use 'auto'."
+        )
+    _validation.check_finite_block(array.reshape(-1, n_features), 0, "splitter")
+    return array
+
+
+def _check_out(
+    out: Any, shape: tuple[int, int], dtype: np.dtype[Any], inputs: list[Any]
+) -> None:
+    """Raise unless the array `out` can take the result as it is, apart from inputs."""
+    if not isinstance(out, np.ndarray):
+        raise TypeError(
+            f"out must be a NumPy array or the path of a '.npy' file, got {type(out)}."
+        )
+    if out.shape != shape or out.dtype != dtype:
+        raise ValueError(
+            f"out is {out.dtype} of shape {out.shape}; the result is {dtype} of shape "
+            f"{shape}."
+        )
+    arrays = [array for array in inputs if isinstance(array, np.ndarray)]
+    if any(np.shares_memory(out, array) for array in arrays):
+        raise ValueError("out overlaps X or the logits; pass an array of its own.")
+    if any(s == 0 and n > 1 for s, n in zip(out.strides, out.shape, strict=True)):
+        raise ValueError(
+            "out has elements that share memory; pass an array of its own."
+        )
+    if not out.flags.writeable:
+        raise ValueError("out is read-only; pass an array that may be written to.")

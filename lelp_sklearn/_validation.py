@@ -3,7 +3,7 @@
 import math
 import numbers
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -514,37 +514,6 @@ def logits_of_classes(logits: FloatArray) -> FloatArray:
     return np.hstack([-logits / 2, logits / 2]) if logits.shape[1] == 1 else logits
 
 
-def check_head(
-    coef: ArrayLike, intercept: ArrayLike, n_features: int
-) -> tuple[FloatArray, FloatArray]:
-    """Give the head's coef (C, d) and intercept (C,) float64, C at least 2.
-
-    The one row of a sigmoid head, w, becomes the two rows -w/2 and w/2 of a softmax.
-    """
-    # Copies: what the caller does to the head later changes no fitted projector.
-    weights = np.array(as_numbers(coef, "head coef"), dtype=np.float64, ndmin=2)
-    bias = as_numbers(intercept, "head intercept")
-    bias = np.array(bias, dtype=np.float64, ndmin=1).ravel()
-    if weights.ndim != 2 or weights.shape[1] != n_features:
-        raise ValueError(
-            f"head has a coef of shape {weights.shape}, X {n_features} features: "
-            "coef must be (n_classes, n_features), as in torch.nn.Linear.weight."
-        )
-    if bias.size == 1:
-        bias = np.repeat(bias, len(weights))
-    if bias.size != len(weights):
-        raise ValueError(
-            f"head has {len(weights)} rows of coef and {bias.size} intercepts: give "
-            "one intercept a row."
-        )
-    check_finite_block(weights, 0, "head coef")
-    check_finite_block(bias, 0, "head intercept")
-    if len(weights) == 1:
-        weights = np.vstack([-weights / 2, weights / 2])
-        bias = np.concatenate([-bias / 2, bias / 2])
-    return weights, bias
-
-
 def head_is_missing() -> ValueError:
     """Nothing says what the classes are."""
     return ValueError(
@@ -553,68 +522,7 @@ def head_is_missing() -> ValueError:
     )
 
 
-def check_stream(any_unlabelled: bool, same_teacher: bool) -> None:
-    """Raise where a block of `partial_fit` cannot be merged with those before."""
-    if not same_teacher:
-        raise ValueError(
-            "teacher_logits must be given with every block of partial_fit or with none."
-        )
-    if any_unlabelled:
-        raise ValueError(
-            "partial_fit has unlabelled rows and nothing that gives their class: pass "
-            "head=(coef, intercept) or teacher_logits."
-        )
-
-
 # --- subclasses -----------------------------------------------------------------------
-
-
-def check_n_subclasses(
-    requested: int | None,
-    automatic: int,
-    available: Sequence[int],
-    classes: NDArray[Any],
-    what: str,
-) -> int:
-    """Give the number of subclasses that every class allows.
-
-    `requested` None takes `automatic` or, if less, what the scarcest class allows,
-    at least 1; a number above that is an error.
-    """
-    scarcest = int(np.argmin(available))
-    allowed = max(1, available[scarcest])
-    if requested is None:
-        return min(automatic, allowed)
-    if requested > allowed:
-        raise TooFewRowsError(
-            f"n_subclasses={requested} is more than class "
-            f"{classes.tolist()[scarcest]!r} "
-            f"allows: it has {available[scarcest]} {what}. Use n_subclasses <= "
-            f"{allowed}, or 'auto', or give more distinct rows of that class."
-        )
-    return requested
-
-
-def check_directions(
-    directions: ArrayLike, n_subclasses: int | None, n_classes: int, n_features: int
-) -> FloatArray:
-    """Give the caller's own directions as float64 (C, S, d)."""
-    # A copy: what the caller does to the array later changes no fitted projector.
-    array = np.array(as_numbers(directions, "splitter"), dtype=np.float64)
-    expected = (n_classes, n_subclasses or "n_subclasses", n_features)
-    found = array.shape
-    if array.ndim != 3 or (found[0], found[2]) != expected[::2] or found[1] == 0:
-        raise ValueError(
-            f"splitter is an array of shape {array.shape}; directions must have shape "
-            f"(n_classes, n_subclasses, n_features) = {expected}."
-        )
-    if n_subclasses not in (None, array.shape[1]):
-        raise ValueError(
-            f"splitter is an array with {array.shape[1]} directions a class and "
-            f"n_subclasses={n_subclasses}: make them equal, or use 'auto'."
-        )
-    check_finite_block(array.reshape(-1, n_features), 0, "splitter")
-    return array
 
 
 def check_soft_labels(soft: ArrayLike, n_columns: int) -> FloatArray:
@@ -633,33 +541,6 @@ def check_soft_label_shape(shape: tuple[int, ...], n_columns: int) -> None:
             f"X has shape {tuple(shape)}; soft labels must have {n_columns} columns, "
             "n_classes * n_subclasses_."
         )
-
-
-def check_out(
-    out: Any,
-    shape: tuple[int, int],
-    dtype: np.dtype[Any],
-    inputs: list[Any],
-) -> None:
-    """Raise unless the array `out` can take the result as it is, apart from inputs."""
-    if not isinstance(out, np.ndarray):
-        raise TypeError(
-            f"out must be a NumPy array or the path of a '.npy' file, got {type(out)}."
-        )
-    if out.shape != shape or out.dtype != dtype:
-        raise ValueError(
-            f"out is {out.dtype} of shape {out.shape}; the result is {dtype} of shape "
-            f"{shape}."
-        )
-    arrays = [array for array in inputs if isinstance(array, np.ndarray)]
-    if any(np.shares_memory(out, array) for array in arrays):
-        raise ValueError("out overlaps X or the logits; pass an array of its own.")
-    if any(s == 0 and n > 1 for s, n in zip(out.strides, out.shape, strict=True)):
-        raise ValueError(
-            "out has elements that share memory; pass an array of its own."
-        )
-    if not out.flags.writeable:
-        raise ValueError("out is read-only; pass an array that may be written to.")
 
 
 # --- what a teacher gives -------------------------------------------------------------

@@ -17,8 +17,8 @@ from sklearn.metrics import (
 from sklearn.utils import _safe_indexing, check_random_state
 
 from lelp_sklearn._callers import warned_once
+from lelp_sklearn._diagnostics import gap
 from lelp_sklearn._diagnostics.table import check_at_least, class_logits
-from lelp_sklearn._subclasses import structure
 from lelp_sklearn._subclasses.directions import row_space_basis
 from lelp_sklearn._targets import TargetSource, embed, has_teacher, usable_rows
 from lelp_sklearn._training.inputs import StudentInputs, as_array, noted
@@ -387,11 +387,11 @@ class ReportData:
         in_class = self.class_index == c
         embeddings = self.embeddings[in_class].astype(np.float64)
         row_space = row_space_basis(self.projector.coef_)
-        points = structure.principal_points(embeddings, row_space)
+        points = gap.principal_points(embeddings, row_space)
         logits = self.logits[in_class].astype(np.float64)
         margin = logits[:, c] - np.delete(logits, c, axis=1).max(axis=1)
-        r2 = structure.adjusted_r2(structure.clusters_of(points), margin)
-        return structure.gaussian_ratio(points, random_state), r2
+        r2 = gap.adjusted_r2(gap.clusters_of(points), margin)
+        return gap.gap_ratio(points, random_state), r2
 
 
 @dataclass(frozen=True)

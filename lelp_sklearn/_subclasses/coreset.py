@@ -1,267 +1,281 @@
-"""Weighted k-means of points in memory, from a start that draws nothing.
+"""A coreset of each class: the few coordinates of many rows in which k-means runs."""
 
-The points are divided along principal directions, so that row order and the splitting
-of a row's weight over copies change nothing but rounding.
-"""
-
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import linalg
 
+from lelp_sklearn._subclasses import tensor_passes
+from lelp_sklearn._subclasses.directions import tidy, to_null_space
+from lelp_sklearn._subclasses.moments import Covariance
+from lelp_sklearn._subclasses.rows import Data, LabelledRows, row_slices
+from lelp_sklearn._subclasses.subsample import (
+    ClassSample,
+    Sketch,
+    class_sketches,
+    draw_seed,
+    sample_size,
+    sampled_subspace,
+    samples_of,
+)
+from lelp_sklearn._subclasses.tensors import dispatch_to_device
+from lelp_sklearn._subclasses.threads import map_parts
 from lelp_sklearn._typing import FloatArray, IntArray
 
-# An improvement of the inertia below this share ends the search for a better one.
-TOLERANCE = 1e-4
-MAX_ITERATIONS = 100
-# Of all ways to dissolve one cluster and divide another, so many are tried in a round.
-_MAX_EXCHANGES = 10
+# Distinct rows of a class of which coordinates are kept: all of them, or so many.
+_MOST_POINTS = 2**16
+# Clusters are looked for in a few dimensions more than there are clusters.
+_EXTRA_DIRECTIONS = 10
+# Multiplications by the covariance of the sample that find them: clusters move among
+# all coordinates afterwards.
+_POWERS = 2
+# Relative error of a head that was fitted: rows leave so much in its null space.
+_HEAD_ROUNDING = 1e-12
+# Points are moved by at most this share of their distance from the mean.
+_STRETCH = 1e-4
 
-
-def cluster(
-    points: FloatArray,
-    weight: FloatArray,
-    n_clusters: int,
-    rounding: float,
-    start: FloatArray | None = None,
-) -> FloatArray:
-    """At most `n_clusters` centroids (k, m) of points (n, m), not far from the origin.
-
-    Points whose squared distance is at most `rounding` are one. `start` are centroids
-    of a sample of the points: few changes are worth a trial then.
-
-    Lloyd's iterations find the nearest local optimum; from there the most promising
-    changes (one cluster is dissolved and another becomes two, or two are divided anew)
-    are tried, and the first that lowers the inertia is the start of a further round.
-    Fewer clusters than asked for mean that there are no more distinct points.
-    """
-    # A power of two: nothing is rounded, and squares are neither too large nor small.
-    unit = 2.0 ** np.frexp(np.abs(points).max(initial=0))[1]
-    cloud = _Cloud.of(points / unit, weight / weight.sum(), rounding / unit**2)
-    found = _start(cloud, None if start is None else start / unit, n_clusters)
-    for _ in range(n_clusters):
-        inertia = found.inertias.sum()
-        changes = [_exchanges(cloud, found, np.inf if start is None else 0.0)]
-        if start is None:
-            changes.append(_divisions_anew(cloud, found))
-        for changed in chain(*changes):
-            other = _settle(cloud, changed, inertia * (1 - TOLERANCE))
-            gain = inertia - other.inertias.sum()
-            if len(other.sizes) == len(found.sizes) and gain > TOLERANCE * inertia:
-                found = other
-                break
-        else:
-            break
-    centroids: FloatArray = found.centroids * unit
-    return centroids
-
-
-def assign(points: FloatArray, centroids: FloatArray) -> IntArray:
-    """Nearest centroid (k, m) of each point (n, m)."""
-    half_squares = np.einsum("km,km->k", centroids, centroids) / 2
-    labels: IntArray = np.argmax(points @ centroids.T - half_squares, axis=1)
-    return labels
-
-
-def membership(labels: IntArray, weight: FloatArray, n: int) -> FloatArray:
-    """Weights as a matrix (n clusters, rows): times the rows, their sums."""
-    # Dense: sparse matrices take longer to build than these to multiply.
-    return np.where(labels == np.arange(n)[:, None], weight, 0.0)
+# The coordinates and preferences of rows of each class, block by block.
+Pieces = list[list[tuple[FloatArray, FloatArray]]]
 
 
 @dataclass(frozen=True)
-class _Cloud:
-    """Points (n, m), as they are and in the tiles that kernels read; weights (n,)."""
+class Coreset:
+    """Coordinates (m, k) of rows of a class along `axes` (d, k), about its mean.
+
+    Points whose squared distance is at most `rounding` are one. `is_whole` says whether
+    these are all distinct rows of the class, each with its weight. Some of them,
+    `sample`, are a class of few points where each has its `sample_weight`.
+    """
 
     points: FloatArray
-    tiles: FloatArray
     weight: FloatArray
+    axes: FloatArray
     rounding: float
-
-    @classmethod
-    def of(cls, points: FloatArray, weight: FloatArray, rounding: float) -> "_Cloud":
-        # Imported at the first call: numba would slow the import of the package.
-        from lelp_sklearn._subclasses.kernels import cluster_sums
-
-        points = np.ascontiguousarray(points, dtype=np.float64)
-        return cls(points, cluster_sums.tiles(points), weight, rounding)
-
-    def mean(self) -> FloatArray:
-        mean: FloatArray = self.weight @ self.points / self.weight.sum()
-        return mean
+    is_whole: bool
+    sample: IntArray
+    sample_weight: FloatArray
 
 
-@dataclass(frozen=True)
-class _Clusters:
-    """Centroids (k, m), labels (n,) of the points of which these are the means.
+def class_coresets(
+    data: Data,
+    covariance: Covariance,
+    n_clusters: int,
+    random_state: np.random.RandomState,
+) -> list[Coreset]:
+    """Return a coreset of each class, along the principal axes of a sample.
 
-    `inertias` and `sizes` (k,) are sums over the points of a cluster, of weights and of
-    weights times squared distances; `farthest` (k,) is its point farthest from the
-    centroid.
+    Where the sample is not the whole class, it prefers rows far from the mean, and so
+    do the points where these are not all: such a sample estimates the inertia of any
+    centroids well (Bachem, Lucic and Krause, 2018), and its axes miss no direction of
+    much variance (Frieze, Kannan and Vempala, 2004).
     """
-
-    centroids: FloatArray
-    labels: NDArray[np.int32]
-    sizes: FloatArray
-    inertias: FloatArray
-    farthest: IntArray
-
-    def divided(self, k: int, index: IntArray, halves: "_Clusters") -> "_Clusters":
-        """Put two halves in place of cluster k, whose points are `index`."""
-        labels = self.labels.copy()
-        labels[index[halves.labels == 1]] = len(self.sizes)
-        joined = (
-            np.concatenate([mine[:k], theirs[:1], mine[k + 1 :], theirs[1:]])
-            for mine, theirs in (
-                (self.centroids, halves.centroids),
-                (self.sizes, halves.sizes),
-                (self.inertias, halves.inertias),
-                (self.farthest, index[halves.farthest]),
-            )
+    seed = draw_seed(random_state)
+    sketches = class_sketches(data, len(covariance.mean), seed)
+    is_small = np.array(
+        [_fits(each, sample_size(len(each.places), data.shape[1])) for each in sketches]
+    )
+    # Rows are preferred alike where nothing varies, and where no sample is drawn.
+    alike = is_small | (covariance.null_variance <= covariance.noise)
+    spread = np.where(alike, np.inf, covariance.null_variance)
+    preferring = sketches
+    if not is_small.all():
+        data = data.map(
+            importance_weights, covariance.mean, covariance.row_space, spread
         )
-        centroids, sizes, inertias, farthest = joined
-        return _Clusters(centroids, labels, sizes, inertias, farthest)
-
-
-def _settle(cloud: _Cloud, centroids: FloatArray, goal: float = np.inf) -> _Clusters:
-    """Lloyd's iterations; centroids that no point is nearest to vanish."""
-    from lelp_sklearn._subclasses.kernels import cluster_sums
-
-    centroids = centroids.copy()
-    n_clusters = len(centroids)
-    labels = np.empty(len(cloud.points), np.int32)
-    farthest = np.full(n_clusters, -1, dtype=np.intp)
-    sizes, inertias = np.zeros(n_clusters), np.zeros(n_clusters)
-    cluster_sums.lloyd(
-        cloud.tiles, cloud.weight, centroids, labels, TOLERANCE, MAX_ITERATIONS, goal
-    )
-    cluster_sums.measure(
-        cloud.points,
-        cloud.weight,
-        centroids,
-        labels,
-        cloud.rounding,
-        sizes,
-        inertias,
-        farthest,
-    )
-    used = farthest >= 0
-    if not used.all():
-        return _settle(cloud, centroids[used])
-    return _Clusters(centroids, labels, sizes, inertias, farthest)
-
-
-def _start(cloud: _Cloud, centroids: FloatArray | None, n_clusters: int) -> _Clusters:
-    """Divide the cluster of largest inertia, again and again; then settle."""
-    found = _settle(cloud, cloud.mean()[None] if centroids is None else centroids)
-    # Again where clusters have lost all their points.
-    for _ in range(n_clusters):
-        while len(found.sizes) < n_clusters and found.inertias.any():
-            widest = int(found.inertias.argmax())
-            index = np.flatnonzero(found.labels == widest)
-            halves = _halves(cloud, index)
-            if len(halves.sizes) < 2:
-                return _settle(cloud, found.centroids)
-            found = found.divided(widest, index, halves)
-        found = _settle(cloud, found.centroids)
-        if len(found.sizes) == n_clusters or not found.inertias.any():
-            break
-    return found
-
-
-def _halves(cloud: _Cloud, index: IntArray) -> _Clusters:
-    """Divide some of the points in two.
-
-    Either across their first principal direction or into the farthest point and the
-    rest, and settled: the better of both. With heavy tails it is often the second.
-    """
-    part = _Cloud.of(cloud.points[index], cloud.weight[index], cloud.rounding)
-    mean = part.mean()
-    centred = part.points - mean
-    scatter = centred.T @ (part.weight[:, None] * centred)
-    last = len(scatter) - 1
-    _, vector = linalg.eigh(scatter, subset_by_index=(last, last))
-    above = centred @ vector[:, 0] > 0
-    shift = part.weight[above] @ centred[above]
-    sizes = np.array([part.weight[~above].sum(), part.weight[above].sum()])
-    apart = mean + np.outer([-1, 1], shift) / np.maximum(sizes, 1e-300)[:, None]
-    far = np.einsum("nm,nm->n", centred, centred).argmax()
-    starts = apart, np.stack([mean, part.points[far]])
-    tried = [_settle(part, start) for start in starts]
-    return min(tried, key=lambda clusters: float(clusters.inertias.sum()))
-
-
-def _exchanges(cloud: _Cloud, found: _Clusters, most: float) -> Iterator[FloatArray]:
-    """Give centroids where one cluster is dissolved and another divided, best first.
-
-    Only where the inertia before anything is settled grows by less than `most`.
-    """
-    n_clusters = len(found.sizes)
-    if n_clusters < 3:
-        return
-    halves = [
-        _halves(cloud, np.flatnonzero(found.labels == k)) for k in range(n_clusters)
+        preferring = class_sketches(data, len(covariance.mean), seed)
+    coresets = [
+        _from_sample(sample, covariance, c, spread[c], n_clusters, random_state)
+        for c, sample in enumerate(samples_of(data, preferring, seed))
     ]
-    gains = found.inertias - [each.inertias.sum() for each in halves]
-    costs, moved = _dissolutions(cloud, found)
-    balance = costs[:, None] - gains
-    np.fill_diagonal(balance, np.inf)
-    for place in np.argsort(balance, axis=None, kind="stable")[:_MAX_EXCHANGES]:
-        gone, divided = np.unravel_index(place, balance.shape)
-        if len(halves[divided].sizes) == 2 and balance[gone, divided] < most:
-            exchanged = moved[gone].copy()
-            exchanged[[divided, gone]] = halves[divided].centroids
-            yield exchanged
+    if is_small.all():
+        return coresets
+    is_whole = np.array([_fits(each, _MOST_POINTS) for each in sketches])
+    spread[is_whole] = np.inf
+    drawn = [
+        (plain if whole else preferred).draw(seed, 0 if small else _MOST_POINTS)
+        for plain, preferred, whole, small in zip(
+            sketches, preferring, is_whole, is_small, strict=True
+        )
+    ]
+    pieces = data.map_reduce(
+        _at_places,
+        _joined,
+        [each.places for each in drawn],
+        covariance.mean,
+        covariance.row_space,
+        [each.axes for each in coresets],
+        spread,
+    )
+    for c in np.flatnonzero(~is_small):
+        points, preference = map(np.concatenate, zip(*pieces[c], strict=True))
+        sampled = preferring[c].draw(seed, len(coresets[c].points))
+        # The sample's rows are in the order of what they hold.
+        sampled_places = sampled.places[sampled.digests.argsort()]
+        breaker = coresets[c].axes.T @ _tie_breaker(covariance.row_space)
+        coresets[c] = replace(
+            coresets[c],
+            points=_untied(points, breaker),
+            weight=drawn[c].weight / preference,
+            is_whole=bool(is_whole[c]),
+            sample=np.searchsorted(drawn[c].places, sampled_places),
+        )
+    return coresets
 
 
-def _dissolutions(cloud: _Cloud, found: _Clusters) -> tuple[FloatArray, FloatArray]:
-    """What it costs to hand the points of a cluster to the next nearest ones.
+def _from_sample(
+    sample: ClassSample,
+    covariance: Covariance,
+    c: int,
+    spread: float,
+    n_clusters: int,
+    random_state: np.random.RandomState,
+) -> Coreset:
+    """Return the points of a sample of class `c`, the preference taken out."""
+    mean, row_space = covariance.mean[c], covariance.row_space
+    if np.isfinite(spread):
+        shift = sample.mean - mean
+        preference = _preference(sample.rows, -shift, row_space, spread)
+        sample = sample.reweighted(sample.weight / preference)
+    rows = _untied(sample.rows, _tie_breaker(row_space))
+    sample = replace(sample, rows=rows)
+    axes = _axes(sample, row_space, n_clusters, random_state)
+    points = rows @ axes.astype(rows.dtype) + (sample.mean - mean) @ axes
+    return Coreset(
+        points=points,
+        weight=sample.weight,
+        axes=axes,
+        rounding=_rounding(rows, sample.mean),
+        is_whole=sample.is_whole,
+        sample=np.arange(len(points)),
+        sample_weight=sample.weight,
+    )
 
-    Returns
-    -------
-    costs (k,), centroids afterwards (k, k, m)
+
+def _tie_breaker(row_space: FloatArray) -> FloatArray:
+    """Direction (d,) in the null space, always the same, of no symmetry."""
+    draw = np.random.RandomState(0).standard_normal((len(row_space), 1))
+    return to_null_space(draw, row_space)[:, 0]
+
+
+def _untied(points: FloatArray, direction: FloatArray) -> FloatArray:
+    """Stretch points (n, m) about the origin a little, some more than others.
+
+    By how far they are along a direction (m,). Distances that are equal by a symmetry
+    of the points are no longer, so that rounding, which the order of rows changes, does
+    not decide what is a cluster. Clusters move among the rows as they are afterwards.
     """
-    n_clusters, n_axes = found.centroids.shape
-    sums = np.zeros((n_clusters, n_clusters, n_axes))
-    sizes = np.zeros((n_clusters, n_clusters))
-    for k in range(n_clusters):
-        mine = np.flatnonzero(found.labels == k)
-        others = np.flatnonzero(np.arange(n_clusters) != k)
-        points, weight = cloud.points[mine], cloud.weight[mine]
-        nearest = assign(points, found.centroids[others])
-        members = membership(nearest, weight, len(others))
-        sums[k, others], sizes[k, others] = members @ points, members.sum(axis=1)
-    parts = sums / np.maximum(sizes, np.finfo(np.float64).tiny)[:, :, None]
-    before = np.sum((parts - found.centroids[:, None]) ** 2, axis=2)
-    after = np.sum((parts - found.centroids) ** 2, axis=2)
-    joint = sizes + found.sizes
-    costs = np.sum(sizes * (found.sizes / joint * after - before), axis=1)
-    moved = (found.sizes[:, None] * found.centroids + sums) / joint[:, :, None]
-    return costs, moved
+    along = points @ direction.astype(points.dtype)
+    farthest = np.abs(along).max(initial=0)
+    if not farthest:
+        return points
+    stretched: FloatArray = points * (1 + _STRETCH / farthest * along)[:, None]
+    return stretched
 
 
-def _divisions_anew(cloud: _Cloud, found: _Clusters) -> Iterator[FloatArray]:
-    """Give centroids where two clusters, made one, are divided better than before."""
-    costs = _merger_costs(found)
-    pairs = np.column_stack(np.triu_indices(len(costs), 1))
-    nearest = np.argsort(costs[tuple(pairs.T)], kind="stable")[: len(costs)]
-    inertia = found.inertias.sum()
-    for pair in pairs[nearest]:
-        index = np.flatnonzero(np.isin(found.labels, pair))
-        halves = _halves(cloud, index)
-        gain = found.inertias[pair].sum() - halves.inertias.sum()
-        if gain > TOLERANCE * inertia:
-            divided = found.centroids.copy()
-            divided[pair] = halves.centroids
-            yield divided
+def _fits(sketch: Sketch, size: int) -> bool:
+    """Whether a class has at most so many distinct rows."""
+    return sketch.is_whole and len(sketch.places) <= size
 
 
-def _merger_costs(found: _Clusters) -> FloatArray:
-    """Inertia (k, k) that it would cost to make one cluster of two (Ward)."""
-    means, sizes = found.centroids, found.sizes
-    apart = np.sum((means[:, None] - means) ** 2, axis=2)
-    costs: FloatArray = apart * sizes[:, None] * sizes / (sizes[:, None] + sizes)
-    return costs
+def importance_weights(
+    data: LabelledRows, mean: FloatArray, row_space: FloatArray, spread: FloatArray
+) -> LabelledRows:
+    """Multiply the weight of each row by its preference."""
+    weight = data.weight * _preferences(data, mean, row_space, spread)
+    return replace(data, weight=weight)
+
+
+@dispatch_to_device(tensor_passes.preferences)
+def _preferences(
+    data: LabelledRows, mean: FloatArray, row_space: FloatArray, spread: FloatArray
+) -> FloatArray:
+    """Preference of each row (n,), 1 where it has no class."""
+    dtype = np.result_type(data.dtype, np.float32)
+    preferences = np.ones(len(data.class_index))
+
+    def work(block: slice) -> None:
+        class_index = data.class_index[block]
+        for c in range(len(mean)):
+            own = np.flatnonzero(class_index == c)
+            rows = np.asarray(data.X[block][own], dtype=dtype)
+            preferences[block][own] = _preference(rows, mean[c], row_space, spread[c])
+
+    for _ in map_parts(work, row_slices(data.X)):
+        pass
+    return preferences
+
+
+def _preference(
+    rows: FloatArray, centre: FloatArray, row_space: FloatArray, spread: float
+) -> FloatArray:
+    """How much more rows (m, d) are to be drawn, by their share of the variance."""
+    # In units of the spread: the squares of others may overflow.
+    centred = (rows - centre.astype(rows.dtype)) / rows.dtype.type(np.sqrt(spread))
+    inside = centred @ row_space.astype(rows.dtype)
+    squares = np.einsum("nd,nd->n", centred, centred)
+    squares -= np.einsum("nr,nr->n", inside, inside)
+    preference: FloatArray = 1 + np.maximum(squares, 0).astype(np.float64)
+    return preference
+
+
+def _axes(
+    sample: ClassSample,
+    row_space: FloatArray,
+    n_clusters: int,
+    random_state: np.random.RandomState,
+) -> FloatArray:
+    """Principal axes (d, k) of about the principal subspace of a sample."""
+    n_vectors = n_clusters + _EXTRA_DIRECTIONS
+    basis = sampled_subspace(sample, row_space, n_vectors, random_state, _POWERS)
+    if not basis.size:
+        return basis
+    points = (sample.rows @ basis.astype(sample.rows.dtype)).astype(np.float64)
+    values, turn = linalg.eigh(points.T @ (sample.weight[:, None] * points))
+    return tidy(basis @ turn[:, ::-1], values[::-1], basis[:, :0], -1.0).vectors
+
+
+@dispatch_to_device(tensor_passes.at_places)
+def _at_places(
+    data: LabelledRows,
+    places: list[IntArray],
+    mean: FloatArray,
+    row_space: FloatArray,
+    axes: list[FloatArray],
+    spread: FloatArray,
+) -> Pieces:
+    """Return coordinates and preferences of the places that are in these rows."""
+    dtype = np.result_type(data.dtype, np.float32)
+    known = [each.astype(dtype) for each in axes]
+
+    def work(block: slice) -> list[tuple[FloatArray, FloatArray]]:
+        pieces = []
+        ends = data.first_row + block.start, data.first_row + block.stop
+        for c, index in enumerate(places):
+            start, stop = np.searchsorted(index, ends)
+            rows = np.asarray(data.X[index[start:stop] - data.first_row], dtype=dtype)
+            preference: FloatArray = np.ones(len(rows))
+            if np.isfinite(spread[c]):
+                preference = _preference(rows, mean[c], row_space, spread[c])
+            # What an array of places takes is a copy.
+            rows -= mean[c].astype(dtype)
+            pieces.append((rows @ known[c], preference))
+        return pieces
+
+    blocks = list(map_parts(work, row_slices(data.X)))
+    return [[block[c] for block in blocks] for c in range(len(places))]
+
+
+def _joined(left: Pieces, right: Pieces) -> Pieces:
+    return [one + further for one, further in zip(left, right, strict=True)]
+
+
+def _rounding(rows: FloatArray, mean: FloatArray) -> float:
+    """Squared distance that rounding may leave between rows that are equal.
+
+    Between rows (m, d) relative to their mean (d,), whose last digits count too.
+    """
+    with np.errstate(over="ignore"):
+        farthest = rows[np.einsum("nd,nd->n", rows, rows).argmax()].astype(np.float64)
+    eps = float(np.finfo(rows.dtype).eps)
+    share, digits = max(10 * eps, _HEAD_ROUNDING), 4 * eps * mean
+    return float(rows.shape[1] * share**2 * (farthest @ farthest) + digits @ digits)

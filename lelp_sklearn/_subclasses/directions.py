@@ -1,4 +1,4 @@
-"""Directions of a class, and the null space of the head that they lie in."""
+"""Directions of a class, and the null space of the head that they are in."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -56,9 +56,9 @@ def row_space_basis(coef: FloatArray) -> FloatArray:
     return basis
 
 
-def to_null_space(vectors: FloatArray, rows: FloatArray) -> FloatArray:
+def to_null_space(vectors: FloatArray, row_space: FloatArray) -> FloatArray:
     """Take the row space (d, r) out of vectors (d, k): N v without forming N."""
-    projected: FloatArray = vectors - rows @ (rows.T @ vectors)
+    projected: FloatArray = vectors - row_space @ (row_space.T @ vectors)
     return projected
 
 
@@ -67,24 +67,24 @@ def orthonormal(vectors: FloatArray) -> FloatArray:
 
     From the k by k inner products, twice for full precision: far cheaper than a
     singular value decomposition. Left out is what depends on the others to about seven
-    digits, and what is so short beside them that it may be rounding.
+    digits, and what is so short compared with them that it may be rounding.
     """
     lengths = np.linalg.norm(vectors, axis=0)
     long = lengths > len(vectors) * np.finfo(np.float64).eps * lengths.max(initial=0)
     basis: FloatArray = vectors[:, long] / lengths[long]
     for _ in range(2):
         values, turn = np.linalg.eigh(basis.T @ basis)
-        kept = values > len(values) * np.finfo(np.float64).eps * values.max(initial=0)
-        basis = basis @ (turn[:, kept] / np.sqrt(values[kept]))
+        large = values > len(values) * np.finfo(np.float64).eps * values.max(initial=0)
+        basis = basis @ (turn[:, large] / np.sqrt(values[large]))
     return basis
 
 
 def tidy(
-    vectors: FloatArray, values: FloatArray, rows: FloatArray, noise: float
+    vectors: FloatArray, values: FloatArray, row_space: FloatArray, noise: float
 ) -> Directions:
     """Drop rounding noise; make orthonormal, in the null space, of a fixed sign."""
-    kept = values > noise
-    clean = to_null_space(vectors[:, kept], rows)
+    varies = values > noise
+    clean = to_null_space(vectors[:, varies], row_space)
     orthonormal, upper = np.linalg.qr(clean)
     orthonormal = orthonormal * np.sign(np.diag(upper))
     if orthonormal.size:
@@ -94,4 +94,4 @@ def tidy(
         orthonormal = orthonormal * np.sign(
             orthonormal[top, np.arange(orthonormal.shape[1])]
         )
-    return Directions(orthonormal, values[kept])
+    return Directions(orthonormal, values[varies])

@@ -1,4 +1,4 @@
-"""The teacher's linear head: where it comes from when it is not given."""
+"""The teacher's linear head: as it is given, fitted, or estimated from moments."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,11 +6,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg
-from sklearn.base import is_classifier
+from sklearn.base import clone, is_classifier
+from sklearn.utils.validation import has_fit_parameter
 
-from lelp_sklearn import _validation
 from lelp_sklearn._subclasses import tensors
-from lelp_sklearn._typing import FloatArray
+from lelp_sklearn._typing import BoolArray, FloatArray
+from lelp_sklearn._validation import (
+    as_numbers,
+    check_finite_block,
+    check_several_classes,
+)
 
 # A column varies within the classes by at least this share of its variance: where a
 # class has one value, the head stays finite.
@@ -37,40 +42,134 @@ class Head:
 
 
 def resolve_head(head: Any, n_features: int) -> tuple[Head | None, NDArray[Any] | None]:
-    """Read a head in any of its forms; its classes too, where it knows them.
+    """Return a head given in any of its forms, and its classes where it knows them.
 
-    Gives None for no head and for a classifier that is not fitted yet.
+    None for no head and for a classifier that is not fitted yet.
     """
     if head is None:
         return None, None
-    classes = None
+    kind, classes = type(head).__name__, None
     is_layer = hasattr(head, "weight") and hasattr(head, "out_features")
     if isinstance(head, tuple | list) and len(head) == 2:
         coef, intercept = head
     elif hasattr(head, "coef_") and hasattr(head, "classes_"):
-        check_one_vs_rest(head, head.classes_)
+        _check_one_vs_rest(head, head.classes_)
         coef, intercept, classes = head.coef_, head.intercept_, head.classes_
     elif is_layer:
         coef, intercept = head.weight, getattr(head, "bias", None)
     elif hasattr(head, "steps"):
-        raise _composed_head(head)
+        raise TypeError(
+            f"head is {kind}, whose steps are no single linear map: give (coef, "
+            "intercept) in units of the embeddings, or the classifier itself with "
+            "embeddings that went through the other steps."
+        )
     elif is_unfitted_classifier(head):
         return None, None
     else:
-        raise unknown_head(head)
+        raise _unknown_head(head)
     # A layer without bias has None for it.
     intercept = 0.0 if intercept is None else tensors.to_array(intercept)
     arrays = tensors.to_array(coef), intercept
-    resolved = Head(*_validation.check_head(*arrays, n_features))
+    resolved = _check_arrays(*arrays, n_features)
     if is_layer and not tensors.is_linear(head, *arrays):
-        raise _other_than_its_weights(head)
+        raise ValueError(
+            f"head is {kind}, whose output is not its weights times its input plus its "
+            "bias: pass head=None, and the logits of the model as teacher_logits."
+        )
     return resolved, classes
 
 
 def is_unfitted_classifier(head: Any) -> bool:
-    """Whether a head is a classifier that is still to be fitted."""
+    """Return whether a head is a classifier that is still to be fitted."""
     is_classifying = hasattr(head, "__sklearn_tags__") and is_classifier(head)
     return is_classifying and not hasattr(head, "classes_")
+
+
+def fit_head(
+    head: Any,
+    X: Any,
+    labels: NDArray[Any],
+    weight: FloatArray,
+    labelled: BoolArray,
+    classes: NDArray[Any],
+) -> Head:
+    """Fit a clone of the linear classifier on the labelled rows."""
+    used = np.flatnonzero(labelled & (weight > 0))
+    if not used.size:
+        raise ValueError(
+            f"head is a {type(head).__name__} that is not fitted, and y has no label "
+            "to fit it on: fit the head first, or pass y with labels."
+        )
+    check_several_classes(classes)
+    _check_one_vs_rest(head, classes)
+    classifier = clone(head)
+    options = {}
+    if has_fit_parameter(classifier, "sample_weight"):
+        options["sample_weight"] = weight[used]
+    # A slice is no copy, unlike an index of all rows.
+    rows = slice(None) if used.size == len(labels) else used
+    classifier.fit(np.asarray(X[rows]), labels[rows], **options)
+    fitted, _ = resolve_head(classifier, X.shape[1])
+    if fitted is None:
+        raise _unknown_head(head)
+    return fitted
+
+
+def check_head_rows(head: Head, classes: NDArray[Any]) -> None:
+    """Raise unless the head has a row for each class."""
+    if len(head.coef) != len(classes):
+        raise ValueError(
+            f"head has {len(head.coef)} rows and there are {len(classes)} classes, "
+            f"{classes.tolist()}: give one row a class, in the order of classes_ (or "
+            "one row of a sigmoid head)."
+        )
+
+
+def _check_arrays(coef: Any, intercept: Any, n_features: int) -> Head:
+    """Return the head of these arrays, with two rows at least.
+
+    The one row of a sigmoid head, w, becomes the two rows -w/2 and w/2 of a softmax.
+    """
+    # Copies: what the caller does to the head later changes no fitted projector.
+    weights = np.array(as_numbers(coef, "head coef"), dtype=np.float64, ndmin=2)
+    bias = as_numbers(intercept, "head intercept")
+    bias = np.array(bias, dtype=np.float64, ndmin=1).ravel()
+    if weights.ndim != 2 or weights.shape[1] != n_features:
+        raise ValueError(
+            f"head has a coef of shape {weights.shape}, X {n_features} features: "
+            "coef must be (n_classes, n_features), as in torch.nn.Linear.weight."
+        )
+    if bias.size == 1:
+        bias = np.repeat(bias, len(weights))
+    if bias.size != len(weights):
+        raise ValueError(
+            f"head has {len(weights)} rows of coef and {bias.size} intercepts: give "
+            "one intercept a row."
+        )
+    check_finite_block(weights, 0, "head coef")
+    check_finite_block(bias, 0, "head intercept")
+    if len(weights) == 1:
+        weights = np.vstack([-weights / 2, weights / 2])
+        bias = np.concatenate([-bias / 2, bias / 2])
+    return Head(weights, bias)
+
+
+def _check_one_vs_rest(head: Any, classes: Any) -> None:
+    """Raise for a support vector machine of more than two classes."""
+    if hasattr(head, "decision_function_shape") and len(classes) > 2:
+        raise ValueError(
+            f"head is {type(head).__name__} of {len(classes)} classes, whose rows of "
+            "coef_ tell pairs of classes apart: use LinearSVC or LogisticRegression, "
+            "which have a row for each class."
+        )
+
+
+def _unknown_head(head: object) -> TypeError:
+    return TypeError(
+        f"head is {type(head).__name__}; it must be None, a pair (coef, intercept), a "
+        "linear classifier with coef_ and intercept_ (fitted or not) or a "
+        "torch.nn.Linear."
+    )
 
 
 def least_squares_head(
@@ -156,68 +255,3 @@ def _deviations(variance: FloatArray, mean: FloatArray) -> FloatArray:
     rounding = (_ROUNDING * mean) ** 2
     varies = variance > np.maximum(rounding, np.finfo(np.float64).tiny)
     return np.sqrt(np.where(varies, variance, np.inf))
-
-
-def check_one_vs_rest(head: Any, classes: Any) -> None:
-    """Raise for a support vector machine of more than two classes."""
-    if hasattr(head, "decision_function_shape") and len(classes) > 2:
-        raise ValueError(
-            f"head is {type(head).__name__} of {len(classes)} classes, whose rows of "
-            "coef_ tell pairs of classes apart: use LinearSVC or LogisticRegression, "
-            "which have a row for each class."
-        )
-
-
-def _composed_head(head: object) -> TypeError:
-    """A classifier behind other steps, which has no coefficients of the embeddings."""
-    return TypeError(
-        f"head is {type(head).__name__}, whose steps are no single linear map: give "
-        "(coef, intercept) in units of the embeddings, or the classifier itself with "
-        "embeddings that went through the other steps."
-    )
-
-
-def _other_than_its_weights(head: object) -> ValueError:
-    """A layer with a forward of its own, whose output its weights do not make."""
-    return ValueError(
-        f"head is {type(head).__name__}, whose output is not its weights times its "
-        "input plus its bias: pass head=None, and the logits of the model as "
-        "teacher_logits."
-    )
-
-
-def unknown_head(head: object) -> TypeError:
-    """Nothing that gives a linear map."""
-    return TypeError(
-        f"head is {type(head).__name__}; it must be None, a pair (coef, intercept), a "
-        "linear classifier with coef_ and intercept_ (fitted or not) or a "
-        "torch.nn.Linear."
-    )
-
-
-def unfitted_head(head: object) -> ValueError:
-    """A classifier that is not fitted, and nothing to fit it on."""
-    return ValueError(
-        f"head is a {type(head).__name__} that is not fitted, and y has no label to "
-        "fit it on: fit the head first, or pass y with labels."
-    )
-
-
-def check_head_rows(n_rows: int, classes: NDArray[Any]) -> None:
-    """Raise unless the head has a row for each class."""
-    if n_rows != len(classes):
-        raise ValueError(
-            f"head has {n_rows} rows and there are {len(classes)} classes, "
-            f"{classes.tolist()}: give one row a class, in the order of classes_ (or "
-            "one row of a sigmoid head)."
-        )
-
-
-def check_fitted_head(head_is_known: bool, head: object, whole: bool) -> None:
-    """Raise where a classifier would have to be fitted, and the rows are in parts."""
-    if head is not None and not head_is_known and not whole:
-        raise ValueError(
-            f"head is {type(head).__name__}, not fitted, and neither a stream nor dask "
-            "arrays can fit it: fit it beforehand, or pass head=(coef, intercept) or "
-            "None."
-        )

@@ -1,18 +1,228 @@
-"""From what a user passes to rows whose numbers, labels and weights are checked."""
+"""From what a user passes to rows that are checked, each with its class and weight."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from operator import itemgetter
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lelp_sklearn import _validation
-from lelp_sklearn._subclasses import tensors
+from lelp_sklearn._callbacks import FitTask
+from lelp_sklearn._subclasses import dask_arrays, tensors
 from lelp_sklearn._subclasses.digests import Digests, hash_rows
-from lelp_sklearn._subclasses.rows import InMemory, LabelledRows, Rows
-from lelp_sklearn._typing import BoolArray, FloatArray
+from lelp_sklearn._subclasses.head import (
+    Head,
+    check_head_rows,
+    discriminant_head,
+    fit_head,
+    least_squares_head,
+    resolve_head,
+)
+from lelp_sklearn._subclasses.moments import (
+    ClassMoments,
+    Covariance,
+    ExplicitCovariance,
+    StreamedCovariance,
+    class_moments,
+    class_weights,
+    moments_of_unlabelled,
+    scatter_moments,
+    weight_ranges,
+)
+from lelp_sklearn._subclasses.rows import (
+    Data,
+    InMemory,
+    LabelledRows,
+    Rows,
+    are_unequal,
+    sum_dtype,
+)
+from lelp_sklearn._subclasses.subsample import (
+    class_samples,
+    initial_subspace_from_sample,
+)
+from lelp_sklearn._typing import BoolArray, FloatArray, IntArray
 from lelp_sklearn._validation import check_dense
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class ProjectorInputs:
+    """Labelled rows, and what is known of them and of the teacher.
+
+    Parameters
+    ----------
+    data : Data
+    classes : ndarray of shape (C,)
+    head : Head or None
+        None where it is to be estimated.
+    has_logits : bool
+        Whether the teacher's logits are among the data.
+    any_unlabelled : bool
+        Whether a row that has weight has no class yet.
+    """
+
+    data: Data
+    classes: NDArray[Any]
+    head: Head | None
+    has_logits: bool
+    any_unlabelled: bool
+
+    @classmethod
+    def read(
+        cls,
+        rows: Any,
+        y: Any,
+        teacher_logits: Any,
+        sample_weight: Any,
+        *,
+        head: Any,
+        unlabeled: object,
+        classes: NDArray[Any] | None,
+        is_stream: bool,
+    ) -> "ProjectorInputs":
+        """Check everything, and give each row its class.
+
+        `head` and `unlabeled` are the projector's; `classes` are those of a stream.
+        """
+        is_dask = dask_arrays.is_dask_array(rows)
+        known_head, head_classes = resolve_head(head, rows.shape[1])
+        if known_head is None and head is not None and (is_stream or is_dask):
+            raise ValueError(
+                f"head is {type(head).__name__}, not fitted, and neither a stream nor "
+                "dask arrays can fit it: fit it beforehand, or pass head=(coef, "
+                "intercept) or None."
+            )
+        if known_head is None and teacher_logits is None and y is None:
+            raise _validation.head_is_missing()
+        checked_type: Any = CheckedRows
+        if is_dask:
+            # Imported with the first dask array.
+            from lelp_sklearn._subclasses.dask_rows import DaskRows
+
+            checked_type = DaskRows
+        checked = checked_type.check(rows, y, sample_weight, teacher_logits, unlabeled)
+        findings = checked.findings()
+        findings.check()
+        n_outputs = None if findings.n_logits is None else max(2, findings.n_logits)
+        if known_head is not None:
+            n_outputs = len(known_head.coef)
+        given = classes if head_classes is None else head_classes
+        classes = _validation.check_classes(findings.labels, given, n_outputs)
+        if known_head is None and head is not None:
+            known_head = fit_head(
+                head,
+                checked.X,
+                checked.labels,
+                checked.weight,
+                checked.labelled,
+                classes,
+            )
+        if known_head is not None:
+            check_head_rows(known_head, classes)
+        has_logits = findings.n_logits is not None
+        if findings.n_logits is not None:
+            _validation.check_logit_columns(findings.n_logits, len(classes))
+        data = checked.map(CheckedRows.encode, classes)
+        if isinstance(data, LabelledRows):
+            _compare_with_labels(data, known_head, classes)
+        inputs = cls(data, classes, known_head, has_logits, findings.any_unlabelled)
+        return inputs.completed()
+
+    @property
+    def n_columns(self) -> int:
+        """Columns whose moments are wanted: the logits too where they give the head."""
+        fits_logits = self.head is None and self.has_logits
+        return self.data.shape[1] + len(self.classes) * fits_logits
+
+    def reported_to(self, task: FitTask) -> "ProjectorInputs":
+        """Return these inputs; each pass over the rows is a step of `task`."""
+        return replace(self, data=_ReportedData(self.data, task))
+
+    def completed(self) -> "ProjectorInputs":
+        """Give unlabelled rows the teacher's class, where there is a teacher."""
+        if not self.any_unlabelled or (self.head is None and not self.has_logits):
+            return self
+        data = self.data.map(LabelledRows.completed, self.head)
+        return replace(self, data=data, any_unlabelled=False)
+
+    def moments(self) -> ClassMoments:
+        """Return moments of the rows that have a class."""
+        with_logits = self.n_columns > self.data.shape[1]
+        with np.errstate(over="ignore", invalid="ignore"):
+            moments = self.data.map_reduce(
+                class_moments, ClassMoments.merge, len(self.classes), with_logits
+            )
+        _validation.check_no_overflow(moments.scatter, moments.scatter.dtype)
+        return moments
+
+    def with_head(self, moments: ClassMoments) -> "ProjectorInputs":
+        """Estimate the head from moments, where none is given.
+
+        `moments` gain the rows that it gives a class.
+        """
+        _validation.check_every_class(moments.weight, self.classes)
+        if self.head is not None:
+            return self
+        n_samples, (mean, within, total) = moments.weight.sum(), moments.pooled()
+        n_features = self.data.shape[1]
+        variance = np.diag(within)[:n_features] / n_samples
+        _validation.check_no_underflow(mean[:n_features], variance, within.dtype)
+        if self.has_logits:
+            head = least_squares_head(n_samples, mean, total, n_features)
+            return replace(self, head=head)
+        head = discriminant_head(moments.weight, moments.mean, moments.scatter)
+        if self.any_unlabelled:
+            further = self.data.map_reduce(
+                moments_of_unlabelled, ClassMoments.merge, len(self.classes), head
+            )
+            moments.merge(further)
+        return replace(self, head=head).completed()
+
+    def quick_covariance(self, row_space: FloatArray) -> Covariance:
+        """Return class covariances that are summed quickly where weights are alike."""
+        n_classes = len(self.classes)
+        if are_unequal(*weight_ranges(self.data, n_classes)):
+            # Sums about a centre that is far from a heavy row lose what light ones add.
+            moments, dtype = self.moments(), np.dtype(np.float64)
+        else:
+            dtype = np.result_type(self.data.dtype, np.float32)
+            moments = self.data.map_reduce(
+                scatter_moments, ClassMoments.merge, n_classes, dtype
+            )
+        _validation.check_every_class(moments.weight, self.classes)
+        return ExplicitCovariance.from_moments(moments, row_space, dtype)
+
+    def streamed_covariance(
+        self,
+        row_space: FloatArray,
+        n_vectors: int,
+        random_state: np.random.RandomState,
+    ) -> Covariance:
+        """Return class covariances known by passes over the rows.
+
+        The first pass multiplies `n_vectors` of each class, found in a sample.
+        """
+        data, n_classes = self.data, len(self.classes)
+        weight = class_weights(data, n_classes)
+        _validation.check_every_class(weight, self.classes)
+        dtype = sum_dtype(data.dtype, *weight_ranges(data, n_classes))
+        centres, starts = [], []
+        for sample in class_samples(data, n_classes, random_state):
+            centres.append(sample.mean)
+            starts.append(
+                initial_subspace_from_sample(sample, row_space, n_vectors, random_state)
+            )
+        return StreamedCovariance.measure(
+            data,
+            weight,
+            centres=np.stack(centres).astype(dtype),
+            row_space=row_space,
+            starts=starts,
+        )
 
 
 @dataclass(frozen=True)
@@ -54,10 +264,12 @@ class Findings:
         )
 
     def check(self) -> None:
-        """Raise where a row was refused or none has weight."""
+        """Raise where a row was refused or none has weight; warn of probabilities."""
         if self.refusal is not None:
             raise self.refusal[1]
         _validation.check_some_weight(self.any_weight)
+        if self.only_probabilities:
+            _validation.warn_of_probabilities()
 
 
 @dataclass(frozen=True)
@@ -130,3 +342,69 @@ class CheckedRows(InMemory):
             logits,
             self.first_row,
         )
+
+
+@dataclass(frozen=True)
+class _ReportedData:
+    """Labelled rows of which each pass is a step of `task`.
+
+    How many passes there will be is not known beforehand.
+    """
+
+    data: Data
+    task: FitTask
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.data.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.data.dtype
+
+    @property
+    def is_in_memory(self) -> bool:
+        return self.data.is_in_memory
+
+    def map_reduce(
+        self,
+        function: Callable[..., Result],
+        merge: Callable[[Result, Result], Result],
+        *arguments: Any,
+    ) -> Result:
+        """Fold the rows as one step."""
+        step = self.task.begin("pass over the rows")
+        result = self.data.map_reduce(function, merge, *arguments)
+        step.end()
+        return result
+
+    def map(self, function: Callable[..., Any], *arguments: Any) -> "_ReportedData":
+        """Label the rows anew as one step."""
+        step = self.task.begin("pass over the rows")
+        data = self.data.map(function, *arguments)
+        step.end()
+        return replace(self, data=data)
+
+    def take(self, places: Sequence[IntArray]) -> Iterator[NDArray[Any]]:
+        """Give copies of rows."""
+        return self.data.take(places)
+
+
+def _compare_with_labels(
+    rows: LabelledRows, head: Head | None, classes: NDArray[Any]
+) -> None:
+    """Warn where the teacher seems to have the classes in another order.
+
+    Looks at a few of the labelled rows.
+    """
+    labelled = np.flatnonzero(rows.class_index >= 0)
+    step = max(1, -(-labelled.size // _validation.CLASS_ORDER_ROWS))
+    index = labelled[::step]
+    if rows.logits is not None:
+        logits = rows.logits[index]
+    elif head is not None:
+        logits = head(np.asarray(rows.X[index], dtype=np.float64))
+    else:
+        return
+    likeliest = logits.argmax(axis=1)
+    _validation.warn_of_class_order(likeliest, rows.class_index[index], classes)

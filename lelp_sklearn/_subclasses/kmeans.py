@@ -1,20 +1,23 @@
-"""k-means of each class in the head's null space, the rows read in blocks."""
+"""Split by k-means of each class in the head's null space.
 
-from dataclasses import dataclass
+Clusters are found among a coreset of each class, in memory, and then move among all
+rows, a pass over the rows at a time. The search in memory draws nothing: points are
+divided along principal directions, so that row order and the splitting of a row's
+weight over copies change nothing but rounding.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy import linalg
 
 from lelp_sklearn._subclasses import tensor_passes
-from lelp_sklearn._subclasses.coordinates import Coreset, class_points
-from lelp_sklearn._subclasses.coreset import (
-    MAX_ITERATIONS,
-    TOLERANCE,
-    assign,
-    cluster,
-    membership,
-)
+from lelp_sklearn._subclasses.coreset import Coreset, class_coresets
 from lelp_sklearn._subclasses.directions import to_null_space
-from lelp_sklearn._subclasses.moments import Covariance
+from lelp_sklearn._subclasses.moments import Covariance, class_weights
 from lelp_sklearn._subclasses.rows import (
     Data,
     LabelledRows,
@@ -22,36 +25,90 @@ from lelp_sklearn._subclasses.rows import (
     class_blocks,
     row_slices,
 )
+from lelp_sklearn._subclasses.splitters import (
+    AUTO_N_SUBCLASSES,
+    Split,
+    SplitProblem,
+    Splitter,
+)
 from lelp_sklearn._subclasses.tensors import dispatch_to_device, tie_share
 from lelp_sklearn._subclasses.threads import map_parts, one_blas_thread
-from lelp_sklearn._typing import FloatArray
-from lelp_sklearn._validation import check_no_overflow, check_no_underflow
+from lelp_sklearn._typing import FloatArray, IntArray
+from lelp_sklearn._validation import (
+    check_every_class,
+    check_no_overflow,
+    check_no_underflow,
+)
+
+# An improvement of the inertia below this share ends the search for a better one.
+_TOLERANCE = 1e-4
+_MAX_ITERATIONS = 100
+# Of all ways to dissolve one cluster and divide another, so many are tried in a round.
+_MAX_EXCHANGES = 10
+
+
+def centroid_split(problem: SplitProblem) -> Split:
+    r"""Split by the nearest centroid m of each class, relative to its mean.
+
+    .. math:: -\tfrac12 \|h - \mu - m\|^2
+              = m \cdot (h - \mu) - \tfrac12 \|m\|^2 + \mathrm{const}
+    """
+    centroids = _find_centroids(problem)
+    n_subclasses = problem.count_subclasses(
+        [len(each) for each in centroids], "distinct rows in the null space of the head"
+    )
+    if n_subclasses == 1:
+        return Split.single(problem.covariance)
+    split = Split.about_means(np.stack(centroids), problem.covariance)
+    half_squares = np.einsum("csd,csd->cs", split.components, split.components) / 2
+    return replace(split, offsets=split.offsets + half_squares)
+
+
+KMEANS = Splitter(centroid_split, auto_temperature=0.1)
+
+
+def _find_centroids(problem: SplitProblem) -> list[FloatArray]:
+    """Return the centroids (S, d) of each class; a stream goes on from its own."""
+    data, covariance, stream = problem.data, problem.covariance, problem.stream
+    if stream is not None and stream.centroids is not None:
+        stream.centroids.add(data, covariance)
+        return list(stream.centroids.relative(covariance))
+    if stream is not None:
+        # The first block with which clusters can start; elsewhere this is known.
+        weight = class_weights(data, len(problem.classes))
+        check_every_class(weight, problem.classes)
+    n_clusters = problem.n_subclasses or AUTO_N_SUBCLASSES
+    centroids = class_centroids(data, covariance, n_clusters, problem.sample_draws)
+    fewest = min(len(each) for each in centroids)
+    if problem.n_subclasses is None and fewest < n_clusters:
+        # As many as every class allows.
+        centroids = class_centroids(data, covariance, fewest, problem.sample_draws)
+    if stream is not None and fewest >= (problem.n_subclasses or 1):
+        stream.centroids = RunningCentroids.start(centroids, covariance)
+        stream.centroids.add(data, covariance)
+        return list(stream.centroids.relative(covariance))
+    return centroids
 
 
 def class_centroids(
     data: Data,
     covariance: Covariance,
-    row_space: FloatArray,
     n_clusters: int,
     random_state: np.random.RandomState,
 ) -> list[FloatArray]:
-    """Centroids (k_c, d) of each class, relative to its mean and in the null space.
+    """Return centroids (k_c, d) of each class, about its mean and in the null space.
 
-    Clusters are found among few coordinates of many rows, in memory, where an iteration
-    costs little. Then they move among all rows in the whole space, a pass over the rows
-    at a time, until that explains little more. k_c is less than `n_clusters` where the
-    class has fewer distinct rows.
+    k_c is less than `n_clusters` where the class has fewer distinct rows.
     """
-    mean = covariance.mean
-    given = covariance, row_space, n_clusters, random_state
     centroids = []
     with one_blas_thread:
-        for code, known in enumerate(class_points(data, *given)):
-            found = _cluster(known, n_clusters)
-            if not known.is_whole and len(found) < n_clusters:
-                found = _add_rare(data, code, mean, row_space, found, n_clusters)
-            centroids.append(found)
-        return _settle(data, covariance, row_space, centroids)
+        coresets = class_coresets(data, covariance, n_clusters, random_state)
+        for c, coreset in enumerate(coresets):
+            means = _cluster(coreset, n_clusters)
+            if not coreset.is_whole and len(means) < n_clusters:
+                means = _add_rare(data, c, covariance, means, n_clusters)
+            centroids.append(means)
+        return _settle_among_rows(data, covariance, centroids)
 
 
 @dataclass
@@ -66,34 +123,32 @@ class RunningCentroids:
     weights: list[FloatArray]
 
     @classmethod
-    def start(cls, centroids: list[FloatArray], mean: FloatArray) -> "RunningCentroids":
+    def start(
+        cls, centroids: list[FloatArray], covariance: Covariance
+    ) -> "RunningCentroids":
         """Begin at centroids (S, d) relative to the class means, without weight."""
-        points = [each + m for each, m in zip(centroids, mean, strict=True)]
+        pairs = zip(centroids, covariance.mean, strict=True)
+        points = [each + mean for each, mean in pairs]
         return cls(points, [np.zeros(len(each)) for each in centroids])
 
-    def relative(self, mean: FloatArray, rows: FloatArray) -> list[FloatArray]:
-        """Centroids (S, d) relative to the class means, in the null space."""
+    def relative(self, covariance: Covariance) -> list[FloatArray]:
+        """Return centroids (S, d) relative to the class means, in the null space."""
         return [
-            to_null_space((points - m).T, rows).T
-            for points, m in zip(self.points, mean, strict=True)
+            to_null_space((points - mean).T, covariance.row_space).T
+            for points, mean in zip(self.points, covariance.mean, strict=True)
         ]
 
-    def add(
-        self,
-        data: LabelledRows,
-        mean: FloatArray,
-        rows: FloatArray,
-    ) -> None:
+    def add(self, data: Data, covariance: Covariance) -> None:
         """Assign a block of the stream to the centroids as they are, and move them."""
-        centroids = self.relative(mean, rows)
-        moved = _assigned_sums(data, mean, centroids)
+        centroids, mean = self.relative(covariance), covariance.mean
+        moved = data.map_reduce(_assigned_sums, added, mean, centroids)
         sums, weights = moved[: len(centroids)], moved[len(centroids) :]
         for points, total, own_mean, own, gained in zip(
             self.points, self.weights, mean, sums, weights, strict=True
         ):
             total += gained
-            held = np.maximum(total, np.finfo(np.float64).tiny)[:, None]
-            points += (own + gained[:, None] * (own_mean - points)) / held
+            divisor = np.maximum(total, np.finfo(np.float64).tiny)[:, None]
+            points += (own + gained[:, None] * (own_mean - points)) / divisor
 
 
 @dispatch_to_device(tensor_passes.nearest_sums)
@@ -103,42 +158,37 @@ def _assigned_sums(
     """As `_nearest_sums`, in double precision."""
     sums = [np.zeros_like(each) for each in centroids]
     weights = [np.zeros(len(each)) for each in centroids]
-    for code, block, weight, _ in class_blocks(data, len(centroids)):
-        centred = block - mean[code]
-        labels = assign(centred, centroids[code])
-        members = membership(labels, weight, len(centroids[code]))
-        sums[code] += members @ centred
-        weights[code] += members.sum(axis=1)
+    for c, block, weight, _ in class_blocks(data, len(centroids)):
+        centred = block - mean[c]
+        labels = assign(centred, centroids[c])
+        members = _membership(labels, weight, len(centroids[c]))
+        sums[c] += members @ centred
+        weights[c] += members.sum(axis=1)
     return [*sums, *weights]
 
 
-def _cluster(known: Coreset, n_clusters: int) -> FloatArray:
-    """Centroids (k, d) of points, in the whole space."""
-    chosen, rounding = known.sample, known.rounding
-    means = cluster(known.points[chosen], known.sample_weight, n_clusters, rounding)
-    if len(chosen) < len(known.points):
-        means = cluster(known.points, known.weight, n_clusters, rounding, means)
+def _cluster(coreset: Coreset, n_clusters: int) -> FloatArray:
+    """Return centroids (k, d) of a coreset, in the whole space."""
+    chosen, rounding = coreset.sample, coreset.rounding
+    points, weight = coreset.points, coreset.weight
+    means = cluster(points[chosen], coreset.sample_weight, n_clusters, rounding)
+    if len(chosen) < len(points):
+        means = cluster(points, weight, n_clusters, rounding, means)
     # In the order of the first principal direction: the order in which clusters came
-    # about hangs on rounding.
+    # about depends on rounding.
     if means.size:
         means = means[means[:, 0].argsort()]
-    found: FloatArray = means @ known.axes.T
-    return found
+    centroids: FloatArray = means @ coreset.axes.T
+    return centroids
 
 
 def _add_rare(
-    data: Data,
-    code: int,
-    mean: FloatArray,
-    row_space: FloatArray,
-    centroids: FloatArray,
-    n_clusters: int,
+    data: Data, c: int, covariance: Covariance, centroids: FloatArray, n_clusters: int
 ) -> FloatArray:
-    """Make rows of a class centroids that are far from all, the farthest first."""
+    """Make rows of class `c` centroids that are far from all, the farthest first."""
+    given = c, covariance.mean, covariance.row_space
     while len(centroids) < n_clusters:
-        apart, farthest = data.map_reduce(
-            _farthest, _farther, code, mean, row_space, centroids
-        )
+        apart, farthest = data.map_reduce(_farthest, _farther, *given, centroids)
         if not apart:
             break
         centroids = np.vstack([centroids, farthest])
@@ -148,22 +198,22 @@ def _add_rare(
 @dispatch_to_device(tensor_passes.farthest)
 def _farthest(
     data: LabelledRows,
-    code: int,
+    c: int,
     mean: FloatArray,
     row_space: FloatArray,
     centroids: FloatArray,
 ) -> tuple[float, FloatArray]:
-    """Squared distance to its centroid of the row farthest from all; the row (d,).
+    """Return the row (d,) farthest from its centroid, and its squared distance first.
 
     0 where no distance is more than rounding.
     """
-    # A direction along which a class hardly varies is found to this only.
+    # A direction along which a class hardly varies is exact to this only.
     share = 10 * np.finfo(np.result_type(data.dtype, np.float32)).eps
-    found = 0.0, centroids[0]
-    for mine, block, _, _ in class_blocks(data, len(mean)):
-        if mine != code:
+    farthest = 0.0, centroids[0]
+    for own_c, block, _, _ in class_blocks(data, len(mean)):
+        if own_c != c:
             continue
-        centred = block - mean[code]
+        centred = block - mean[c]
         offsets = to_null_space(centred.T, row_space).T
         apart = offsets - centroids[assign(offsets, centroids)]
         squares = np.einsum("nd,nd->n", apart, apart)
@@ -171,8 +221,8 @@ def _farthest(
         lengths = np.einsum("nd,nd->n", centred, centred)
         squares[squares <= share * lengths.max()] = 0
         place = squares.argmax()
-        found = _farther(found, (float(squares[place]), offsets[place]))
-    return found
+        farthest = _farther(farthest, (float(squares[place]), offsets[place]))
+    return farthest
 
 
 def _farther(
@@ -181,34 +231,28 @@ def _farther(
     return right if right[0] > left[0] else left
 
 
-def _settle(
-    data: Data,
-    covariance: Covariance,
-    row_space: FloatArray,
-    centroids: list[FloatArray],
+def _settle_among_rows(
+    data: Data, covariance: Covariance, centroids: list[FloatArray]
 ) -> list[FloatArray]:
-    """Lloyd's iterations over all rows in the whole space, all classes in one pass."""
+    """Run Lloyd's iterations over all rows, all classes in one pass."""
     # Not by the centroids, which are as small where nothing varies in the null space.
     dtype = np.result_type(data.dtype, np.float32)
     check_no_underflow(covariance.mean, covariance.variance, dtype)
     variation = float(covariance.weight @ covariance.null_variance)
     explained = 0.0
-    for _ in range(MAX_ITERATIONS):
+    for _ in range(_MAX_ITERATIONS):
         before = explained
-        centroids, explained = _lloyd_pass(data, covariance.mean, row_space, centroids)
+        centroids, explained = _lloyd_pass(data, covariance, centroids)
         # A pass that lowers the inertia by little is the last; less than this part of
         # what is explained may be rounding.
-        inertia = max(variation - explained, TOLERANCE * explained)
-        if explained - before <= TOLERANCE * inertia:
+        inertia = max(variation - explained, _TOLERANCE * explained)
+        if explained - before <= _TOLERANCE * inertia:
             break
     return centroids
 
 
 def _lloyd_pass(
-    data: Data,
-    mean: FloatArray,
-    row_space: FloatArray,
-    centroids: list[FloatArray],
+    data: Data, covariance: Covariance, centroids: list[FloatArray]
 ) -> tuple[list[FloatArray], float]:
     """Move each centroid to the mean of its rows; the variation that these explain."""
     dtype = np.result_type(data.dtype, np.float32)
@@ -216,14 +260,15 @@ def _lloyd_pass(
         check_no_overflow(
             [np.vdot(each, each).astype(dtype) for each in centroids], dtype
         )
-    totals = data.map_reduce(_nearest_sums, added, mean.astype(dtype), centroids)
+    mean = covariance.mean.astype(dtype)
+    totals = data.map_reduce(_nearest_sums, added, mean, centroids)
     sums, weights = totals[: len(centroids)], totals[len(centroids) :]
     moved = []
     explained = 0.0
     for total, weight, old in zip(sums, weights, centroids, strict=True):
         # A cluster that lost all its rows stays where it was.
-        held = np.where(weight > 0, weight, 1)[:, None]
-        new = to_null_space((total / held).T, row_space).T
+        divisor = np.where(weight > 0, weight, 1)[:, None]
+        new = to_null_space((total / divisor).T, covariance.row_space).T
         moved.append(np.where(weight[:, None] > 0, new, old))
         explained += float(weight @ np.einsum("kd,kd->k", new, new))
     check_no_overflow(explained, dtype)
@@ -259,10 +304,256 @@ def _nearest_sums(
         )
 
     sums = np.zeros((*half_squares.shape, mean.shape[1]))
-    held = np.zeros(half_squares.shape)
-    for found, found_held in map_parts(work, row_slices(data.X)):
-        sums += found
-        held += found_held
+    weights = np.zeros(half_squares.shape)
+    for block_sums, block_weights in map_parts(work, row_slices(data.X)):
+        sums += block_sums
+        weights += block_weights
     return [
-        own[:k] for each in (sums, held) for own, k in zip(each, sizes, strict=True)
+        own[:k] for each in (sums, weights) for own, k in zip(each, sizes, strict=True)
     ]
+
+
+def cluster(
+    points: FloatArray,
+    weight: FloatArray,
+    n_clusters: int,
+    rounding: float,
+    start: FloatArray | None = None,
+) -> FloatArray:
+    """At most `n_clusters` centroids (k, m) of points (n, m), not far from the origin.
+
+    Points whose squared distance is at most `rounding` are one. `start` are centroids
+    of a sample of the points: few changes are worth a trial then.
+
+    Lloyd's iterations find the nearest local optimum; from there the most promising
+    changes (one cluster is dissolved and another becomes two, or two are divided anew)
+    are tried, and the first that lowers the inertia is the start of a further round.
+    Fewer clusters than asked for mean that there are no more distinct points.
+    """
+    # A power of two: nothing is rounded, and squares are neither too large nor small.
+    unit = 2.0 ** np.frexp(np.abs(points).max(initial=0))[1]
+    cloud = _Cloud.of(points / unit, weight / weight.sum(), rounding / unit**2)
+    clusters = _start(cloud, None if start is None else start / unit, n_clusters)
+    for _ in range(n_clusters):
+        inertia = clusters.inertias.sum()
+        changes = [_exchanges(cloud, clusters, np.inf if start is None else 0.0)]
+        if start is None:
+            changes.append(_divisions_anew(cloud, clusters))
+        for changed in chain(*changes):
+            other = _settle(cloud, changed, inertia * (1 - _TOLERANCE))
+            gain = inertia - other.inertias.sum()
+            if len(other.sizes) == len(clusters.sizes) and gain > _TOLERANCE * inertia:
+                clusters = other
+                break
+        else:
+            break
+    centroids: FloatArray = clusters.centroids * unit
+    return centroids
+
+
+def assign(points: FloatArray, centroids: FloatArray) -> IntArray:
+    """Nearest centroid (k, m) of each point (n, m)."""
+    half_squares = np.einsum("km,km->k", centroids, centroids) / 2
+    labels: IntArray = np.argmax(points @ centroids.T - half_squares, axis=1)
+    return labels
+
+
+def _membership(labels: IntArray, weight: FloatArray, n: int) -> FloatArray:
+    """Weights as a matrix (n clusters, rows): times the rows, their sums."""
+    # Dense: sparse matrices take longer to build than these to multiply.
+    return np.where(labels == np.arange(n)[:, None], weight, 0.0)
+
+
+@dataclass(frozen=True)
+class _Cloud:
+    """Points (n, m), as they are and in the tiles that kernels read; weights (n,)."""
+
+    points: FloatArray
+    tiles: FloatArray
+    weight: FloatArray
+    rounding: float
+
+    @classmethod
+    def of(cls, points: FloatArray, weight: FloatArray, rounding: float) -> "_Cloud":
+        # Imported at the first call: numba would slow the import of the package.
+        from lelp_sklearn._subclasses.kernels import cluster_sums
+
+        points = np.ascontiguousarray(points, dtype=np.float64)
+        return cls(points, cluster_sums.tiles(points), weight, rounding)
+
+    def mean(self) -> FloatArray:
+        mean: FloatArray = self.weight @ self.points / self.weight.sum()
+        return mean
+
+
+@dataclass(frozen=True)
+class _Clusters:
+    """Centroids (k, m), labels (n,) of the points of which these are the means.
+
+    `inertias` and `sizes` (k,) are sums over the points of a cluster, of weights and of
+    weights times squared distances; `farthest` (k,) is its point farthest from the
+    centroid.
+    """
+
+    centroids: FloatArray
+    labels: NDArray[np.int32]
+    sizes: FloatArray
+    inertias: FloatArray
+    farthest: IntArray
+
+    def divided(self, k: int, index: IntArray, halves: "_Clusters") -> "_Clusters":
+        """Put two halves in place of cluster k, whose points are `index`."""
+        labels = self.labels.copy()
+        labels[index[halves.labels == 1]] = len(self.sizes)
+        joined = (
+            np.concatenate([left[:k], right[:1], left[k + 1 :], right[1:]])
+            for left, right in (
+                (self.centroids, halves.centroids),
+                (self.sizes, halves.sizes),
+                (self.inertias, halves.inertias),
+                (self.farthest, index[halves.farthest]),
+            )
+        )
+        centroids, sizes, inertias, farthest = joined
+        return _Clusters(centroids, labels, sizes, inertias, farthest)
+
+
+def _settle(cloud: _Cloud, centroids: FloatArray, goal: float = np.inf) -> _Clusters:
+    """Lloyd's iterations; centroids that no point is nearest to vanish."""
+    from lelp_sklearn._subclasses.kernels import cluster_sums
+
+    centroids = centroids.copy()
+    n_clusters = len(centroids)
+    labels = np.empty(len(cloud.points), np.int32)
+    farthest = np.full(n_clusters, -1, dtype=np.intp)
+    sizes, inertias = np.zeros(n_clusters), np.zeros(n_clusters)
+    cluster_sums.lloyd(
+        cloud.tiles, cloud.weight, centroids, labels, _TOLERANCE, _MAX_ITERATIONS, goal
+    )
+    cluster_sums.measure(
+        cloud.points,
+        cloud.weight,
+        centroids,
+        labels,
+        cloud.rounding,
+        sizes,
+        inertias,
+        farthest,
+    )
+    used = farthest >= 0
+    if not used.all():
+        return _settle(cloud, centroids[used])
+    return _Clusters(centroids, labels, sizes, inertias, farthest)
+
+
+def _start(cloud: _Cloud, centroids: FloatArray | None, n_clusters: int) -> _Clusters:
+    """Divide the cluster of largest inertia, again and again; then settle."""
+    clusters = _settle(cloud, cloud.mean()[None] if centroids is None else centroids)
+    # Again where clusters have lost all their points.
+    for _ in range(n_clusters):
+        while len(clusters.sizes) < n_clusters and clusters.inertias.any():
+            widest = int(clusters.inertias.argmax())
+            index = np.flatnonzero(clusters.labels == widest)
+            halves = _halves(cloud, index)
+            if len(halves.sizes) < 2:
+                return _settle(cloud, clusters.centroids)
+            clusters = clusters.divided(widest, index, halves)
+        clusters = _settle(cloud, clusters.centroids)
+        if len(clusters.sizes) == n_clusters or not clusters.inertias.any():
+            break
+    return clusters
+
+
+def _halves(cloud: _Cloud, index: IntArray) -> _Clusters:
+    """Divide some of the points in two.
+
+    Either across their first principal direction or into the farthest point and the
+    rest, and settled: the better of both. With heavy tails it is often the second.
+    """
+    part = _Cloud.of(cloud.points[index], cloud.weight[index], cloud.rounding)
+    mean = part.mean()
+    centred = part.points - mean
+    scatter = centred.T @ (part.weight[:, None] * centred)
+    last = len(scatter) - 1
+    _, vector = linalg.eigh(scatter, subset_by_index=(last, last))
+    above = centred @ vector[:, 0] > 0
+    shift = part.weight[above] @ centred[above]
+    sizes = np.array([part.weight[~above].sum(), part.weight[above].sum()])
+    apart = mean + np.outer([-1, 1], shift) / np.maximum(sizes, 1e-300)[:, None]
+    far = np.einsum("nm,nm->n", centred, centred).argmax()
+    starts = apart, np.stack([mean, part.points[far]])
+    tried = [_settle(part, start) for start in starts]
+    return min(tried, key=lambda halves: float(halves.inertias.sum()))
+
+
+def _exchanges(cloud: _Cloud, clusters: _Clusters, most: float) -> Iterator[FloatArray]:
+    """Give centroids where one cluster is dissolved and another divided, best first.
+
+    Only where the inertia before anything is settled grows by less than `most`.
+    """
+    n_clusters = len(clusters.sizes)
+    if n_clusters < 3:
+        return
+    halves = [
+        _halves(cloud, np.flatnonzero(clusters.labels == k)) for k in range(n_clusters)
+    ]
+    gains = clusters.inertias - [each.inertias.sum() for each in halves]
+    costs, moved = _dissolutions(cloud, clusters)
+    balance = costs[:, None] - gains
+    np.fill_diagonal(balance, np.inf)
+    for place in np.argsort(balance, axis=None, kind="stable")[:_MAX_EXCHANGES]:
+        gone, divided = np.unravel_index(place, balance.shape)
+        if len(halves[divided].sizes) == 2 and balance[gone, divided] < most:
+            exchanged = moved[gone].copy()
+            exchanged[[divided, gone]] = halves[divided].centroids
+            yield exchanged
+
+
+def _dissolutions(cloud: _Cloud, clusters: _Clusters) -> tuple[FloatArray, FloatArray]:
+    """What it costs to hand the points of a cluster to the next nearest ones.
+
+    Returns
+    -------
+    costs (k,), centroids afterwards (k, k, m)
+    """
+    n_clusters, n_axes = clusters.centroids.shape
+    sums = np.zeros((n_clusters, n_clusters, n_axes))
+    sizes = np.zeros((n_clusters, n_clusters))
+    for k in range(n_clusters):
+        own = np.flatnonzero(clusters.labels == k)
+        others = np.flatnonzero(np.arange(n_clusters) != k)
+        points, weight = cloud.points[own], cloud.weight[own]
+        nearest = assign(points, clusters.centroids[others])
+        members = _membership(nearest, weight, len(others))
+        sums[k, others], sizes[k, others] = members @ points, members.sum(axis=1)
+    parts = sums / np.maximum(sizes, np.finfo(np.float64).tiny)[:, :, None]
+    before = np.sum((parts - clusters.centroids[:, None]) ** 2, axis=2)
+    after = np.sum((parts - clusters.centroids) ** 2, axis=2)
+    joint = sizes + clusters.sizes
+    costs = np.sum(sizes * (clusters.sizes / joint * after - before), axis=1)
+    moved = (clusters.sizes[:, None] * clusters.centroids + sums) / joint[:, :, None]
+    return costs, moved
+
+
+def _divisions_anew(cloud: _Cloud, clusters: _Clusters) -> Iterator[FloatArray]:
+    """Give centroids where two clusters, made one, are divided better than before."""
+    costs = _merger_costs(clusters)
+    pairs = np.column_stack(np.triu_indices(len(costs), 1))
+    nearest = np.argsort(costs[tuple(pairs.T)], kind="stable")[: len(costs)]
+    inertia = clusters.inertias.sum()
+    for pair in pairs[nearest]:
+        index = np.flatnonzero(np.isin(clusters.labels, pair))
+        halves = _halves(cloud, index)
+        gain = clusters.inertias[pair].sum() - halves.inertias.sum()
+        if gain > _TOLERANCE * inertia:
+            divided = clusters.centroids.copy()
+            divided[pair] = halves.centroids
+            yield divided
+
+
+def _merger_costs(clusters: _Clusters) -> FloatArray:
+    """Inertia (k, k) that it would cost to make one cluster of two (Ward)."""
+    means, sizes = clusters.centroids, clusters.sizes
+    apart = np.sum((means[:, None] - means) ** 2, axis=2)
+    costs: FloatArray = apart * sizes[:, None] * sizes / (sizes[:, None] + sizes)
+    return costs

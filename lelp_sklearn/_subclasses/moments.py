@@ -1,8 +1,9 @@
 """Moments of each class, mergeable, and the class covariances that they give."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -12,10 +13,8 @@ from lelp_sklearn._subclasses.rows import (
     Data,
     LabelledRows,
     added,
-    are_unequal,
     class_blocks,
     row_slices,
-    sum_dtype,
 )
 from lelp_sklearn._subclasses.tensors import dispatch_to_device
 from lelp_sklearn._subclasses.threads import map_parts
@@ -46,39 +45,39 @@ class ClassMoments:
 
     @classmethod
     def zeros(cls, n_classes: int, n_features: int) -> "ClassMoments":
-        """Moments of no rows."""
+        """Return the moments of no rows."""
         return cls(
             weight=np.zeros(n_classes),
             mean=np.zeros((n_classes, n_features)),
             scatter=np.zeros((n_classes, n_features, n_features)),
         )
 
-    def add(self, code: int, rows: FloatArray, row_weight: FloatArray) -> None:
-        """Add rows (m, p) of class `code` with weights (m,)."""
+    def add(self, c: int, rows: FloatArray, row_weight: FloatArray) -> None:
+        """Add rows (m, p) of class `c` with weights (m,)."""
         weight = row_weight.sum()
         mean = row_weight @ rows / weight
         centred = rows - mean
-        self.scatter[code] += centred.T @ (row_weight[:, None] * centred)
-        self._shift(code, weight, mean)
+        self.scatter[c] += centred.T @ (row_weight[:, None] * centred)
+        self._shift(c, weight, mean)
 
     def merge(self, other: "ClassMoments") -> "ClassMoments":
         """Add the moments of further rows."""
-        for code in np.flatnonzero(other.weight).tolist():
-            self.scatter[code] += other.scatter[code]
-            self._shift(code, other.weight[code], other.mean[code])
+        for c in np.flatnonzero(other.weight).tolist():
+            self.scatter[c] += other.scatter[c]
+            self._shift(c, other.weight[c], other.mean[c])
         return self
 
-    def _shift(self, code: int, weight: float, mean: FloatArray) -> None:
+    def _shift(self, c: int, weight: float, mean: FloatArray) -> None:
         """Join a group whose own scatter is already in: move the mean, add its part."""
-        total = self.weight[code] + weight
-        step = mean - self.mean[code]
-        between = self.weight[code] * weight / total
-        self.scatter[code] += between * np.outer(step, step)
-        self.mean[code] += weight / total * step
-        self.weight[code] = total
+        total = self.weight[c] + weight
+        step = mean - self.mean[c]
+        between = self.weight[c] * weight / total
+        self.scatter[c] += between * np.outer(step, step)
+        self.mean[c] += weight / total * step
+        self.weight[c] = total
 
     def pooled(self) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Mean of all rows, scatter within the classes, scatter about that mean.
+        """Return the mean of all rows, scatter within classes, scatter about that mean.
 
         Returns
         -------
@@ -94,29 +93,29 @@ def _exact_moments_of_tensors(
     rows: LabelledRows, n_classes: int, with_logits: bool = False
 ) -> ClassMoments:
     extra = rows.logits if with_logits else None
-    found = tensor_passes.moments(rows, n_classes, extra, np.dtype(np.float64))
-    return ClassMoments(*found)
+    sums = tensor_passes.moments(rows, n_classes, extra, np.dtype(np.float64))
+    return ClassMoments(*sums)
 
 
 def _quick_moments_of_tensors(
     rows: LabelledRows, n_classes: int, dtype: np.dtype[Any]
 ) -> ClassMoments:
-    found = tensor_passes.moments(rows, n_classes, None, dtype)
-    check_no_overflow(found[-1], dtype)
-    return ClassMoments(*found)
+    moments = ClassMoments(*tensor_passes.moments(rows, n_classes, None, dtype))
+    check_no_overflow(moments.scatter, dtype)
+    return moments
 
 
 @dispatch_to_device(_exact_moments_of_tensors)
 def class_moments(
     rows: LabelledRows, n_classes: int, with_logits: bool = False
 ) -> ClassMoments:
-    """Moments of the rows that have a class; of their logits beside them, if wanted."""
+    """Return moments of the rows that have a class, and of their logits if wanted."""
     extra = rows.logits if with_logits else None
     width = rows.shape[1] + (0 if extra is None else extra.shape[1])
     moments = ClassMoments.zeros(n_classes, width)
-    for code, block, weight, index in class_blocks(rows, n_classes):
+    for c, block, weight, index in class_blocks(rows, n_classes):
         joint = block if extra is None else np.hstack([block, extra[index]])
-        moments.add(code, joint, weight)
+        moments.add(c, joint, weight)
     return moments
 
 
@@ -124,7 +123,7 @@ def class_moments(
 def scatter_moments(
     rows: LabelledRows, n_classes: int, dtype: np.dtype[Any]
 ) -> ClassMoments:
-    """Moments as `class_moments` gives them, in one quick reading.
+    """Return the moments of `class_moments` from one quick pass.
 
     A block is summed in `dtype`, about the mean of the first rows of each class.
     """
@@ -141,151 +140,179 @@ def scatter_moments(
         return moments
 
     moments = ClassMoments.zeros(n_classes, rows.shape[1])
-    for found in map_parts(work, row_slices(rows.X)):
-        moments.merge(found)
+    for block_moments in map_parts(work, row_slices(rows.X)):
+        moments.merge(block_moments)
     return moments
 
 
 def moments_of_unlabelled(
     rows: LabelledRows, n_classes: int, head: Callable[[FloatArray], FloatArray]
 ) -> ClassMoments:
-    """Moments of the rows that have no class, each in that which the head gives it."""
+    """Return moments of the rows without a class, each in that which the head gives."""
     return class_moments(rows.only_unlabelled(head), n_classes)
 
 
-def quick_dtype(data: Data, n_classes: int) -> np.dtype[Any]:
-    """In which sums over some thousand rows are made, as `sum_dtype` says."""
-    return sum_dtype(data.dtype, *_weight_ranges(data, n_classes))
-
-
-def has_unequal_weights(data: Data, n_classes: int) -> bool:
-    """Whether the weights of a class are very unequal."""
-    return are_unequal(*_weight_ranges(data, n_classes))
-
-
-def _weight_ranges(data: Data, n_classes: int) -> tuple[FloatArray, FloatArray]:
-    """Lightest and heaviest weight (C,) of each class."""
+def weight_ranges(data: Data, n_classes: int) -> tuple[FloatArray, FloatArray]:
+    """Return the lightest and heaviest weight (C,) of each class."""
     ranges = data.map_reduce(LabelledRows.weight_ranges, np.minimum, n_classes)
     return ranges[0], -ranges[1]
 
 
 def class_weights(data: Data, n_classes: int) -> FloatArray:
-    """Sum of the weights of each class (C,)."""
+    """Return the sum of the weights of each class (C,)."""
     return data.map_reduce(LabelledRows.class_weights, np.add, n_classes)
 
 
-class Covariance(Protocol):
+@dataclass(frozen=True)
+class Covariance(ABC):
     """The covariance S_c of each class, known by what it does to a few vectors.
 
-    `variance` (C,) is the trace, `null_variance` (C,) that without the part in the row
-    space that was taken out of the embeddings; what is below `noise` (C,) may be
-    rounding error.
+    Parameters
+    ----------
+    row_space : (d, r)
+        Orthonormal basis of what is taken out of the embeddings; r is 0 for nothing.
+    weight, mean : (C,), (C, d)
+    variance : (C,)
+        The trace.
+    null_variance : (C,)
+        The trace without the part in the row space.
+    noise : (C,)
+        Variances below may be rounding error.
     """
 
-    mean: FloatArray
+    row_space: FloatArray
     weight: FloatArray
+    mean: FloatArray
     variance: FloatArray
     null_variance: FloatArray
     noise: FloatArray
 
+    @abstractmethod
     def apply(self, bases: list[FloatArray]) -> list[FloatArray]:
-        """Multiply: basis (d, k_c) of each class to S_c basis (d, k_c)."""
-        ...
+        """Return S_c times the basis (d, k_c) of each class."""
 
 
-class ExplicitCovariance:
-    """Class covariances (C, d, d) held in memory, from moments summed in `dtype`."""
+@dataclass(frozen=True)
+class ExplicitCovariance(Covariance):
+    """Class covariances `matrices` (C, d, d) held in memory."""
 
-    def __init__(
-        self, moments: ClassMoments, row_space: FloatArray, dtype: np.dtype[Any]
-    ) -> None:
+    matrices: FloatArray
+
+    @classmethod
+    def from_moments(
+        cls, moments: ClassMoments, row_space: FloatArray, dtype: np.dtype[Any]
+    ) -> "ExplicitCovariance":
+        """Return the covariances of moments that were summed in `dtype`."""
         n_features = len(row_space)
-        self.weight = moments.weight
-        self.mean = moments.mean[:, :n_features]
+        mean = moments.mean[:, :n_features]
         scatter = moments.scatter[:, :n_features, :n_features]
-        self.matrices = scatter / self.weight[:, None, None]
-        trace = np.trace(self.matrices, axis1=1, axis2=2)
-        check_no_underflow(self.mean, trace, dtype)
-        self.variance = trace
-        inside = [_variance(row_space, S @ row_space) for S in self.matrices]
-        self.noise = _noise(self.mean, trace, dtype)
-        self.null_variance = _without_noise(trace - inside, self.noise)
+        matrices = scatter / moments.weight[:, None, None]
+        trace = np.trace(matrices, axis1=1, axis2=2)
+        check_no_underflow(mean, trace, dtype)
+        products = [S @ row_space for S in matrices]
+        noise = _noise(mean, trace, dtype)
+        null_variance = _null_variance(trace, row_space, products, noise)
+        return cls(
+            row_space=row_space,
+            weight=moments.weight,
+            mean=mean,
+            variance=trace,
+            null_variance=null_variance,
+            noise=noise,
+            matrices=matrices,
+        )
 
     def apply(self, bases: list[FloatArray]) -> list[FloatArray]:
         return [S @ basis for S, basis in zip(self.matrices, bases, strict=True)]
 
 
-class StreamedCovariance:
+@dataclass(frozen=True)
+class StreamedCovariance(Covariance):
     """Class covariances that are never formed: each product is a pass over the rows.
 
-    Holds no centred copy and no copy of a class, only blocks. The first pass, which
-    multiplies the bases of `starts`, measures means and traces on the way. A block is
-    summed in the precision of `centres` (C, d), which are near the class means; the
-    blocks are summed in double precision.
+    Holds no centred copy and no copy of a class, only blocks. A block is summed in the
+    precision of `centres`; the blocks are summed in double precision.
+
+    Parameters
+    ----------
+    data : Data
+    centres : (C, d)
+        Near the class means.
+    step : (C, d)
+        From the centres to the means.
+    started : list of (InitialSubspace, (d, k))
+        Where the search for directions begins, and the covariance times its basis.
     """
 
-    def __init__(
-        self,
+    data: Data
+    centres: FloatArray
+    step: FloatArray
+    started: list[tuple[InitialSubspace, FloatArray]]
+
+    @classmethod
+    def measure(
+        cls,
         data: Data,
         weight: FloatArray,
         *,
         centres: FloatArray,
         row_space: FloatArray,
         starts: list[InitialSubspace],
-    ) -> None:
-        self._data = data
-        self._dtype = centres.dtype
-        self._centres = centres
-        self.weight = weight
+    ) -> "StreamedCovariance":
+        """Return what one pass over the rows gives: means, traces, first products."""
         bases = [np.hstack([row_space, start.basis]) for start in starts]
-        products, sums, squares = self._pass(bases)
-        check_no_overflow(squares, self._dtype)
-        self._step = sums / self.weight[:, None]
-        self.mean = self._centres + self._step
-        trace = squares / self.weight - np.sum(self._step**2, axis=1)
-        check_no_underflow(self.mean, trace, self._dtype)
-        self.variance = trace
-        products = self._about_means(products, bases)
+        *products, sums, squares = data.map_reduce(_products, added, centres, bases)
+        check_no_overflow(squares, centres.dtype)
+        step = sums / weight[:, None]
+        mean = centres + step
+        trace = squares / weight - np.sum(step**2, axis=1)
+        check_no_underflow(mean, trace, centres.dtype)
+        products = _about_means(products, bases, weight, step)
         rank = row_space.shape[1]
-        self.started = [
-            (start, product[:, rank:])
-            for start, product in zip(starts, products, strict=True)
-        ]
-        inside = [_variance(row_space, product[:, :rank]) for product in products]
-        self.noise = _noise(self.mean, trace, self._dtype)
-        self.null_variance = _without_noise(trace - inside, self.noise)
+        noise = _noise(mean, trace, centres.dtype)
+        null_variance = _null_variance(
+            trace, row_space, [product[:, :rank] for product in products], noise
+        )
+        pairs = zip(starts, products, strict=True)
+        started = [(start, product[:, rank:]) for start, product in pairs]
+        return cls(
+            row_space=row_space,
+            weight=weight,
+            mean=mean,
+            variance=trace,
+            null_variance=null_variance,
+            noise=noise,
+            data=data,
+            centres=centres,
+            step=step,
+            started=started,
+        )
 
     def apply(self, bases: list[FloatArray]) -> list[FloatArray]:
-        products = self._pass(bases)[0]
+        products = self.data.map_reduce(_products, added, self.centres, bases)[:-2]
         for product in products:
-            check_no_overflow(product, self._dtype)
-        return self._about_means(products, bases)
+            check_no_overflow(product, self.centres.dtype)
+        return _about_means(products, bases, self.weight, self.step)
 
-    def _pass(
-        self, bases: list[FloatArray]
-    ) -> tuple[list[FloatArray], FloatArray, FloatArray]:
-        """Sums about the centres: products (d, k_c), rows (C, d), squares (C,)."""
-        totals = self._data.map_reduce(_products, added, self._centres, bases)
-        *products, sums, squares = totals
-        return products, sums, squares
 
-    def _about_means(
-        self, products: list[FloatArray], bases: list[FloatArray]
-    ) -> list[FloatArray]:
-        """Turn sums about the centres into covariances about the means."""
-        return [
-            product / weight - np.outer(step, step @ basis)
-            for product, weight, step, basis in zip(
-                products, self.weight, self._step, bases, strict=True
-            )
-        ]
+def _about_means(
+    products: list[FloatArray],
+    bases: list[FloatArray],
+    weight: FloatArray,
+    step: FloatArray,
+) -> list[FloatArray]:
+    """Return sums about the centres as covariances about the means."""
+    return [
+        product / w - np.outer(s, s @ basis)
+        for product, basis, w, s in zip(products, bases, weight, step, strict=True)
+    ]
 
 
 @dispatch_to_device(tensor_passes.products)
 def _products(
     data: LabelledRows, centres: FloatArray, bases: list[FloatArray]
 ) -> list[FloatArray]:
-    """Products (d, k_c) of each class, sums of rows (C, d) and squares (C,)."""
+    """Return products (d, k_c) of each class, sums of rows (C, d) and squares (C,)."""
     # Imported at the first call: numba would slow the import of the package.
     from lelp_sklearn._subclasses.kernels import class_sums, tiles
 
@@ -302,18 +329,18 @@ def _products(
 
     total: FloatArray = np.zeros((len(bases), n_vectors.max() + 1, centres.shape[1]))
     squares: FloatArray = np.zeros(len(bases))
-    for found, found_squares in map_parts(work, row_slices(data.X)):
-        total += found
-        squares += found_squares
+    for block_total, block_squares in map_parts(work, row_slices(data.X)):
+        total += block_total
+        squares += block_squares
     products = [own[:k].T for own, k in zip(total, n_vectors, strict=True)]
     return [*products, total[np.arange(len(bases)), n_vectors], squares]
 
 
 def _noise(mean: FloatArray, trace: FloatArray, dtype: np.dtype[Any]) -> FloatArray:
-    """Variance (C,) that rounding leaves along a direction; sums are in `dtype`.
+    """Return the variance (C,) that rounding leaves along a direction.
 
-    That of the sums, a share of the trace (C,), and that of the mean (C, d) and of the
-    embeddings themselves, whose last digits depend on its size.
+    That of sums in `dtype`, a share of the trace (C,), and that of the mean (C, d) and
+    of the embeddings themselves, whose last digits depend on its size.
     """
     eps, double = np.finfo(dtype).eps, np.finfo(np.float64).eps
     digits = max(eps, 1e3 * double) * np.abs(mean).max(axis=1)
@@ -322,11 +349,15 @@ def _noise(mean: FloatArray, trace: FloatArray, dtype: np.dtype[Any]) -> FloatAr
     return noise
 
 
-def _without_noise(variance: FloatArray, noise: FloatArray) -> FloatArray:
-    """Variances (C,), 0 where they may be rounding."""
+def _null_variance(
+    trace: FloatArray,
+    row_space: FloatArray,
+    products: list[FloatArray],
+    noise: FloatArray,
+) -> FloatArray:
+    """Return variances (C,) without the row space, 0 where they may be rounding.
+
+    `products` are the class covariances times the row space.
+    """
+    variance = trace - [np.vdot(row_space, product) for product in products]
     return np.where(variance > noise, variance, 0.0)
-
-
-def _variance(basis: FloatArray, product: FloatArray) -> float:
-    """Variance along all vectors of a basis from the covariance times it."""
-    return float(np.vdot(basis, product))

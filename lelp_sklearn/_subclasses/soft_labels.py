@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lelp_sklearn import _validation
 from lelp_sklearn._subclasses import tensor_labels, tensor_passes
@@ -26,8 +25,8 @@ class SoftLabeller:
     coef, intercept : (C, d), (C,)
         The head.
     centre : (d,)
-        A point amid the embeddings. Taking it out first keeps single precision exact
-        where they lie far from zero.
+        A point among the embeddings. Taking it out first keeps single precision exact
+        where they are far from zero.
     temperature, subclass_temperature : float
     """
 
@@ -44,7 +43,7 @@ class SoftLabeller:
     ) -> Any:
         """Soft labels (n, C*S) of rows, at least in single precision.
 
-        An array, or a tensor where the rows lie on another device.
+        An array, or a tensor on the device of the rows where these are a tensor.
         """
         shape = rows.shape[0], self.offsets.size
         if is_on_device(rows):
@@ -77,15 +76,15 @@ class SoftLabeller:
         Raises
         ------
         ValueError
-            If a row, counted from `first_row`, holds NaN or infinity: found on the way,
-            since looking for it beforehand would read the rows twice.
+            If a row, counted from `first_row`, holds NaN or infinity: noticed on the
+            way, since looking for it beforehand would read the rows twice.
         """
         if is_on_device(rows):
             self._write_on_device(rows, logits, target, first_row)
             return
         # A plain array even where it maps a file.
         target = np.asarray(target)
-        # What overflows is found, and computed in double precision.
+        # What overflows is noticed, and computed in double precision.
         with np.errstate(over="ignore", invalid="ignore"):
             write_block = self._block_writer(rows, logits, target.dtype)
 
@@ -112,12 +111,14 @@ class SoftLabeller:
         target: Any,
         first_row: int,
     ) -> None:
-        """Fill `target` where the rows lie."""
+        """Fill `target` on the device of the rows."""
+        centre = self.centre.astype(rows.dtype)
         projection = tensor_labels.Projection(
-            *self._columns(self.centre.astype(rows.dtype), logits is not None),
+            centre,
+            *self._columns(centre, logits is not None),
             self.offsets.size,
             len(self.coef),
-            *(1 / each if each else 0 for each in self._temperatures()),
+            *self._factors(),
         )
         if tensor_labels.write(projection, rows, logits, target):
             return
@@ -126,14 +127,16 @@ class SoftLabeller:
             _validation.check_finite_block(rows[row : row + 1], first_row + row, "X")
         # What overflows is rare enough for the host, where double precision always is.
         for block in row_slices(rows):
-            given = None if logits is None else logits[block]
-            found = self(rows[block], given)
-            target[block] = like(found, target) if is_tensor(target) else found
+            block_logits = None if logits is None else logits[block]
+            soft_labels = self(rows[block], block_logits)
+            target[block] = (
+                like(soft_labels, target) if is_tensor(target) else soft_labels
+            )
 
     def _in_double(
         self, rows: Rows, logits: FloatArray | None, block: slice
     ) -> FloatArray:
-        """Soft labels of a block whose scores overflow single precision."""
+        """Return soft labels of a block whose scores overflow single precision."""
         soft_labels = np.empty((block.stop - block.start, self.offsets.size))
         write_block = self._block_writer(rows, logits, soft_labels.dtype)
         if not write_block(block, soft_labels):
@@ -143,19 +146,20 @@ class SoftLabeller:
     def _block_writer(
         self, rows: Rows, logits: FloatArray | None, dtype: np.dtype[Any]
     ) -> Callable[[slice, FloatArray], bool]:
-        """Give a function that writes a block's soft labels, computed in `dtype`.
+        """Return a function that writes a block's soft labels, computed in `dtype`.
 
-        It says whether all scores are finite.
+        It returns whether all scores are finite.
         """
         # Imported at the first call: numba would slow the import of the package.
         from lelp_sklearn._subclasses.kernels import soft_labels, tiles
 
-        centre, packed, offsets = self._projections(dtype, logits is not None)
-        no_logits = np.empty((0, len(self.coef)), dtype)
-        # The kernel multiplies by them; 0 stands for no temperature.
-        per_temperature, per_subclass_temperature = (
-            dtype.type(1 / value if value else 0) for value in self._temperatures()
+        columns, offsets = self._columns(self.centre.astype(dtype), logits is not None)
+        packed = tiles.pack([columns], dtype)[0]
+        centre, offsets = (
+            tiles.readable(each, dtype) for each in (self.centre.astype(dtype), offsets)
         )
+        no_logits = np.empty((0, len(self.coef)), dtype)
+        per_temperature, per_subclass_temperature = map(dtype.type, self._factors())
 
         def write(block: slice, target: FloatArray) -> bool:
             with np.errstate(over="ignore"):
@@ -173,36 +177,24 @@ class SoftLabeller:
 
         return write
 
-    def _projections(
-        self, dtype: np.dtype[Any], with_logits: bool
-    ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """Centre, packed columns and offsets of the projections and of the logits."""
-        from lelp_sklearn._subclasses.kernels import tiles
-
-        centre, columns, offsets = self._columns(self.centre.astype(dtype), with_logits)
-        packed = tiles.pack([columns], dtype)[0]
-        return (
-            tiles.readable(centre, dtype),
-            packed,
-            tiles.readable(offsets, dtype),
-        )
-
     def _columns(
         self, centre: FloatArray, with_logits: bool
-    ) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Centre, columns and offsets about it of the projections and of the logits."""
+    ) -> tuple[FloatArray, FloatArray]:
+        """Return columns of the projections and logits, and offsets about a centre."""
         columns = self.components.reshape(self.offsets.size, -1)
         offsets = self.offsets.ravel() - columns @ centre
         if not with_logits:
             columns = np.vstack([columns, self.coef])
             offsets = np.append(offsets, -self.intercept - self.coef @ centre)
-        return centre, columns, offsets
+        return columns, offsets
 
-    def _temperatures(self) -> tuple[float, float]:
-        return self.temperature, self.subclass_temperature
+    def _factors(self) -> list[float]:
+        """Return the reciprocals of both temperatures; 0 stands for no temperature."""
+        temperatures = self.temperature, self.subclass_temperature
+        return [1 / value if value else 0 for value in temperatures]
 
 
 def class_sums(soft_labels: FloatArray, shape: tuple[int, int]) -> FloatArray:
-    """Sums (n, C) of soft labels (n, C*S) over the subclasses; `shape` is (C, S)."""
+    """Return sums (n, C) of soft labels (n, C*S) over subclasses; `shape` is (C, S)."""
     sums: FloatArray = soft_labels.reshape(-1, *shape).sum(axis=2)
     return sums

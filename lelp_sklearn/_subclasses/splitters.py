@@ -1,21 +1,22 @@
-"""From class covariances to the directions that split each class."""
+"""What a splitter is given, what it returns, and the splitters that search nothing."""
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from scipy import stats
+from numpy.typing import NDArray
 
-from lelp_sklearn._subclasses.directions import Solver, row_space_basis, to_null_space
-from lelp_sklearn._subclasses.moments import Covariance
+from lelp_sklearn._subclasses.directions import Directions, to_null_space
+from lelp_sklearn._subclasses.moments import ClassMoments, Covariance
+from lelp_sklearn._subclasses.rows import Data
 from lelp_sklearn._typing import FloatArray
-from lelp_sklearn._validation import check_n_subclasses, check_no_overflow
+from lelp_sklearn._validation import TooFewRowsError, check_no_overflow
 
-# What "auto" stands for; benchmarks/defaults.py compares it with other choices. Too
-# many subclasses cost little, too few lose the gain.
+# The number of subclasses that "auto" stands for. Too many cost little, too few lose
+# the gain.
 AUTO_N_SUBCLASSES = 20
-# In root mean squares of z, by splitter; an array of directions counts as "pca".
-AUTO_SUBCLASS_TEMPERATURE = {"pca": 0.3, "random": 0.3, "kmeans": 0.1}
 
 
 @dataclass(frozen=True)
@@ -37,70 +38,160 @@ class Split:
     spectrum: FloatArray | None = None
     variance: FloatArray | None = None
 
+    @classmethod
+    def about_means(cls, components: FloatArray, covariance: Covariance) -> "Split":
+        """Return scores that are 0 at the mean of each class."""
+        return cls(components, np.einsum("csd,cd->cs", components, covariance.mean))
 
-def null_space_rows(coef: FloatArray, *, null_space: bool) -> FloatArray:
-    """Basis (d, r) of what is taken out of the embeddings; r = 0 takes out nothing."""
-    return row_space_basis(coef) if null_space else np.empty((coef.shape[1], 0))
+    @classmethod
+    def single(cls, covariance: Covariance) -> "Split":
+        """Return one subclass a class, which needs no direction."""
+        n_classes, n_features = covariance.mean.shape
+        zeros = np.zeros((n_classes, 1))
+        return cls(np.zeros((n_classes, 1, n_features)), zeros, zeros, zeros)
 
-
-def single_split(covariance: Covariance) -> Split:
-    """One subclass a class, vanilla distillation: no direction is needed."""
-    n_classes, n_features = covariance.mean.shape
-    zeros = np.zeros((n_classes, 1))
-    return Split(np.zeros((n_classes, 1, n_features)), zeros, zeros, zeros)
-
-
-def principal_split(
-    solve: Solver,
-    covariance: Covariance,
-    classes: np.ndarray,
-    n_subclasses: int | None,
-    *,
-    rotation: str | None,
-    random_state: np.random.RandomState,
-) -> Split:
-    """Split along the top principal directions, rotated to share their variance."""
-    found = solve(n_subclasses or AUTO_N_SUBCLASSES)
-    n_subclasses = check_n_subclasses(
-        n_subclasses,
-        AUTO_N_SUBCLASSES,
-        [directions.variances.size for directions in found],
-        classes,
-        "directions along which it varies in the null space of the head",
-    )
-    if n_subclasses == 1:
-        return single_split(covariance)
-    spectrum = np.stack([each.variances[:n_subclasses] for each in found])
-    principal = np.stack([each.vectors[:, :n_subclasses].T for each in found])
-    turns = np.stack([draw_rotation(rotation, v, random_state) for v in spectrum])
-    split = _about_means(turns @ principal, covariance)
-    variance = np.einsum("cst,ct->cs", turns**2, spectrum)
-    return replace(split, spectrum=spectrum, variance=variance)
+    def flattened(self) -> "Split":
+        """Return a split of the same shape whose subclasses all have the same share."""
+        zeros = np.zeros_like(self.offsets)
+        return Split(np.zeros_like(self.components), zeros, self.spectrum, zeros)
 
 
-def random_split(
-    covariance: Covariance,
-    rows: FloatArray,
-    classes: np.ndarray,
-    n_subclasses: int | None,
-    random_state: np.random.RandomState,
-) -> Split:
+@dataclass
+class Stream:
+    """What `partial_fit` keeps between blocks.
+
+    Parameters
+    ----------
+    classes : ndarray of shape (C,)
+    moments : ClassMoments
+    centroids : RunningCentroids or None
+    missing : str or None
+        Why there are no directions yet; None once there are.
+    """
+
+    classes: NDArray[Any]
+    moments: ClassMoments
+    centroids: Any = None
+    missing: str | None = None
+
+
+@dataclass(frozen=True)
+class SplitProblem:
+    """What a splitter may use.
+
+    Parameters
+    ----------
+    data : Data
+        The rows of a fit; of a stream the newest block.
+    classes : ndarray of shape (C,)
+    covariance : Covariance
+        It knows the means and the row space of the head too.
+    n_subclasses : int or None
+        None where the splitter chooses it.
+    solver : Solver
+    rotation, n_oversamples, iterated_power
+        The projector's parameters; `iterated_power` is None for "auto".
+    direction_draws, sample_draws : RandomState
+        Two generators, so that what a solver draws does not move the rotation.
+    stream : Stream or None
+        None in `fit`.
+    """
+
+    data: Data
+    classes: NDArray[Any]
+    covariance: Covariance
+    n_subclasses: int | None
+    solver: "Solver"
+    rotation: str | None
+    n_oversamples: int
+    iterated_power: int | None
+    direction_draws: np.random.RandomState
+    sample_draws: np.random.RandomState
+    stream: Stream | None = None
+
+    def count_subclasses(self, available: Sequence[int], what: str) -> int:
+        """Return the number of subclasses that every class allows.
+
+        Raises
+        ------
+        TooFewRowsError
+            If more are asked for than the scarcest class has of `what`.
+        """
+        scarcest = int(np.argmin(available))
+        allowed = max(1, available[scarcest])
+        if self.n_subclasses is None:
+            return min(AUTO_N_SUBCLASSES, allowed)
+        if self.n_subclasses > allowed:
+            raise TooFewRowsError(
+                f"n_subclasses={self.n_subclasses} is more than class "
+                f"{self.classes.tolist()[scarcest]!r} allows: it has "
+                f"{available[scarcest]} {what}. Use n_subclasses <= {allowed}, or "
+                "'auto', or give more distinct rows of that class."
+            )
+        return self.n_subclasses
+
+
+@dataclass(frozen=True)
+class Splitter:
+    """A way to split the classes, and what it needs.
+
+    Parameters
+    ----------
+    split : callable
+        Returns the `Split` of a `SplitProblem` of two or more subclasses.
+    auto_temperature : float
+        The subclass temperature "auto", in root mean squares of the scores.
+    uses_solver : bool
+        Whether it takes principal directions from ``problem.solver``.
+    """
+
+    split: Callable[[SplitProblem], Split]
+    auto_temperature: float
+    uses_solver: bool = False
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A way to find principal directions, and what it needs.
+
+    Parameters
+    ----------
+    find : callable
+        Returns the `Directions` of each class, at most so many, of a `SplitProblem`.
+    covariance : {"exact", "quick", "streamed"}
+        How the class covariances are known: as d by d matrices, summed in double
+        precision or in that of the rows, or by passes over the rows.
+    starts_from_sample : bool
+        Whether the first of these passes multiplies the subspace of a sample.
+    reads_whole_classes : bool
+        Whether it copies the rows of each class, which have to be in this process.
+    substitute : str or None
+        The solver in its place where they are not; None where that is an error.
+    """
+
+    find: Callable[[SplitProblem, int], list[Directions]]
+    covariance: str
+    starts_from_sample: bool = False
+    reads_whole_classes: bool = False
+    substitute: str | None = None
+
+
+def random_split(problem: SplitProblem) -> Split:
     """Split along random orthonormal directions in the null space."""
-    n_features, rank = rows.shape
-    n_subclasses = check_n_subclasses(
-        n_subclasses,
-        AUTO_N_SUBCLASSES,
-        [n_features - rank] * len(classes),
-        classes,
+    covariance = problem.covariance
+    n_features, rank = covariance.row_space.shape
+    n_subclasses = problem.count_subclasses(
+        [n_features - rank] * len(problem.classes),
         "dimensions in the null space of the head",
     )
     if n_subclasses == 1:
-        return single_split(covariance)
+        return Split.single(covariance)
     components = []
-    for _ in classes:
-        draw = random_state.standard_normal((n_features, n_subclasses))
-        components.append(np.linalg.qr(to_null_space(draw, rows))[0].T)
-    split = _about_means(np.stack(components), covariance)
+    for _ in problem.classes:
+        draw = problem.direction_draws.standard_normal((n_features, n_subclasses))
+        inside = to_null_space(draw, covariance.row_space)
+        components.append(np.linalg.qr(inside)[0].T)
+    split = Split.about_means(np.stack(components), covariance)
     # What a class that does not vary makes of its directions would be rounding.
     variance = _variances(split.components, covariance)
     still = variance <= covariance.noise[:, None]
@@ -111,76 +202,22 @@ def random_split(
     )
 
 
-def given_split(components: FloatArray, covariance: Covariance) -> Split:
-    """Split along the caller's own directions (C, S, d), used as they are."""
-    if components.shape[1] == 1:
-        return single_split(covariance)
-    return _about_means(components, covariance)
+RANDOM = Splitter(random_split, auto_temperature=0.3)
 
 
-def centroid_split(
-    centroids: list[FloatArray],
-    covariance: Covariance,
-    classes: np.ndarray,
-    n_subclasses: int | None,
-) -> Split:
-    r"""Split by the nearest of the centroids (S, d), which are relative to the mean.
+def given_directions(components: FloatArray) -> Splitter:
+    """Return the splitter that uses directions (C, S, d) as they are."""
 
-    .. math:: -\tfrac12 \|h - \mu - m\|^2
-              = m \cdot (h - \mu) - \tfrac12 \|m\|^2 + \mathrm{const}
-    """
-    n_subclasses = check_n_subclasses(
-        n_subclasses,
-        AUTO_N_SUBCLASSES,
-        [len(each) for each in centroids],
-        classes,
-        "distinct rows in the null space of the head",
-    )
-    if n_subclasses == 1:
-        return single_split(covariance)
-    split = _about_means(np.stack(centroids), covariance)
-    half_squares = np.einsum("csd,csd->cs", split.components, split.components) / 2
-    return replace(split, offsets=split.offsets + half_squares)
+    def split(problem: SplitProblem) -> Split:
+        if components.shape[1] == 1:
+            return Split.single(problem.covariance)
+        return Split.about_means(components, problem.covariance)
 
-
-def without_directions(split: Split) -> Split:
-    """Split of the same shape that gives every subclass the same share."""
-    return Split(
-        np.zeros_like(split.components),
-        np.zeros_like(split.offsets),
-        split.spectrum,
-        np.zeros_like(split.offsets),
-    )
-
-
-def draw_rotation(
-    kind: str | None, spectrum: FloatArray, random_state: np.random.RandomState
-) -> FloatArray:
-    r"""Draw Q (S, S) orthonormal; its rows turn principal directions into subclasses.
-
-    ``"equal"`` makes the diagonal of :math:`Q \Lambda Q^\top` constant: its columns are
-    the eigenvectors of a random correlation matrix whose spectrum is that of Lambda,
-    scaled to sum to S.
-    """
-    n = spectrum.size
-    if kind is None or n == 1:
-        return np.eye(n)
-    if kind == "random":
-        haar: FloatArray = stats.ortho_group.rvs(n, random_state=random_state)
-        return haar
-    scaled = spectrum * (n / spectrum.sum())
-    # Rounding of the sum grows with the number of terms.
-    correlation = stats.random_correlation.rvs(
-        scaled, random_state=random_state, tol=1e-13 * n
-    )
-    # eigh gives ascending eigenvalues, the spectrum descends.
-    turn: FloatArray = np.linalg.eigh(correlation)[1][:, ::-1]
-    # Rounding may turn the sign of an eigenvector.
-    return turn * np.where(turn[0] < 0, -1, 1)
+    return Splitter(split, auto_temperature=0.3)
 
 
 def score_moments(split: Split, covariance: Covariance) -> tuple[FloatArray, float]:
-    """What the scores do over the rows of their own class.
+    """Return what the scores do over the rows of their own class.
 
     Returns
     -------
@@ -210,24 +247,9 @@ def score_moments(split: Split, covariance: Covariance) -> tuple[FloatArray, flo
     return variance, unit * scale
 
 
-def resolve_subclass_temperature(
-    value: float | str, scale: float, splitter: str
-) -> float:
-    """Absolute beta from its value in units of `scale`, or "auto"."""
-    if value == "auto":
-        value = AUTO_SUBCLASS_TEMPERATURE[splitter]
-    # Without a scale all scores are 0, whatever divides them.
-    return float(value) * (scale or 1.0)
-
-
 def _variances(components: FloatArray, covariance: Covariance) -> FloatArray:
-    """Variance (C, S) of the class along each of its directions (C, S, d)."""
+    """Return the variance (C, S) of each class along its directions (C, S, d)."""
     bases = [each.T for each in components]
     products = zip(bases, covariance.apply(bases), strict=True)
     variance: FloatArray = np.stack([np.einsum("dk,dk->k", b, p) for b, p in products])
     return np.maximum(variance, 0)
-
-
-def _about_means(components: FloatArray, covariance: Covariance) -> Split:
-    offsets = np.einsum("csd,cd->cs", components, covariance.mean)
-    return Split(components, offsets)

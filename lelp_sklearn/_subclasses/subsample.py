@@ -31,7 +31,7 @@ _SKETCH_ROWS = round(_SAMPLE_ROWS[1] / _SAMPLE_SHARE)
 _MAX_EXACT = 128
 # Multiplications by the covariance of the sample otherwise.
 _SAMPLE_POWERS = 3
-# Random vectors beside the subspace of a sample that is not the whole class.
+# Random vectors after the subspace of a sample that is not the whole class.
 N_PROBES = 2
 # Share of a vector in the null space above which it is no rounding.
 _LEAST_INSIDE = 1e-8
@@ -93,8 +93,9 @@ class Sketch:
         digests, places = digests[first], places[first]
         if len(first) > _SKETCH_ROWS:
             priority = _priorities(digests ^ seed, weight)
-            kept = np.argpartition(-priority, _SKETCH_ROWS)[:_SKETCH_ROWS]
-            digests, places, weight = digests[kept], places[kept], weight[kept]
+            likeliest = np.argpartition(-priority, _SKETCH_ROWS)[:_SKETCH_ROWS]
+            digests, places = digests[likeliest], places[likeliest]
+            weight = weight[likeliest]
             is_whole = False
         return cls(digests, places, weight, is_whole)
 
@@ -127,7 +128,7 @@ def class_samples(
 ) -> Iterator[ClassSample]:
     """Draw rows of each class, one class after the other; a small class is taken whole.
 
-    Copies of a row count as one row of their joint weight, and what is drawn hangs on
+    Copies of a row count as one row of their joint weight, and what is drawn depends on
     the content of the rows, not on their order.
     """
     seed = draw_seed(random_state)
@@ -176,10 +177,10 @@ def _sketch_tensors(
     # Where there is no double precision, draws would not be those of arrays.
     if not (is_on_device(rows.X) and rows.X.has_double):
         return _sketch_arrays(rows, n_classes, seed)
-    found = tensor_passes.distinct_rows(
+    sketches = tensor_passes.distinct_rows(
         rows, n_classes, scrambling(), seed, _SKETCH_ROWS
     )
-    return [Sketch(*each) for each in found]
+    return [Sketch(*each) for each in sketches]
 
 
 @dispatch_to_device(_sketch_tensors)
@@ -189,8 +190,8 @@ def _sketch_each(rows: LabelledRows, n_classes: int, seed: np.uint64) -> list[Sk
 
 def _sketch_arrays(rows: LabelledRows, n_classes: int, seed: np.uint64) -> list[Sketch]:
     sketches = []
-    for code in range(n_classes):
-        index = np.flatnonzero(rows.class_index == code)
+    for c in range(n_classes):
+        index = np.flatnonzero(rows.class_index == c)
         places = rows.first_row + index
         sketch = Sketch.of(rows.digests[index], places, rows.weight[index], seed)
         sketches.append(sketch)
@@ -201,7 +202,7 @@ def _merge_each(
     left: list[Sketch], right: list[Sketch], *, seed: np.uint64
 ) -> list[Sketch]:
     pairs = zip(left, right, strict=True)
-    return [mine.merge(other, seed) for mine, other in pairs]
+    return [one.merge(other, seed) for one, other in pairs]
 
 
 def initial_subspace_from_sample(
@@ -210,7 +211,7 @@ def initial_subspace_from_sample(
     n_vectors: int,
     random_state: np.random.RandomState,
 ) -> InitialSubspace:
-    """Begin at the principal subspace of a sample, with random vectors beside it.
+    """Return the principal subspace of a sample, and random vectors after it.
 
     A direction along which no row of the sample varies is perpendicular to all that the
     sample gives, but not to them.
@@ -220,12 +221,12 @@ def initial_subspace_from_sample(
     if sample.is_whole or not is_room:
         basis = sampled_subspace(sample, row_space, n_vectors, random_state)
         return InitialSubspace(basis, basis[:, :0])
-    found = sampled_subspace(sample, row_space, n_vectors - N_PROBES, random_state)
+    principal = sampled_subspace(sample, row_space, n_vectors - N_PROBES, random_state)
     probes: FloatArray = random_state.standard_normal((n_features, N_PROBES))
     # Again, since what was nearly dependent has had its rounding errors magnified.
     for _ in range(2):
         probes = orthonormal(
-            to_null_space(probes - found @ (found.T @ probes), row_space)
+            to_null_space(probes - principal @ (principal.T @ probes), row_space)
         )
     rows = sample.rows
     factors = np.ascontiguousarray(probes.T, dtype=rows.dtype)
@@ -244,10 +245,10 @@ def initial_subspace_from_sample(
         squares += own_squares
     # Chance adds for each row the squares of its score and of its length outside, which
     # scores estimate; the square of q squares is on average q (q + 2) times one's.
-    n_outside = n_features - rank - found.shape[1]
+    n_outside = n_features - rank - principal.shape[1]
     noise = squares * n_outside / (N_PROBES + 2)
     return InitialSubspace(
-        np.hstack([found, probes]), to_null_space(moved, row_space), noise
+        np.hstack([principal, probes]), to_null_space(moved, row_space), noise
     )
 
 
@@ -279,7 +280,7 @@ def sampled_subspace(
         vectors = linalg.svd(projected, full_matrices=False)[0]
         # Random vectors beside them where there are fewer rows than vectors wanted.
         return _basis(np.hstack([vectors, start])[:, : start.shape[1]], row_space)
-    found = start
+    basis = start
     factor = (weight / largest)[:, None]
 
     def work(block: slice) -> FloatArray:
@@ -288,12 +289,12 @@ def sampled_subspace(
         return moved
 
     for _ in range(n_powers):
-        scaled = (found / largest).astype(rows.dtype)
-        moved = np.zeros(found.shape)
+        scaled = (basis / largest).astype(rows.dtype)
+        moved = np.zeros(basis.shape)
         for part in map_parts(work, row_slices(rows)):
             moved += part
-        found = _basis(moved, row_space)
-    return _basis(np.hstack([found, start])[:, : start.shape[1]], row_space)
+        basis = _basis(moved, row_space)
+    return _basis(np.hstack([basis, start])[:, : start.shape[1]], row_space)
 
 
 def random_initial_subspace(

@@ -6,7 +6,7 @@ from numpy.testing import assert_allclose
 from scipy.stats import kstest
 
 from lelp_sklearn import LELPProjector
-from lelp_sklearn._subclasses.splitters import draw_rotation
+from lelp_sklearn._subclasses.pca import draw_rotation
 from tests import reference
 from tests.problems import Problem, make_problem
 

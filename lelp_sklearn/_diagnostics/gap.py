@@ -1,10 +1,10 @@
-"""How clustered the rows of a class are, and what their clusters tell."""
+"""How clustered the rows of a class are, and what their clusters explain."""
 
 import numpy as np
 from scipy import linalg
 
-from lelp_sklearn._subclasses.coreset import assign, cluster
 from lelp_sklearn._subclasses.directions import to_null_space
+from lelp_sklearn._subclasses.kmeans import assign, cluster
 from lelp_sklearn._typing import FloatArray, IntArray
 
 _N_CLUSTERS = 20
@@ -42,7 +42,7 @@ def clusters_of(points: FloatArray) -> IntArray:
     return assign(points, cluster(points, weight, n_clusters, rounding))
 
 
-def gaussian_ratio(points: FloatArray, random_state: np.random.RandomState) -> float:
+def gap_ratio(points: FloatArray, random_state: np.random.RandomState) -> float:
     """Inertia that clusters leave of a Gaussian, over that which they leave of points.
 
     Of a Gaussian of as many points (n, m) and of their variances along their principal
@@ -60,8 +60,8 @@ def _share_left(points: FloatArray) -> float:
     """Share of the variance of points (n, m) that their clusters do not tell."""
     centred = points - points.mean(axis=0)
     clusters = clusters_of(centred)
-    told = sum(_sum_of_squares_told(clusters, axis) for axis in centred.T)
-    return 1 - told / max(float(np.sum(centred**2)), np.finfo(float).tiny)
+    explained = sum(_explained_squares(clusters, axis) for axis in centred.T)
+    return 1 - explained / max(float(np.sum(centred**2)), np.finfo(float).tiny)
 
 
 def adjusted_r2(clusters: IntArray, values: FloatArray) -> float:
@@ -79,10 +79,10 @@ def adjusted_r2(clusters: IntArray, values: FloatArray) -> float:
     total = float(centred @ centred)
     if n_rows <= n_clusters or not total > 0:
         return 0.0
-    told = _sum_of_squares_told(clusters, centred) / total
-    return 1 - (1 - told) * (n_rows - 1) / (n_rows - n_clusters)
+    explained = _explained_squares(clusters, centred) / total
+    return 1 - (1 - explained) * (n_rows - 1) / (n_rows - n_clusters)
 
 
-def _sum_of_squares_told(clusters: IntArray, centred: FloatArray) -> float:
+def _explained_squares(clusters: IntArray, centred: FloatArray) -> float:
     sizes, sums = np.bincount(clusters), np.bincount(clusters, centred)
     return float(np.sum(sums**2 / np.maximum(sizes, 1)))
