@@ -55,6 +55,7 @@ from benchmarks.distillation.methods.base import TRAINING, DistillationData, Set
 from benchmarks.distillation.methods.fit import fit
 from benchmarks.distillation.preparation import prepare
 from benchmarks.distillation.statistics import interval, level, paired
+from benchmarks.distillation.tuning import settings_in
 from benchmarks.files import versions, write_json
 
 RESULTS = files.RESULTS / "imbalance.json"
@@ -128,20 +129,13 @@ def judge_all(
     }
 
 
-def settings_of(method: str, grid: dict[str, list]) -> list[Setting]:
-    """Return what a method tries: all of the grid that it has."""
-    names = [n for n in grid if method != HARD or n != "temperature"]
-    values = product(*(grid[name] for name in names))
-    return [dict(zip(names, row, strict=True)) for row in values]
-
-
 def compare(frames: dict[str, pd.DataFrame], *, quick: bool) -> dict:
     """Search, then run every case at its best setting; return all results."""
     searched_on, seeds, grid, n_steps = SEARCH_SEEDS, SEEDS, GRID, N_STEPS
     if quick:
         searched_on, seeds, n_steps = SEARCH_SEEDS[:1], SEEDS[:2], 300
         grid = {name: values[:1] for name, values in GRID.items()}
-    tried = {case: settings_of(case[0], grid) for case in CASES}
+    tried = {case: settings_in(grid, case[0]) for case in CASES}
     searched = Parallel()(
         delayed(judge_all)(frames, seed, "validation", tried, n_steps)
         for seed in searched_on

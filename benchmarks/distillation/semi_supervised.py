@@ -37,6 +37,7 @@ from benchmarks.distillation.datasets.numbers import two_digits
 from benchmarks.distillation.methods.base import DistillationData
 from benchmarks.distillation.statistics import interval, level, paired
 from benchmarks.distillation.teachers.perceptron import accuracy, embed, train_teacher
+from benchmarks.distillation.tuning import settings_in
 from benchmarks.files import markdown, read_json, write_json
 from lelp_sklearn import LELPProjector, LELPStudentClassifier
 
@@ -154,13 +155,6 @@ def score_all(
     }
 
 
-def settings_of(point: Point) -> list[Setting]:
-    """Return what a point tries: all of the grid that its method has."""
-    names = [n for n in GRID if point[0] != HARD or n != "temperature"]
-    values = product(*(GRID[name] for name in names))
-    return [dict(zip(names, row, strict=True)) for row in values]
-
-
 def names_of_tasks(data_dir: Path | None) -> list[str]:
     """Return the tasks whose data are there; print a line of one that is left out."""
     if data_dir is None:
@@ -174,7 +168,7 @@ def names_of_tasks(data_dir: Path | None) -> list[str]:
 
 def search(case: Case, points: list[Point], options) -> dict[Point, list[Setting]]:
     """Return the best setting of each point, the only one in its list."""
-    tried = {point: settings_of(point) for point in points}
+    tried = {point: settings_in(GRID, point[0]) for point in points}
     # Two halves of about the same work.
     parts = [
         {p: settings for p, settings in tried.items() if (p[0] == OURS) == is_ours}

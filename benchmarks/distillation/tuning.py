@@ -5,11 +5,12 @@ as a neighbour of the best setting, half or double one value, has not been tried
 """
 
 from collections.abc import Callable, Mapping
+from itertools import product
 
 import numpy as np
 from joblib import Parallel, delayed, parallel_config
 
-from benchmarks.distillation.config import Search
+from benchmarks.distillation.config import HARD, Search
 from benchmarks.distillation.methods.base import DistillationData, Method, Setting
 from benchmarks.distillation.methods.fit import fit
 from benchmarks.distillation.search import key_of, next_settings
@@ -48,6 +49,13 @@ def tune(
             trials.append({**setting, "accuracies": row})
         after_batch()
     return setting_of(max(trials, key=lambda trial: np.mean(trial["accuracies"])))
+
+
+def settings_in(grid: Mapping[str, list[float]], method: str) -> list[Setting]:
+    """Return all settings of a grid, without a temperature for hard labels."""
+    names = [name for name in grid if method != HARD or name != "temperature"]
+    values = product(*(grid[name] for name in names))
+    return [dict(zip(names, row, strict=True)) for row in values]
 
 
 def setting_of(trial: Trial) -> Setting:
