@@ -2,10 +2,11 @@
 
 import copy
 import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -22,27 +23,31 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from lelp_sklearn import _extraction_validation, _validation
+from lelp_sklearn import _validation
 from lelp_sklearn._callers import warn_user
 from lelp_sklearn._extraction import runner
-from lelp_sklearn._extraction.resumable import ResumableNpy, held
+from lelp_sklearn._extraction.resumable import ResumableNpy, only_writer
+from lelp_sklearn._extraction.runner import BatchFunction, ModelRunner
 from lelp_sklearn._files import check_writable
 from lelp_sklearn._locks import exclusive
 from lelp_sklearn._training.device import resolve_device
 from lelp_sklearn._training.inputs import is_integer
+from lelp_sklearn._typing import FloatArray, IntArray
 from lelp_sklearn._validation import check_numbers
 from lelp_sklearn.exceptions import NoLinearHeadWarning
 
-# Seconds between two lines of progress.
-_BETWEEN_LINES = 5.0
+_SECONDS_BETWEEN_LINES = 5.0
 
 # What scikit-learn's own clone takes along beside the parameters: `set_output` and the
 # metadata that were requested.
 _KEPT_BY_CLONES = ("_sklearn_output_config", "_metadata_request")
 
 
+# scikit-learn has no types.
 class EmbeddingExtractor(
-    ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
+    ClassNamePrefixFeaturesOutMixin,  # type: ignore[misc]
+    TransformerMixin,  # type: ignore[misc]
+    BaseEstimator,  # type: ignore[misc]
 ):
     """Embeddings of a trained torch model, and the linear layer that reads them.
 
@@ -51,7 +56,7 @@ class EmbeddingExtractor(
     times its input are compared with the logits that the model returns. Where no layer
     makes them, there is no head; the embedding is the input of the layer nearest to the
     output, and `predict_logits` returns the logits of the model. The model is neither
-    trained nor changed: its mode, its hooks, where it lies and which parameters require
+    trained nor changed: its mode, its hooks, its device and which parameters require
     gradients are afterwards as before, also after an error.
 
     Parameters
@@ -73,15 +78,15 @@ class EmbeddingExtractor(
         Tokens of a text that are read, also by a model of sentence-transformers. None:
         as many as the tokenizer, or that model, takes.
     batch_size : int, default=64
-        Rows that the model sees at once. A batch for which memory does not suffice is
-        halved, with a warning.
+        Number of rows that the model sees at once. A batch for which memory does not
+        suffice is halved, with a warning.
     device : str or torch.device, default="auto"
-        Where the model runs; it is moved there and back. "auto": where it lies.
+        Where the model runs; it is moved there and back. "auto": its own device.
     precision : {"float32", "bfloat16", "float16"}, default="float32"
         Other than "float32": automatic mixed precision.
     verbose : bool, default=False
-        Whether to print how many rows are done, at what rate, and the time that
-        remains, every five seconds.
+        Whether to print the number of rows done, their rate and the time that remains,
+        every five seconds.
 
     Attributes
     ----------
@@ -99,11 +104,11 @@ class EmbeddingExtractor(
     layer_ : str
         The name of the layer; "sentence_embedding" for a sentence encoder.
     n_features_in_ : int
-        Only where X is numbers.
+        Number of features seen in fit. Only where X is numbers.
 
     See Also
     --------
-    LELPProjector : Turns the embeddings into soft labels.
+    LELPProjector : Project the embeddings to soft labels.
 
     Notes
     -----
@@ -152,16 +157,16 @@ class EmbeddingExtractor(
 
     def __init__(
         self,
-        model,
+        model: Any,
         *,
-        layer=None,
-        tokenizer=None,
-        max_length=None,
-        batch_size=64,
-        device="auto",
-        precision="float32",
-        verbose=False,
-    ):
+        layer: str | None = None,
+        tokenizer: Any = None,
+        max_length: int | None = None,
+        batch_size: int = 64,
+        device: str | torch.device = "auto",
+        precision: str = "float32",
+        verbose: bool = False,
+    ) -> None:
         self.model = model
         self.layer = layer
         self.tokenizer = tokenizer
@@ -171,7 +176,7 @@ class EmbeddingExtractor(
         self.precision = precision
         self.verbose = verbose
 
-    def __sklearn_clone__(self):
+    def __sklearn_clone__(self) -> "EmbeddingExtractor":
         # A copy of the model would cost as much as the model, and nothing changes it.
         cloned = type(self)(**self.get_params(deep=False))
         for name in _KEPT_BY_CLONES:
@@ -179,21 +184,26 @@ class EmbeddingExtractor(
                 setattr(cloned, name, copy.deepcopy(getattr(self, name)))
         return cloned
 
-    def __deepcopy__(self, memo):
+    def __deepcopy__(self, memo: dict[int, Any]) -> "EmbeddingExtractor":
         # While another thread runs the model, it has hooks and another mode.
         with exclusive(self.model):
             twin = memo[id(self)] = type(self).__new__(type(self))
-            vars(twin).update(copy.deepcopy(vars(self), memo))
+            twin.__dict__.update(copy.deepcopy(vars(self), memo))
         return twin
 
-    def __sklearn_tags__(self):
+    def __getstate__(self) -> dict[str, Any]:
+        # As in a deep copy; the weights are pickled as they are.
+        model = runner.copied_structure(self.model)
+        return {**super().__getstate__(), "model": model}
+
+    def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.string = True
         tags.input_tags.three_d_array = True
         tags.transformer_tags.preserves_dtype = ["float32"]
         return tags
 
-    def fit(self, X, y=None):
+    def fit(self, X: Any, y: Any = None) -> "EmbeddingExtractor":
         """Find the layer, and compare it with what the model returns.
 
         Parameters
@@ -215,8 +225,8 @@ class EmbeddingExtractor(
             DataLoader or a Dataset, or if X holds texts and something else.
         ValueError
             If there is no such layer or none with weights, if a layer that is named
-            does not run exactly once, if its input is not a vector a row, if texts come
-            without a tokenizer or as a table rather than its column, if the model
+            does not run exactly once, if its input is not one vector per row, if texts
+            come without a tokenizer or as a table rather than its column, if the model
             cannot cut them to `max_length`, or if it fails on the rows.
 
         Warns
@@ -227,35 +237,34 @@ class EmbeddingExtractor(
             closest with the largest difference.
         """
         self._validate_params()
-        is_module = isinstance(self.model, torch.nn.Module)
-        _extraction_validation.check_is_model(is_module, self.model)
+        if not isinstance(self.model, torch.nn.Module):
+            raise TypeError(
+                f"model is of type {type(self.model).__name__}; it must be a "
+                "torch.nn.Module, such as a model of Hugging Face or of "
+                "sentence-transformers."
+            )
         rows = self._check_rows(X, reset=True)
         layer = runner.named_layer(self.model, self.layer)
-        # Integers are codes, such as those of tokens, or to a model that does not take
-        # them numbers.
+        # Integers are token ids, or numbers to a model that does not take them as ids.
         try:
-            teacher, width = self._unfitted_teacher(layer, True).examined(rows)
+            found, width = self._make_runner(layer, True).with_layers(rows)
         except ValueError:
             if runner.is_texts(rows) or not is_integer(rows):
                 raise
-            teacher, width = self._unfitted_teacher(layer, False).examined(rows)
-        output = self._output = teacher.output
-        self._run, self._takes_token_ids = teacher.run, teacher.takes_token_ids
-        self.layer_ = teacher.layer
-        self.head_ = teacher.head()
-        self.head_layer_ = None if output.head is None else output.head.module
-        self.n_logits_ = output.n_logits
+            found, width = self._make_runner(layer, False).with_layers(rows)
+        self._output, self._run = found.output, found.run
+        self._takes_token_ids = found.takes_token_ids
+        self.layer_ = found.layer
+        self.head_ = found.head()
+        head = found.output.head
+        self.head_layer_ = None if head is None else head.module
+        self.n_logits_ = found.output.n_logits
         self._n_features_out = width
         if layer is None and self.head_ is None:
-            warn_user(
-                _extraction_validation.without_head(
-                    self.layer_, output.closest, output.difference, self.n_logits_
-                ),
-                NoLinearHeadWarning,
-            )
+            self._warn_without_head()
         return self
 
-    def transform(self, X):
+    def transform(self, X: Any) -> FloatArray:
         """Compute the embeddings of rows.
 
         Parameters
@@ -270,17 +279,15 @@ class EmbeddingExtractor(
         """
         check_is_fitted(self)
         rows = self._check_rows(X, reset=False)
-        batches = runner.batches_of(rows, int(self.batch_size))
-        with self._teacher().ready() as embed:
-            computed = self._computed(embed, rows, batches, "embedding")
-            return _in_order(computed, len(rows), self._n_features_out)
+        with self._fitted_runner().embedding_fn() as embed:
+            return self._computed(embed, rows, self._n_features_out, "embedding")
 
-    def predict_logits(self, X):
+    def predict_logits(self, X: Any) -> FloatArray:
         """Compute the logits of rows, the `teacher_logits` where `head_` is None.
 
         These are what the model returns, or the entry "logits" of it, else the first
         tensor in it. Of probabilities, rows that sum to one, they are the logarithm.
-        The model is called anew, as often as by :meth:`transform`.
+        The model runs again, as often as in :meth:`transform`.
 
         Parameters
         ----------
@@ -298,31 +305,38 @@ class EmbeddingExtractor(
             If the model does not return one vector for each row.
         """
         check_is_fitted(self)
-        _extraction_validation.check_has_logits(self.n_logits_)
+        if not self.n_logits_:
+            raise ValueError(
+                "model has no logits: it does not return one vector for each row. Omit "
+                "teacher_logits, or compute them from what the model returns."
+            )
         rows = self._check_rows(X, reset=False)
-        batches = runner.batches_of(rows, int(self.batch_size))
-        with self._teacher().answering() as answer:
-            computed = self._computed(answer, rows, batches, "logits")
-            return _in_order(computed, len(rows), self.n_logits_)
+        with self._fitted_runner().logits_fn() as compute_logits:
+            return self._computed(compute_logits, rows, self.n_logits_, "logits")
 
-    def extract(self, X, path, *, dtype="float16"):
-        """Write the embeddings of rows to a ``.npy`` file; go on where a call ended.
+    def extract(
+        self,
+        X: Any,
+        path: Any,
+        *,
+        dtype: Literal["float16", "float32"] = "float16",
+    ) -> FloatArray:
+        """Write the embeddings of rows to a ``.npy`` file; resume an earlier call.
 
-        However a call ends, by an error or by the death of the process, the next one
-        with the same arguments goes on from what is in ``<path>.part``, by the notes in
-        ``<path>.journal``, and the file is as if there had been one call. Rows that are
-        not those that the journal counts are refused. `path` itself appears when it is
-        complete; if it is there already nothing is computed again.
-        While it is written, ``<path>.lock`` keeps other calls from it, also those of
-        other processes; the empty file stays. Fits first.
+        A call that ended, by an error or with its process, is resumed by the next one
+        with the same arguments: ``<path>.part`` holds the rows that are done and
+        ``<path>.journal`` counts them. The file is the same as that of a single call.
+        Other rows than those of the journal are refused. `path` itself appears when it
+        is complete; if it exists already, nothing is computed.
+        Meanwhile ``<path>.lock`` keeps other calls from the file, also those of other
+        processes; this empty file stays. Fits first.
 
-        The journal holds digests of what the file hangs on: the weights of the model
+        The journal holds hashes of what the file depends on: the weights of the model
         and its layers as they print, all rows, each of their bytes, and where X is
         texts the tokenizer. Of one of Hugging Face these are its class, vocabulary and
-        settings; of any other its class and what it makes of all texts. What else
-        steers the model, such as an attribute that its ``forward`` reads and that is
-        not printed, is in no digest: after a change of it delete the file, or name
-        another.
+        settings; of any other its class and what it makes of all texts. Nothing else is
+        hashed, such as an attribute that ``forward`` reads and that is not printed:
+        after a change of it delete the file, or name another.
 
         Parameters
         ----------
@@ -341,152 +355,245 @@ class EmbeddingExtractor(
         Raises
         ------
         ValueError
-            As :meth:`fit` does; if the file or what there is of it is of another model
-            or tokenizer, other rows, another layer, `max_length`, precision or dtype,
-            or is damaged; if another call writes it; if a symbolic link is in its
-            place; if the disk has too little room; or if an embedding is not finite (as
-            half precision may be).
+            As :meth:`fit` does; if the file or the part of it is of another model or
+            tokenizer, other rows, another layer, `max_length`, precision or dtype, or
+            is damaged; if another call writes it; if a symbolic link is in its place;
+            if the disk has too little room; or if an embedding is not finite (as half
+            precision may be).
         """
         path = Path(path)
-        _extraction_validation.check_dtype(dtype)
+        if dtype not in ("float16", "float32"):
+            raise ValueError(f"dtype={dtype!r} must be 'float16' or 'float32'.")
         check_writable(path, 0, "path")
-        with held(path):
+        with only_writer(path):
             self.fit(X)
-            return self._extract(self._check_rows(X, reset=False), path, dtype)
+            rows = self._check_rows(X, reset=False)
+            shape = len(rows), self._n_features_out
+            identity = self._identity(rows, dtype)
+            file = ResumableNpy(path, shape, np.dtype(dtype), identity)
+            if not file.is_finished():
+                self._fill(file, rows)
+                file.finish()
+            return file.open()
 
-    def _extract(self, rows, path, dtype):
-        dtype = np.dtype(dtype)
+    def _fill(self, file: ResumableNpy, rows: Any) -> None:
+        """Write the embeddings of rows to a file, from where it ends."""
+        size = int(self.batch_size)
+        order = np.concatenate(runner.batches_of(rows, size))
+        batches = [order[i : i + size] for i in range(file.n_done, len(order), size)]
+        with file.filling(order) as write, self._fitted_runner().embedding_fn() as fn:
+            for indices, embeddings in self._batches(fn, rows, batches, "embedding"):
+                with np.errstate(over="ignore"):
+                    cast = embeddings.astype(file.dtype)
+                row = _first_nonfinite_row(cast, indices)
+                if row is not None:
+                    delete = f"delete {file.names()} and " if file.n_done else ""
+                    raise ValueError(
+                        f"The model's embedding of row {row} is larger than 65504, at "
+                        f"which half precision ends: {delete}pass dtype='float32'."
+                    )
+                write(indices, cast)
+
+    def _computed(
+        self, compute: BatchFunction, rows: Any, n_columns: int, what: str
+    ) -> FloatArray:
+        """Return what is computed of all rows, in their order."""
+        result = np.empty((len(rows), n_columns), np.float32)
         batches = runner.batches_of(rows, int(self.batch_size))
-        shape = len(rows), self._n_features_out
-        file = ResumableNpy(path, shape, dtype, self._identity(rows, dtype))
-        if not file.is_finished():
-            order = np.concatenate(batches)
-            with file.filling(order) as write, self._teacher().ready() as embed:
-                size = int(self.batch_size)
-                left = [
-                    order[i : i + size] for i in range(file.n_done, len(order), size)
-                ]
-                for places, found in self._computed(embed, rows, left, "embedding"):
-                    leftovers = file.files() if file.n_done else []
-                    write(places, _cast(found, dtype, places, leftovers))
-            file.finish()
-        return file.open()
+        for indices, block in self._batches(compute, rows, batches, what):
+            result[indices] = block
+        return result
 
-    def _computed(self, compute, rows, batches, what):
-        """Yield the places of each batch and what is computed of their rows."""
+    def _batches(
+        self, compute: BatchFunction, rows: Any, batches: list[IntArray], what: str
+    ) -> Iterator[tuple[IntArray, FloatArray]]:
+        """Yield the indices of each batch and what is computed of its rows."""
         progress = _Progress(sum(map(len, batches)), self.verbose)
-        for places in batches:
-            found = compute(rows, places)
-            _extraction_validation.check_finite_rows(found, places, what)
-            yield places, found
-            progress.add(len(places))
+        for indices in batches:
+            block = compute(rows, indices)
+            row = _first_nonfinite_row(block, indices)
+            if row is not None:
+                raise ValueError(
+                    f"The model's {what} of row {row} holds NaN or infinity."
+                )
+            yield indices, block
+            progress.add(len(indices))
 
-    def _teacher(self):
-        """Give the model with what fit found, to run as the parameters say now."""
-        teacher = self._unfitted_teacher(self.layer_, self._takes_token_ids)
-        return replace(teacher, output=self._output, run=self._run)
+    def _fitted_runner(self) -> ModelRunner:
+        """Return the model with what fit found, to run as the parameters say now."""
+        unfitted = self._make_runner(self.layer_, self._takes_token_ids)
+        return replace(unfitted, output=self._output, run=self._run)
 
-    def _unfitted_teacher(self, layer, takes_token_ids):
+    def _make_runner(self, layer: str | None, takes_token_ids: bool) -> ModelRunner:
         if self.device == "auto":
             device = runner.module_device(self.model)
         else:
             device = resolve_device(self.device, None)
-        return runner.Teacher(
+        max_length = None if self.max_length is None else int(self.max_length)
+        precision = getattr(torch, self.precision)
+        return ModelRunner(
             self.model,
             layer,
             self.tokenizer,
-            None if self.max_length is None else int(self.max_length),
+            max_length,
             device,
-            getattr(torch, self.precision),
+            precision,
             takes_token_ids,
         )
 
-    def _check_rows(self, X, *, reset):
-        """Give texts as a list, numbers as an array or a tensor."""
-        is_loader = isinstance(X, torch.utils.data.DataLoader)
-        is_dataset = isinstance(X, torch.utils.data.Dataset)
-        _extraction_validation.check_is_rows(is_loader, is_dataset, X)
+    def _check_rows(self, X: Any, *, reset: bool) -> Any:
+        """Return texts as a list, numbers as an array or a tensor."""
+        _check_is_rows(X)
         if isinstance(X, torch.Tensor):
             _validation.check_tensor_rows(X)
             _check_feature_names(self, X, reset=reset)
             _check_n_features(self, X, reset=reset)
             return X
-        _extraction_validation.check_is_listed(X)
         texts = _as_texts(X)
         if texts is not None:
-            _extraction_validation.check_texts(texts)
-            readable = self.tokenizer is not None
-            readable |= runner.is_sentence_encoder(self.model)
-            _extraction_validation.check_tokenizer(readable)
+            if self.tokenizer is None and not runner.is_sentence_encoder(self.model):
+                raise ValueError(
+                    "X holds texts and there is no tokenizer: pass tokenizer=, the one "
+                    "that the model was trained with."
+                )
             return texts
-        _extraction_validation.check_no_text_columns(X)
+        _check_no_text_columns(X)
         check_numbers(X, "X")
         X = validate_data(self, X, reset=reset, allow_nd=True, ensure_all_finite=False)
         if X.dtype.kind == "f":
             _validation.check_finite_block(X, 0, "X")
         return X
 
-    def _identity(self, rows, dtype):
-        """What the content of a file hangs on; cheap beside a run of the teacher."""
+    def _identity(self, rows: Any, dtype: str) -> dict[str, str]:
+        """Return what the content of a file depends on; cheap beside a run."""
         tokenizer = "None"
         if runner.is_texts(rows):
-            tokenizer = self._teacher().digest_of_tokenizer(rows)
+            tokenizer = self._fitted_runner().hash_tokenizer(rows)
         return {
-            "model": runner.digest_of_model(self.model),
-            "layer": self.layer_,
+            "model": runner.hash_model(self.model),
+            "layer": str(self.layer_),
             "tokenizer": tokenizer,
             "max_length": str(self.max_length),
             "precision": self.precision,
-            "dtype": str(dtype),
+            "dtype": dtype,
             "number of rows": str(len(rows)),
-            "X": runner.digest_of_rows(rows),
+            "X": runner.hash_inputs(rows),
         }
+
+    def _warn_without_head(self) -> None:
+        """Warn that no linear layer makes the logits, and say what is taken instead."""
+        output, logits = self._output, "predict_logits returns its logits"
+        if not output.n_logits:
+            reason = "model does not return one vector of logits for each row"
+            logits = "it has no logits"
+        elif output.closest is None:
+            reason = "No torch.nn.Linear makes the logits that model returns"
+        else:
+            reason = (
+                "The logits that model returns are not weights times input of a linear "
+                f"layer: those of {output.closest!r} come closest, and their "
+                f"log-probabilities differ by up to {output.difference:.2g}"
+            )
+        layer = repr(self.layer_) if self.layer_ else "the model itself"
+        warn_user(
+            f"{reason}. head_ is None, the embeddings are the input of {layer}, and "
+            f"{logits}; layer= names another layer.",
+            NoLinearHeadWarning,
+        )
 
 
 class _Progress:
-    """Prints how far the work is, now and then."""
+    """Prints how many rows are done, now and then."""
 
-    def __init__(self, n_rows, verbose):
+    def __init__(self, n_rows: int, verbose: bool) -> None:
         self._n_rows, self._verbose = n_rows, verbose
         self._n_done = 0
         self._begun = self._printed = time.monotonic()
 
-    def add(self, n_rows):
+    def add(self, n_rows: int) -> None:
         self._n_done += n_rows
         now = time.monotonic()
-        is_last = self._n_done == self._n_rows
-        if not self._verbose or not (is_last or now - self._printed > _BETWEEN_LINES):
+        is_due = now - self._printed > _SECONDS_BETWEEN_LINES
+        if not self._verbose or not (is_due or self._n_done == self._n_rows):
             return
         self._printed = now
         rate = self._n_done / max(now - self._begun, 1e-9)
-        left = (self._n_rows - self._n_done) / rate
+        remaining = (self._n_rows - self._n_done) / rate
         print(
             f"{self._n_done:,} of {self._n_rows:,} rows, {rate:,.0f} a second, "
-            f"{left:,.0f} s left"
+            f"{remaining:,.0f} s left"
         )
 
 
-def _in_order(computed, n_rows, n_columns):
-    """Give what is computed of batches as one array, by the places of the rows."""
-    found = np.empty((n_rows, n_columns), np.float32)
-    for places, of_batch in computed:
-        found[places] = of_batch
-    return found
+def _first_nonfinite_row(block: FloatArray, indices: IntArray) -> int | None:
+    finite = np.isfinite(block).all(axis=1)
+    return None if finite.all() else int(indices[~finite].min())
 
 
-def _as_texts(X):
-    """Give rows of which one is a text, or nothing, as a list; None for others."""
-    if getattr(X, "ndim", 1) != 1 or not hasattr(X, "__iter__"):
+def _check_is_rows(X: Any) -> None:
+    """Raise for what is no table and no list of rows, or an empty one."""
+    kind = f"X is of type {type(X).__name__}"
+    rows = None
+    if isinstance(X, torch.utils.data.DataLoader):
+        rows = "torch.cat([batch[0] for batch in loader])"
+    elif isinstance(X, torch.utils.data.Dataset):
+        rows = "torch.stack([X[i][0] for i in range(len(X))])"
+    if rows is not None:
+        raise TypeError(
+            f"{kind}: pass the rows, a list of texts, an array or a tensor, for "
+            f"instance {rows}; batch_size says how many the model sees at once."
+        )
+    if isinstance(X, str):
+        raise TypeError(f"X is one text, {X[:30]!r}: pass a list of texts.")
+    # A sparse matrix may be a Mapping, and has an error of its own.
+    if isinstance(X, Mapping | Set) and not hasattr(X, "shape"):
+        raise TypeError(
+            f"{kind}: pass a list of texts, whose rows are in order, or an array."
+        )
+    if isinstance(X, Iterator):
+        raise TypeError(f"{kind}, which can be read once only: pass list(X).")
+    if isinstance(X, Sequence) and not len(X):
+        raise ValueError("X is empty, []: at least one row is required.")
+
+
+def _as_texts(X: Any) -> list[str] | None:
+    """Return rows of which one is a text, or None, as a list; None for numbers."""
+    if getattr(X, "ndim", 1) != 1 or not isinstance(X, Iterable):
         return None
     texts = list(X)
-    return (
-        texts if any(text is None or isinstance(text, str) for text in texts) else None
-    )
+    if not any(text is None or isinstance(text, str) for text in texts):
+        return None
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(
+                f"X is a list of texts with, in row {row}, a {type(text).__name__} "
+                f"({text!r}): pass strings only; an empty one is a text too."
+            )
+        try:
+            text.encode()
+        except UnicodeEncodeError as reason:
+            raise ValueError(
+                f"X is a list of texts with, in row {row}, half a surrogate pair "
+                f"({text[reason.start]!r} at {reason.start}), which is no text: "
+                "pass text.encode('utf-16', 'surrogatepass').decode('utf-16', "
+                "'replace')."
+            ) from reason
+    return texts
 
 
-def _cast(found, dtype, places, leftovers):
-    """Give embeddings in the dtype of the file, which may hold less."""
-    with np.errstate(over="ignore"):
-        cast = found.astype(dtype)
-    _extraction_validation.check_half(cast, places, leftovers)
-    return cast
+def _check_no_text_columns(X: Any) -> None:
+    """Raise for a table or two-dimensional array with texts in it."""
+    if getattr(X, "ndim", 2) != 2 or not hasattr(X, "shape") or 0 in X.shape:
+        return
+    names = getattr(X, "columns", None)
+    kind = getattr(getattr(X, "dtype", None), "kind", "")
+    if names is None and kind not in ("O", "T", "U"):
+        return
+    first = np.asarray(X[:1], dtype=object)[0]
+    texts = [i for i, value in enumerate(first) if isinstance(value, str)]
+    if texts:
+        column = f"X[:, {texts[0]}]" if names is None else f"X[{names[texts[0]]!r}]"
+        raise ValueError(
+            f"X is of type {type(X).__name__}, shape {X.shape}, and holds texts: pass "
+            f"the column by itself, {column}."
+        )

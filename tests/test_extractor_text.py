@@ -1,13 +1,15 @@
-"""Text models of Hugging Face and of sentence-transformers, offline."""
+"""Texts: models of Hugging Face and sentence-transformers, offline; any tokenizer."""
 
 import logging
 
 import numpy as np
 import pytest
 import torch
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
+from torch import nn
 
 from lelp_sklearn import EmbeddingExtractor, NoLinearHeadWarning
+from tests.extractor_problems import TextModel, Texts, make_model
 
 TEXTS = [
     "my card has not arrived",
@@ -229,7 +231,7 @@ def test_a_sentence_encoder_that_reads_texts_whole_refuses_max_length(make):
     model = sentences.SentenceTransformer(modules=[make(models)], device="cpu")
     texts = [text for text in TEXTS if text]
     EmbeddingExtractor(model).fit(texts)
-    with pytest.raises(ValueError, match=r"max_length=3 cannot be kept: the (St|BoW)"):
+    with pytest.raises(ValueError, match=r"max_length=3 has no effect: the (St|BoW)"):
         EmbeddingExtractor(model, max_length=3).fit(texts)
 
 
@@ -270,3 +272,111 @@ def test_a_file_of_the_same_tokenizer_is_recognised(bert, tmp_path):
     loaded = type(same).from_pretrained(tmp_path / "saved")
     again = EmbeddingExtractor(model, tokenizer=loaded).extract(TEXTS, path)
     assert np.array_equal(again, first)
+
+
+# ------------------------------------------------------------------- any tokenizer
+
+
+def test_texts_keep_their_order_and_come_to_the_model_by_length():
+    rng = np.random.RandomState(0)
+    texts = ["ab" * n for n in rng.randint(0, 30, size=40)]
+    model = TextModel()
+    extractor = EmbeddingExtractor(model, tokenizer=Texts(), batch_size=8).fit(texts)
+    model.lengths.clear()
+    found = extractor.transform(texts)
+    assert model.lengths == sorted(model.lengths, reverse=True)
+    one_by_one = [extractor.transform([text])[0] for text in texts]
+    assert_allclose(found, one_by_one, rtol=1e-5, atol=1e-6)
+    assert_array_equal(extractor.transform(np.array(texts)), found)
+
+
+def test_texts_are_cut_for_any_tokenizer():
+    extractor = EmbeddingExtractor(TextModel(), tokenizer=Texts(), max_length=3)
+    long, short = extractor.fit_transform(["abcdef", "abc"])
+    assert_allclose(long, short, rtol=1e-6)
+
+
+def test_logits_of_texts_keep_their_order():
+    texts = ["ab" * n for n in np.random.RandomState(0).permutation(30)]
+    extractor = EmbeddingExtractor(TextModel(), tokenizer=Texts(), batch_size=8)
+    embeddings = extractor.fit_transform(texts)
+    W, b = extractor.head_
+    found = extractor.predict_logits(texts)
+    assert_allclose(found, embeddings @ W.T + b, rtol=1e-4, atol=1e-5)
+
+
+def test_texts_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="no tokenizer"):
+        EmbeddingExtractor(TextModel()).fit(["a", "b"])
+    extractor = EmbeddingExtractor(TextModel(), tokenizer=Texts())
+    with pytest.raises(TypeError, match="in row 1, a float"):
+        extractor.fit(["a", float("nan"), "b"])
+    for first in (None, float("nan"), 7, ["a"]):
+        for X in ([first, "b"], np.array([first, "b"], dtype=object)):
+            with pytest.raises(TypeError, match=f"row 0, a {type(first).__name__}"):
+                extractor.fit(X)
+    with pytest.raises(TypeError, match="row 0, a NoneType"):
+        extractor.fit([None, None])
+
+
+@pytest.mark.parametrize(
+    ("X", "error", "message"),
+    [
+        ([], ValueError, r"X is empty, \[\]: at least one row"),
+        ((text for text in ["a", "b"]), TypeError, r"type generator, .*pass list\(X\)"),
+        (map(str, [1, 2]), TypeError, r"type map, .*pass list\(X\)"),
+        ("a text", TypeError, r"X is one text, 'a text': pass a list"),
+        ({"input_ids": [[1, 2]]}, TypeError, "X is of type dict: pass a list of texts"),
+    ],
+)
+def test_what_is_no_list_of_rows_is_refused(X, error, message):
+    for extractor in (
+        EmbeddingExtractor(TextModel(), tokenizer=Texts()),
+        EmbeddingExtractor(make_model()),
+    ):
+        with pytest.raises(error, match=message):
+            extractor.fit(X)
+
+
+@pytest.mark.parametrize("text", ["\ud83d", "ab\udc00", "\U0001f600 \ude00\ud83d"])
+def test_half_a_surrogate_pair_is_named_with_its_row(text):
+    model = TextModel()
+    # One for each character, emoji included.
+    model.vectors = nn.Embedding(2**17, 7)
+    extractor = EmbeddingExtractor(model, tokenizer=Texts())
+    texts = ["a", "\U0001f600", text, "b"]
+    with pytest.raises(ValueError, match=r"in row 2, half a surrogate pair .*utf-16"):
+        extractor.fit(texts)
+    # What the message says to pass is taken.
+    texts[2] = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    extractor.fit(texts)
+    with pytest.raises(ValueError, match="in row 1, half a surrogate pair"):
+        extractor.transform(["a", text])
+
+
+def test_a_table_of_texts_is_answered_with_its_column():
+    pandas = pytest.importorskip("pandas")
+    texts = ["a", "bc", "def"]
+    table = pandas.DataFrame({"length": [1, 2, 3], "text": texts}, index=[5, 0, 9])
+    extractor = EmbeddingExtractor(TextModel(), tokenizer=Texts())
+    for X in (table, table[["text"]]):
+        with pytest.raises(ValueError, match=r"by itself, X\['text'\]"):
+            extractor.fit(X)
+    with pytest.raises(ValueError, match=r"by itself, X\[:, 0\]"):
+        extractor.fit(np.array([texts]).T)
+    found = extractor.fit_transform(table["text"])
+    assert_array_equal(found, extractor.transform(texts))
+
+
+def test_texts_that_the_model_fails_on_are_answered_with_their_rows():
+    texts = ["ab" * (1 + i % 10) for i in range(60)]
+    extractor = EmbeddingExtractor(TextModel(), tokenizer=Texts(), batch_size=6)
+    extractor.fit(texts)
+    texts[42] = "é" * 6
+    with pytest.raises(ValueError, match=r"6 of the rows 2 to 52, .*input_ids"):
+        extractor.transform(texts)
+
+
+def test_a_set_of_texts_is_refused():
+    with pytest.raises(TypeError, match="set: pass a list of texts"):
+        EmbeddingExtractor(make_model()).fit({"one", "two"})

@@ -19,8 +19,8 @@ from lelp_sklearn import (
     LELPStudentClassifier,
     subclass_report,
 )
+from tests.extractor_problems import Counting
 from tests.student_problems import make_groups, weights_of
-from tests.test_extractor import Counting
 
 NEAREST = KNeighborsClassifier(3)
 

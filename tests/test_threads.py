@@ -3,6 +3,7 @@
 import copy
 import logging
 import os
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -164,6 +165,21 @@ def test_copies_of_a_running_model_have_no_hooks(make_copy):
         assert state_of(found.module) == before
         assert not found.projector.head._forward_pre_hooks
         assert state_of(found.teacher.model) == before
+
+
+def test_pickles_of_a_running_model_have_no_hooks():
+    """Nor its mode, which is that of evaluation meanwhile."""
+    model, X = make_teacher(), rows(1000)
+    before = state_of(model)
+    extractor = EmbeddingExtractor(model, batch_size=2).fit(X)
+    *pickles, expected = at_once(
+        *[lambda: pickle.dumps(extractor)] * 4, lambda: extractor.transform(X)
+    )
+    for each in pickles:
+        loaded = pickle.loads(each)
+        assert state_of(loaded.model) == before
+        assert_array_equal(loaded.transform(X), expected)
+    assert state_of(model) == before
 
 
 @pytest.mark.parametrize("make_copy", [clone, copy.deepcopy])

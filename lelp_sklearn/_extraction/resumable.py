@@ -13,7 +13,6 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from lelp_sklearn import _extraction_validation as validation
 from lelp_sklearn._files import (
     check_writable,
     locked,
@@ -27,15 +26,15 @@ from lelp_sklearn._files import (
 )
 from lelp_sklearn._typing import IntArray
 
-# Seconds between two notes of how far the work has come.
-_BETWEEN_MARKS = 2.0
+# Seconds between two writings of the journal.
+_SECONDS_BETWEEN_ENTRIES = 2.0
 
 # Rows that are checked at once.
 _CHECKED_ROWS = 4096
 
 
 @contextmanager
-def held(path: Path) -> Iterator[None]:
+def only_writer(path: Path) -> Iterator[None]:
     """Let nobody else write what becomes `path`; once it is complete all may read it.
 
     Raises
@@ -47,7 +46,12 @@ def held(path: Path) -> Iterator[None]:
         yield
         return
     with locked(path) as is_ours:
-        validation.check_unused(path, is_ours)
+        if not is_ours:
+            raise ValueError(
+                f"path={str(path)!r} is in use by another call of extract: give each a "
+                "file of its own, or wait until that one is done and call again to "
+                "read it."
+            )
         yield
 
 
@@ -66,7 +70,7 @@ class ResumableNpy:
     shape : (n, d)
     dtype : numpy dtype
     identity : dict of str
-        What the content depends on: with another one the file is refused.
+        What the array depends on: a file of another identity is refused.
     """
 
     path: Path
@@ -76,27 +80,42 @@ class ResumableNpy:
     # How many rows are in the file, and their checksum: one value, so that an interrupt
     # never comes between them.
     _done: tuple[int, int] = field(default=(0, 0), init=False, repr=False)
-    _marked: float = field(default_factory=time.monotonic, init=False, repr=False)
+    _entered: float = field(default_factory=time.monotonic, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        validation.check_no_link(self._part)
-        is_begun = self._part.exists() or self.path.exists()
-        # A journal beside no file speaks of one that is gone.
-        if is_begun and self._journal.exists():
+        self._part = self.path.with_name(self.path.name + ".part")
+        self._journal = self.path.with_name(self.path.name + ".journal")
+        self._n_bytes = npy_size(self.shape, self.dtype)
+        if self._part.is_symlink():
+            raise ValueError(
+                f"path: {str(self._part)!r} is a symbolic link, and is not written to: "
+                "delete it or choose another path."
+            )
+        has_begun = self._part.exists() or self.path.exists()
+        # A journal without a file is that of a file that was deleted.
+        if has_begun and self._journal.exists():
             self._read_journal()
         elif self.path.exists():
-            raise validation.foreign_file(self.path)
+            raise ValueError(
+                f"path={str(self.path)!r} exists and has no '.journal' that says how "
+                "it was made: delete it or choose another path."
+            )
         if not self.path.exists():
             n_bytes = n_missing_bytes(self._part, self._n_bytes)
             check_writable(self.path, n_bytes, "path")
 
     @property
     def n_done(self) -> int:
-        """How many rows are in the file."""
+        """Number of rows in the file."""
         return self._done[0]
 
+    def names(self) -> str:
+        """Name the file, complete or not, and its journal."""
+        file = self.path if self.path.exists() else self._part
+        return f"{str(file)!r} and {str(self._journal)!r}"
+
     def is_finished(self) -> bool:
-        """Whether the file is complete; checks that it is what was written."""
+        """Return whether the file is complete; check that it is what was written."""
         if not self.path.exists():
             return False
         if self.n_done < self.shape[0]:
@@ -105,74 +124,60 @@ class ResumableNpy:
         return True
 
     def open(self) -> NDArray[Any]:
-        """Give the complete array as a read-only memory map."""
+        """Return the complete array as a read-only memory map."""
         with self.path.open("rb") as file:
             offset = self._check_header(file, self.path)
         return np.memmap(self.path, self.dtype, "r", offset, self.shape)
-
-    @contextmanager
-    def filling(
-        self, order: IntArray
-    ) -> Iterator[Callable[[IntArray, NDArray[Any]], None]]:
-        """Give a function that writes some rows, by their places and values.
-
-        They come in `order`, from `n_done` on. What is written is noted also when an
-        error ends it; where nothing is written, nothing is left.
-        """
-        is_begun = self.n_done > 0
-        if not is_begun:
-            # It speaks of a file that is gone, and would vouch for the empty one.
-            self._journal.unlink(missing_ok=True)
-            self._part.unlink(missing_ok=True)
-        remove_leftovers(self._journal)
-        n_before = self.n_done
-        try:
-            with self._open_part(new=not is_begun) as file:
-                if is_begun:
-                    offset = self._check_header(file, self._part)
-                    array = np.memmap(file, self.dtype, "r+", offset, self.shape)
-                    self._check_rows(array, order)
-                reserve(file, self._n_bytes, self.path, "path")
-                if not is_begun:
-                    array = map_new_npy(file, self.shape, self.dtype)
-
-                def write(places: IntArray, rows: NDArray[Any]) -> None:
-                    array[places] = rows
-                    n_done, checksum = self._done
-                    checksum = zlib.crc32(np.ascontiguousarray(rows).data, checksum)
-                    self._done = n_done + len(places), checksum
-                    if time.monotonic() - self._marked > _BETWEEN_MARKS:
-                        self._mark(array, file)
-
-                try:
-                    yield write
-                finally:
-                    if self.n_done > n_before:
-                        self._mark(array, file)
-        finally:
-            if not self.n_done:
-                self._discard()
 
     def finish(self) -> None:
         """Rename the complete array to its path."""
         os.replace(self._part, self.path)
         sync_folder(self.path.parent)
 
-    def files(self) -> list[Path]:
-        """Name those that hold the array, complete or not, and say how far it is."""
-        return [self.path if self.path.exists() else self._part, self._journal]
+    @contextmanager
+    def filling(
+        self, order: IntArray
+    ) -> Iterator[Callable[[IntArray, NDArray[Any]], None]]:
+        """Give a function that writes some rows, by their indices and values.
 
-    @property
-    def _part(self) -> Path:
-        return self.path.with_name(self.path.name + ".part")
+        They come in `order`, from `n_done` on. What is written is entered in the
+        journal also after an error; where nothing is written, no file is left.
+        """
+        has_begun = self.n_done > 0
+        if not has_begun:
+            # It is that of a deleted file, and would vouch for the empty one.
+            self._journal.unlink(missing_ok=True)
+            self._part.unlink(missing_ok=True)
+        remove_leftovers(self._journal)
+        n_before = self.n_done
+        try:
+            with self._open_part(new=not has_begun) as file:
+                if has_begun:
+                    offset = self._check_header(file, self._part)
+                    array = np.memmap(file, self.dtype, "r+", offset, self.shape)
+                    self._check_rows(array, order)
+                reserve(file, self._n_bytes, self.path, "path")
+                if not has_begun:
+                    array = map_new_npy(file, self.shape, self.dtype)
 
-    @property
-    def _journal(self) -> Path:
-        return self.path.with_name(self.path.name + ".journal")
+                def write(indices: IntArray, rows: NDArray[Any]) -> None:
+                    array[indices] = rows
+                    n_done, checksum = self._done
+                    checksum = zlib.crc32(np.ascontiguousarray(rows).data, checksum)
+                    self._done = n_done + len(indices), checksum
+                    if time.monotonic() - self._entered > _SECONDS_BETWEEN_ENTRIES:
+                        self._write_journal(array, file)
 
-    @property
-    def _n_bytes(self) -> int:
-        return npy_size(self.shape, self.dtype)
+                try:
+                    yield write
+                finally:
+                    if self.n_done > n_before:
+                        self._write_journal(array, file)
+        finally:
+            if not self.n_done:
+                # Windows keeps a file that is mapped; it has no journal.
+                with suppress(PermissionError):
+                    self._part.unlink(missing_ok=True)
 
     def _open_part(self, *, new: bool) -> BinaryIO:
         if new:
@@ -181,37 +186,30 @@ class ResumableNpy:
         flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
         return os.fdopen(os.open(self._part, flags), "r+b")
 
-    def _discard(self) -> None:
-        # Windows keeps a file that is mapped; without a journal it counts for nothing.
-        with suppress(PermissionError):
-            self._part.unlink(missing_ok=True)
-
-    def _mark(self, array: Any, file: BinaryIO) -> None:
+    def _write_journal(self, array: np.memmap[Any, Any], file: BinaryIO) -> None:
         # The rows are on the disk before the journal counts them.
         array.flush()
         os.fsync(file.fileno())
         n_done, checksum = self._done
-        entry = {
-            "done": n_done,
-            "checksum": checksum,
-            "identity": dict(self.identity),
-        }
-        content = json.dumps(entry, indent=1).encode()
-        with new_file(self._journal, len(content), "path") as journal:
-            journal.write(content)
-        self._marked = time.monotonic()
+        entry = {"done": n_done, "checksum": checksum, "identity": dict(self.identity)}
+        encoded = json.dumps(entry, indent=1).encode()
+        with new_file(self._journal, len(encoded), "path") as journal:
+            journal.write(encoded)
+        self._entered = time.monotonic()
 
     def _read_journal(self) -> None:
         try:
             entry = json.loads(self._journal.read_bytes())
             n_done, checksum = entry["done"], entry["checksum"]
-            found = dict(entry["identity"])
+            identity = dict(entry["identity"])
         except (ValueError, KeyError, TypeError, RecursionError) as reason:
             raise self._damaged(self.path, "unreadable journal") from reason
         for key, wanted in self.identity.items():
-            if found.get(key) != wanted:
-                raise validation.other_file(
-                    self.path, key, found.get(key), wanted, self.files()
+            if identity.get(key) != wanted:
+                raise ValueError(
+                    f"path={str(self.path)!r} holds embeddings with another {key} "
+                    f"({identity.get(key)}, now {wanted}): delete {self.names()}, or "
+                    "choose another path."
                 )
         n_rows = self.shape[0]
         if type(n_done) is not int or not 0 <= n_done <= n_rows:
@@ -225,11 +223,11 @@ class ResumableNpy:
         A copy that was made during the work may have a later journal.
         """
         n_done, checksum = self._done
-        found = 0
+        read = 0
         for start in range(0, n_done, _CHECKED_ROWS):
-            places = order[start : min(start + _CHECKED_ROWS, n_done)]
-            found = zlib.crc32(array[places].data, found)
-        if found != checksum:
+            indices = order[start : min(start + _CHECKED_ROWS, n_done)]
+            read = zlib.crc32(array[indices].data, read)
+        if read != checksum:
             reason = f"the {n_done} rows that its journal counts are others"
             raise self._damaged(self._part, reason)
 
@@ -249,4 +247,7 @@ class ResumableNpy:
         return file.tell()
 
     def _damaged(self, path: Path, reason: object) -> ValueError:
-        return validation.damaged_file(path, self.files(), reason)
+        return ValueError(
+            f"path: {str(path)!r} is not as it was written ({reason}): delete "
+            f"{self.names()}, and extract again."
+        )

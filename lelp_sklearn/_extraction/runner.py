@@ -1,6 +1,6 @@
-"""Embeddings of a torch teacher: what goes into one of its layers."""
+"""Run a torch teacher: the input of one of its layers, and the logits it returns."""
 
-import hashlib
+import copy
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -11,10 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lelp_sklearn import _extraction_validation as validation
 from lelp_sklearn._callers import warn_user
 from lelp_sklearn._extraction.content_hash import content_hash
 from lelp_sklearn._locks import ForkSafeLock, exclusive
@@ -26,17 +24,23 @@ from lelp_sklearn._training.layers import (
     first_input,
     nearest_positions,
 )
+from lelp_sklearn._typing import FloatArray, IntArray
 
-# The output of a sentence encoder, which has no head to look for.
+# Stands for a layer: the output of a sentence encoder, which has no head to look for.
 SENTENCE_OUTPUT = "sentence_embedding"
 
-# How much of the rows is digested at once.
+# Rows by which the layers are found: enough that nothing which a model does to its
+# logits, such as cutting them off at zero, is likely to change none of them.
+_FIRST_ROWS = 8
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
+
+# How much of the rows, and how many texts, are hashed at once.
 _BLOCK_BYTES = 1 << 20
-# Texts that a tokenizer of one's own encodes at once for its digest.
 _BLOCK_TEXTS = 256
 # What a tokenizer of Hugging Face holds beside its backend. How a text is cut and
 # padded, each call writes anew into the backend.
-_OF_CALLS = ("truncation", "padding")
+_SET_BY_CALLS = ("truncation", "padding")
 _BESIDE_BACKEND = (
     "model_input_names",
     "model_max_length",
@@ -45,20 +49,15 @@ _BESIDE_BACKEND = (
     "truncation_side",
 )
 
-# Rows by which the layers are found: enough that nothing which a model does to its
-# logits, such as cutting them off at zero, is likely to change none of them.
-_FIRST_ROWS = 8
-
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-
 # Each call of a tokenizer writes how it cuts and pads into the tokenizer itself.
-_tokenizing = ForkSafeLock()
+_tokenizer_lock = ForkSafeLock()
 
-Embed = Callable[[Any, NDArray[np.intp]], NDArray[Any]]
+# From rows and indices of some of them to an array with a row for each index.
+BatchFunction = Callable[[Any, IntArray], FloatArray]
 
 
 @dataclass(frozen=True)
-class Teacher:
+class ModelRunner:
     """A model and how it is called.
 
     Parameters
@@ -68,14 +67,14 @@ class Teacher:
         Its input is the embedding; `SENTENCE_OUTPUT` stands for the output of a
         sentence encoder. None until it is found.
     tokenizer : callable or None
-        Gives what the model takes of a list of texts.
+        Makes what the model takes of a list of texts.
     max_length : int or None
         Tokens of a text that are read; None for as many as the tokenizer takes.
     device : torch.device
     precision : torch.dtype
         That of products; float32 for the model's own.
     takes_token_ids : bool
-        Whether integers stand for something, or are numbers.
+        Whether integers are token ids, or numbers.
     output : Output
         What the model returns, and the layers that make it.
     run : int or None
@@ -92,8 +91,8 @@ class Teacher:
     output: Output = field(default_factory=Output)
     run: int | None = None
 
-    def head(self) -> tuple[NDArray[Any], NDArray[Any]] | None:
-        """Weights (C, d) and intercepts (C,) of the layer; None if it is no head."""
+    def head(self) -> tuple[FloatArray, FloatArray] | None:
+        """Return coef (C, d) and intercept (C,) of the layer; None if it is no head."""
         if self.output.head is None or self.output.head.module != self.layer:
             return None
         linear: Any = self.model.get_submodule(self.layer)
@@ -102,84 +101,91 @@ class Teacher:
             return coef, np.zeros(len(coef))
         return coef, linear.bias.detach().cpu().double().numpy().copy()
 
-    def examined(self, rows: Any) -> tuple["Teacher", int]:
-        """Find the layers by the first rows; give the width of the embeddings too."""
-        places = np.arange(min(_FIRST_ROWS, len(rows)))
+    def with_layers(self, rows: Any) -> tuple["ModelRunner", int]:
+        """Find the layers by the first rows; return the width of embeddings too."""
+        indices = np.arange(min(_FIRST_ROWS, len(rows)))
         while True:
             try:
-                return self._examined(rows, places)
+                return self._with_layers(rows, indices)
             except _OUT_OF_MEMORY:
-                if len(places) == 1:
+                if len(indices) == 1:
                     raise
-                places = places[: len(places) // 2]
+                indices = indices[: len(indices) // 2]
 
-    def _examined(self, rows: Any, places: NDArray[np.intp]) -> tuple["Teacher", int]:
-        output = Output()
-        if self.layer != SENTENCE_OUTPUT:
+    def _with_layers(self, rows: Any, indices: IntArray) -> tuple["ModelRunner", int]:
+        layer, run, output = self.layer, None, Output()
+        if layer != SENTENCE_OUTPUT:
             with self._running():
-                inputs = self._inputs(take(rows, places))
+                inputs = self._inputs(take(rows, indices))
                 # What torch has compiled before ignores new hooks.
-                eager = replace(
-                    self, model=getattr(self.model, "_orig_mod", self.model)
-                )
-                with _naming(inputs, places):
-                    call = partial(eager._call, inputs)
-                    output = find_output(self.model, call, len(places))
-        layer, run = self.layer, None
+                eager = getattr(self.model, "_orig_mod", self.model)
+                with _naming_rows(inputs, indices):
+                    call = partial(replace(self, model=eager)._call, inputs)
+                    output = find_output(self.model, call, len(indices))
         if layer is None:
             if output.layer is None:
-                raise validation.no_layer(self.model)
+                raise ValueError(
+                    f"model ({type(self.model).__name__}) runs no torch.nn.Linear and "
+                    "no other layer with weights whose input could be the embeddings: "
+                    "name a layer, layer='...'."
+                )
             layer, run = output.layer
-        teacher = replace(self, layer=layer, run=run, output=output)
-        with teacher.ready() as embed:
-            return teacher, embed(rows, places).shape[1]
+        runner = replace(self, layer=layer, run=run, output=output)
+        with runner.embedding_fn() as embed:
+            return runner, embed(rows, indices).shape[1]
 
     @contextmanager
-    def ready(self) -> Iterator[Embed]:
-        """Give a function from rows and places in them to embeddings (b, d), float32.
+    def embedding_fn(self) -> Iterator[BatchFunction]:
+        """Give a function from rows and indices to embeddings (b, d), float32.
 
-        Afterwards the model is as it was: its mode, its hooks and where it lies.
+        Afterwards the model is as it was: its mode, its hooks and its device.
         """
-        given: list[Any] = []
-        made: list[Any] = []
+        layer_inputs: list[Any] = []
+        source_outputs: list[Any] = []
         source = self.output.position_source
-        with ExitStack() as stack:
-            stack.enter_context(self._running())
+
+        def keep_input(layer: nn.Module, args: Any, kwargs: Any) -> None:
+            layer_inputs.append(_copied(first_input(args, kwargs)))
+
+        def keep_output(module: nn.Module, args: Any, returned: Any) -> None:
+            source_outputs.append(_copied(answer_of(returned)))
+
+        def embed(rows: Any, indices: IntArray) -> FloatArray:
+            layer_inputs.clear()
+            source_outputs.clear()
+            n_rows = len(indices)
+            return self._compute(
+                rows,
+                indices,
+                lambda returned: self._embeddings(
+                    layer_inputs, source_outputs, returned, n_rows
+                ),
+            )
+
+        with self._running(), ExitStack() as stack:
             if self.layer != SENTENCE_OUTPUT:
-                hook = self._module.register_forward_pre_hook(
-                    lambda _, args, kwargs: given.append(
-                        _kept(first_input(args, kwargs))
-                    ),
-                    with_kwargs=True,
+                hook = self._layer_module.register_forward_pre_hook(
+                    keep_input, with_kwargs=True
                 )
                 stack.callback(hook.remove)
             if source is not None:
-                hook = self.model.get_submodule(source.module).register_forward_hook(
-                    lambda _, args, returned: made.append(_kept(answer_of(returned)))
-                )
-                stack.callback(hook.remove)
-
-            def embed(rows: Any, places: NDArray[np.intp]) -> NDArray[Any]:
-                given.clear()
-                made.clear()
-                find = partial(self._embedding, given, made, len(places))
-                return self._see(rows, places, find)
-
+                module = self.model.get_submodule(source.module)
+                stack.callback(module.register_forward_hook(keep_output).remove)
             yield RetryOnOOM(embed)
 
     @contextmanager
-    def answering(self) -> Iterator[Embed]:
-        """Give a function from rows and places in them to logits (b, C), float32.
+    def logits_fn(self) -> Iterator[BatchFunction]:
+        """Give a function from rows and indices to logits (b, C), float32.
 
         Afterwards the model is as it was.
         """
 
-        def answer(rows: Any, places: NDArray[np.intp]) -> NDArray[Any]:
-            find = partial(self.output.logits, n_rows=len(places))
-            return self._see(rows, places, find)
+        def compute(rows: Any, indices: IntArray) -> FloatArray:
+            logits_of = partial(self.output.logits, n_rows=len(indices))
+            return self._compute(rows, indices, logits_of)
 
         with self._running():
-            yield RetryOnOOM(answer)
+            yield RetryOnOOM(compute)
 
     @contextmanager
     def _running(self) -> Iterator[None]:
@@ -193,54 +199,68 @@ class Teacher:
                 stack.enter_context(torch.autocast(kind, dtype=self.precision))
             yield
 
-    def _see(
-        self,
-        rows: Any,
-        places: NDArray[np.intp],
-        find: Callable[[Any], Any],
-    ) -> NDArray[Any]:
-        """Call the model, and give what is found of each row."""
-        inputs = self._inputs(take(rows, places))
-        with _naming(inputs, places):
+    def _compute(
+        self, rows: Any, indices: IntArray, result_of: Callable[[Any], Any]
+    ) -> FloatArray:
+        """Call the model on some rows, and return what is read of its answer."""
+        inputs = self._inputs(take(rows, indices))
+        with _naming_rows(inputs, indices):
             returned = self._call(inputs)
-        found = find(returned)
+        result = result_of(returned)
         # What went wrong on an accelerator is known when its results are read.
-        with _naming(inputs, places):
-            numbers: NDArray[Any] = found.float().cpu().numpy()
+        with _naming_rows(inputs, indices):
+            numbers: FloatArray = result.float().cpu().numpy()
         return numbers
 
-    def _embedding(
-        self, given: list[Any], made: list[Any], n_rows: int, returned: Any
+    def _embeddings(
+        self,
+        layer_inputs: list[Any],
+        source_outputs: list[Any],
+        returned: Any,
+        n_rows: int,
     ) -> Any:
-        """Give the input of the layer, of several positions that of the logits."""
+        """Return the input (n, d) of the layer; of several positions, one."""
         if self.layer == SENTENCE_OUTPUT:
-            found = returned[SENTENCE_OUTPUT]
+            embeddings = returned[SENTENCE_OUTPUT]
         else:
-            validation.check_ran(len(given), self.run, self.layer)
-            found = given[self.run or -1]
-        if isinstance(found, Tensor) and found.ndim > 2:
-            found = self._pooled(found, made, returned)
-        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found)
-        validation.check_embedding_shape(shape, n_rows, self.layer)
-        return found
+            n_runs, run = len(layer_inputs), self.run
+            if n_runs != 1 and (run is None or n_runs < -run):
+                ran = "did not run" if not n_runs else f"ran {n_runs} times"
+                raise ValueError(
+                    f"layer={self.layer!r} {ran} when the model was called once, so "
+                    "its input is not one embedding per row: name another layer."
+                )
+            embeddings = layer_inputs[run or -1]
+        if isinstance(embeddings, Tensor) and embeddings.ndim > 2:
+            embeddings = self._pooled(embeddings, source_outputs, returned)
+        is_tensor = isinstance(embeddings, Tensor)
+        shape: Any = tuple(embeddings.shape) if is_tensor else type(embeddings)
+        if not is_tensor or len(shape) != 2 or shape[0] != n_rows:
+            raise ValueError(
+                f"layer={self.layer!r} takes an input of shape {shape} for {n_rows} "
+                "rows; embeddings are (n_rows, n_features): name a layer after the "
+                "pooling."
+            )
+        return embeddings
 
-    def _pooled(self, found: Tensor, made: list[Any], returned: Any) -> Tensor:
-        """Average what a convolution takes; else take the position of the logits."""
-        if isinstance(self._module, _CONVOLUTIONS):
-            return found.float().flatten(2).mean(2)
+    def _pooled(
+        self, embeddings: Tensor, source_outputs: list[Any], returned: Any
+    ) -> Tensor:
+        """Average the input of a convolution; else take the position of the logits."""
+        if isinstance(self._layer_module, _CONVOLUTIONS):
+            return embeddings.float().flatten(2).mean(2)
         source = self.output.position_source
-        if source is None or found.ndim != 3:
-            return found
-        outputs = made[source.from_last]
-        if outputs.shape[:2] != found.shape[:2]:
-            return found
-        logits = self.output.logits(returned, len(found))
-        positions = nearest_positions(outputs, logits)
-        return found[torch.arange(len(found), device=found.device), positions]
+        if source is None or embeddings.ndim != 3:
+            return embeddings
+        outputs = source_outputs[source.from_last]
+        if outputs.shape[:2] != embeddings.shape[:2]:
+            return embeddings
+        n_rows = len(embeddings)
+        positions = nearest_positions(outputs, self.output.logits(returned, n_rows))
+        return embeddings[torch.arange(n_rows, device=embeddings.device), positions]
 
     @property
-    def _module(self) -> nn.Module:
-        """The layer."""
+    def _layer_module(self) -> nn.Module:
         assert self.layer is not None
         return self.model.get_submodule(self.layer)
 
@@ -259,11 +279,11 @@ class Teacher:
             return numbers.to(dtype=parameter.dtype, copy=True)
         return {
             name: value.to(self.device) if isinstance(value, Tensor) else value
-            for name, value in self._encoded(list(batch)).items()
+            for name, value in self._tokenized(batch).items()
         }
 
-    def _encoded(self, texts: list[str]) -> Any:
-        with _tokenizing.held():
+    def _tokenized(self, texts: list[str]) -> Any:
+        with _tokenizer_lock.held():
             if self.tokenizer is None:
                 with _reading(self.model, self.max_length):
                     return _preprocess(self.model)(texts)
@@ -275,80 +295,87 @@ class Teacher:
                 return_tensors="pt",
             )
 
-    def digest_of_tokenizer(self, texts: list[str]) -> str:
-        """Name the kind of the tokenizer, and digest what it does.
+    def hash_tokenizer(self, texts: list[str]) -> str:
+        """Return the class of the tokenizer, and a hash of what it does.
 
         That is its vocabulary and settings where these can be read; else what it makes
         of all the texts, since the state of an object may change from call to call.
         """
-        with exclusive(self.model), _tokenizing.held():
-            return self._digest_of_tokenizer(texts)
-
-    def _digest_of_tokenizer(self, texts: list[str]) -> str:
-        inner = getattr(self.model, "tokenizer", None)
-        tokenizer = inner if self.tokenizer is None else self.tokenizer
-        backend: Any = getattr(tokenizer, "backend_tokenizer", None)
-        if hasattr(backend, "to_str"):
-            settings = json.loads(backend.to_str())
-            for name in _OF_CALLS:
-                settings.pop(name, None)
-            beside = [getattr(tokenizer, name, None) for name in _BESIDE_BACKEND]
-            longest = getattr(self.model, "max_seq_length", None)
-            found = content_hash(
-                [json.dumps(settings, sort_keys=True), beside, longest]
-            )
-        else:
-            starts = range(0, len(texts), _BLOCK_TEXTS)
-            blocks = (texts[start : start + _BLOCK_TEXTS] for start in starts)
-            found = content_hash([content_hash(dict(self._encoded(b))) for b in blocks])
-        return f"{type(tokenizer).__name__} {found}"
-
-
-_OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
+        with exclusive(self.model), _tokenizer_lock.held():
+            tokenizer = self.tokenizer or getattr(self.model, "tokenizer", None)
+            backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+            if hasattr(backend, "to_str"):
+                settings = json.loads(backend.to_str())
+                for name in _SET_BY_CALLS:
+                    settings.pop(name, None)
+                beside = [getattr(tokenizer, name, None) for name in _BESIDE_BACKEND]
+                longest = getattr(self.model, "max_seq_length", None)
+                digest = content_hash([settings, beside, longest])
+            else:
+                starts = range(0, len(texts), _BLOCK_TEXTS)
+                blocks = (texts[start : start + _BLOCK_TEXTS] for start in starts)
+                digest = content_hash(
+                    [content_hash(dict(self._tokenized(block))) for block in blocks]
+                )
+        return f"{type(tokenizer).__name__} {digest}"
 
 
 class RetryOnOOM:
-    """Embeds a batch in halves, and these again, where memory does not suffice."""
+    """Computes a batch in halves, and these again, where memory does not suffice."""
 
-    def __init__(self, embed: Embed) -> None:
-        self._embed = embed
-        self._said = False
+    def __init__(self, compute: BatchFunction) -> None:
+        self._compute = compute
+        self._has_warned = False
 
-    def __call__(self, rows: Any, places: NDArray[np.intp]) -> NDArray[Any]:
+    def __call__(self, rows: Any, indices: IntArray) -> FloatArray:
         try:
-            return self._embed(rows, places)
+            return self._compute(rows, indices)
         except _OUT_OF_MEMORY:
-            if len(places) < 2:
+            if len(indices) < 2:
                 raise
-        if not self._said:
-            self._said = True
+        if not self._has_warned:
+            self._has_warned = True
             warn_user(
-                f"A batch of {len(places)} rows is too large for the memory: such "
+                f"A batch of {len(indices)} rows is too large for the memory: such "
                 "batches are halved. A smaller batch_size saves the attempts."
             )
-        half = len(places) // 2
-        parts = places[:half], places[half:]
-        return np.concatenate([self(rows, part) for part in parts])
+        half = len(indices) // 2
+        halves = indices[:half], indices[half:]
+        return np.concatenate([self(rows, each) for each in halves])
 
 
 @contextmanager
-def _naming(inputs: Any, places: NDArray[np.intp]) -> Iterator[None]:
-    """Have an error of the model, which may be any, say on which rows it came."""
+def _naming_rows(inputs: Any, indices: IntArray) -> Iterator[None]:
+    """Name the rows in an error of the model, which may be any."""
     try:
         yield
     except _OUT_OF_MEMORY:
         raise
     except Exception as reason:
-        raise validation.failing_model(_shapes(inputs), places, reason) from reason
+        first, last = int(indices.min()), int(indices.max())
+        rows = f"rows {first} to {last}"
+        if last - first >= len(indices):
+            rows = f"{len(indices)} of the rows {first} to {last}, of like length"
+        if isinstance(inputs, Tensor):
+            shapes = f"a tensor of shape {tuple(inputs.shape)} and dtype {inputs.dtype}"
+        else:
+            shapes = "tokens " + ", ".join(
+                f"{name} {tuple(value.shape)}"
+                for name, value in inputs.items()
+                if isinstance(value, Tensor)
+            )
+        raise ValueError(
+            f"model fails on a batch of X, {rows}, {shapes}: {reason}"
+        ) from reason
 
 
 def is_texts(rows: Any) -> bool:
-    """Whether rows are a list of texts rather than numbers."""
+    """Return whether rows are a list of texts rather than numbers."""
     return isinstance(rows, list)
 
 
 def is_sentence_encoder(model: nn.Module) -> bool:
-    """Whether a model is one of sentence-transformers."""
+    """Return whether a model is one of sentence-transformers."""
     # Other models may encode and preprocess; the property may fail, where nothing cuts.
     return (
         callable(getattr(model, "encode", None))
@@ -358,82 +385,84 @@ def is_sentence_encoder(model: nn.Module) -> bool:
 
 
 def _preprocess(model: nn.Module) -> Any:
-    """Give what makes tokens of texts, by its newer name where it has that."""
+    """Return what makes tokens of texts, by its newer name where it has that."""
     return getattr(model, "preprocess", None) or getattr(model, "tokenize", None)
 
 
 def named_layer(model: nn.Module, layer: str | None) -> str | None:
-    """Name the layer whose input is taken; None where it is to be found."""
-    names: list[str] = [name for name, _ in model.named_modules() if name]
-    if layer is not None:
-        if layer not in names:
-            raise validation.unknown_layer(layer, names)
-        return layer
-    return SENTENCE_OUTPUT if is_sentence_encoder(model) else None
+    """Return the layer whose input is taken; None where it is to be found."""
+    names = [name for name, _ in model.named_modules() if name]
+    if layer is not None and layer not in names:
+        raise ValueError(
+            f"layer={layer!r} is not a layer of the model; it has {', '.join(names)}."
+        )
+    return SENTENCE_OUTPUT if layer is None and is_sentence_encoder(model) else layer
 
 
 def module_device(model: nn.Module) -> torch.device:
-    """Give the device of a model, to which every run brings it back."""
+    """Return the device of a model, to which every run brings it back."""
     with exclusive(model):
         first = next(model.parameters(), None)
         return torch.device("cpu") if first is None else first.device
 
 
-def digest_of_model(model: nn.Module) -> str:
-    """Give a digest of the weights and buffers of a model, and of its layers.
+def copied_structure(model: Any) -> Any:
+    """Return a copy of a model that no other thread is running; its tensors are shared.
+
+    A running model has hooks and another mode, which the copy has not.
+    """
+    if not isinstance(model, nn.Module):
+        return model
+    with exclusive(model):
+        tensors = [*model.parameters(), *model.buffers()]
+        # Some layers keep a tensor that torch refuses to copy as a plain attribute.
+        attributes = [
+            value for each in model.modules() for value in vars(each).values()
+        ]
+        tensors += [value for value in attributes if isinstance(value, Tensor)]
+        return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+
+
+def hash_model(model: nn.Module) -> str:
+    """Return a hash of the weights and buffers of a model, and of its layers.
 
     Layers count as they print, which tells an activation or a pooling from another
     where the weights do not.
     """
-    # An object that prints its place in memory has another in each process.
+    # An object that prints its address has another in each process.
     layers = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(model))
-    digest = hashlib.sha256(f"{type(model).__qualname__} {layers}".encode())
     with exclusive(model):
-        for name, tensor in model.state_dict().items():
-            if isinstance(tensor, Tensor):
-                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                digest.update(_bytes_of(tensor))
-    return digest.hexdigest()
+        state = model.state_dict().items()
+        weights = {name: value for name, value in state if isinstance(value, Tensor)}
+        return content_hash([type(model).__qualname__, layers, weights])
 
 
-def digest_of_rows(rows: Any) -> str:
-    """Give a digest of all that rows hold, read a block at a time.
+def hash_inputs(rows: Any) -> str:
+    """Return a hash of all that rows hold, read a block at a time.
 
     An array and a tensor of the same numbers and dtype have the same.
     """
-    digest = hashlib.sha256()
     if is_texts(rows):
-        for text in rows:
-            digest.update(f"{len(text)}:{text}".encode("utf-8", "surrogatepass"))
-        return digest.hexdigest()
-    first = as_tensor(rows[:1])
-    digest.update(f"{first.dtype} {tuple(rows.shape)}".encode())
-    step = max(1, _BLOCK_BYTES // max(1, first.nbytes))
-    for start in range(0, len(rows), step):
-        digest.update(_bytes_of(as_tensor(rows[start : start + step])))
-    return digest.hexdigest()
+        return content_hash(rows)
+    step = max(1, _BLOCK_BYTES // max(1, as_tensor(rows[:1]).nbytes))
+    blocks = (rows[start : start + step] for start in range(0, len(rows), step))
+    return content_hash([content_hash(as_tensor(block)) for block in blocks])
 
 
-def _bytes_of(tensor: Tensor) -> memoryview:
-    content = tensor.detach().resolve_neg().cpu().contiguous().reshape(-1)
-    content_bytes: memoryview = content.view(torch.uint8).numpy().data
-    return content_bytes
-
-
-def batches_of(rows: Any, batch_size: int) -> list[NDArray[np.intp]]:
-    """Places of the rows of each batch: texts by length, the longest first."""
+def batches_of(rows: Any, batch_size: int) -> list[IntArray]:
+    """Return the indices of the rows of each batch: texts by length, longest first."""
     order = np.arange(len(rows))
     if is_texts(rows):
         order = np.argsort([-len(text) for text in rows], kind="stable")
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
 
-def take(rows: Any, places: NDArray[np.intp]) -> Any:
-    """Give some of the rows."""
+def take(rows: Any, indices: IntArray) -> Any:
+    """Return some of the rows."""
     if is_texts(rows):
-        return [rows[place] for place in places]
+        return [rows[index] for index in indices]
     # Numbers are in order: a slice of them copies nothing.
-    return rows[int(places[0]) : int(places[-1]) + 1]
+    return rows[int(indices[0]) : int(indices[-1]) + 1]
 
 
 @contextmanager
@@ -469,31 +498,25 @@ def _reading(model: Any, max_length: int | None) -> Iterator[None]:
         yield
         return
     # Each may have a length of its own, and what routes texts sets those of all.
-    modules = [m for m in model.modules() if hasattr(m, "max_seq_length")]
-    before = [module.max_seq_length for module in modules]
-    # What has none takes one and does nothing with it.
-    if not (before and isinstance(before[0], int)):
-        raise validation.reads_texts_whole(max_length, type(model[0]).__name__)
+    modules = [each for each in model.modules() if hasattr(each, "max_seq_length")]
+    lengths = [each.max_seq_length for each in modules]
+    # What has no length takes one, and does nothing with it.
+    has_length = bool(lengths) and isinstance(lengths[0], int)
     try:
-        model.max_seq_length = max_length
-        if model.max_seq_length != max_length:
-            raise validation.reads_texts_whole(max_length, type(model[0]).__name__)
+        if has_length:
+            model.max_seq_length = max_length
+        if not has_length or model.max_seq_length != max_length:
+            raise ValueError(
+                f"max_length={max_length} has no effect: the {type(model[0]).__name__} "
+                "of this model of sentence-transformers does not cut texts. Pass "
+                "max_length=None, and texts that are short enough."
+            )
         yield
     finally:
-        for module, length in zip(modules, before, strict=True):
+        for module, length in zip(modules, lengths, strict=True):
             module.max_seq_length = length
 
 
-def _kept(found: Any) -> Any:
-    """Give a copy of a tensor, which the model may go on to work on in place."""
-    return found.clone() if isinstance(found, Tensor) else found
-
-
-def _shapes(inputs: Any) -> str:
-    if isinstance(inputs, Tensor):
-        return f"a tensor of shape {tuple(inputs.shape)} and dtype {inputs.dtype}"
-    return "tokens " + ", ".join(
-        f"{name} {tuple(value.shape)}"
-        for name, value in inputs.items()
-        if isinstance(value, Tensor)
-    )
+def _copied(value: Any) -> Any:
+    """Return a copy of a tensor, which the model may go on to work on in place."""
+    return value.clone() if isinstance(value, Tensor) else value

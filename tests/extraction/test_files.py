@@ -19,8 +19,8 @@ from numpy.testing import assert_array_equal
 
 from lelp_sklearn import EmbeddingExtractor, LELPProjector, LELPStudentClassifier
 from lelp_sklearn._extraction import resumable
+from tests.extractor_problems import make_model, rows
 from tests.student_problems import make_groups
-from tests.test_extractor import make_model, rows
 
 ROOT = Path(__file__).parents[2]
 
@@ -189,7 +189,7 @@ def test_a_file_system_that_reserves_nothing_is_written_to_in_full(
 
 def extract_until_killed(path, name, turn, between):
     """Extract; the process kills itself at the given call of a function."""
-    resumable._BETWEEN_MARKS = between
+    resumable._SECONDS_BETWEEN_ENTRIES = between
     model, calls = make_model(), []
 
     def count(*arguments):
