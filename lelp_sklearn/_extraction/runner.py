@@ -500,17 +500,18 @@ def _reading(model: Any, max_length: int | None) -> Iterator[None]:
     # Each may have a length of its own, and what routes texts sets those of all.
     modules = [each for each in model.modules() if hasattr(each, "max_seq_length")]
     lengths = [each.max_seq_length for each in modules]
+    refusal = ValueError(
+        f"max_length={max_length} has no effect: the {type(model[0]).__name__} of this "
+        "model of sentence-transformers does not cut texts. Pass max_length=None, and "
+        "texts that are short enough."
+    )
     # What has no length takes one, and does nothing with it.
-    has_length = bool(lengths) and isinstance(lengths[0], int)
+    if not (lengths and isinstance(lengths[0], int)):
+        raise refusal
     try:
-        if has_length:
-            model.max_seq_length = max_length
-        if not has_length or model.max_seq_length != max_length:
-            raise ValueError(
-                f"max_length={max_length} has no effect: the {type(model[0]).__name__} "
-                "of this model of sentence-transformers does not cut texts. Pass "
-                "max_length=None, and texts that are short enough."
-            )
+        model.max_seq_length = max_length
+        if model.max_seq_length != max_length:
+            raise refusal
         yield
     finally:
         for module, length in zip(modules, lengths, strict=True):
