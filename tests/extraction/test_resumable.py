@@ -78,6 +78,7 @@ INTERRUPTED = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("between", [0, 3600])
 @pytest.mark.parametrize("turn", [2, 4, 8, 16])
 def test_a_killed_process_changes_nothing(turn, between, tmp_path):
@@ -124,6 +125,7 @@ def writing(path):
     return process
 
 
+@pytest.mark.slow
 def test_two_calls_never_write_to_one_file(tmp_path):
     path, model = tmp_path / "e.npy", Counting()
     with writing(path) as first:
@@ -142,6 +144,7 @@ def test_two_calls_never_write_to_one_file(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_frees_its_file(tmp_path):
     path = tmp_path / "e.npy"
     with writing(path) as first:
@@ -210,6 +213,7 @@ def test_a_complete_file_that_was_deleted_is_begun_anew(changes, tmp_path):
     assert_array_equal(extractor.extract(X, path), found)
 
 
+@pytest.mark.slow
 def test_the_journal_of_a_file_that_is_gone_does_not_vouch_for_the_next(tmp_path):
     """A process that dies before its first note leaves no other behind."""
     path, whole = tmp_path / "e.npy", tmp_path / "whole.npy"
@@ -377,6 +381,7 @@ DIGESTED = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is counted as on Linux")
 def test_rows_are_digested_without_a_copy():
     code = textwrap.dedent(DIGESTED)
