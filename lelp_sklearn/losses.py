@@ -121,7 +121,7 @@ def subclass_cross_entropy(
         )
     dtype = torch.promote_types(logits.dtype, soft_targets.dtype)
     by_class = logits.to(dtype).unflatten(1, (n_classes, -1))
-    return subclass_losses(
+    return _subclass_losses(
         by_class,
         torch.logsumexp(by_class / temperature, dim=2),
         soft_targets.detach().to(dtype).unflatten(1, (n_classes, -1)),
@@ -213,7 +213,7 @@ class SubclassCrossEntropyLoss(nn.Module):
         return rows.sum() if self.reduction == "sum" else rows.mean()
 
 
-def subclass_losses(
+def _subclass_losses(
     logits: Tensor,
     scaled_class_logits: Tensor,
     soft_targets: Tensor,
@@ -227,7 +227,7 @@ def subclass_losses(
     `scaled_class_logits` (n, C) are the logsumexp of the logits over the temperature.
     A `subclass_weight` that is a tensor is never read on the host.
     """
-    losses = soft_cross_entropy(scaled_class_logits, soft_targets.sum(dim=2))
+    losses = _soft_cross_entropy(scaled_class_logits, soft_targets.sum(dim=2))
     losses = losses * temperature**2
     has_weight = isinstance(subclass_weight, Tensor) or bool(subclass_weight)
     # A single subclass is the whole class: nothing is left to learn within it.
@@ -240,7 +240,7 @@ def subclass_losses(
     return losses - inner * (subclass_weight * within_class_temperature**2)
 
 
-def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+def _soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Compute the cross-entropy (n,) between targets and logits (n, C)."""
     return -(targets * torch.log_softmax(logits, dim=1)).sum(dim=1)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lelp_sklearn._training.batches import TrainingTensors
-from lelp_sklearn.losses import class_logits, soft_cross_entropy, subclass_losses
+from lelp_sklearn.losses import _soft_cross_entropy, _subclass_losses, class_logits
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Objective:
         """Return the loss (n,) of each row, at the weight λ of the subclasses."""
         by_class = logits.unflatten(1, (self.n_classes, -1))
         scaled_class_logits = torch.logsumexp(by_class / self.temperature, dim=2)
-        losses = subclass_losses(
+        losses = _subclass_losses(
             by_class,
             scaled_class_logits,
             batch.soft_targets.unflatten(1, (self.n_classes, -1)),
@@ -35,7 +35,7 @@ class Objective:
         if batch.label_targets is None:
             return losses
         class_logits = scaled_class_logits * self.temperature
-        on_labels = soft_cross_entropy(class_logits, batch.label_targets)
+        on_labels = _soft_cross_entropy(class_logits, batch.label_targets)
         return torch.lerp(losses, on_labels, self.label_weight)
 
     def class_logits(self, logits: Tensor) -> Tensor:
