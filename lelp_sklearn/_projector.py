@@ -27,8 +27,7 @@ from lelp_sklearn._callbacks import CallbackSupportMixin, begin_fit, with_callba
 from lelp_sklearn._callers import warned_once
 from lelp_sklearn._files import new_npy
 from lelp_sklearn._locks import exclusive
-from lelp_sklearn._subclasses import dask_arrays, dask_validation, tensors
-from lelp_sklearn._subclasses.digests import hash_rows
+from lelp_sklearn._subclasses import dask_backend, torch_backend
 from lelp_sklearn._subclasses.directions import row_space_basis
 from lelp_sklearn._subclasses.head import Head
 from lelp_sklearn._subclasses.inputs import ProjectorInputs
@@ -39,6 +38,7 @@ from lelp_sklearn._subclasses.moments import (
     ExplicitCovariance,
 )
 from lelp_sklearn._subclasses.pca import PCA, SOLVERS, resolve_solver
+from lelp_sklearn._subclasses.rows import hash_rows
 from lelp_sklearn._subclasses.soft_labels import SoftLabeller, class_sums
 from lelp_sklearn._subclasses.splitters import (
     AUTO_N_SUBCLASSES,
@@ -435,8 +435,8 @@ class LELPProjector(  # type: ignore[call-arg]
         """
         self._validate_params()
         given = X, y, teacher_logits, sample_weight
-        if any(dask_arrays.is_dask_array(each) for each in given):
-            raise dask_validation.no_dask_stream()
+        if any(dask_backend.is_dask_array(each) for each in given):
+            raise dask_backend.no_dask_stream()
         before: Stream | None = self.__dict__.get("_stream")
         if before is not None:
             classes = before.classes
@@ -505,7 +505,7 @@ class LELPProjector(  # type: ignore[call-arg]
         """
         self._check_fitted()
         rows = self._check_rows(X, reset=False)
-        if dask_arrays.is_dask_array(X):
+        if dask_backend.is_dask_array(X):
             return self._transform_lazily(rows, teacher_logits, out)
         logits = self._check_logits(teacher_logits, rows.shape[0])
         labeller = self._labeller()
@@ -523,8 +523,8 @@ class LELPProjector(  # type: ignore[call-arg]
             labeller.write(rows, logits, out)
             return out
         soft_labels = labeller(rows, logits)
-        if tensors.is_tensor(X):
-            return tensors.like(soft_labels, X)
+        if torch_backend.is_tensor(X):
+            return torch_backend.like(soft_labels, X)
         return _wrap_data_with_container("transform", soft_labels, X, self)
 
     def fit_transform(
@@ -574,12 +574,12 @@ class LELPProjector(  # type: ignore[call-arg]
         """
         self._check_fitted()
         shape = self.offsets_.shape
-        if tensors.is_tensor(X):
+        if torch_backend.is_tensor(X):
             _validation.check_soft_label_shape(X.shape, self.offsets_.size)
             return X.reshape(len(X), *shape).sum(-1)
-        if dask_arrays.is_dask_array(X):
+        if dask_backend.is_dask_array(X):
             _validation.check_soft_label_shape(X.shape, self.offsets_.size)
-            return dask_arrays.sum_subclasses(X, shape)
+            return dask_backend.sum_subclasses(X, shape)
         soft_labels = _validation.check_soft_labels(X, self.offsets_.size)
         return class_sums(soft_labels, shape)
 
@@ -770,14 +770,14 @@ class LELPProjector(  # type: ignore[call-arg]
     def _transform_lazily(self, rows: Any, teacher_logits: Any, out: Any) -> Any:
         """Return soft labels of a dask array, made where and when its chunks are."""
         if out is not None:
-            raise dask_validation.no_dask_out()
+            raise dask_backend.no_dask_out()
         logits = None
         if teacher_logits is not None:
-            logits = dask_arrays.beside(teacher_logits, rows, "teacher_logits")
+            logits = dask_backend.beside(teacher_logits, rows, "teacher_logits")
             _validation.check_logit_dimensions(logits.shape)
             logits = logits[:, None] if logits.ndim == 1 else logits
             _validation.check_logit_columns(logits.shape[1], len(self.classes_))
-        return dask_arrays.map_rows(
+        return dask_backend.map_rows(
             self._labeller().of_chunk,
             rows,
             logits,
@@ -798,7 +798,7 @@ class LELPProjector(  # type: ignore[call-arg]
         if teacher_logits is None:
             return None
         check_dense(teacher_logits, "teacher_logits")
-        logits = tensors.to_array(teacher_logits)
+        logits = torch_backend.to_array(teacher_logits)
         logits = _validation.check_logits(logits, n_samples)
         if _validation.are_probabilities(logits):
             _validation.warn_of_probabilities()
@@ -807,13 +807,13 @@ class LELPProjector(  # type: ignore[call-arg]
 
     def _check_rows(self, X: Any, *, reset: bool) -> Any:
         """Return X as rows to be read in blocks; they may still hold NaN."""
-        if tensors.is_tensor(X) or dask_arrays.is_dask_array(X):
+        if torch_backend.is_tensor(X) or dask_backend.is_dask_array(X):
             rows: Any
-            if tensors.is_tensor(X):
+            if torch_backend.is_tensor(X):
                 _validation.check_tensor(X)
-                rows = tensors.as_rows(X)
+                rows = torch_backend.as_rows(X)
             else:
-                rows = dask_arrays.as_rows(X)
+                rows = dask_backend.as_rows(X)
             _check_feature_names(self, X, reset=reset)
             _check_n_features(self, rows, reset=reset)
             return rows

@@ -80,24 +80,3 @@ def test_unknown_name_is_an_attribute_error():
 
     with pytest.raises(AttributeError, match="LELPRegressor"):
         lelp_sklearn.LELPRegressor  # noqa: B018 (the look-up is what is tested)
-
-
-@pytest.mark.parametrize("is_enabled", [True, False])
-@pytest.mark.parametrize("is_frozen", [True, False])
-def test_kernels_leave_the_garbage_collector_as_it_was(is_enabled, is_frozen):
-    run_in_new_process(
-        f"""
-        import gc
-
-        if not {is_enabled}:
-            gc.disable()
-        if {is_frozen}:
-            gc.freeze()
-        n_frozen = gc.get_freeze_count()
-        from lelp_sklearn._subclasses.kernels import soft_labels
-
-        assert gc.isenabled() == {is_enabled}
-        assert (gc.get_freeze_count() > 0) == (n_frozen > 0)
-        assert gc.get_freeze_count() <= n_frozen
-        """
-    )

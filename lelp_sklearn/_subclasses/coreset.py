@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import linalg
 
-from lelp_sklearn._subclasses import tensor_passes
+from lelp_sklearn._subclasses import torch_backend
 from lelp_sklearn._subclasses.directions import tidy, to_null_space
 from lelp_sklearn._subclasses.moments import Covariance
 from lelp_sklearn._subclasses.rows import Data, LabelledRows, row_slices
@@ -18,8 +18,8 @@ from lelp_sklearn._subclasses.subsample import (
     sampled_subspace,
     samples_of,
 )
-from lelp_sklearn._subclasses.tensors import dispatch_to_device
 from lelp_sklearn._subclasses.threads import map_parts
+from lelp_sklearn._subclasses.torch_backend import dispatch_to_device
 from lelp_sklearn._typing import FloatArray, IntArray
 
 # Distinct rows of a class of which coordinates are kept: all of them, or so many.
@@ -185,7 +185,7 @@ def importance_weights(
     return replace(data, weight=weight)
 
 
-@dispatch_to_device(tensor_passes.preferences)
+@dispatch_to_device(torch_backend.preferences)
 def _preferences(
     data: LabelledRows, mean: FloatArray, row_space: FloatArray, spread: FloatArray
 ) -> FloatArray:
@@ -234,7 +234,7 @@ def _axes(
     return tidy(basis @ turn[:, ::-1], values[::-1], basis[:, :0], -1.0).vectors
 
 
-@dispatch_to_device(tensor_passes.at_places)
+@dispatch_to_device(torch_backend.at_places)
 def _at_places(
     data: LabelledRows,
     places: list[IntArray],

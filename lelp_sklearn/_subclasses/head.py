@@ -9,7 +9,7 @@ from scipy import linalg
 from sklearn.base import clone, is_classifier
 from sklearn.utils.validation import has_fit_parameter
 
-from lelp_sklearn._subclasses import tensors
+from lelp_sklearn._subclasses import torch_backend
 from lelp_sklearn._typing import BoolArray, FloatArray
 from lelp_sklearn._validation import (
     as_numbers,
@@ -68,10 +68,10 @@ def resolve_head(head: Any, n_features: int) -> tuple[Head | None, NDArray[Any] 
     else:
         raise _unknown_head(head)
     # A layer without bias has None for it.
-    intercept = 0.0 if intercept is None else tensors.to_array(intercept)
-    arrays = tensors.to_array(coef), intercept
+    intercept = 0.0 if intercept is None else torch_backend.to_array(intercept)
+    arrays = torch_backend.to_array(coef), intercept
     resolved = _check_arrays(*arrays, n_features)
-    if is_layer and not tensors.is_linear(head, *arrays):
+    if is_layer and not _is_linear(head, *arrays):
         raise ValueError(
             f"head is {kind}, whose output is not its weights times its input plus its "
             "bias: pass head=None, and the logits of the model as teacher_logits."
@@ -255,3 +255,26 @@ def _deviations(variance: FloatArray, mean: FloatArray) -> FloatArray:
     rounding = (_ROUNDING * mean) ** 2
     varies = variance > np.maximum(rounding, np.finfo(np.float64).tiny)
     return np.sqrt(np.where(varies, variance, np.inf))
+
+
+def _is_linear(layer: Any, coef: NDArray[Any], intercept: Any) -> bool:
+    """Return whether a layer returns coef (C, d) times its input plus the intercept."""
+    import torch
+
+    rows = np.random.RandomState(0).normal(size=(4, coef.shape[1]))
+    weight = layer.weight
+    try:
+        with torch.no_grad():
+            given = torch.from_numpy(rows).to(weight.dtype).to(weight.device)
+            returned = torch_backend.to_array(layer(given))
+    # A layer may be any, such as one that takes labels beside the rows.
+    except Exception:
+        return False
+    rows = torch_backend.to_array(given)
+    products = rows @ coef.T + intercept
+    # Rounding errors of products add up like their squares; single precision may
+    # multiply with fewer digits than it has (TF32).
+    size = np.sqrt(rows**2 @ coef.T**2 + intercept**2)
+    slack = 8 * max(torch.finfo(weight.dtype).eps, 2.0**-11) * size
+    same_shape = np.shape(returned) == products.shape
+    return same_shape and bool((np.abs(returned - products) <= slack).all())

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from lelp_sklearn import _validation
 from lelp_sklearn._callbacks import FitTask
-from lelp_sklearn._subclasses import dask_arrays, tensors
-from lelp_sklearn._subclasses.digests import Digests, hash_rows
+from lelp_sklearn._subclasses import torch_backend
 from lelp_sklearn._subclasses.head import (
     Head,
     check_head_rows,
@@ -33,10 +32,12 @@ from lelp_sklearn._subclasses.moments import (
 )
 from lelp_sklearn._subclasses.rows import (
     Data,
+    Digests,
     InMemory,
     LabelledRows,
     Rows,
     are_unequal,
+    hash_rows,
     sum_dtype,
 )
 from lelp_sklearn._subclasses.subsample import (
@@ -88,7 +89,10 @@ class ProjectorInputs:
 
         `head` and `unlabeled` are the projector's; `classes` are those of a stream.
         """
-        is_dask = dask_arrays.is_dask_array(rows)
+        # Imported here, since it is made of what this module has.
+        from lelp_sklearn._subclasses.dask_backend import DaskRows, is_dask_array
+
+        is_dask = is_dask_array(rows)
         known_head, head_classes = resolve_head(head, rows.shape[1])
         if known_head is None and head is not None and (is_stream or is_dask):
             raise ValueError(
@@ -98,12 +102,7 @@ class ProjectorInputs:
             )
         if known_head is None and teacher_logits is None and y is None:
             raise _validation.head_is_missing()
-        checked_type: Any = CheckedRows
-        if is_dask:
-            # Imported with the first dask array.
-            from lelp_sklearn._subclasses.dask_rows import DaskRows
-
-            checked_type = DaskRows
+        checked_type: Any = DaskRows if is_dask else CheckedRows
         checked = checked_type.check(rows, y, sample_weight, teacher_logits, unlabeled)
         findings = checked.findings()
         findings.check()
@@ -311,7 +310,7 @@ class CheckedRows(InMemory):
         digests = hash_rows(X, first_row)
         weight = _validation.check_sample_weight(sample_weight, n_rows, first_row)
         check_dense(teacher_logits, "teacher_logits")
-        logits = tensors.to_array(teacher_logits)
+        logits = torch_backend.to_array(teacher_logits)
         if logits is not None:
             logits = _validation.check_logits(logits, n_rows, first_row)
         labels, labelled = _validation.check_labels(y, n_rows, unlabeled, first_row)

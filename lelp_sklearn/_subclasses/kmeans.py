@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg
 
-from lelp_sklearn._subclasses import tensor_passes
+from lelp_sklearn._subclasses import torch_backend
 from lelp_sklearn._subclasses.coreset import Coreset, class_coresets
 from lelp_sklearn._subclasses.directions import to_null_space
 from lelp_sklearn._subclasses.moments import Covariance, class_weights
@@ -31,8 +31,8 @@ from lelp_sklearn._subclasses.splitters import (
     SplitProblem,
     Splitter,
 )
-from lelp_sklearn._subclasses.tensors import dispatch_to_device, tie_share
 from lelp_sklearn._subclasses.threads import map_parts, one_blas_thread
+from lelp_sklearn._subclasses.torch_backend import dispatch_to_device, tie_share
 from lelp_sklearn._typing import FloatArray, IntArray
 from lelp_sklearn._validation import (
     check_every_class,
@@ -151,7 +151,7 @@ class RunningCentroids:
             points += (own + gained[:, None] * (own_mean - points)) / divisor
 
 
-@dispatch_to_device(tensor_passes.nearest_sums)
+@dispatch_to_device(torch_backend.nearest_sums)
 def _assigned_sums(
     data: LabelledRows, mean: FloatArray, centroids: list[FloatArray]
 ) -> list[FloatArray]:
@@ -195,7 +195,7 @@ def _add_rare(
     return centroids
 
 
-@dispatch_to_device(tensor_passes.farthest)
+@dispatch_to_device(torch_backend.farthest)
 def _farthest(
     data: LabelledRows,
     c: int,
@@ -275,7 +275,7 @@ def _lloyd_pass(
     return moved, explained
 
 
-@dispatch_to_device(tensor_passes.nearest_sums)
+@dispatch_to_device(torch_backend.nearest_sums)
 def _nearest_sums(
     data: LabelledRows, mean: FloatArray, centroids: list[FloatArray]
 ) -> list[FloatArray]:
@@ -289,19 +289,17 @@ def _nearest_sums(
 
     dtype = mean.dtype
     packed = tiles.pack(centroids, dtype)
-    centres = tiles.readable(mean, dtype)
     sizes = [len(each) for each in centroids]
     half_squares = np.full((len(sizes), max(sizes)), np.inf, dtype)
     for own, each in zip(half_squares, centroids, strict=True):
         own[: len(each)] = np.einsum("kd,kd->k", each, each) / 2
     ties = np.where(np.isfinite(half_squares), tie_share(dtype) * half_squares, 0)
+    ties = ties.astype(dtype)
 
     def work(block: slice) -> tuple[FloatArray, FloatArray]:
-        rows = tiles.readable(data.X[block], dtype)
         class_index, weight = data.class_index[block], data.weight[block]
-        return class_sums.cluster_sums(
-            rows, class_index, weight, centres, packed, half_squares, ties.astype(dtype)
-        )
+        rows = tiles.class_rows(data.X[block], class_index, weight, mean)
+        return class_sums.cluster_sums(rows, packed, half_squares, ties)
 
     sums = np.zeros((*half_squares.shape, mean.shape[1]))
     weights = np.zeros(half_squares.shape)
@@ -376,10 +374,10 @@ class _Cloud:
     @classmethod
     def of(cls, points: FloatArray, weight: FloatArray, rounding: float) -> "_Cloud":
         # Imported at the first call: numba would slow the import of the package.
-        from lelp_sklearn._subclasses.kernels import cluster_sums
+        from lelp_sklearn._subclasses.kernels import class_sums
 
         points = np.ascontiguousarray(points, dtype=np.float64)
-        return cls(points, cluster_sums.tiles(points), weight, rounding)
+        return cls(points, class_sums.point_tiles(points), weight, rounding)
 
     def mean(self) -> FloatArray:
         mean: FloatArray = self.weight @ self.points / self.weight.sum()
@@ -420,25 +418,15 @@ class _Clusters:
 
 def _settle(cloud: _Cloud, centroids: FloatArray, goal: float = np.inf) -> _Clusters:
     """Lloyd's iterations; centroids that no point is nearest to vanish."""
-    from lelp_sklearn._subclasses.kernels import cluster_sums
+    from lelp_sklearn._subclasses.kernels import class_sums
 
     centroids = centroids.copy()
-    n_clusters = len(centroids)
     labels = np.empty(len(cloud.points), np.int32)
-    farthest = np.full(n_clusters, -1, dtype=np.intp)
-    sizes, inertias = np.zeros(n_clusters), np.zeros(n_clusters)
-    cluster_sums.lloyd(
+    class_sums.lloyd(
         cloud.tiles, cloud.weight, centroids, labels, _TOLERANCE, _MAX_ITERATIONS, goal
     )
-    cluster_sums.measure(
-        cloud.points,
-        cloud.weight,
-        centroids,
-        labels,
-        cloud.rounding,
-        sizes,
-        inertias,
-        farthest,
+    sizes, inertias, farthest = class_sums.measure(
+        cloud.points, cloud.weight, centroids, labels, cloud.rounding
     )
     used = farthest >= 0
     if not used.all():

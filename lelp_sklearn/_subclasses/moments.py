@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lelp_sklearn._subclasses import tensor_passes
+from lelp_sklearn._subclasses import torch_backend
 from lelp_sklearn._subclasses.directions import InitialSubspace
 from lelp_sklearn._subclasses.rows import (
     Data,
@@ -16,8 +16,8 @@ from lelp_sklearn._subclasses.rows import (
     class_blocks,
     row_slices,
 )
-from lelp_sklearn._subclasses.tensors import dispatch_to_device
 from lelp_sklearn._subclasses.threads import map_parts
+from lelp_sklearn._subclasses.torch_backend import dispatch_to_device
 from lelp_sklearn._typing import FloatArray
 from lelp_sklearn._validation import check_no_overflow, check_no_underflow
 
@@ -93,14 +93,14 @@ def _exact_moments_of_tensors(
     rows: LabelledRows, n_classes: int, with_logits: bool = False
 ) -> ClassMoments:
     extra = rows.logits if with_logits else None
-    sums = tensor_passes.moments(rows, n_classes, extra, np.dtype(np.float64))
+    sums = torch_backend.moments(rows, n_classes, extra, np.dtype(np.float64))
     return ClassMoments(*sums)
 
 
 def _quick_moments_of_tensors(
     rows: LabelledRows, n_classes: int, dtype: np.dtype[Any]
 ) -> ClassMoments:
-    moments = ClassMoments(*tensor_passes.moments(rows, n_classes, None, dtype))
+    moments = ClassMoments(*torch_backend.moments(rows, n_classes, None, dtype))
     check_no_overflow(moments.scatter, dtype)
     return moments
 
@@ -128,10 +128,10 @@ def scatter_moments(
     A block is summed in `dtype`, about the mean of the first rows of each class.
     """
     # Imported at the first call: numba would slow the import of the package.
-    from lelp_sklearn._subclasses.kernels import class_sums, tiles
+    from lelp_sklearn._subclasses.kernels import class_sums
 
     def work(block: slice) -> ClassMoments:
-        X = tiles.readable(rows.X[block], dtype)
+        X = rows.X[block]
         class_index, weight = rows.class_index[block], rows.weight[block]
         moments = ClassMoments(
             *class_sums.class_scatters(X, class_index, weight, n_classes, dtype)
@@ -308,7 +308,7 @@ def _about_means(
     ]
 
 
-@dispatch_to_device(tensor_passes.products)
+@dispatch_to_device(torch_backend.products)
 def _products(
     data: LabelledRows, centres: FloatArray, bases: list[FloatArray]
 ) -> list[FloatArray]:
@@ -318,14 +318,11 @@ def _products(
 
     n_vectors = np.array([basis.shape[1] for basis in bases])
     packed = tiles.pack([basis.T for basis in bases], centres.dtype)
-    centres = tiles.readable(centres, centres.dtype)
 
     def work(block: slice) -> tuple[FloatArray, FloatArray]:
-        rows = tiles.readable(data.X[block], centres.dtype)
         class_index, weight = data.class_index[block], data.weight[block]
-        return class_sums.class_products(
-            rows, class_index, weight, centres, packed, n_vectors
-        )
+        rows = tiles.class_rows(data.X[block], class_index, weight, centres)
+        return class_sums.class_products(rows, packed, n_vectors)
 
     total: FloatArray = np.zeros((len(bases), n_vectors.max() + 1, centres.shape[1]))
     squares: FloatArray = np.zeros(len(bases))

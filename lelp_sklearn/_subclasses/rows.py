@@ -1,4 +1,4 @@
-"""Rows of embeddings, read a block at a time: the only place that up-casts them."""
+"""Rows of embeddings, read a block at a time, and their hashes."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -9,9 +9,11 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import gen_batches
 from sklearn.utils._chunking import get_chunk_n_rows
 
-from lelp_sklearn._subclasses import tensor_passes
-from lelp_sklearn._subclasses.tensors import dispatch_to_device
+from lelp_sklearn._subclasses import torch_backend
+from lelp_sklearn._subclasses.threads import map_parts
+from lelp_sklearn._subclasses.torch_backend import dispatch_to_device, is_on_device
 from lelp_sklearn._typing import BoolArray, FloatArray, IntArray
+from lelp_sklearn._validation import check_finite_block
 
 # A block has at most so many rows or so many numbers: enough for what is done once a
 # block to weigh little.
@@ -27,7 +29,13 @@ _BLOCK_TEMPORARIES = 4
 # Weights of a class that differ by more are very unequal.
 _LIKE_WEIGHTS = 100
 
+# The constants of SplitMix64 (Steele, Lea and Flood, 2014).
+_STEP = np.uint64(0x9E3779B97F4A7C15)
+_MULTIPLIERS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_SHIFTS = np.uint64(30), np.uint64(27), np.uint64(31)
+
 Result = TypeVar("Result")
+Digests = NDArray[np.uint64]
 
 
 class Rows(Protocol):
@@ -120,7 +128,7 @@ class LabelledRows(InMemory):
     X: Rows
     class_index: IntArray
     weight: FloatArray
-    digests: NDArray[np.uint64]
+    digests: Digests
     logits: FloatArray | None = None
     first_row: int = 0
 
@@ -183,7 +191,7 @@ class LabelledRows(InMemory):
         )
 
 
-@dispatch_to_device(tensor_passes.likeliest)
+@dispatch_to_device(torch_backend.likeliest)
 def _likeliest(
     data: LabelledRows, wanted: BoolArray, head: Callable[[FloatArray], FloatArray]
 ) -> IntArray:
@@ -256,3 +264,54 @@ def class_blocks(
             if mine.size:
                 index = mine + rows.start
                 yield code, block[mine], data.weight[index], index
+
+
+def hash_rows(X: Rows, first_row: int = 0) -> Digests:
+    """Return a hash (n,) of each row of X: equal rows have equal ones, others hardly.
+
+    The same also in half and single precision, and of 0.0 and -0.0. Multilinear
+    hashing (Carter and Wegman, 1979).
+
+    Raises
+    ------
+    ValueError
+        If X holds NaN or infinity; rows are counted from `first_row`.
+    """
+    # Imported at the first call: numba would slow the import of the package.
+    from lelp_sklearn._subclasses.kernels import soft_labels, tiles
+
+    n_rows, n_features = X.shape
+    dtype = np.result_type(X.dtype, np.float32)
+    factors = splitmix64(np.arange(1, n_features + 1, dtype=np.uint64) * _STEP)
+    if is_on_device(X):
+        hashes, finite = torch_backend.hash_rows(X, factors)
+        row = None if finite else torch_backend.first_nonfinite_row(X)
+        if row is not None:
+            check_finite_block(X[row : row + 1], first_row + row, "X")
+        return hashes
+    hashes = np.empty(n_rows, dtype=np.uint64)
+    unsigned = f"u{dtype.itemsize}"
+    infinity, sign = np.array([np.inf, -0.0], dtype).view(unsigned).astype(np.uint64)
+
+    def work(block: slice) -> tuple[slice, bool]:
+        rows = tiles.readable(X[block], dtype)
+        finite = soft_labels.hash_rows(rows, factors, infinity, sign, hashes[block])
+        return block, finite
+
+    for block, finite in map_parts(work, row_slices(X)):
+        if not finite:
+            check_finite_block(X[block], first_row + block.start, "X")
+    return hashes
+
+
+def scrambling() -> list[tuple[int, int | None]]:
+    """Give the shifts and, as signed numbers, the factors of `splitmix64`."""
+    factors = [*np.array(_MULTIPLIERS).view(np.int64).tolist(), None]
+    return list(zip(map(int, _SHIFTS), factors, strict=True))
+
+
+def splitmix64(numbers: Digests) -> Digests:
+    """Turn 64-bit numbers, one to one, into such as look drawn at random."""
+    for shift, multiplier in zip(_SHIFTS, _MULTIPLIERS, strict=False):
+        numbers = (numbers ^ (numbers >> shift)) * multiplier
+    return numbers ^ (numbers >> _SHIFTS[-1])

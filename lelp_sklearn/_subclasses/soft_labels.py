@@ -7,10 +7,15 @@ from typing import Any
 import numpy as np
 
 from lelp_sklearn import _validation
-from lelp_sklearn._subclasses import tensor_labels, tensor_passes
+from lelp_sklearn._subclasses import torch_backend, torch_soft_labels
 from lelp_sklearn._subclasses.rows import Rows, row_slices
-from lelp_sklearn._subclasses.tensors import TensorRows, is_on_device, is_tensor, like
 from lelp_sklearn._subclasses.threads import map_parts
+from lelp_sklearn._subclasses.torch_backend import (
+    TensorRows,
+    is_on_device,
+    is_tensor,
+    like,
+)
 from lelp_sklearn._typing import FloatArray
 
 
@@ -113,16 +118,16 @@ class SoftLabeller:
     ) -> None:
         """Fill `target` on the device of the rows."""
         centre = self.centre.astype(rows.dtype)
-        projection = tensor_labels.Projection(
+        projection = torch_soft_labels.Projection(
             centre,
             *self._columns(centre, logits is not None),
             self.offsets.size,
             len(self.coef),
             *self._factors(),
         )
-        if tensor_labels.write(projection, rows, logits, target):
+        if torch_soft_labels.write(projection, rows, logits, target):
             return
-        row = tensor_passes.first_nonfinite_row(rows)
+        row = torch_backend.first_nonfinite_row(rows)
         if row is not None:
             _validation.check_finite_block(rows[row : row + 1], first_row + row, "X")
         # What overflows is rare enough for the host, where double precision always is.
@@ -154,26 +159,19 @@ class SoftLabeller:
         from lelp_sklearn._subclasses.kernels import soft_labels, tiles
 
         columns, offsets = self._columns(self.centre.astype(dtype), logits is not None)
-        packed = tiles.pack([columns], dtype)[0]
-        centre, offsets = (
-            tiles.readable(each, dtype) for each in (self.centre.astype(dtype), offsets)
+        projection = tiles.Projection(
+            tiles.readable(self.centre[None], dtype),
+            tiles.pack([columns], dtype)[0],
+            tiles.readable(offsets, dtype),
+            *map(dtype.type, self._factors()),
         )
         no_logits = np.empty((0, len(self.coef)), dtype)
-        per_temperature, per_subclass_temperature = map(dtype.type, self._factors())
 
         def write(block: slice, target: FloatArray) -> bool:
             with np.errstate(over="ignore"):
                 given = no_logits if logits is None else logits[block].astype(dtype)
-            return soft_labels.soft_labels(
-                tiles.readable(rows[block], dtype),
-                centre,
-                packed,
-                offsets,
-                tiles.readable(given, dtype),
-                per_temperature,
-                per_subclass_temperature,
-                target,
-            )
+            X, block_logits = (tiles.readable(a, dtype) for a in (rows[block], given))
+            return soft_labels.soft_labels(X, block_logits, projection, target)
 
         return write
 

@@ -7,16 +7,23 @@ from functools import partial
 import numpy as np
 from scipy import linalg
 
-from lelp_sklearn._subclasses import tensor_passes
-from lelp_sklearn._subclasses.digests import Digests, scrambling, splitmix64
+from lelp_sklearn._subclasses import torch_backend
 from lelp_sklearn._subclasses.directions import (
     InitialSubspace,
     orthonormal,
     to_null_space,
 )
-from lelp_sklearn._subclasses.rows import Data, LabelledRows, row_slices, sum_dtype
-from lelp_sklearn._subclasses.tensors import dispatch_to_device, is_on_device
+from lelp_sklearn._subclasses.rows import (
+    Data,
+    Digests,
+    LabelledRows,
+    row_slices,
+    scrambling,
+    splitmix64,
+    sum_dtype,
+)
 from lelp_sklearn._subclasses.threads import map_parts
+from lelp_sklearn._subclasses.torch_backend import dispatch_to_device, is_on_device
 from lelp_sklearn._typing import FloatArray, IntArray
 
 # Distinct rows of a class that are drawn: this share of them, within bounds on the rows
@@ -177,7 +184,7 @@ def _sketch_tensors(
     # Where there is no double precision, draws would not be those of arrays.
     if not (is_on_device(rows.X) and rows.X.has_double):
         return _sketch_arrays(rows, n_classes, seed)
-    sketches = tensor_passes.distinct_rows(
+    sketches = torch_backend.distinct_rows(
         rows, n_classes, scrambling(), seed, _SKETCH_ROWS
     )
     return [Sketch(*each) for each in sketches]

@@ -7,7 +7,7 @@ import torch
 from numpy.testing import assert_allclose
 
 from lelp_sklearn import LELPProjector
-from lelp_sklearn._subclasses import tensors
+from lelp_sklearn._subclasses import torch_backend
 
 # The head knows nothing of the labels.
 pytestmark = pytest.mark.filterwarnings("ignore::lelp_sklearn.ClassOrderWarning")
@@ -50,8 +50,8 @@ def test_random_directions(make, svd_solver, dtype, kind, monkeypatch):
     X, y = make().astype(dtype), np.arange(60) % 2
     given = X
     if kind == "device":
-        monkeypatch.setattr(tensors, "_VIEWABLE", ())
-        monkeypatch.setattr(tensors, "_NEAR", ())
+        monkeypatch.setattr(torch_backend, "_VIEWABLE", ())
+        monkeypatch.setattr(torch_backend, "_NEAR", ())
         given = torch.as_tensor(X)
     elif kind == "dask":
         given = da.from_array(X, chunks=(20, N_FEATURES))

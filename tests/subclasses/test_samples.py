@@ -8,10 +8,9 @@ from sklearn.cluster import KMeans
 from sklearn.datasets import make_blobs
 
 from lelp_sklearn import LELPProjector
-from lelp_sklearn._subclasses.dask_rows import DaskRows
-from lelp_sklearn._subclasses.digests import hash_rows
+from lelp_sklearn._subclasses.dask_backend import DaskRows
 from lelp_sklearn._subclasses.inputs import CheckedRows
-from lelp_sklearn._subclasses.rows import LabelledRows
+from lelp_sklearn._subclasses.rows import LabelledRows, hash_rows
 from lelp_sklearn._subclasses.subsample import class_samples
 
 N_ROWS = 10_000

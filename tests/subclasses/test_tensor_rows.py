@@ -9,14 +9,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
 
 from lelp_sklearn import LELPProjector
-from lelp_sklearn._subclasses import (
-    digests,
-    subsample,
-    tensor_labels,
-    tensor_passes,
-    tensors,
-)
-from lelp_sklearn._subclasses.rows import LabelledRows
+from lelp_sklearn._subclasses import subsample, torch_backend
+from lelp_sklearn._subclasses.rows import LabelledRows, hash_rows
 from tests import reference
 from tests.problems import integer_weights, make_problem
 
@@ -28,16 +22,16 @@ def device(request, monkeypatch):
     """A device whose tensors are read where they lie; the CPU as if it were such."""
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("torch finds no CUDA device")
-    monkeypatch.setattr(tensors, "_VIEWABLE", ())
-    monkeypatch.setattr(tensors, "_NEAR", ())
+    monkeypatch.setattr(torch_backend, "_VIEWABLE", ())
+    monkeypatch.setattr(torch_backend, "_NEAR", ())
     return request.param
 
 
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Many blocks, and many parts of each."""
-    monkeypatch.setattr(tensors, "_MANY_NUMBERS", 600)
-    monkeypatch.setattr(tensor_passes, "_PART_ROWS", 16)
+    monkeypatch.setattr(torch_backend, "_MANY_NUMBERS", 600)
+    monkeypatch.setattr(torch_backend, "_PART_ROWS", 16)
 
 
 def build(problem, **params):
@@ -175,8 +169,8 @@ def test_distinct_rows_are_those_of_arrays(device, most, copies, monkeypatch):
     X = rng.normal(size=(2000, 3))
     X = X[rng.randint(len(X), size=len(X))] if copies else X
     known = rng.randint(-1, 2, size=len(X)), rng.uniform(size=len(X))
-    known = *known, digests.hash_rows(X)
-    tensor = tensors.TensorRows(on(device, X))
+    known = *known, hash_rows(X)
+    tensor = torch_backend.TensorRows(on(device, X))
     pairs = zip(
         subsample.class_sketches(LabelledRows(X, *known), 2, np.uint64(5)),
         subsample.class_sketches(LabelledRows(tensor, *known), 2, np.uint64(5)),
@@ -197,8 +191,8 @@ def test_distinct_rows_are_those_of_arrays(device, most, copies, monkeypatch):
 def test_digests_are_those_of_arrays(device, dtype):
     X = torch.as_tensor(make_problem().X, dtype=dtype)
     X[3, 4], X[5, 6] = 0.0, -0.0
-    tensor = tensors.TensorRows(X.to(device))
-    assert_array_equal(digests.hash_rows(tensor), digests.hash_rows(X.numpy()))
+    tensor = torch_backend.TensorRows(X.to(device))
+    assert_array_equal(hash_rows(tensor), hash_rows(X.numpy()))
 
 
 @pytest.mark.parametrize("n_features", [5, 300])
@@ -209,12 +203,12 @@ def test_digests_of_the_kernel_are_those_of_arrays(
     interpreted_kernels(monkeypatch, device)
     X = torch.as_tensor(make_problem(n_features=n_features).X, dtype=dtype)
     X[3, 4], X[5, 3] = 0.0, -0.0
-    tensor = tensors.TensorRows(X.to(device))
-    expected = digests.hash_rows(X.float().numpy())
-    assert_array_equal(digests.hash_rows(tensor), expected)
+    tensor = torch_backend.TensorRows(X.to(device))
+    expected = hash_rows(X.float().numpy())
+    assert_array_equal(hash_rows(tensor), expected)
     X[17, 4] = np.inf
     with pytest.raises(ValueError, match="row 17"):
-        digests.hash_rows(tensors.TensorRows(X.to(device)))
+        hash_rows(torch_backend.TensorRows(X.to(device)))
 
 
 def test_kernels_read_features_that_lie_two_thousand_million_numbers_apart(
@@ -227,8 +221,8 @@ def test_kernels_read_features_that_lie_two_thousand_million_numbers_apart(
     X = torch.empty(18 * step, dtype=torch.float16, device=device)
     X = X.view(18, step).T[: len(problem.X)].copy_(torch.as_tensor(problem.X))
     known = X.float().cpu().numpy()
-    found = digests.hash_rows(tensors.TensorRows(X))
-    assert_array_equal(found, digests.hash_rows(known))
+    found = hash_rows(torch_backend.TensorRows(X))
+    assert_array_equal(found, hash_rows(known))
     projector = build(problem).fit(known, problem.codes)
     soft = projector.transform(X).cpu().numpy()
     assert_allclose(soft, projector.transform(known), atol=1e-5)
@@ -411,8 +405,7 @@ def interpreted_kernels(monkeypatch, device):
 
     from lelp_sklearn._subclasses import triton_kernel
 
-    for module in (tensor_labels, tensor_passes):
-        monkeypatch.setattr(module, "kernels_of", lambda tensor: triton_kernel)
+    monkeypatch.setattr(torch_backend, "kernels_of", lambda tensor: triton_kernel)
     return triton_kernel
 
 

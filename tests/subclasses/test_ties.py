@@ -7,7 +7,7 @@ import torch
 from numpy.testing import assert_allclose
 
 from lelp_sklearn import LELPProjector
-from lelp_sklearn._subclasses import tensors
+from lelp_sklearn._subclasses import torch_backend
 
 
 def one_hot():
@@ -80,8 +80,8 @@ def test_kmeans(make, dtype, weighted):
 
 @pytest.mark.parametrize("make", [one_hot, grid, large_grid])
 def test_kmeans_of_tensors(make, monkeypatch):
-    monkeypatch.setattr(tensors, "_VIEWABLE", ())
-    monkeypatch.setattr(tensors, "_NEAR", ())
+    monkeypatch.setattr(torch_backend, "_VIEWABLE", ())
+    monkeypatch.setattr(torch_backend, "_NEAR", ())
     X = make()
     assert_order_does_not_matter(X, labels_of(X), np.ones(len(X)), torch.as_tensor)
 

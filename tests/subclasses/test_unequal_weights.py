@@ -6,7 +6,7 @@ import torch
 from numpy.testing import assert_allclose
 
 from lelp_sklearn import LELPProjector
-from lelp_sklearn._subclasses import tensors
+from lelp_sklearn._subclasses import torch_backend
 
 N_ROWS = 200
 
@@ -29,8 +29,8 @@ def problem(n_features, n_heavy, heavy):
 @pytest.fixture
 def on_device(monkeypatch):
     """The CPU as if it were another device."""
-    monkeypatch.setattr(tensors, "_VIEWABLE", ())
-    monkeypatch.setattr(tensors, "_NEAR", ())
+    monkeypatch.setattr(torch_backend, "_VIEWABLE", ())
+    monkeypatch.setattr(torch_backend, "_NEAR", ())
 
 
 def assert_same_soft_labels(X, n_heavy, heavy, **params):

@@ -12,7 +12,7 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
 from lelp_sklearn import LELPProjector
-from lelp_sklearn._subclasses import tensors
+from lelp_sklearn._subclasses import torch_backend
 from tests import reference
 from tests.problems import integer_weights
 
@@ -117,8 +117,8 @@ def test_every_reading_gives_the_head_of_the_reference(make, way, monkeypatch):
                 X[block], codes[block], np.unique(codes), sample_weight=weight[block]
             )
     elif way == "tensor":
-        monkeypatch.setattr(tensors, "_VIEWABLE", ())
-        monkeypatch.setattr(tensors, "_NEAR", ())
+        monkeypatch.setattr(torch_backend, "_VIEWABLE", ())
+        monkeypatch.setattr(torch_backend, "_NEAR", ())
         projector.fit(torch.as_tensor(X), codes, sample_weight=weight)
     else:
         chunks = da.from_array(X, chunks=(len(X) // 3, X.shape[1]))

@@ -1,17 +1,17 @@
-"""Sums over the rows of each class, compiled. No validation: callers are trusted.
+"""Sums over the rows of each class, and k-means of points in memory, compiled.
 
-Three sums repeat one loop, over tiles that fill up with rows of a class: compiled code
-that takes a function is not kept on disk.
+Nothing is validated: callers are trusted. Three sums repeat one loop, over tiles that
+fill up with rows of a class: compiled code that takes a function is not kept on disk.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lelp_sklearn._subclasses.kernels import fallback
-from lelp_sklearn._subclasses.kernels.fallback import CENTRE_ROWS
-from lelp_sklearn._subclasses.kernels.jit import compiled, kernel
+from lelp_sklearn._subclasses.kernels.fallback import CENTRE_ROWS, PATIENCE
+from lelp_sklearn._subclasses.kernels.jit import compiled, with_plain_twin
 from lelp_sklearn._subclasses.kernels.simd import (
     COLUMNS_AT_ONCE,
     REGISTER_BYTES,
@@ -20,10 +20,13 @@ from lelp_sklearn._subclasses.kernels.simd import (
     add_dot_products,
     as_number,
     multiply_add,
+    vector_width,
 )
 from lelp_sklearn._subclasses.kernels.tiles import (
     TILE_COLUMNS,
     TILE_ROWS,
+    ClassRows,
+    class_rows,
     readable,
     zeros,
 )
@@ -31,261 +34,387 @@ from lelp_sklearn._typing import FloatArray, IntArray
 
 # Rows of a class that wait until they are multiplied fill the second-level cache.
 _TILE_BYTES = 2**18
-# Products are written for so many columns at once that some may lie past the last.
+# Products are written for so many columns at once that some may be past the last.
 _SPARE = 8
 # So many rows are summed in single precision, the sums of them in double.
 _PART_ROWS = 4096
+# Points of a tile of k-means: a multiple of three vectors, whatever the processor.
+_TILE_POINTS = 192
+# Centroids that are multiplied at once.
+_CENTROIDS_AT_ONCE = 4
 
 
+class _Tiles(NamedTuple):
+    """Rows of each class, less its centre, that wait until they are multiplied.
+
+    Parameters
+    ----------
+    rows : (C, n, >= d); weight : (C, n)
+    filled, summed : (C,) rows that wait; rows in the sums in single precision
+    next_row : (1,) the first row that is not read yet
+    """
+
+    rows: FloatArray
+    weight: FloatArray
+    filled: IntArray
+    summed: IntArray
+    next_row: IntArray
+
+
+class _Sums(NamedTuple):
+    """Sums (C, k, >= d) in the precision of the rows; sums of these, in double."""
+
+    part: FloatArray
+    total: FloatArray
+
+
+class _Lloyd(NamedTuple):
+    """Centroids (k, m) in k-means, and sums over their points.
+
+    `factors` (>= k, m) are the centroids and rows of zeros, to a number of rows that is
+    multiplied at once.
+    """
+
+    factors: FloatArray
+    half_squares: FloatArray
+    scores: FloatArray
+    nearest: NDArray[np.int32]
+    sums: FloatArray
+    sizes: FloatArray
+    counts: IntArray
+
+
+@with_plain_twin(fallback.class_products)
 def class_products(
-    rows: NDArray[Any],
-    codes: IntArray,
-    weight: FloatArray,
-    centres: FloatArray,
-    packed: FloatArray,
-    n_vectors: IntArray,
+    rows: ClassRows, packed: FloatArray, n_vectors: IntArray
 ) -> tuple[FloatArray, FloatArray]:
-    """Give the sums (C, k + 1, d) and squares (C,) of `add_products`."""
-    n_classes, n_features = centres.shape
-    total = np.zeros((n_classes, int(n_vectors.max()) + 1, n_features))
-    squares = np.zeros(n_classes)
-    own_weight, unit = _scaled(weight, packed.dtype)
-    add_products(rows, codes, own_weight, centres, packed, n_vectors, total, squares)
-    return total * unit, squares * unit
+    r"""Return vectors times the scatter of each class about a centre, in one reading.
+
+    .. math:: \mathrm{total}_c = [\mathrm{vectors}_c \, E_c^\top; 1] W E_c,
+              \quad \mathrm{squares}_c = \mathrm{tr}\, E_c^\top W E_c, \quad
+              E_c = X_c - \mathrm{centre}_c
+
+    Parameters
+    ----------
+    rows : ClassRows
+    packed : by `pack` of vectors (k_c, d) of each class
+    n_vectors : (C,) the k_c
+
+    Returns
+    -------
+    total (C, k + 1, d), squares (C,) float64
+        Row k_c of a class is the sum of its rows.
+    """
+    n_classes, n_columns, width = packed.shape
+    most, dtype = int(n_vectors.max()) + 1, packed.dtype
+    tiles = _empty_tiles(rows.centres, width)
+    n_scores = max(n_columns, most) + _SPARE
+    scores = zeros(n_scores, tiles.weight.shape[1], dtype)
+    sums = _empty_sums((n_classes, most, rows.X.shape[1]), width, dtype)
+    squares = np.zeros((n_classes, width), dtype)
+    totals = np.zeros(n_classes)
+    _add_products(rows, tiles, packed, n_vectors, scores, sums, squares, totals)
+    return sums.total * rows.unit, totals * rows.unit
 
 
 def class_scatters(
-    rows: NDArray[Any], codes: IntArray, weight: FloatArray, n_classes: int, dtype: Any
+    X: NDArray[Any],
+    class_index: IntArray,
+    weight: FloatArray,
+    n_classes: int,
+    dtype: np.dtype[Any],
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Weights (C,), means (C, d) and scatters (C, d, d) of rows, by `add_scatters`."""
-    n_features = rows.shape[1]
-    centres = np.zeros((n_classes, n_features), dtype)
-    find_centres(rows, codes, centres)
-    scatter = np.zeros((n_classes, n_features, n_features))
-    sums, held = np.zeros((n_classes, n_features)), np.zeros(n_classes)
-    own_weight, unit = _scaled(weight, centres.dtype)
-    add_scatters(rows, codes, own_weight, readable(centres, dtype), scatter, sums, held)
-    step = sums / np.where(held > 0, held, 1)[:, None]
+    """Return weights (C,), means (C, d) and scatters (C, d, d) of rows."""
+    centres = np.zeros((n_classes, X.shape[1]), dtype)
+    X = readable(X, dtype)
+    find_centres(X, class_index, centres)
+    rows = class_rows(X, class_index, weight, centres)
+    scatter, sums, weights = scatters(rows)
+    step = sums / np.where(weights > 0, weights, 1)[:, None]
     scatter -= sums[:, :, None] * step[:, None, :]
     scatter = np.triu(scatter) + np.triu(scatter, 1).transpose(0, 2, 1)
-    return held * unit, centres + step, scatter * unit
+    return weights * rows.unit, centres + step, scatter * rows.unit
 
 
+@with_plain_twin(fallback.scatters)
+def scatters(rows: ClassRows) -> tuple[FloatArray, FloatArray, FloatArray]:
+    r"""Return the upper triangle of the scatter of each class about a centre.
+
+    .. math:: \mathrm{total}_c = E_c^\top W E_c, \quad \mathrm{sums}_c = 1^\top W E_c,
+              \quad E_c = X_c - \mathrm{centre}_c
+
+    Returns
+    -------
+    total (C, d, d), sums (C, d), weights (C,) float64, all in units of `rows.unit`
+        What is below the diagonal is undefined.
+    """
+    n_classes, n_features = rows.centres.shape
+    dtype = rows.centres.dtype
+    vector = vector_width(dtype)
+    width = -(-n_features // vector) * vector
+    tiles = _empty_tiles(rows.centres, width)
+    weighted = zeros(tiles.weight.shape[1], width, dtype)
+    products = _empty_sums((n_classes, n_features, n_features), width, dtype)
+    sums = _empty_sums((n_classes, 1, n_features), width, dtype)
+    weights = np.zeros(n_classes)
+    _add_scatters(rows, tiles, weighted, products, sums, weights)
+    return products.total, sums.total[:, 0], weights
+
+
+@with_plain_twin(fallback.cluster_sums)
 def cluster_sums(
-    rows: NDArray[Any],
-    codes: IntArray,
-    weight: FloatArray,
-    centres: FloatArray,
-    packed: FloatArray,
-    half_squares: FloatArray,
-    ties: FloatArray,
+    rows: ClassRows, packed: FloatArray, half_squares: FloatArray, ties: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
-    """Give the sums (C, k, d) and weights (C, k) of `add_to_nearest`."""
-    sums = np.zeros((*half_squares.shape, centres.shape[1]))
-    held = np.zeros(half_squares.shape)
-    own_weight, unit = _scaled(weight, packed.dtype)
-    add_to_nearest(
-        rows, codes, own_weight, centres, packed, half_squares, ties, sums, held
-    )
-    return sums * unit, held * unit
-
-
-def _scaled(weight: FloatArray, dtype: np.dtype[Any]) -> tuple[FloatArray, float]:
-    """Weights in units of the largest, which single precision can hold; the unit."""
-    unit = float(weight.max(initial=0)) or 1.0
-    return (weight / unit).astype(dtype), unit
-
-
-@kernel(plain=fallback.add_products)
-def add_products(
-    X: NDArray[Any],
-    codes: IntArray,
-    weight: FloatArray,
-    centres: FloatArray,
-    packed: FloatArray,
-    n_vectors: IntArray,
-    total: FloatArray,
-    squares: FloatArray,
-) -> None:
-    r"""Add vectors times the covariance of each class about a centre, in one reading.
-
-    .. math:: \mathrm{total}_c \mathrel{+}= [\mathrm{vectors}_c \, E_c^\top; 1] W E_c,
-              \quad \mathrm{squares}_c \mathrel{+}= \mathrm{tr}\, E_c^\top W E_c, \quad
-              E_c = X_c - \mathrm{centre}_c
+    """Return the sums and weights of the rows nearest to each centroid of their class.
 
     Parameters
     ----------
-    X : (n, d), as for `soft_labels`
-    codes, weight : (n,) class of each row, or -1 for none, and its weight
-    centres : (C, d)
-    packed : by `pack` of vectors (n_vectors_c, d) of each class
-    total : (C, >= n_vectors_c + 1, d) float64; squares : (C,) float64
-    """
-    n_classes, n_columns, width = packed.shape
-    tile_rows = _rows_of_tile(width * packed.itemsize)
-    tile = zeros(n_classes * tile_rows, width, packed)
-    tile_weight = np.zeros((n_classes, tile_rows), packed.dtype)
-    filled, summed = np.zeros((2, n_classes), np.int64)
-    scores = zeros(max(n_columns, n_vectors.max() + 1) + _SPARE, tile_rows, packed)
-    shape = n_classes, n_vectors.max() + 1 + _SPARE, width
-    part, part_squares = np.zeros(shape, packed.dtype), np.zeros(width, packed.dtype)
-    row = 0
-    while True:
-        row, c = _fill(X, row, codes, weight, centres, tile, tile_weight, filled)
-        n, k = filled[c], n_vectors[c]
-        if not n:
-            break
-        rows = tile[c * tile_rows : (c + 1) * tile_rows]
-        _multiply_tile(rows, n, packed[c], scores, X[row:])
-        scores[k] = 1
-        for j in range(k + 1):
-            for r in range(n):
-                scores[j, r] *= tile_weight[c, r]
-        part_squares[:] = 0
-        for r in range(n):
-            own, w = rows[r], tile_weight[c, r]
-            for j in range(width):
-                part_squares[j] += w * own[j] * own[j]
-        squares[c] += part_squares.sum()
-        _add_product(scores[: k + 1, :n], rows[:n, :width], part[c], False)
-        filled[c] = 0
-        summed[c] += n
-        if summed[c] >= _PART_ROWS:
-            _move(part[c], total[c])
-            summed[c] = 0
-    for c in range(n_classes):
-        _move(part[c], total[c])
-
-
-@kernel(plain=fallback.add_scatters)
-def add_scatters(
-    X: NDArray[Any],
-    codes: IntArray,
-    weight: FloatArray,
-    centres: FloatArray,
-    total: FloatArray,
-    sums: FloatArray,
-    held: FloatArray,
-) -> None:
-    r"""Add the upper triangle of the scatter of each class about a centre.
-
-    .. math:: \mathrm{total}_c \mathrel{+}= E_c^\top W E_c, \quad
-              \mathrm{sums}_c \mathrel{+}= 1^\top W E_c, \quad
-              E_c = X_c - \mathrm{centre}_c
-
-    Parameters
-    ----------
-    X, codes, weight, centres : as for `add_products`
-    total : (C, d, d) float64, of which what is below the diagonal is left undefined
-    sums : (C, d), held : (C,) float64, the weights added
-    """
-    n_classes, n_features = centres.shape
-    numbers_of_vector = REGISTER_BYTES // centres.itemsize
-    width = -(-n_features // numbers_of_vector) * numbers_of_vector
-    tile_rows = _rows_of_tile(width * centres.itemsize)
-    tile = zeros(n_classes * tile_rows, width, centres)
-    tile_weight = np.zeros((n_classes, tile_rows), centres.dtype)
-    filled, summed = np.zeros((2, n_classes), np.int64)
-    weighted = zeros(tile_rows, width, centres)
-    part = np.zeros((n_classes, n_features + _SPARE, width), centres.dtype)
-    part_sums = np.zeros((n_classes, 1, width), centres.dtype)
-    row = 0
-    while True:
-        row, c = _fill(X, row, codes, weight, centres, tile, tile_weight, filled)
-        n = filled[c]
-        if not n:
-            break
-        rows = tile[c * tile_rows : (c + 1) * tile_rows]
-        own_sums = part_sums[c, 0]
-        for r in range(n):
-            own, own_weighted, w = rows[r], weighted[r], tile_weight[c, r]
-            held[c] += w
-            for j in range(width):
-                own_weighted[j] = w * own[j]
-            for j in range(width):
-                own_sums[j] += own_weighted[j]
-        _add_product(rows.T[:n_features, :n], weighted[:n, :width], part[c], True)
-        filled[c] = 0
-        summed[c] += n
-        if summed[c] >= _PART_ROWS:
-            _move(part[c], total[c])
-            _move(part_sums[c], sums[c : c + 1])
-            summed[c] = 0
-    for c in range(n_classes):
-        _move(part[c], total[c])
-        _move(part_sums[c], sums[c : c + 1])
-
-
-@kernel(plain=fallback.add_to_nearest)
-def add_to_nearest(
-    X: NDArray[Any],
-    codes: IntArray,
-    weight: FloatArray,
-    centres: FloatArray,
-    packed: FloatArray,
-    half_squares: FloatArray,
-    ties: FloatArray,
-    sums: FloatArray,
-    held: FloatArray,
-) -> None:
-    """Add each row, times its weight, to the sum of the nearest centroid of its class.
-
-    Parameters
-    ----------
-    X, codes, weight, centres : as for `add_products`
+    rows : ClassRows
     packed : by `pack` of centroids (k_c, d) of each class relative to its centre
     half_squares : (C, k) half of their squared lengths; infinity where there is none
     ties : (C, k) by how much less the score of a centroid may be than the largest: the
         first of such centroids counts as the nearest
-    sums : (C, k, d), held : (C, k) float64
+
+    Returns
+    -------
+    sums (C, k, d), weights (C, k) float64
     """
-    n_classes, n_columns, width = packed.shape
-    tile_rows = _rows_of_tile(width * packed.itemsize)
-    tile = zeros(n_classes * tile_rows, width, packed)
-    tile_weight = np.zeros((n_classes, tile_rows), packed.dtype)
+    n_columns, width = packed.shape[1:]
+    dtype = packed.dtype
+    tiles = _empty_tiles(rows.centres, width)
+    tile_rows = tiles.weight.shape[1]
+    scores = zeros(n_columns, tile_rows, dtype)
+    nearest, best = np.zeros(tile_rows, np.int64), np.zeros(tile_rows, dtype)
+    shape = *half_squares.shape, rows.X.shape[1]
+    sums, weights = _empty_sums(shape, width, dtype), np.zeros(half_squares.shape)
+    _add_to_nearest(
+        rows, tiles, packed, half_squares, ties, scores, nearest, best, sums, weights
+    )
+    return sums.total * rows.unit, weights * rows.unit
+
+
+@with_plain_twin(fallback.find_centres)
+def find_centres(X: NDArray[Any], class_index: IntArray, centres: FloatArray) -> None:
+    """Write the mean of the first rows of each class; `centres` (C, d) is zeros."""
+    _find_centres(X, class_index, centres)
+
+
+def point_tiles(points: FloatArray) -> FloatArray:
+    """Copy points (n, m) into tiles (n_tiles, m, points), zeros after the last."""
+    n_points, n_axes = points.shape
+    n_tiles = -(-n_points // _TILE_POINTS)
+    padded = np.zeros((n_tiles * _TILE_POINTS, n_axes), points.dtype)
+    padded[:n_points] = points
+    by_tile = padded.reshape(n_tiles, _TILE_POINTS, n_axes)
+    return np.ascontiguousarray(by_tile.transpose(0, 2, 1))
+
+
+@with_plain_twin(fallback.lloyd)
+def lloyd(
+    tiles: FloatArray,
+    weight: FloatArray,
+    centroids: FloatArray,
+    labels: NDArray[np.int32],
+    tolerance: float,
+    max_iterations: int,
+    goal: float,
+) -> None:
+    """Move centroids (k, m) to the means of their points until that gains little.
+
+    Writes the centroids and the labels (n,) of the points of which they are the means;
+    a centroid without points stays where it is. The end comes when no point moves, when
+    an iteration lowers the inertia by less than `tolerance` of itself, or when it is
+    not expected to fall to `goal`. `tiles` are those of `point_tiles`.
+    """
+    n_clusters, n_axes = centroids.shape
+    n_rows = -(-n_clusters // _CENTROIDS_AT_ONCE) * _CENTROIDS_AT_ONCE
+    clusters = _Lloyd(
+        np.zeros((n_rows, n_axes)),
+        np.zeros(n_clusters),
+        np.zeros((n_rows, _TILE_POINTS)),
+        np.zeros(_TILE_POINTS, np.int32),
+        np.zeros((n_clusters, n_axes)),
+        np.zeros(n_clusters),
+        np.zeros(n_clusters, np.int64),
+    )
+    labels[:] = -1
+    _lloyd(tiles, weight, centroids, labels, clusters, tolerance, max_iterations, goal)
+
+
+@with_plain_twin(fallback.measure)
+def measure(
+    points: FloatArray,
+    weight: FloatArray,
+    centroids: FloatArray,
+    labels: NDArray[np.int32],
+    rounding: float,
+) -> tuple[FloatArray, FloatArray, IntArray]:
+    """Return weight, inertia and farthest point (k,) of each cluster; -1 for no point.
+
+    A squared distance of at most `rounding` counts as none. First the centroids are
+    moved by the mean of what points are off them: that is what rounding left in the
+    long sums of which they came.
+    """
+    sizes, inertias, most = np.zeros((3, len(centroids)))
+    farthest = np.full(len(centroids), -1)
+    shifts = np.zeros(centroids.shape)
+    _measure(
+        points,
+        weight,
+        centroids,
+        labels,
+        rounding,
+        shifts,
+        sizes,
+        inertias,
+        most,
+        farthest,
+    )
+    return sizes, inertias, farthest
+
+
+def _empty_tiles(centres: FloatArray, width: int) -> _Tiles:
+    n_classes, dtype = len(centres), centres.dtype
+    tile_rows = _TILE_BYTES // (width * dtype.itemsize) // 8 * 8
+    tile_rows = min(TILE_ROWS, max(8, tile_rows))
+    rows = zeros(n_classes * tile_rows, width, dtype)
     filled, summed = np.zeros((2, n_classes), np.int64)
-    scores = zeros(n_columns, tile_rows, packed)
-    part = np.zeros((n_classes, half_squares.shape[1], width), packed.dtype)
-    nearest, best = np.empty(tile_rows, np.int64), np.empty(tile_rows, packed.dtype)
-    row = 0
+    return _Tiles(
+        rows.reshape(n_classes, tile_rows, -1),
+        np.zeros((n_classes, tile_rows), dtype),
+        filled,
+        summed,
+        np.zeros(1, np.int64),
+    )
+
+
+def _empty_sums(shape: tuple[int, ...], width: int, dtype: np.dtype[Any]) -> _Sums:
+    n_classes, n_rows = shape[:2]
+    return _Sums(np.zeros((n_classes, n_rows + _SPARE, width), dtype), np.zeros(shape))
+
+
+@compiled
+def _add_products(
+    rows: ClassRows,
+    tiles: _Tiles,
+    packed: FloatArray,
+    n_vectors: IntArray,
+    scores: FloatArray,
+    sums: _Sums,
+    squares: FloatArray,
+    totals: FloatArray,
+) -> None:
+    """Do what `class_products` does; `squares` (C, >= d) are those of a tile."""
+    width = packed.shape[2]
     while True:
-        row, c = _fill(X, row, codes, weight, centres, tile, tile_weight, filled)
-        n = filled[c]
-        if not n:
+        c = _fill(rows, tiles)
+        if c < 0:
             break
-        rows = tile[c * tile_rows : (c + 1) * tile_rows]
-        _multiply_tile(rows, n, packed[c], scores, X[row:])
-        nearest[:] = 0
-        best[:] = -np.inf
-        for k in range(half_squares.shape[1]):
+        tile, weight, n = tiles.rows[c], tiles.weight[c], tiles.filled[c]
+        _multiply_tile(tile, n, packed[c], scores, rows.X[tiles.next_row[0] :])
+        k = n_vectors[c]
+        for r in range(n):
+            scores[k, r] = 1
+        for j in range(k + 1):
+            for r in range(n):
+                scores[j, r] *= weight[r]
+        own_squares = squares[c]
+        for j in range(width):
+            own_squares[j] = 0
+        for r in range(n):
+            own, w = tile[r], weight[r]
+            for j in range(width):
+                own_squares[j] += w * own[j] * own[j]
+        total = own_squares[0]
+        for j in range(1, width):
+            total += own_squares[j]
+        totals[c] += total
+        _add_product(scores[: k + 1, :n], tile[:n, :width], sums.part[c], False)
+        _empty(tiles, sums, c)
+    for c in range(len(packed)):
+        _move(sums, c)
+
+
+@compiled
+def _add_scatters(
+    rows: ClassRows,
+    tiles: _Tiles,
+    weighted: FloatArray,
+    products: _Sums,
+    sums: _Sums,
+    weights: FloatArray,
+) -> None:
+    """Do what `scatters` does; `weighted` is a tile, times its weights."""
+    n_features, width = rows.centres.shape[1], products.part.shape[2]
+    while True:
+        c = _fill(rows, tiles)
+        if c < 0:
+            break
+        tile, weight, n = tiles.rows[c], tiles.weight[c], tiles.filled[c]
+        own_sums = sums.part[c, 0]
+        for r in range(n):
+            own, own_weighted, w = tile[r], weighted[r], weight[r]
+            weights[c] += w
+            for j in range(width):
+                own_weighted[j] = w * own[j]
+            for j in range(width):
+                own_sums[j] += own_weighted[j]
+        columns = tile.T[:n_features, :n]
+        _add_product(columns, weighted[:n, :width], products.part[c], True)
+        _move(sums, c)
+        _empty(tiles, products, c)
+    for c in range(len(weights)):
+        _move(products, c)
+
+
+@compiled
+def _add_to_nearest(
+    rows: ClassRows,
+    tiles: _Tiles,
+    packed: FloatArray,
+    half_squares: FloatArray,
+    ties: FloatArray,
+    scores: FloatArray,
+    nearest: IntArray,
+    best: FloatArray,
+    sums: _Sums,
+    weights: FloatArray,
+) -> None:
+    """Do what `cluster_sums` does; `nearest` and `best` are of the rows of a tile."""
+    width, n_clusters = packed.shape[2], half_squares.shape[1]
+    while True:
+        c = _fill(rows, tiles)
+        if c < 0:
+            break
+        tile, weight, n = tiles.rows[c], tiles.weight[c], tiles.filled[c]
+        _multiply_tile(tile, n, packed[c], scores, rows.X[tiles.next_row[0] :])
+        for r in range(n):
+            nearest[r] = 0
+            best[r] = -np.inf
+        for k in range(n_clusters):
             for r in range(n):
                 scores[k, r] -= half_squares[c, k]
                 best[r] = max(best[r], scores[k, r])
-        for k in range(half_squares.shape[1] - 1, -1, -1):
+        for k in range(n_clusters - 1, -1, -1):
             for r in range(n):
                 is_near = scores[k, r] >= best[r] - ties[c, k]
                 nearest[r] = k if is_near else nearest[r]
         for r in range(n):
-            own_sum, own, w = part[c, nearest[r]], rows[r], tile_weight[c, r]
-            held[c, nearest[r]] += w
+            own_sum, own, w = sums.part[c, nearest[r]], tile[r], weight[r]
+            weights[c, nearest[r]] += w
             for j in range(width):
                 own_sum[j] += w * own[j]
-        filled[c] = 0
-        summed[c] += n
-        if summed[c] >= _PART_ROWS:
-            _move(part[c], sums[c])
-            summed[c] = 0
-    for c in range(n_classes):
-        _move(part[c], sums[c])
+        _empty(tiles, sums, c)
+    for c in range(len(packed)):
+        _move(sums, c)
 
 
-@kernel(plain=fallback.find_centres)
-def find_centres(X: NDArray[Any], codes: IntArray, centres: FloatArray) -> None:
-    """Write the mean of the first rows of each class; `centres` (C, d) is zeros."""
+@compiled
+def _find_centres(X: NDArray[Any], class_index: IntArray, centres: FloatArray) -> None:
     n_classes = len(centres)
     taken, n_full = np.zeros(n_classes, np.int64), 0
     for r in range(len(X)):
-        c = codes[r]
+        c = class_index[r]
         if c >= 0 and taken[c] < CENTRE_ROWS:
             for k in range(X.shape[1]):
                 centres[c, k] += as_number(X[r, k])
@@ -294,38 +423,36 @@ def find_centres(X: NDArray[Any], codes: IntArray, centres: FloatArray) -> None:
         if n_full == n_classes:
             break
     for c in range(n_classes):
-        centres[c] /= max(taken[c], 1)
+        for k in range(X.shape[1]):
+            centres[c, k] /= max(taken[c], 1)
 
 
 @compiled
-def _fill(
-    X: NDArray[Any],
-    start: int,
-    codes: IntArray,
-    weight: FloatArray,
-    centres: FloatArray,
-    tile: FloatArray,
-    tile_weight: FloatArray,
-    filled: IntArray,
-) -> tuple[int, int]:
-    """Read rows from `start` on, less the centre of their class, each into its tile.
+def _fill(rows: ClassRows, tiles: _Tiles) -> int:
+    """Read the next rows, less the centre of their class, each into its tile.
 
-    Rows are read in their order, once for all classes. Gives the next row and a class
-    whose tile is full; after the last row a class whose tile is not empty, if any.
+    Rows are read in their order, once for all classes. Returns a class whose tile is
+    full; after the last row a class whose tile is not empty, or -1.
     """
-    tile_rows = tile_weight.shape[1]
-    for r in range(start, len(X)):
-        c = codes[r]
+    tile_rows = tiles.weight.shape[1]
+    for r in range(tiles.next_row[0], len(rows.X)):
+        c = rows.class_index[r]
         if c < 0:
             continue
-        row, out, centre = X[r], tile[c * tile_rows + filled[c]], centres[c]
+        place = tiles.filled[c]
+        row, out, centre = rows.X[r], tiles.rows[c, place], rows.centres[c]
         for k in range(len(row)):
             out[k] = as_number(row[k]) - centre[k]
-        tile_weight[c, filled[c]] = weight[r]
-        filled[c] += 1
-        if filled[c] == tile_rows:
-            return r + 1, c
-    return len(X), int(np.argmax(filled))
+        tiles.weight[c, place] = rows.weight[r]
+        tiles.filled[c] = place + 1
+        if place + 1 == tile_rows:
+            tiles.next_row[0] = r + 1
+            return int(c)
+    tiles.next_row[0] = len(rows.X)
+    for c in range(len(tiles.filled)):
+        if tiles.filled[c]:
+            return c
+    return -1
 
 
 @compiled
@@ -350,17 +477,23 @@ def _multiply_tile(
 
 
 @compiled
-def _move(part: FloatArray, total: FloatArray) -> None:
-    """Add what has been summed so far to `total`, in double precision; begin anew."""
+def _empty(tiles: _Tiles, sums: _Sums, c: int) -> None:
+    """Note that the rows of a tile are in the sums; begin new ones after many rows."""
+    tiles.summed[c] += tiles.filled[c]
+    tiles.filled[c] = 0
+    if tiles.summed[c] >= _PART_ROWS:
+        _move(sums, c)
+        tiles.summed[c] = 0
+
+
+@compiled
+def _move(sums: _Sums, c: int) -> None:
+    """Add what has been summed so far of a class in double precision; begin anew."""
+    part, total = sums.part[c], sums.total[c]
     for k in range(total.shape[0]):
         for j in range(total.shape[1]):
             total[k, j] += part[k, j]
     part[:] = 0
-
-
-@compiled
-def _rows_of_tile(row_bytes: int) -> int:
-    return min(TILE_ROWS, max(8, _TILE_BYTES // row_bytes // 8 * 8))
 
 
 @compiled
@@ -392,3 +525,123 @@ def _add_product(
             for r in range(0, n_rows, 8):
                 multiply_add(rows[r:], own, sums[r:], 8, 1)
         first = panel.stop
+
+
+@compiled
+def _lloyd(
+    tiles: FloatArray,
+    weight: FloatArray,
+    centroids: FloatArray,
+    labels: NDArray[np.int32],
+    clusters: _Lloyd,
+    tolerance: float,
+    max_iterations: int,
+    goal: float,
+) -> None:
+    """Do what `lloyd` does, from labels of -1 and sums of 0.
+
+    Sums change only by the points that move: after a few iterations these are few.
+    """
+    n_clusters, n_axes = centroids.shape
+    sums, sizes, counts = clusters.sums, clusters.sizes, clusters.counts
+    squares, explained = 0.0, 0.0
+    for iteration in range(max_iterations):
+        for k in range(n_clusters):
+            clusters.half_squares[k] = 0
+            for j in range(n_axes):
+                clusters.factors[k, j] = centroids[k, j]
+                clusters.half_squares[k] += centroids[k, j] * centroids[k, j] / 2
+        n_moved = 0
+        for t in range(len(tiles)):
+            tile, start = tiles[t], t * _TILE_POINTS
+            _find_nearest(tile, clusters)
+            for r in range(min(_TILE_POINTS, len(labels) - start)):
+                old, new = labels[start + r], clusters.nearest[r]
+                if old == new:
+                    continue
+                n_moved += 1
+                labels[start + r] = new
+                w = weight[start + r]
+                sizes[new] += w
+                counts[new] += 1
+                for j in range(n_axes):
+                    sums[new, j] += w * tile[j, r]
+                    if old < 0:
+                        squares += w * tile[j, r] * tile[j, r]
+                    else:
+                        sums[old, j] -= w * tile[j, r]
+                if old >= 0:
+                    sizes[old] -= w
+                    counts[old] -= 1
+        if not n_moved:
+            break
+        before, explained = explained, 0.0
+        for k in range(n_clusters):
+            if counts[k]:
+                for j in range(n_axes):
+                    centroids[k, j] = sums[k, j] / sizes[k]
+                    explained += sums[k, j] * centroids[k, j]
+        # Less than this part of what is explained may be rounding.
+        inertia = max(squares - explained, tolerance * explained)
+        gain = explained - before
+        if iteration and gain <= max(tolerance * inertia, (inertia - goal) / PATIENCE):
+            break
+
+
+@compiled
+def _find_nearest(tile: FloatArray, clusters: _Lloyd) -> None:
+    """Write the first of the centroids nearest to each point of a tile.
+
+    That is the one whose product with the point less half of its own square is largest.
+    """
+    factors, scores, nearest = clusters.factors, clusters.scores, clusters.nearest
+    width = 3 * (REGISTER_BYTES // tile.itemsize)
+    n_clusters = len(clusters.half_squares)
+    for k in range(n_clusters):
+        scores[k] = -clusters.half_squares[k]
+    for first in range(0, _TILE_POINTS, width):
+        panel = slice(first, first + width)
+        columns, sums = tile[:, panel], scores[:, panel]
+        for k in range(0, len(factors), _CENTROIDS_AT_ONCE):
+            multiply_add(factors[k:], columns, sums[k:], 4, 3)
+    top = scores[0]
+    nearest[:] = 0
+    for k in range(1, n_clusters):
+        mine = scores[k]
+        for r in range(_TILE_POINTS):
+            nearest[r] = k if mine[r] > top[r] else nearest[r]
+            top[r] = max(mine[r], top[r])
+
+
+@compiled
+def _measure(
+    points: FloatArray,
+    weight: FloatArray,
+    centroids: FloatArray,
+    labels: NDArray[np.int32],
+    rounding: float,
+    shifts: FloatArray,
+    sizes: FloatArray,
+    inertias: FloatArray,
+    most: FloatArray,
+    farthest: IntArray,
+) -> None:
+    """Do what `measure` does, from sums of 0; `most` are the largest distances."""
+    for i in range(len(points)):
+        k = labels[i]
+        sizes[k] += weight[i]
+        for j in range(points.shape[1]):
+            shifts[k, j] += weight[i] * (points[i, j] - centroids[k, j])
+    for k in range(len(centroids)):
+        if sizes[k] > 0:
+            for j in range(points.shape[1]):
+                centroids[k, j] += shifts[k, j] / sizes[k]
+    for i in range(len(points)):
+        k, square = labels[i], 0.0
+        for j in range(points.shape[1]):
+            apart = points[i, j] - centroids[k, j]
+            square += apart * apart
+        if square > rounding:
+            inertias[k] += weight[i] * square
+        if farthest[k] < 0 or square > most[k]:
+            most[k], farthest[k] = square, i

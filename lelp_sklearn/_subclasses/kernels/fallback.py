@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 from sklearn.utils import gen_batches
 
+from lelp_sklearn._subclasses.kernels.tiles import ClassRows, Projection
 from lelp_sklearn._subclasses.threads import one_blas_thread
 from lelp_sklearn._typing import FloatArray, IntArray
 
@@ -41,108 +42,89 @@ def _like_compiled(function: Function) -> Function:
 
 @_like_compiled
 def soft_labels(
-    X: NDArray[Any],
-    centre: FloatArray,
-    packed: FloatArray,
-    offsets: FloatArray,
-    logits: FloatArray,
-    per_temperature: float,
-    per_subclass_temperature: float,
-    out: FloatArray,
+    X: NDArray[Any], logits: FloatArray, projection: Projection, out: FloatArray
 ) -> bool:
     n_outputs, n_classes = out.shape[1], logits.shape[1]
-    columns = packed[: len(offsets), : X.shape[1]].T
+    columns = projection.packed[: len(projection.offsets), : X.shape[1]].T
     finite = True
     for rows in _batches(X):
-        scores = (_numbers(X[rows]) - centre) @ columns - offsets
+        scores = (_numbers(X[rows]) - projection.centre) @ columns - projection.offsets
         class_scores = logits[rows] if len(logits) else scores[:, n_outputs:]
         subclass_scores = scores[:, :n_outputs].reshape(len(scores), n_classes, -1)
-        p, p_finite = _softmax(class_scores, per_temperature)
-        q, q_finite = _softmax(subclass_scores, per_subclass_temperature)
+        p, p_finite = _softmax(class_scores, projection.per_temperature)
+        q, q_finite = _softmax(subclass_scores, projection.per_subclass_temperature)
         out[rows] = (p[:, :, None] * q).reshape(-1, n_outputs)
         finite &= p_finite and q_finite
     return finite
 
 
 @_like_compiled
-def digest_rows(
+def hash_rows(
     X: NDArray[Any],
     factors: NDArray[np.uint64],
     infinity: np.uint64,
     sign: np.uint64,
-    digests: NDArray[np.uint64],
+    hashes: NDArray[np.uint64],
 ) -> bool:
     finite = True
     for rows in _batches(X):
         # Adding zero makes -0.0 positive.
         numbers = _numbers(X[rows]) + np.float32(0)
         bits = numbers.view(f"u{numbers.itemsize}").astype(np.uint64)
-        digests[rows] = (bits ^ (bits >> np.uint64(32))) @ factors
+        hashes[rows] = (bits ^ (bits >> np.uint64(32))) @ factors
         finite &= not ((bits & infinity) == infinity).any()
     return finite
 
 
 @_like_compiled
-def add_products(
-    X: NDArray[Any],
-    codes: IntArray,
-    weight: FloatArray,
-    centres: FloatArray,
-    packed: FloatArray,
-    n_vectors: IntArray,
-    total: FloatArray,
-    squares: FloatArray,
-) -> None:
-    for c, rows, w in _centred_rows(X, codes, weight, centres):
+def class_products(
+    rows: ClassRows, packed: FloatArray, n_vectors: IntArray
+) -> tuple[FloatArray, FloatArray]:
+    n_classes, n_features = rows.centres.shape
+    total = np.zeros((n_classes, int(n_vectors.max()) + 1, n_features))
+    squares = np.zeros(n_classes)
+    for c, block, w in _centred_rows(rows):
         k = n_vectors[c]
-        weighted = w[:, None] * rows
-        total[c, :k] += (packed[c, :k, : X.shape[1]] @ rows.T) @ weighted
+        weighted = w[:, None] * block
+        total[c, :k] += (packed[c, :k, :n_features] @ block.T) @ weighted
         total[c, k] += weighted.sum(axis=0)
-        squares[c] += np.einsum("nd,nd->d", weighted, rows).sum(dtype=np.float64)
+        squares[c] += np.einsum("nd,nd->d", weighted, block).sum(dtype=np.float64)
+    return total * rows.unit, squares * rows.unit
 
 
 @_like_compiled
-def add_scatters(
-    X: NDArray[Any],
-    codes: IntArray,
-    weight: FloatArray,
-    centres: FloatArray,
-    total: FloatArray,
-    sums: FloatArray,
-    held: FloatArray,
-) -> None:
-    for c, rows, w in _centred_rows(X, codes, weight, centres):
-        weighted = w[:, None] * rows
-        total[c] += rows.T @ weighted
+def scatters(rows: ClassRows) -> tuple[FloatArray, FloatArray, FloatArray]:
+    n_classes, n_features = rows.centres.shape
+    total = np.zeros((n_classes, n_features, n_features))
+    sums, weights = np.zeros((n_classes, n_features)), np.zeros(n_classes)
+    for c, block, w in _centred_rows(rows):
+        weighted = w[:, None] * block
+        total[c] += block.T @ weighted
         sums[c] += weighted.sum(axis=0)
-        held[c] += w.sum(dtype=np.float64)
+        weights[c] += w.sum(dtype=np.float64)
+    return total, sums, weights
 
 
 @_like_compiled
-def add_to_nearest(
-    X: NDArray[Any],
-    codes: IntArray,
-    weight: FloatArray,
-    centres: FloatArray,
-    packed: FloatArray,
-    half_squares: FloatArray,
-    ties: FloatArray,
-    sums: FloatArray,
-    held: FloatArray,
-) -> None:
-    n_clusters = half_squares.shape[1]
-    for c, rows, w in _centred_rows(X, codes, weight, centres):
-        scores = rows @ packed[c, :n_clusters, : X.shape[1]].T - half_squares[c]
+def cluster_sums(
+    rows: ClassRows, packed: FloatArray, half_squares: FloatArray, ties: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    n_clusters, n_features = half_squares.shape[1], rows.X.shape[1]
+    sums = np.zeros((*half_squares.shape, n_features))
+    weights = np.zeros(half_squares.shape)
+    for c, block, w in _centred_rows(rows):
+        scores = block @ packed[c, :n_clusters, :n_features].T - half_squares[c]
         is_near = scores >= scores.max(axis=1, keepdims=True) - ties[c]
         members = _members(is_near.argmax(axis=1), w, n_clusters)
-        sums[c] += members @ rows
-        held[c] += members.sum(axis=1, dtype=np.float64)
+        sums[c] += members @ block
+        weights[c] += members.sum(axis=1, dtype=np.float64)
+    return sums * rows.unit, weights * rows.unit
 
 
 @_like_compiled
-def find_centres(X: NDArray[Any], codes: IntArray, centres: FloatArray) -> None:
+def find_centres(X: NDArray[Any], class_index: IntArray, centres: FloatArray) -> None:
     for c in range(len(centres)):
-        first = np.flatnonzero(codes == c)[:CENTRE_ROWS]
+        first = np.flatnonzero(class_index == c)[:CENTRE_ROWS]
         if first.size:
             centres[c] = _numbers(X[first]).mean(axis=0)
 
@@ -188,20 +170,19 @@ def measure(
     centroids: FloatArray,
     labels: NDArray[np.int32],
     rounding: float,
-    sizes: FloatArray,
-    inertias: FloatArray,
-    farthest: IntArray,
-) -> None:
+) -> tuple[FloatArray, FloatArray, IntArray]:
     members = _members(labels, weight, len(centroids))
-    sizes += members.sum(axis=1)
+    sizes = members.sum(axis=1)
     used = sizes > 0
     shifts = members @ (points - centroids[labels])
     centroids[used] += shifts[used] / sizes[used, None]
     squares = np.sum((points - centroids[labels]) ** 2, axis=1)
-    inertias += members @ np.where(squares > rounding, squares, 0)
+    inertias = members @ np.where(squares > rounding, squares, 0)
+    farthest = np.full(len(centroids), -1)
     for k in np.unique(labels):
         own = np.flatnonzero(labels == k)
         farthest[k] = own[squares[own].argmax()]
+    return sizes, inertias, farthest
 
 
 def _numbers(X: NDArray[Any]) -> FloatArray:
@@ -225,15 +206,13 @@ def _softmax(scores: FloatArray, per_temperature: float) -> tuple[FloatArray, bo
     return shares, bool(np.isfinite(top).all())
 
 
-def _centred_rows(
-    X: NDArray[Any], codes: IntArray, weight: FloatArray, centres: FloatArray
-) -> Iterator[tuple[int, FloatArray, FloatArray]]:
+def _centred_rows(rows: ClassRows) -> Iterator[tuple[int, FloatArray, FloatArray]]:
     """Yield a class, some of its rows less its centre, and their weights."""
-    for rows in _batches(X):
-        for c, centre in enumerate(centres):
-            index = rows.start + np.flatnonzero(codes[rows] == c)
+    for block in _batches(rows.X):
+        for c, centre in enumerate(rows.centres):
+            index = block.start + np.flatnonzero(rows.class_index[block] == c)
             if index.size:
-                yield c, _numbers(X[index]) - centre, weight[index]
+                yield c, _numbers(rows.X[index]) - centre, rows.weight[index]
 
 
 def _members(labels: NDArray[Any], weight: FloatArray, n_clusters: int) -> FloatArray:

@@ -32,7 +32,7 @@ class Rows:
         self.codes = rng.randint(-1, N_CLASSES, size=len(X))
         weight = rng.uniform(0.1, 2, size=len(X)).astype(precision)
         centres = rng.normal(3, 0.1, size=(N_CLASSES, shape[1])).astype(precision)
-        self.given = tiles.readable(X, precision), self.codes, weight, centres
+        self.given = tiles.class_rows(X, self.codes, weight, centres)
         self.X, self.weight, self.centres = (
             each.astype(np.float64) for each in (X, weight, centres)
         )
@@ -51,10 +51,8 @@ def test_products(shape, dtype, precision, rtol, module):
     rng = np.random.RandomState(1)
     sizes = [2, 0, 5]
     vectors = [rng.normal(size=(k, shape[1])).astype(precision) for k in sizes]
-    total = np.zeros((N_CLASSES, max(sizes) + 1, shape[1]))
-    squares = np.zeros(N_CLASSES)
     packed = tiles.pack(vectors, np.dtype(precision))
-    module.add_products(*rows.given, packed, np.array(sizes), total, squares)
+    total, squares = module.class_products(rows.given, packed, np.array(sizes))
     for c, (own, k) in enumerate(zip(vectors, sizes, strict=True)):
         E, w = rows.of_class(c)
         scatter = (w[:, None] * E).T @ E
@@ -69,17 +67,16 @@ def test_products(shape, dtype, precision, rtol, module):
 @every_shape
 def test_scatters(shape, dtype, precision, rtol, module):
     rows = Rows(shape, dtype, precision)
-    n_features = shape[1]
-    total = np.zeros((N_CLASSES, n_features, n_features))
-    sums, held = np.zeros((N_CLASSES, n_features)), np.zeros(N_CLASSES)
-    module.add_scatters(*rows.given, total, sums, held)
+    total, sums, weights = (
+        each * rows.given.unit for each in module.scatters(rows.given)
+    )
     for c in range(N_CLASSES):
         E, w = rows.of_class(c)
         atol = rtol * (1 + w.sum())
         scatter = np.triu((w[:, None] * E).T @ E)
         assert_allclose(np.triu(total[c]), scatter, rtol=0, atol=3 * atol)
         assert_allclose(sums[c], w @ E, rtol=0, atol=atol)
-        assert_allclose(held[c], w.sum(), rtol=rtol)
+        assert_allclose(weights[c], w.sum(), rtol=rtol)
 
 
 @compiled_and_plain
@@ -93,11 +90,9 @@ def test_sums_of_the_nearest(shape, dtype, precision, rtol, module):
     half_squares = np.full((N_CLASSES, max(sizes)), np.inf, precision)
     for own, each in zip(half_squares, centroids, strict=True):
         own[: len(each)] = np.einsum("kd,kd->k", each, each) / 2
-    sums = np.zeros((*half_squares.shape, shape[1]))
-    held = np.zeros(half_squares.shape)
     packed = tiles.pack(centroids, np.dtype(precision))
     ties = np.zeros_like(half_squares)
-    module.add_to_nearest(*rows.given, packed, half_squares, ties, sums, held)
+    sums, weights = module.cluster_sums(rows.given, packed, half_squares, ties)
     for c, own in enumerate(centroids):
         E, w = rows.of_class(c)
         apart = np.sum((E[:, None] - own.astype(np.float64)) ** 2, axis=2)
@@ -106,16 +101,15 @@ def test_sums_of_the_nearest(shape, dtype, precision, rtol, module):
             mine = nearest == k
             atol = rtol * (1 + w[mine].sum())
             assert_allclose(sums[c, k], w[mine] @ E[mine], rtol=0, atol=atol)
-            assert_allclose(held[c, k], w[mine].sum(), rtol=rtol)
+            assert_allclose(weights[c, k], w[mine].sum(), rtol=rtol)
 
 
 @compiled_and_plain
 @every_precision
 def test_centres_lie_amid_the_rows_of_a_class(dtype, precision, rtol, module):
     rows = Rows((1000, 5), dtype, precision)
-    X, codes, *_ = rows.given
     centres = np.zeros((N_CLASSES + 1, 5), precision)
-    module.find_centres(X, codes, centres)
+    module.find_centres(rows.given.X, rows.codes, centres)
     for c in range(N_CLASSES):
         own = rows.X[rows.codes == c]
         assert_allclose(centres[c], own.mean(axis=0), atol=own.std() / 2)

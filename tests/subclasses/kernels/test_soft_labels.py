@@ -29,12 +29,14 @@ def soft_labels(module, X, directions, offsets, logits, tau, beta, dtype, head=N
     out = np.full((len(X), n_classes * n_subclasses), np.nan, dtype)
     finite = module.soft_labels(
         tiles.readable(X, out.dtype),
-        tiles.readable(centre, out.dtype),
-        tiles.pack([columns], out.dtype)[0],
-        tiles.readable(offsets, out.dtype),
         tiles.readable(logits, out.dtype),
-        dtype(1 / tau),
-        dtype(1 / beta if beta else 0),
+        tiles.Projection(
+            tiles.readable(centre[None], out.dtype),
+            tiles.pack([columns], out.dtype)[0],
+            tiles.readable(offsets, out.dtype),
+            dtype(1 / tau),
+            dtype(1 / beta if beta else 0),
+        ),
         out,
     )
     return out, finite
@@ -121,7 +123,7 @@ def test_softmax_does_not_overflow(module):
 
 @compiled_and_plain
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_digests_are_the_exact_sums_modulo_two_to_the_64(dtype, module):
+def test_hashes_are_the_exact_sums_modulo_two_to_the_64(dtype, module):
     rng = np.random.RandomState(0)
     X = rng.normal(size=(70, 33)).astype(dtype)
     X[0, :3] = [0.0, -0.0, 6e-8]
@@ -131,7 +133,7 @@ def test_digests_are_the_exact_sums_modulo_two_to_the_64(dtype, module):
     factors = rng.randint(2**63, size=33, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
     found = np.empty(len(X), np.uint64)
     rows = tiles.readable(X, precision)
-    assert module.digest_rows(rows, factors, infinity, sign, found)
+    assert module.hash_rows(rows, factors, infinity, sign, found)
     bits = np.where(X == 0, 0, X).astype(precision).view(unsigned).tolist()
     expected = [
         sum((b ^ b >> 32) * f for b, f in zip(row, factors.tolist(), strict=True))
@@ -141,7 +143,7 @@ def test_digests_are_the_exact_sums_modulo_two_to_the_64(dtype, module):
     for bad in (np.nan, np.inf, -np.inf):
         X[50, 7] = bad
         rows = tiles.readable(X, precision)
-        assert not module.digest_rows(rows, factors, infinity, sign, found)
+        assert not module.hash_rows(rows, factors, infinity, sign, found)
 
 
 @njit

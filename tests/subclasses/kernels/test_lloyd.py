@@ -5,10 +5,10 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.cluster import KMeans
 
-from lelp_sklearn._subclasses.kernels import cluster_sums, fallback
+from lelp_sklearn._subclasses.kernels import class_sums, fallback
 
 compiled_and_plain = pytest.mark.parametrize(
-    "module", [cluster_sums, fallback], ids=["compiled", "plain"]
+    "module", [class_sums, fallback], ids=["compiled", "plain"]
 )
 
 
@@ -19,7 +19,7 @@ def points_and_weights(n_points, n_axes):
 
 def run_lloyd(module, points, weight, centroids, max_iterations=100, goal=np.inf):
     centroids, labels = centroids.copy(), np.empty(len(points), np.int32)
-    tiles = cluster_sums.tiles(points)
+    tiles = class_sums.point_tiles(points)
     module.lloyd(tiles, weight, centroids, labels, 0.0, max_iterations, goal)
     return centroids, labels
 
@@ -77,12 +77,10 @@ def test_measure(module):
     )
     # The last one has no points; the others are moved to their means.
     centroids = np.vstack([means + 1e-6, np.ones((1, 4))])
-    sizes, inertias = np.zeros((2, 4))
-    farthest = np.full(4, -1, np.intp)
     squares = np.sum((points - means[labels]) ** 2, axis=1)
     rounding = float(np.median(squares))
-    module.measure(
-        points, weight, centroids, labels, rounding, sizes, inertias, farthest
+    sizes, inertias, farthest = module.measure(
+        points, weight, centroids, labels, rounding
     )
     assert_allclose(centroids, np.vstack([means, np.ones((1, 4))]), rtol=1e-12)
     counted = weight * np.where(squares > rounding, squares, 0)

@@ -1,0 +1,466 @@
+"""Rows of embeddings that are dask arrays, read and passed over on their workers.
+
+Dask is imported when the first dask array comes. A chunk that has to be loaded or
+computed is made inside each task that reads it, and is gone before the next; a chunk
+that is on the cluster already is read there. What a pass makes of a chunk crosses the
+network, rows do not: nothing that crosses it grows with their number.
+"""
+
+import copy
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn import config_context, get_config
+
+from lelp_sklearn import _validation
+from lelp_sklearn._subclasses import torch_backend
+from lelp_sklearn._subclasses.inputs import CheckedRows, Findings
+from lelp_sklearn._subclasses.rows import LabelledRows
+from lelp_sklearn._subclasses.soft_labels import class_sums
+from lelp_sklearn._typing import IntArray
+
+if TYPE_CHECKING:
+    from dask.array import Array
+    from dask.delayed import Delayed
+
+_FLOATING = np.float64, np.float32, np.float16
+
+Result = TypeVar("Result")
+# For each class the places of rows, and the rows, as they are found chunk by chunk.
+Taken = list[list[tuple[IntArray, NDArray[Any]]]]
+
+
+def is_dask_array(array: object) -> bool:
+    """Return whether `array` is a dask array."""
+    dask_array = sys.modules.get("dask.array")
+    return dask_array is not None and isinstance(array, dask_array.Array)
+
+
+def as_rows(X: "Array") -> "Array":
+    """Return X checked, floating, and chunked by rows alone."""
+    _check_embeddings(X)
+    if X.dtype not in _FLOATING:
+        X = X.astype(np.float64)
+    return _chunked_by_rows(X, X.chunks[0])
+
+
+def beside(values: Any, X: "Array", name: str) -> "Array":
+    """Return what comes with the rows of X, in memory or not, chunked as X is."""
+    import dask.array as da
+
+    if not is_dask_array(values):
+        values = da.from_array(np.asarray(torch_backend.to_array(values)))
+    _check_chunk_sizes(values, name)
+    _validation.check_length(values, X.shape[0], name)
+    return _chunked_by_rows(values, X.chunks[0])
+
+
+def map_rows(
+    function: Callable[..., NDArray[Any]],
+    X: "Array",
+    logits: "Array | None",
+    n_columns: int,
+    dtype: np.dtype[Any],
+) -> "Array":
+    """Return a lazy array (n, n_columns) of what `function` makes of each chunk.
+
+    It is called with rows, logits or None, and the number of the first row.
+    """
+    import dask
+    import dask.array as da
+
+    sizes = X.chunks[0]
+    first_rows = da.from_array(_first_rows(X)[:, None], chunks=1)
+    # A task of its own, which goes to each worker once and not with each chunk.
+    shared = dask.delayed(function, pure=True, traverse=False)
+    arrays = [X, first_rows] if logits is None else [X, first_rows, logits]
+    soft_labels: Array = da.map_blocks(
+        _call_with_first_row,
+        *arrays,
+        function=shared,
+        chunks=(sizes, (n_columns,)),
+        dtype=dtype,
+        meta=np.empty((0, 0), dtype),
+    )
+    return soft_labels
+
+
+def sum_subclasses(soft_labels: "Array", shape: tuple[int, int]) -> "Array":
+    """Return a lazy array of the sums over the subclasses; `shape` is (C, S)."""
+    dtype = soft_labels.dtype if soft_labels.dtype.kind == "f" else np.dtype(float)
+    by_row = soft_labels.rechunk({1: -1})
+    sums: Array = by_row.map_blocks(
+        _checked_class_sums,
+        shape,
+        chunks=(by_row.chunks[0], (shape[0],)),
+        dtype=dtype,
+        meta=np.empty((0, 0), dtype),
+    )
+    return sums
+
+
+def no_dask_stream() -> TypeError:
+    """Return the error of a dask array where blocks come one at a time."""
+    return TypeError(
+        "partial_fit takes blocks that are in memory, and one of its arguments is a "
+        "dask array: call fit, which reads dask arrays chunk by chunk on their "
+        "workers, or pass array.compute()."
+    )
+
+
+def no_dask_out() -> TypeError:
+    """Return the error of a place to write to, for a result that is lazy."""
+    return TypeError(
+        "out cannot be given for a dask array, whose soft labels are a lazy dask "
+        "array: store that with dask.array.to_zarr, dask.array.to_npy_stack or "
+        "dask.array.store."
+    )
+
+
+@dataclass(frozen=True)
+class DaskRows:
+    """Labelled rows in chunks, on the workers of a cluster.
+
+    Parameters
+    ----------
+    chunks : list of Delayed
+        A `_Chunk` each, persisted: it is on a worker, and is made anew should that die.
+    rows : list
+        The rows of each chunk that are on the cluster already, as Delayed; None for
+        rows that the chunk makes.
+    shape : (n, d)
+    dtype : dtype of the rows
+    """
+
+    chunks: "list[Delayed]"
+    rows: list[Any]
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    is_in_memory = False
+
+    @classmethod
+    def check(
+        cls,
+        X: "Array",
+        y: Any,
+        sample_weight: Any,
+        teacher_logits: Any,
+        unlabeled: object,
+    ) -> "DaskRows":
+        """Check rows and what comes with them, on the workers.
+
+        Each chunk is then `CheckedRows`, or refused, as `findings` tells.
+        """
+        import dask
+
+        along = {
+            "y": y,
+            "sample_weight": sample_weight,
+            "teacher_logits": teacher_logits,
+        }
+        n_chunks = len(X.chunks[0])
+        columns = [
+            _parts(beside(values, X, name)) if np.ndim(values) else [values] * n_chunks
+            for name, values in along.items()
+        ]
+        check = dask.delayed(_check_chunk, pure=False)
+        is_on_cluster = _is_on_cluster(X)
+        chunks, rows_on_cluster = [], []
+        for size, first_row, rows, *values in zip(
+            X.chunks[0], _first_rows(X).tolist(), _parts(X), *columns, strict=True
+        ):
+            if size:
+                chunks.append(check(rows, *values, unlabeled, first_row))
+                rows_on_cluster.append(rows if is_on_cluster else None)
+        return cls(_persist(chunks), rows_on_cluster, X.shape, X.dtype)
+
+    def findings(self) -> Findings:
+        """Return what has to be known of all rows before each gets a class."""
+        import dask
+
+        found = [dask.delayed(_find_in_chunk)(chunk) for chunk in self.chunks]
+        merged: Findings = _merged(found, Findings.merge)
+        return merged
+
+    def map_reduce(
+        self,
+        function: Callable[..., Result],
+        merge: Callable[[Result, Result], Result],
+        *arguments: Any,
+    ) -> Result:
+        """Call `function` on each chunk, then merge the results, by pairs."""
+        results = self._on_each_chunk(_call_on_chunk, function, arguments)
+        result: Result = _merged(results, merge)
+        return result
+
+    def map(self, function: Callable[..., Any], *arguments: Any) -> "DaskRows":
+        """Change what is known of each row, where it is."""
+        chunks = self._on_each_chunk(_relabel_chunk, function, arguments)
+        return replace(self, chunks=_persist(chunks))
+
+    def take(self, places: Sequence[IntArray]) -> Iterator[NDArray[Any]]:
+        """Fetch rows, those of all lists of places in one pass."""
+        for found in self.map_reduce(_rows_at, _with_rows, places):
+            order = np.concatenate([index for index, _ in found]).argsort()
+            yield np.concatenate([rows for _, rows in found])[order]
+
+    def _on_each_chunk(
+        self,
+        call: Callable[..., Any],
+        function: Callable[..., Any],
+        arguments: tuple[Any, ...],
+    ) -> "list[Delayed]":
+        import dask
+
+        work = _Pass(function, arguments, get_config()["working_memory"])
+        # A task of its own, which goes to each worker once and not with each chunk.
+        shared = dask.delayed(work, pure=False, traverse=False)
+        return [
+            dask.delayed(call)(chunk, rows, shared)
+            for chunk, rows in zip(self.chunks, self.rows, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class _LazyPart:
+    """A chunk of a dask array, made in the thread that first reads of it."""
+
+    task: "Delayed"
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    def __getitem__(self, rows: Any) -> NDArray[Any]:
+        part: NDArray[Any] = self._array[rows]
+        return part
+
+    def __sizeof__(self) -> int:
+        """Bytes, as dask asks for them."""
+        from dask.sizeof import sizeof
+
+        return int(sizeof(dict(self.task.__dask_graph__())))
+
+    @cached_property
+    def _array(self) -> NDArray[Any]:
+        return np.asarray(self.task.compute(scheduler="synchronous"), self.dtype)
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Rows that are labelled in one task; `labelled.X` is None or a `_LazyPart`."""
+
+    labelled: Any
+
+    def with_rows(self, rows: Any) -> Any:
+        """Return the labelled rows; what is made of them is kept by nobody."""
+        part = self.labelled.X
+        return replace(self.labelled, X=rows if part is None else replace(part))
+
+    def __sizeof__(self) -> int:
+        """Bytes, so that the scheduler knows what it would cost to move the chunk."""
+        from dask.sizeof import sizeof
+
+        return sum(sizeof(each) for each in vars(self.labelled).values())
+
+
+@dataclass(frozen=True)
+class _Refused:
+    """A chunk in which something is wrong."""
+
+    first_row: int
+    error: Exception
+
+    def findings(self) -> Findings:
+        return Findings(np.empty(0), refusal=(self.first_row, self.error))
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What is to be done with each chunk, within the caller's limit of memory."""
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    working_memory: int
+
+    def __call__(self, rows: Any) -> Any:
+        with config_context(working_memory=self.working_memory):
+            return self.function(rows, *self.arguments)
+
+
+def _check_embeddings(X: Any) -> None:
+    """Raise unless a dask array has rows and real features, in dense chunks."""
+    _check_chunk_sizes(X, "X")
+    if X.dtype.kind == "c":
+        raise ValueError(
+            "Complex data not supported: X is a dask array of dtype complex."
+        )
+    if X.dtype.kind not in "biuf":
+        raise ValueError(f"X is a dask array of dtype {X.dtype}: pass numbers.")
+    if X.ndim != 2:
+        raise ValueError(
+            f"Expected 2D dask array X, got shape {X.shape}: embeddings are "
+            "(n_samples, n_features)."
+        )
+    if 0 in X.shape:
+        raise ValueError(
+            f"Found dask array X of shape {X.shape}: at least one sample and one "
+            "feature are needed."
+        )
+    if not isinstance(X._meta, np.ndarray):
+        raise TypeError(
+            f"X is a dask array with chunks of {type(X._meta).__name__}; pass dense "
+            "NumPy ones, as from X.map_blocks(lambda chunk: chunk.toarray())."
+        )
+
+
+def _check_chunk_sizes(array: Any, name: str) -> None:
+    """Raise where a dask array does not know how many rows it has."""
+    if any(np.isnan(size) for sizes in array.chunks for size in sizes):
+        raise ValueError(
+            f"{name} is a dask array with chunks of unknown size; call "
+            f"{name}.compute_chunk_sizes() first, so that the number of rows is known."
+        )
+
+
+def _chunked_by_rows(array: "Array", sizes: tuple[int, ...]) -> "Array":
+    """Return an array whose chunks are of so many rows, each with all columns."""
+    columns = (-1,) * (array.ndim - 1)
+    rechunked: Array = array.rechunk((sizes, *columns))
+    return rechunked
+
+
+def _first_rows(X: "Array") -> IntArray:
+    """Return the place of the first row of each chunk."""
+    return np.cumsum((0, *X.chunks[0][:-1]))
+
+
+def _is_on_cluster(array: "Array") -> bool:
+    """Return whether something that an array is made from is on a cluster already."""
+    distributed = sys.modules.get("distributed")
+    graph: Mapping[Any, Any] = array.__dask_graph__()
+    return distributed is not None and any(
+        isinstance(value, distributed.Future) for value in graph.values()
+    )
+
+
+def _parts(array: "Array") -> "list[Delayed]":
+    """Return the chunks of rows, as tasks; of what has to be made, as `_LazyPart`."""
+    import dask
+
+    tasks = array.to_delayed().ravel().tolist()
+    if _is_on_cluster(array):
+        return list(tasks)
+    parts = []
+    for task, size in zip(tasks, array.chunks[0], strict=True):
+        # Optimizing leaves nothing of the other chunks in the graph.
+        (own,) = dask.optimize(task)
+        part = _LazyPart(own, (size, *array.shape[1:]), array.dtype)
+        parts.append(dask.delayed(part, pure=False, traverse=False))
+    return parts
+
+
+def _check_chunk(
+    rows: Any, y: Any, weight: Any, logits: Any, unlabeled: object, first_row: int
+) -> "_Chunk | _Refused":
+    is_lazy = isinstance(rows, _LazyPart)
+    y, weight, logits = (
+        replace(each)[:] if isinstance(each, _LazyPart) else each
+        for each in (y, weight, logits)
+    )
+    try:
+        checked = CheckedRows.check(
+            replace(rows) if is_lazy else rows, y, weight, logits, unlabeled, first_row
+        )
+    except (TypeError, ValueError) as error:
+        return _Refused(first_row, error)
+    kept: Any = rows if is_lazy else None
+    return _Chunk(replace(checked, X=kept))
+
+
+def _find_in_chunk(chunk: "_Chunk | _Refused") -> Findings:
+    checked: Any = chunk.labelled if isinstance(chunk, _Chunk) else chunk
+    found: Findings = checked.findings()
+    return found
+
+
+def _call_on_chunk(chunk: _Chunk, rows: Any, work: _Pass) -> Any:
+    return work(chunk.with_rows(rows))
+
+
+def _relabel_chunk(chunk: _Chunk, rows: Any, work: _Pass) -> _Chunk:
+    return _Chunk(replace(work(chunk.with_rows(rows)), X=chunk.labelled.X))
+
+
+def _persist(tasks: "list[Delayed]") -> "list[Delayed]":
+    """Have tasks computed, and their results kept where they are."""
+    import dask
+
+    return list(dask.persist(*tasks, scheduler=_scheduler()))
+
+
+def _merged(results: "list[Delayed]", merge: Callable[[Any, Any], Any]) -> Any:
+    """Merge results by pairs of neighbours, and the outcomes again."""
+    import dask
+
+    while len(results) > 1:
+        pairs = [results[k : k + 2] for k in range(0, len(results), 2)]
+        results = [
+            dask.delayed(_merge)(merge, *pair) if len(pair) == 2 else pair[0]
+            for pair in pairs
+        ]
+    return results[0].compute(scheduler=_scheduler())
+
+
+def _scheduler() -> str | None:
+    """Return None where a cluster computes, by dask's configuration.
+
+    Without one a chunk is in memory at a time, and its blocks go over the threads of
+    this process.
+    """
+    import dask
+
+    scheduler = dask.config.get("scheduler", None)
+    is_cluster = scheduler in ("dask.distributed", "distributed")
+    return None if is_cluster else "synchronous"
+
+
+def _merge(merge: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
+    # What a chunk gave may be needed again, should a worker die.
+    return merge(copy.deepcopy(left), right)
+
+
+def _rows_at(rows: LabelledRows, places: Sequence[IntArray]) -> Taken:
+    """Return those of the places that are in a chunk, with their rows."""
+    found: Taken = []
+    ends = rows.first_row, rows.first_row + rows.shape[0]
+    for index in places:
+        start, stop = np.searchsorted(index, ends)
+        mine = index[start:stop]
+        # A chunk that holds none need not be made.
+        found.append([(mine, rows.X[mine - rows.first_row])] if mine.size else [])
+    return found
+
+
+def _with_rows(left: Taken, right: Taken) -> Taken:
+    return [mine + further for mine, further in zip(left, right, strict=True)]
+
+
+def _call_with_first_row(
+    rows: NDArray[Any],
+    first_row: NDArray[np.intp],
+    logits: NDArray[Any] | None = None,
+    *,
+    function: Callable[..., NDArray[Any]],
+) -> NDArray[Any]:
+    return function(rows, logits, int(first_row[0, 0]))
+
+
+def _checked_class_sums(
+    soft_labels: NDArray[Any], shape: tuple[int, int]
+) -> NDArray[Any]:
+    soft_labels = _validation.check_soft_labels(soft_labels, shape[0] * shape[1])
+    return class_sums(soft_labels, shape)

@@ -1,0 +1,639 @@
+"""Rows of embeddings that are torch tensors, read and passed over where they are.
+
+Torch is imported when the first tensor comes. The passes are the twins of functions of
+labelled rows elsewhere in this folder. What is summed stays on the device until the
+pass is over. Rows of one class are gathered a block at a time, less a centre amid them,
+and multiplied in their precision, at least single; some thousand rows are summed so,
+and these sums in double precision. No sum depends on the order in which threads end.
+"""
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, wraps
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.utils._chunking import get_chunk_n_rows
+
+from lelp_sklearn._typing import FloatArray, IntArray
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from lelp_sklearn._subclasses.rows import LabelledRows
+else:
+
+    class _LazyTorch:
+        """Torch, imported when the first tensor comes."""
+
+        def __getattr__(self, name: str) -> Any:
+            import torch
+
+            return getattr(torch, name)
+
+    torch = _LazyTorch()
+
+# A block has at most so many numbers: enough for a device to be busy for longer than it
+# takes to ask it.
+_MANY_NUMBERS = 2**26
+# Arrays of a block's size that are alive at once.
+_BLOCK_TEMPORARIES = 4
+# Where compiled kernels read rows, a block brought to NumPy's precision at a time.
+_NEAR = ("cpu",)
+# Dtypes that NumPy has too: on the CPU such a tensor is an array already.
+_VIEWABLE = ("torch.float16", "torch.float32", "torch.float64")
+# So many rows are summed in their own precision, the sums of them in double.
+_PART_ROWS = 4096
+# As many rows, spread over a class, have a mean near enough to that of all.
+_CENTRE_ROWS = 256
+
+# The lower half and the sign of a 64-bit number, as torch's signed ones hold them.
+_LOWER = 2**32 - 1
+_SIGN = -(2**63)
+
+Result = TypeVar("Result")
+
+
+def is_tensor(array: object) -> bool:
+    """Whether `array` is a torch tensor."""
+    return sys.modules.get("torch") is not None and isinstance(array, torch.Tensor)
+
+
+class TensorRows:
+    """A 2-D tensor whose rows are read where they lie.
+
+    Serves the dtypes and devices that NumPy cannot view (bfloat16, CUDA). An index
+    gives NumPy copies of rows: of all of them, block by block, on the CPU. On another
+    device passes over all rows are made there, and only few rows are asked for.
+    """
+
+    def __init__(self, tensor: "torch.Tensor") -> None:
+        self.tensor = tensor.detach()
+        self.shape: tuple[int, ...] = tuple(tensor.shape)
+        self.ndim = tensor.ndim
+        self.dtype = np.dtype(np.float64 if _is_double(tensor) else np.float32)
+        self._groups: tuple[tuple[IntArray, FloatArray], Groups] | None = None
+        self._kept: list[tuple[NDArray[Any], torch.Tensor]] = []
+
+    def __getitem__(self, rows: Any) -> NDArray[Any]:
+        if isinstance(rows, np.ndarray):
+            rows = self.beside(rows)
+        block = self.tensor[rows]
+        return (block.double() if _is_double(block) else block.float()).cpu().numpy()
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def precision(self) -> "torch.dtype":
+        """The dtype in which rows are computed with."""
+        return torch.float64 if self.dtype == np.float64 else torch.float32
+
+    def precision_of(self, dtype: np.dtype[Any]) -> "torch.dtype":
+        """As near to `dtype` as the device has it."""
+        return self.double if dtype == np.float64 else self.precision
+
+    @property
+    def double(self) -> "torch.dtype":
+        """Double precision, or single on a device that has no other."""
+        return torch.float64 if self.has_double else torch.float32
+
+    @property
+    def has_double(self) -> bool:
+        """Whether the device has double precision."""
+        return _has_double(self.tensor)
+
+    def empty(self, shape: tuple[int, ...]) -> "torch.Tensor":
+        """Room for numbers of their precision beside the rows."""
+        return torch.empty(shape, dtype=self.precision, device=self.tensor.device)
+
+    def block_rows(self) -> int:
+        """How many rows a block has, within scikit-learn's ``working_memory``."""
+        n_features = max(1, self.shape[1])
+        row_bytes = n_features * self.dtype.itemsize * _BLOCK_TEMPORARIES
+        size = get_chunk_n_rows(
+            row_bytes, max_n_rows=max(1, _MANY_NUMBERS // n_features)
+        )
+        return max(1, int(size))
+
+    def slices(self) -> Iterator[slice]:
+        """Cut the rows into blocks."""
+        size = self.block_rows()
+        for start in range(0, len(self), size):
+            yield slice(start, min(start + size, len(self)))
+
+    def beside(
+        self, values: NDArray[Any], dtype: "torch.dtype | None" = None
+    ) -> "torch.Tensor":
+        """Copy an array to the device of the rows."""
+        # Torch has no read-only tensors, and would warn of what nobody writes to.
+        values = values if values.flags.writeable else values.copy()
+        tensor = torch.from_numpy(np.ascontiguousarray(values))
+        return tensor.to(self.tensor.device, dtype=dtype)
+
+    def kept(self, values: NDArray[Any]) -> "torch.Tensor":
+        """As `beside`, once for an array that no one changes; unsigned as signed."""
+        for known, tensor in self._kept:
+            if known is values:
+                return tensor
+        signed = values.view(np.int64) if values.dtype == np.uint64 else values
+        return self.keep(values, self.beside(signed))
+
+    def keep(self, values: NDArray[Any], tensor: "torch.Tensor") -> "torch.Tensor":
+        """Remember the copy of an array on the device; the last few are kept."""
+        self._kept = [*self._kept[-2:], (values, tensor)]
+        return tensor
+
+    def groups(self, data: "LabelledRows", n_classes: int) -> "Groups":
+        """Return the rows of each class; kept for the next pass."""
+        labels = data.class_index, data.weight
+        if self._groups is None or any(
+            known is not own for known, own in zip(self._groups[0], labels, strict=True)
+        ):
+            self._groups = labels, Groups.of(self, *labels, n_classes)
+        return self._groups[1]
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Indices of the rows of each class, on the device, and their weights.
+
+    The weights are in units of the largest, which single precision can hold.
+    """
+
+    order: "Tensor"
+    ends: list[int]
+    weight: "Tensor"
+    unit: float
+
+    @classmethod
+    def of(
+        cls, rows: TensorRows, class_index: IntArray, weight: FloatArray, n_classes: int
+    ) -> "Groups":
+        unit = float(weight.max(initial=0)) or 1.0
+        own_index = rows.beside(class_index.astype(np.int32))
+        counts = torch.bincount(own_index + 1, minlength=n_classes + 1)
+        # Stable: rows are read in the order in which they lie.
+        order = torch.argsort(own_index, stable=True)
+        ends = np.cumsum(counts.tolist()).tolist()
+        return cls(order, ends, rows.beside(weight / unit, rows.precision), unit)
+
+    def index(self, code: int) -> "torch.Tensor":
+        """Ascending indices of the rows of a class."""
+        return self.order[self.ends[code] : self.ends[code + 1]]
+
+
+def as_rows(tensor: "torch.Tensor") -> "NDArray[Any] | TensorRows":
+    """View `tensor` as a NumPy array where that needs no copy, else as rows."""
+    if tensor.device.type == "cpu" and str(tensor.dtype) in _VIEWABLE:
+        view: NDArray[Any] = tensor.detach().numpy()
+        return view
+    return TensorRows(tensor)
+
+
+def is_on_device(rows: object) -> TypeGuard[TensorRows]:
+    """Whether passes over rows are made on another device than the CPU."""
+    return isinstance(rows, TensorRows) and rows.tensor.device.type not in _NEAR
+
+
+def dispatch_to_device(
+    twin: Callable[..., Result],
+) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
+    """Have `twin` make a pass over labelled rows that lie on another device.
+
+    For a function of labelled rows, as the first argument, and more.
+    """
+
+    def decorate(function: Callable[..., Result]) -> Callable[..., Result]:
+        @wraps(function)
+        def choose(data: Any, *arguments: Any, **options: Any) -> Result:
+            if not is_on_device(data.X):
+                return function(data, *arguments, **options)
+            with exact_products():
+                return twin(data, *arguments, **options)
+
+        return choose
+
+    return decorate
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Have float32 products be what they are called, and record no gradients.
+
+    Whatever was allowed elsewhere: TensorFloat-32 has three digits.
+    """
+    with torch.no_grad():
+        if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+            # Before torch 2.9 one word speaks for all devices.
+            before = torch.get_float32_matmul_precision()
+            torch.set_float32_matmul_precision("highest")
+            try:
+                yield
+            finally:
+                torch.set_float32_matmul_precision(before)
+            return
+        # torch has no types for the second.
+        backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]  # type: ignore[attr-defined]
+        kept = [backend.fp32_precision for backend in backends]
+        try:
+            for backend, precision in zip(backends, kept, strict=True):
+                if precision not in ("none", "ieee"):
+                    backend.fp32_precision = "ieee"
+            yield
+        finally:
+            for backend, precision in zip(backends, kept, strict=True):
+                if backend.fp32_precision != precision:
+                    backend.fp32_precision = precision
+
+
+def tie_share(dtype: np.dtype[Any]) -> float:
+    """By what share of half its square a centroid is as near as another to a row."""
+    return float(max(10 * np.finfo(dtype).eps, 1e-10))
+
+
+def to_array(values: Any) -> Any:
+    """Give a tensor, of any dtype and device, as an array; anything else as it is."""
+    if not is_tensor(values):
+        return values
+    # On the host: a device may have no double precision.
+    return values.detach().cpu().double().numpy()
+
+
+def like(values: "NDArray[Any] | torch.Tensor", tensor: "torch.Tensor") -> Any:
+    """Give `values` as a tensor on the device of `tensor`."""
+    if isinstance(values, torch.Tensor):
+        return values
+    return torch.from_numpy(values).to(tensor.device)
+
+
+def _is_double(tensor: "torch.Tensor") -> bool:
+    if tensor.is_floating_point():
+        return tensor.dtype == torch.float64
+    # Integer tensors are read in double precision, as scikit-learn reads them.
+    return _has_double(tensor)
+
+
+def _has_double(tensor: "torch.Tensor") -> bool:
+    kind = tensor.device.type
+    if kind == "xpu":
+        return bool(torch.xpu.get_device_capability(tensor.device).get("has_fp64", 1))
+    return kind != "mps"
+
+
+@cache
+def _has_triton() -> bool:
+    """Return whether Triton is there, and a C compiler for what starts its kernels."""
+    compilers = os.environ.get("CC"), *map(shutil.which, ("clang", "gcc"))
+    return find_spec("triton") is not None and any(compilers)
+
+
+def kernels_of(tensor: "Tensor") -> Any:
+    """Return the module of kernels for the device of a tensor, None without."""
+    is_cuda = tensor.device.type == "cuda" and torch.version.cuda is not None
+    # Older tensor cores know neither bfloat16 nor TensorFloat-32.
+    if not is_cuda or torch.cuda.get_device_capability(tensor.device) < (8, 0):
+        return None
+    if not _has_triton():
+        return None
+    from lelp_sklearn._subclasses import triton_kernel
+
+    return triton_kernel
+
+
+def hash_rows(
+    X: TensorRows, factors: NDArray[np.uint64]
+) -> tuple[NDArray[np.uint64], bool]:
+    """Digests (n,) as the compiled kernel gives them; whether all is finite."""
+    multipliers = X.beside(factors.view(np.int64))
+    digests = torch.empty(len(X), dtype=torch.int64, device=X.tensor.device)
+    kernels = kernels_of(X.tensor)
+    if kernels is not None and X.dtype == np.float32:
+        all_finite = kernels.digest_rows(X.tensor, multipliers, digests)
+    else:
+        all_finite = _digest_blocks(X, multipliers, digests)
+    array = digests.cpu().numpy().view(np.uint64)
+    X.keep(array, digests)
+    return array, all_finite
+
+
+def _digest_blocks(X: TensorRows, multipliers: "Tensor", digests: "Tensor") -> bool:
+    """Write the digest of each row by torch's operations; say whether all is finite."""
+    finite, single = [], X.dtype == np.float32
+    with exact_products():
+        for block in X.slices():
+            # Adding zero makes -0.0 positive.
+            rows = X.tensor[block].to(X.precision) + 0
+            finite.append(torch.isfinite(torch.stack(torch.aminmax(rows))).all())
+            if single:
+                bits = rows.view(torch.int32).long() & _LOWER
+            else:
+                bits = rows.view(torch.int64)
+                bits = bits ^ ((bits >> 32) & _LOWER)
+            torch.sum(bits.mul_(multipliers), dim=1, out=digests[block])
+    return bool(torch.stack(finite).all())
+
+
+def first_nonfinite_row(X: TensorRows) -> int | None:
+    """Give the first row with NaN or infinity, if any."""
+    for block in X.slices():
+        has_nonfinite = ~torch.isfinite(X.tensor[block]).all(dim=1)
+        if has_nonfinite.any():
+            return int(block.start + has_nonfinite.int().argmax())
+    return None
+
+
+def distinct_rows(
+    data: "LabelledRows",
+    n_classes: int,
+    scrambling: list[tuple[int, int | None]],
+    seed: np.uint64,
+    most: int,
+) -> list[tuple[NDArray[np.uint64], IntArray, FloatArray, bool]]:
+    """Digests, places and weights of the distinct rows of each class.
+
+    At most so many of the largest priorities; whether these are all. As `Sketch.of`
+    finds them, in another order.
+    """
+    X = cast("TensorRows", data.X)
+    digests, weights = X.kept(data.digests), X.kept(data.weight)
+    found = []
+    for code in range(n_classes):
+        index = X.groups(data, n_classes).index(code)
+        own = digests[index]
+        # As of arrays: a number that sorts by content, then by place.
+        number = 2 ** len(own).bit_length() - 1
+        keys = (own & ~number) | torch.arange(len(own), device=own.device)
+        # Unsigned numbers are in the order of signed ones whose first bit is turned.
+        keys = (keys ^ _SIGN).sort().values ^ _SIGN
+        content, place = keys & ~number, keys & number
+        is_first = torch.ones_like(keys, dtype=torch.bool)
+        is_first[1:] = content[1:] != content[:-1]
+        first = is_first.nonzero()[:, 0]
+        weight = weights[index[place]]
+        if len(first) < len(place):
+            end = torch.full_like(first[:1], len(place))
+            lengths = torch.diff(first, append=end)
+            weight = torch.segment_reduce(weight, "sum", lengths=lengths)
+        kept = place[first]
+        is_whole = len(first) <= most
+        if not is_whole:
+            uniform = _uniform(own[kept] ^ int(seed), scrambling)
+            largest = torch.topk(weight / uniform, most).indices
+            kept, weight = kept[largest], weight[largest]
+        places = (index[kept] + data.first_row).cpu().numpy()
+        contents = own[kept].cpu().numpy().view(np.uint64)
+        found.append((contents, places, _host(weight), is_whole))
+    return found
+
+
+def _uniform(numbers: "Tensor", scrambling: list[tuple[int, int | None]]) -> "Tensor":
+    """Return numbers in (0, 1] that depend on 64 bits, scrambled as by `splitmix64`."""
+    for shift, multiplier in scrambling:
+        # Zeros come in from the left.
+        numbers = numbers ^ ((numbers >> shift) & (2 ** (64 - shift) - 1))
+        if multiplier is not None:
+            numbers = numbers * multiplier
+    upper, lower = (numbers >> 32) & _LOWER, numbers & _LOWER
+    uniform: Tensor = (upper.double() * 2**32 + lower.double() + 1) / 2.0**64
+    return uniform
+
+
+def likeliest(data: "LabelledRows", wanted: NDArray[np.bool_], head: Any) -> IntArray:
+    """Give each of the `wanted` rows (n,) the class that the head gives it."""
+    X = cast("TensorRows", data.X)
+    index = X.beside(np.flatnonzero(wanted))
+    coef, intercept = (X.beside(a, X.double) for a in (head.coef, head.intercept))
+    found = np.empty(len(index), dtype=np.intp)
+    size = X.block_rows()
+    for start in range(0, len(index), size):
+        rows = X.tensor[index[start : start + size]].to(X.double)
+        logits = rows @ coef.T + intercept
+        found[start : start + size] = logits.argmax(dim=1).cpu().numpy()
+    return found
+
+
+def moments(
+    data: "LabelledRows", n_classes: int, extra: FloatArray | None, dtype: np.dtype[Any]
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Weights (C,), means (C, p), scatters (C, p, p) of rows, `extra` beside them.
+
+    In `dtype` over some thousand rows, in double precision over the sums of these.
+    """
+    X = cast("TensorRows", data.X)
+    precision = X.precision_of(dtype)
+    beside = None if extra is None else X.beside(extra, precision)
+    width = X.shape[1] + (0 if extra is None else extra.shape[1])
+
+    def joint_rows(index: "Tensor") -> "Tensor":
+        rows = X.tensor[index].to(precision)
+        return rows if beside is None else torch.cat([rows, beside[index]], dim=1)
+
+    total = _Sums(X, (n_classes, width + 1, width))
+    held = _Sums(X, (n_classes,))
+    centres = torch.zeros((n_classes, width), dtype=precision, device=X.tensor.device)
+    for code in range(n_classes):
+        index = X.groups(data, n_classes).index(code)
+        few = index[:: max(1, len(index) // _CENTRE_ROWS)]
+        if len(few):
+            centres[code] = joint_rows(few).mean(dim=0)
+    for code, index, weight in _blocks(data, n_classes):
+        weight = weight.to(precision)
+        rows = joint_rows(index) - centres[code]
+        ones = torch.ones_like(rows[:, :1])
+        weighted = torch.cat([rows, ones], dim=1) * weight[:, None]
+        total.add(code, _inner(weighted, rows, X.double))
+        held.add(code, weight.to(X.double).sum())
+    unit = X.groups(data, n_classes).unit
+    sums, weights = total.array(), held.array()
+    step = sums[:, -1] / np.where(weights > 0, weights, 1)[:, None]
+    scatter = sums[:, :-1] - sums[:, -1, :, None] * step[:, None, :]
+    scatter = (scatter + scatter.transpose(0, 2, 1)) / 2
+    return weights * unit, _host(centres) + step, scatter * unit
+
+
+def products(
+    data: "LabelledRows", centres: FloatArray, bases: list[FloatArray]
+) -> list[FloatArray]:
+    """Products (d, k_c) of each class, sums of rows (C, d) and squares (C,)."""
+    X = cast("TensorRows", data.X)
+    precision = X.precision_of(centres.dtype)
+    own_centres = X.beside(centres, precision)
+    own_bases = [X.beside(basis, precision) for basis in bases]
+    n_columns = [basis.shape[1] + 1 for basis in bases]
+    total = _Sums(X, (len(bases), max(n_columns), X.shape[1]))
+    squares = _Sums(X, (len(bases),))
+    for code, index, weight in _blocks(data, len(bases)):
+        rows = X.tensor[index].to(precision) - own_centres[code]
+        ones = torch.ones_like(rows[:, :1])
+        scores = torch.cat([rows @ own_bases[code], ones], dim=1) * weight[:, None]
+        total.add((code, slice(n_columns[code])), _inner(scores, rows, X.double))
+        lengths = torch.linalg.vector_norm(rows, dim=1)
+        squares.add(code, weight.to(X.double) @ lengths.square().to(X.double))
+    unit = X.groups(data, len(bases)).unit
+    sums = total.array() * unit
+    moved = [own[: n - 1].T for own, n in zip(sums, n_columns, strict=True)]
+    last = sums[np.arange(len(bases)), np.array(n_columns) - 1]
+    return [*moved, last, squares.array() * unit]
+
+
+def nearest_sums(
+    data: "LabelledRows", mean: FloatArray, centroids: list[FloatArray]
+) -> list[FloatArray]:
+    """Sums (k_c, d) and then weights (k_c,) of the rows nearest to each centroid."""
+    X = cast("TensorRows", data.X)
+    sizes = [len(each) for each in centroids]
+    means = X.beside(mean, X.precision)
+    known = [X.beside(each, X.precision) for each in centroids]
+    half_squares = [torch.linalg.vector_norm(k, dim=1) ** 2 / 2 for k in known]
+    tie = tie_share(X.dtype)
+    sums = _Sums(X, (len(sizes), max(sizes), X.shape[1]))
+    held = _Sums(X, (len(sizes), max(sizes)))
+    for code, index, weight in _blocks(data, len(sizes)):
+        rows = X.tensor[index] - means[code]
+        scores = rows @ known[code].T - half_squares[code]
+        least = scores.amax(dim=1, keepdim=True) - tie * half_squares[code]
+        # The first that is near enough.
+        labels = (scores >= least).int().argmax(dim=1)
+        names = torch.arange(sizes[code], device=labels.device)
+        members = (labels[:, None] == names) * weight[:, None]
+        place = code, slice(sizes[code])
+        sums.add(place, _inner(members, rows, X.double))
+        held.add(place, members.to(X.double).sum(dim=0))
+    unit = X.groups(data, len(sizes)).unit
+    totals = sums.array() * unit, held.array() * unit
+    return [own[:k] for each in totals for own, k in zip(each, sizes, strict=True)]
+
+
+def farthest(
+    data: "LabelledRows",
+    code: int,
+    mean: FloatArray,
+    row_space: FloatArray,
+    centroids: FloatArray,
+) -> tuple[float, FloatArray]:
+    """Squared distance to its centroid of the row farthest from all; the row (d,)."""
+    X = cast("TensorRows", data.X)
+    share = 10 * torch.finfo(X.precision).eps
+    own_mean, space, known = (
+        X.beside(each, X.double) for each in (mean[code], row_space, centroids)
+    )
+    half_squares = torch.linalg.vector_norm(known, dim=1) ** 2 / 2
+    found: tuple[float, FloatArray] = (0.0, centroids[0])
+    for mine, index, _ in _blocks(data, len(mean)):
+        if mine != code:
+            continue
+        centred = X.tensor[index].to(X.double) - own_mean
+        offsets = centred - (centred @ space) @ space.T
+        nearest = (offsets @ known.T - half_squares).argmax(dim=1)
+        squares = torch.linalg.vector_norm(offsets - known[nearest], dim=1) ** 2
+        lengths = torch.linalg.vector_norm(centred, dim=1) ** 2
+        squares = squares * (squares > share * lengths.max())
+        place = squares.argmax()
+        square = float(squares[place])
+        if square > found[0]:
+            found = square, _host(offsets[place])
+    return found
+
+
+def preferences(
+    data: "LabelledRows", mean: FloatArray, row_space: FloatArray, spread: FloatArray
+) -> FloatArray:
+    """How much more each row (n,) is to be drawn, by its share of the variance."""
+    X = cast("TensorRows", data.X)
+    preferred = torch.ones(len(X), dtype=X.precision, device=X.tensor.device)
+    means, space = (X.beside(each, X.precision) for each in (mean, row_space))
+    for code, index, _ in _blocks(data, len(mean)):
+        rows = X.tensor[index] - means[code]
+        preferred[index] = _preference(rows, space, spread[code])
+    return _host(preferred)
+
+
+def at_places(
+    data: "LabelledRows",
+    places: list[IntArray],
+    mean: FloatArray,
+    row_space: FloatArray,
+    axes: list[FloatArray],
+    spread: FloatArray,
+) -> list[list[tuple[FloatArray, FloatArray]]]:
+    """Coordinates and preferences of those of the places that lie in these rows."""
+    X = cast("TensorRows", data.X)
+    means, space = (X.beside(each, X.precision) for each in (mean, row_space))
+    size, result = X.block_rows(), []
+    for code, place in enumerate(places):
+        start, stop = np.searchsorted(
+            place, [data.first_row, data.first_row + len(X)]
+        ).tolist()
+        index = X.beside(place[start:stop] - data.first_row)
+        own_axes, blocks = X.beside(axes[code], X.precision), []
+        # One block too where there are no places: its shape is asked for.
+        for first in range(0, max(1, len(index)), size):
+            rows = X.tensor[index[first : first + size]] - means[code]
+            points = (rows @ own_axes).cpu().numpy()
+            preference = _preference(rows, space, spread[code])
+            blocks.append((points, _host(preference)))
+        result.append(blocks)
+    return result
+
+
+def _preference(rows: "Tensor", row_space: "Tensor", spread: float) -> "Tensor":
+    """Return the preference of rows less the mean of their class."""
+    # In units of the spread: the squares of others may overflow.
+    rows = rows * float(1 / np.sqrt(spread))
+    squares = torch.linalg.vector_norm(rows, dim=1) ** 2
+    inside = torch.linalg.vector_norm(rows @ row_space, dim=1) ** 2
+    return 1 + torch.clamp(squares - inside, min=0)
+
+
+class _Sums:
+    """Sums in double precision: on the device, or on the host where it has none."""
+
+    def __init__(self, X: TensorRows, shape: tuple[int, ...]) -> None:
+        self._device = X.tensor.device if X.double == torch.float64 else "cpu"
+        self._total = torch.zeros(shape, dtype=torch.float64, device=self._device)
+
+    def add(self, place: Any, part: "Tensor") -> None:
+        self._total[place] += part.to(self._device)
+
+    def array(self) -> FloatArray:
+        return _host(self._total)
+
+
+def _blocks(
+    data: "LabelledRows", n_classes: int
+) -> Iterator[tuple[int, "Tensor", "Tensor"]]:
+    """Give code, indices and weights of the rows of each class, block by block."""
+    X = cast("TensorRows", data.X)
+    groups = X.groups(data, n_classes)
+    size = X.block_rows()
+    for code in range(n_classes):
+        index = groups.index(code)
+        for start in range(0, len(index), size):
+            own = index[start : start + size]
+            yield code, own, groups.weight[own]
+
+
+def _inner(left: "Tensor", right: "Tensor", double: "torch.dtype") -> "Tensor":
+    """Products (k, d) of (n, k) and (n, d), parts of the rows summed in `double`."""
+    n_whole = len(left) // _PART_ROWS * _PART_ROWS
+    total = (left[n_whole:].T @ right[n_whole:]).to(double)
+    if n_whole:
+        lefts, rights = (
+            each[:n_whole].view(-1, _PART_ROWS, each.shape[1]) for each in (left, right)
+        )
+        parts = torch.bmm(lefts.transpose(1, 2), rights)
+        total += parts.sum(dim=0, dtype=double)
+    return total
+
+
+def _host(values: "Tensor") -> FloatArray:
+    array: FloatArray = values.cpu().double().numpy()
+    return array
