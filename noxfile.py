@@ -78,11 +78,12 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check style, format and spelling."""
+    """Check style, format, spelling and which layer imports from which."""
     install(session, *group("lint"))
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     session.run("codespell")
+    session.run("lint-imports", "--no-logo", "--no-cache")
 
 
 @nox.session
