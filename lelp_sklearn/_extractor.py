@@ -1,4 +1,8 @@
-"""EmbeddingExtractor: rows in, embeddings of a torch teacher out."""
+"""EmbeddingExtractor: rows in, embeddings of a torch teacher out.
+
+The kinds of models are told apart in _extraction/runner.py, and their layers found in
+_training/layers.py.
+"""
 
 import copy
 import time
@@ -53,7 +57,7 @@ class EmbeddingExtractor(
 
     The embedding of a row is the input of the linear layer whose output the model
     returns. This layer is found by running the model on the first rows: its weights
-    times its input are compared with the logits that the model returns. Where no layer
+    times its input are compared with the logits that the model returns. If no layer
     makes them, there is no head; the embedding is the input of the layer nearest to the
     output, and `predict_logits` returns the logits of the model. The model is neither
     trained nor changed: its mode, its hooks, its device and which parameters require
@@ -70,10 +74,10 @@ class EmbeddingExtractor(
         ``model.named_modules()``. None: the layer of the head, else the layer nearest
         to the output. The input of an earlier one may keep more of the groups in a
         class; then `predict_logits` has the logits. The input of a convolution is
-        averaged over positions. Where the head runs on every token and the model then
+        averaged over positions. If the head runs on every token and the model then
         takes one token, as decoder-only classifiers do, that token is taken.
     tokenizer : callable or None, default=None
-        That of a Hugging Face model. Texts are cut to `max_length` tokens.
+        The tokenizer of a Hugging Face model. Texts are cut to `max_length` tokens.
     max_length : int or None, default=None
         Tokens of a text that are read, also by a model of sentence-transformers. None:
         as many as the tokenizer, or that model, takes.
@@ -93,18 +97,18 @@ class EmbeddingExtractor(
     head_ : tuple of ndarray (n_outputs, n_embedding), (n_outputs,) or None
         Weights and intercepts of the layer, a `head` for :class:`LELPProjector`: with
         the embeddings they make the logits that the model returns for the first rows,
-        up to a log-softmax or a softmax after the layer. None where they do not, as for
-        an earlier layer.
+        up to a log-softmax or a softmax after the layer. None if they do not, as for an
+        earlier layer.
     head_layer_ : str or None
         The name of the linear layer that makes the logits, whichever layer is taken;
-        None where there is none.
+        None if there is none.
     n_logits_ : int
-        Number of logits that the model returns for a row; 0 where it returns no vector
-        for each row.
+        Number of logits that the model returns for a row; 0 if it does not return one
+        vector per row.
     layer_ : str
         The name of the layer; "sentence_embedding" for a sentence encoder.
     n_features_in_ : int
-        Number of features seen in fit. Only where X is numbers.
+        Number of features seen in fit. Only if X is numbers.
 
     See Also
     --------
@@ -192,8 +196,8 @@ class EmbeddingExtractor(
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
-        # As in a deep copy; the weights are pickled as they are.
-        model = runner.copied_structure(self.model)
+        # Of a model that no other thread is running; its weights are not copied.
+        model = runner.copy_structure(self.model)
         return {**super().__getstate__(), "model": model}
 
     def __sklearn_tags__(self) -> Any:
@@ -244,7 +248,7 @@ class EmbeddingExtractor(
                 "sentence-transformers."
             )
         rows = self._check_rows(X, reset=True)
-        layer = runner.named_layer(self.model, self.layer)
+        layer = runner.resolve_layer(self.model, self.layer)
         # Integers are token ids, or numbers to a model that does not take them as ids.
         try:
             found, width = self._make_runner(layer, True).with_layers(rows)
@@ -280,10 +284,10 @@ class EmbeddingExtractor(
         check_is_fitted(self)
         rows = self._check_rows(X, reset=False)
         with self._fitted_runner().embedding_fn() as embed:
-            return self._computed(embed, rows, self._n_features_out, "embedding")
+            return self._compute(embed, rows, self._n_features_out, "embedding")
 
     def predict_logits(self, X: Any) -> FloatArray:
-        """Compute the logits of rows, the `teacher_logits` where `head_` is None.
+        """Compute the logits of rows, the `teacher_logits` if `head_` is None.
 
         These are what the model returns, or the entry "logits" of it, else the first
         tensor in it. Of probabilities, rows that sum to one, they are the logarithm.
@@ -312,7 +316,7 @@ class EmbeddingExtractor(
             )
         rows = self._check_rows(X, reset=False)
         with self._fitted_runner().logits_fn() as compute_logits:
-            return self._computed(compute_logits, rows, self.n_logits_, "logits")
+            return self._compute(compute_logits, rows, self.n_logits_, "logits")
 
     def extract(
         self,
@@ -326,17 +330,17 @@ class EmbeddingExtractor(
         A call that ended, by an error or with its process, is resumed by the next one
         with the same arguments: ``<path>.part`` holds the rows that are done and
         ``<path>.journal`` counts them. The file is the same as that of a single call.
-        Other rows than those of the journal are refused. `path` itself appears when it
-        is complete; if it exists already, nothing is computed.
-        Meanwhile ``<path>.lock`` keeps other calls from the file, also those of other
-        processes; this empty file stays. Fits first.
+        Other rows than in the journal are refused. `path` itself appears when it is
+        complete; if it exists already, nothing is computed. During the call
+        ``<path>.lock`` keeps other calls, of other processes too, from the file; this
+        empty file stays. Fits first.
 
         The journal holds hashes of what the file depends on: the weights of the model
-        and its layers as they print, all rows, each of their bytes, and where X is
-        texts the tokenizer. Of one of Hugging Face these are its class, vocabulary and
-        settings; of any other its class and what it makes of all texts. Nothing else is
-        hashed, such as an attribute that ``forward`` reads and that is not printed:
-        after a change of it delete the file, or name another.
+        and its layers as they print, every byte of the rows and, if X is texts, the
+        tokenizer: its class, vocabulary and settings if it is of Hugging Face, else its
+        class and its output for all texts. Nothing else is hashed, such as an attribute
+        that ``forward`` reads and that is not printed: after a change of it delete the
+        file, or name another.
 
         Parameters
         ----------
@@ -377,7 +381,7 @@ class EmbeddingExtractor(
             return file.open()
 
     def _fill(self, file: ResumableNpy, rows: Any) -> None:
-        """Write the embeddings of rows to a file, from where it ends."""
+        """Write the embeddings that a file still lacks."""
         size = int(self.batch_size)
         order = np.concatenate(runner.batches_of(rows, size))
         batches = [order[i : i + size] for i in range(file.n_done, len(order), size)]
@@ -394,23 +398,27 @@ class EmbeddingExtractor(
                     )
                 write(indices, cast)
 
-    def _computed(
-        self, compute: BatchFunction, rows: Any, n_columns: int, what: str
+    def _compute(
+        self, batch_function: BatchFunction, rows: Any, n_columns: int, what: str
     ) -> FloatArray:
-        """Return what is computed of all rows, in their order."""
+        """Apply a function to all rows in batches; return the results in order."""
         result = np.empty((len(rows), n_columns), np.float32)
         batches = runner.batches_of(rows, int(self.batch_size))
-        for indices, block in self._batches(compute, rows, batches, what):
+        for indices, block in self._batches(batch_function, rows, batches, what):
             result[indices] = block
         return result
 
     def _batches(
-        self, compute: BatchFunction, rows: Any, batches: list[IntArray], what: str
+        self,
+        batch_function: BatchFunction,
+        rows: Any,
+        batches: list[IntArray],
+        what: str,
     ) -> Iterator[tuple[IntArray, FloatArray]]:
-        """Yield the indices of each batch and what is computed of its rows."""
+        """Yield the indices and the result of each batch."""
         progress = _Progress(sum(map(len, batches)), self.verbose)
         for indices in batches:
-            block = compute(rows, indices)
+            block = batch_function(rows, indices)
             row = _first_nonfinite_row(block, indices)
             if row is not None:
                 raise ValueError(
@@ -420,7 +428,7 @@ class EmbeddingExtractor(
             progress.add(len(indices))
 
     def _fitted_runner(self) -> ModelRunner:
-        """Return the model with what fit found, to run as the parameters say now."""
+        """Return a runner with the fitted layer and the current parameters."""
         unfitted = self._make_runner(self.layer_, self._takes_token_ids)
         return replace(unfitted, output=self._output, run=self._run)
 
@@ -465,7 +473,7 @@ class EmbeddingExtractor(
         return X
 
     def _identity(self, rows: Any, dtype: str) -> dict[str, str]:
-        """Return what the content of a file depends on; cheap beside a run."""
+        """Return hashes of everything that the content of a file depends on."""
         tokenizer = "None"
         if runner.is_texts(rows):
             tokenizer = self._fitted_runner().hash_tokenizer(rows)
@@ -481,7 +489,7 @@ class EmbeddingExtractor(
         }
 
     def _warn_without_head(self) -> None:
-        """Warn that no linear layer makes the logits, and say what is taken instead."""
+        """Warn that no linear layer makes the logits; name the layer that is used."""
         output, logits = self._output, "predict_logits returns its logits"
         if not output.n_logits:
             reason = "model does not return one vector of logits for each row"
@@ -531,7 +539,7 @@ def _first_nonfinite_row(block: FloatArray, indices: IntArray) -> int | None:
 
 
 def _check_is_rows(X: Any) -> None:
-    """Raise for what is no table and no list of rows, or an empty one."""
+    """Raise if X is no table and no list of rows, or an empty one."""
     kind = f"X is of type {type(X).__name__}"
     rows = None
     if isinstance(X, torch.utils.data.DataLoader):
@@ -557,7 +565,7 @@ def _check_is_rows(X: Any) -> None:
 
 
 def _as_texts(X: Any) -> list[str] | None:
-    """Return rows of which one is a text, or None, as a list; None for numbers."""
+    """Return rows with a text or None among them as a list; None for numbers."""
     if getattr(X, "ndim", 1) != 1 or not isinstance(X, Iterable):
         return None
     texts = list(X)

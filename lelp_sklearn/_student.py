@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import partial
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
@@ -43,7 +42,7 @@ from lelp_sklearn._training.checkpoint import (
     open_checkpoint,
 )
 from lelp_sklearn._training.inputs import StudentInputs, check_rows, has_head
-from lelp_sklearn._training.loop import train_epochs
+from lelp_sklearn._training.loop import EpochLoop
 from lelp_sklearn._training.modules import check_module_arguments, on_cpu
 from lelp_sklearn._training.optimizer import check_optimizer
 from lelp_sklearn._training.process_group import SINGLE_PROCESS, Ranks, process_group
@@ -51,10 +50,10 @@ from lelp_sklearn._training.state import (
     Placement,
     Seeds,
     TrainingState,
+    make_epoch_loop,
     make_trainer,
     make_validation,
     optimizer_state,
-    run_epochs,
 )
 from lelp_sklearn._typing import FloatArray
 from lelp_sklearn._validation import features_kept_on_error
@@ -163,7 +162,8 @@ class LELPStudentClassifier(
         Whether to stop if the score on validation rows has not risen for
         `n_iter_no_change` epochs, and to keep the weights of the best epoch. The score
         is the negative cross-entropy to the class probabilities of the teacher, so rows
-        without a label count. Epochs are counted once λ has its final value.
+        without a label count. Any epoch can be the best; the epochs without a rise are
+        counted from the first at which λ has its final value.
     validation_fraction : float, default=0.1
         Fraction of the rows, stratified by label, that is held out if `early_stopping`
         is set and no `X_val` is given. The projector is not fitted on them.
@@ -214,8 +214,8 @@ class LELPStudentClassifier(
     loss_curve_ : list of float
         Mean loss of each epoch.
     validation_scores_ : list of float or None
-        Score of each epoch on the validation rows, as many as there are losses. NaN for
-        an epoch without `early_stopping`, if warm starts and `partial_fit` mix both;
+        Score of each epoch on the validation rows, one for each loss. NaN for an epoch
+        without `early_stopping`, if warm starts and `partial_fit` mix both;
         None if no epoch was scored.
     n_features_in_ : int
         ``X.shape[1]``.
@@ -507,29 +507,33 @@ class LELPStudentClassifier(
             validation_inputs = inputs.validation_from_user(
                 self, X_val, y_val, teacher_embeddings_val, row_format
             )
-            placement = Placement.resolve(self, inputs, ranks)
+            placement = Placement.resolve(self.device, self.precision, inputs, ranks)
             # 3. Rows to train on, and rows to stop by.
             source = previous.source if previous else None
-            train, held_out = usable_rows(self, inputs, source), None
-            seeds = ranks.broadcast_from_rank0(partial(Seeds.of, self, previous))
+            is_train, held_out_index = usable_rows(self, inputs, source), None
+            seeds = ranks.broadcast_from_rank0(
+                lambda: Seeds.of(self.random_state, previous)
+            )
             if self.early_stopping and validation_inputs is None:
                 fraction = float(self.validation_fraction)
-                train, held_out = inputs.split(train, fraction, seeds.split)
+                is_train, held_out_index = inputs.hold_out(
+                    is_train, fraction, seeds.hold_out
+                )
             # 4. Teacher and projector make the targets.
             task = self._begin_task(inputs, y, sample_weight, previous, ranks)
             source, targets = ranks.broadcast_from_rank0(
-                partial(
-                    make_targets, self, inputs, train, seeds.projector, source, task
+                lambda: make_targets(
+                    self, inputs, is_train, seeds.projector, source, task
                 )
             )
             # 5. Module, loss and optimizer.
             state = TrainingState.start(
                 self, inputs, source, targets, seeds, previous, placement
             )
-            trainer = make_trainer(self, state, inputs, train, targets, placement)
+            trainer = make_trainer(self, state, inputs, is_train, targets, placement)
             validation = ranks.on_rank0(
-                partial(
-                    make_validation, state, trainer, inputs, held_out, validation_inputs
+                lambda: make_validation(
+                    state, trainer, inputs, held_out_index, validation_inputs
                 )
             )
             # 6. Checkpoint.
@@ -537,10 +541,12 @@ class LELPStudentClassifier(
                 self._open_checkpoint(
                     state, inputs, validation_inputs, ranks
                 ) as checkpoint,
-                self._adopt(state),
+                self._set_fitted_attributes_on_exit(state),
             ):
                 # 7. Epochs.
-                run_epochs(self, state, trainer, task, validation, checkpoint)
+                make_epoch_loop(
+                    self, state, trainer, validation, checkpoint, task
+                ).run()
             task.end({})
         return self
 
@@ -613,32 +619,33 @@ class LELPStudentClassifier(
                 soft_targets=soft_targets,
                 sample_weight=sample_weight,
             )
-            placement = Placement.resolve(self, inputs, SINGLE_PROCESS)
+            placement = Placement.resolve(
+                self.device, self.precision, inputs, SINGLE_PROCESS
+            )
             # 3. Rows to train on; none are held out.
             source = previous.source if previous else None
-            train = usable_rows(self, inputs, source)
-            seeds = Seeds.of(self, previous)
+            is_train = usable_rows(self, inputs, source)
+            seeds = Seeds.of(self.random_state, previous)
             # 4. Teacher and projector make the targets.
             source, targets = make_targets(
-                self, inputs, train, seeds.projector, source, classes=classes
+                self, inputs, is_train, seeds.projector, source, classes=classes
             )
             # 5. Module, loss and optimizer.
             state = TrainingState.start(
                 self, inputs, source, targets, seeds, previous, placement
             )
             trainer = make_trainer(
-                self, state, inputs, train, targets, placement, endless=True
+                self, state, inputs, is_train, targets, placement, endless=True
             )
             # 7. One epoch, without a checkpoint.
-            with self._adopt(state):
+            with self._set_fitted_attributes_on_exit(state):
                 try:
-                    train_epochs(
+                    EpochLoop(
                         state,
                         trainer,
                         n_epochs=1,
-                        begin_epoch=lambda: lambda: False,
-                        n_epochs_before=len(state.curves.loss),
-                    )
+                        first_progress_epoch=len(state.curves.loss),
+                    ).run()
                 finally:
                     state.stop_reason = None
                     state.optimizer_state = optimizer_state(self.optimizer, trainer)
@@ -832,7 +839,7 @@ class LELPStudentClassifier(
 
     @contextmanager
     def _fitting(self) -> Iterator[None]:
-        """Warn of each thing once; after an error the features are those of before."""
+        """Warn of each thing once; restore the features seen in fit after an error."""
         with (
             warned_once(),
             features_kept_on_error(self, "_state"),
@@ -841,7 +848,7 @@ class LELPStudentClassifier(
             yield
 
     def _check_params(self, ranks: Ranks = SINGLE_PROCESS) -> None:
-        """Raise, before work starts, where a parameter cannot be used."""
+        """Raise, before work starts, if a parameter cannot be used."""
         self._validate_params()
         if isinstance(self.projector, FrozenEstimator) and not isinstance(
             self.projector.estimator, LELPProjector
@@ -862,7 +869,7 @@ class LELPStudentClassifier(
                     )
         check_resumable(self.checkpoint, self.random_state)
         if self.checkpoint is not None:
-            ranks.broadcast_from_rank0(partial(check_path, self.checkpoint))
+            ranks.broadcast_from_rank0(lambda: check_path(self.checkpoint))
         check_module_arguments(self.module, self.module_params)
         for name in ("subclass_weight", "learning_rate_schedule"):
             if callable(value := getattr(self, name)):
@@ -870,7 +877,7 @@ class LELPStudentClassifier(
         check_optimizer(self.optimizer, self.learning_rate, self.weight_decay)
 
     def _check_partial_fit(self, classes: Any, *, is_first: bool) -> None:
-        """Raise for what needs all the data, and where the classes are not known."""
+        """Raise if a parameter needs all the data, or the classes are not known."""
         if self.early_stopping:
             raise ValueError("partial_fit does not support early_stopping=True.")
         if self.class_weight == "balanced":
@@ -888,7 +895,7 @@ class LELPStudentClassifier(
         previous: TrainingState | None,
         ranks: Ranks,
     ) -> FitTask:
-        """Set the callbacks up, in one process."""
+        """Set up the callbacks, in the first process only."""
         if not ranks.is_rank0:
             return NO_TASK
         fits_projector = previous is None and inputs.soft_targets is None
@@ -904,7 +911,7 @@ class LELPStudentClassifier(
         validation_inputs: StudentInputs | None,
         ranks: Ranks,
     ) -> Iterator[Checkpoint | None]:
-        """Yield the checkpoint of this fit, None where none is asked for."""
+        """Yield the checkpoint of this fit; None if the parameter is None."""
         if self.checkpoint is None:
             yield None
             return
@@ -923,7 +930,7 @@ class LELPStudentClassifier(
         inputs: StudentInputs,
         validation_inputs: StudentInputs | None,
     ) -> dict[str, str]:
-        """Return content hashes of all that the trained student depends on, by name."""
+        """Return content hashes of everything that the result depends on, by name."""
         params = self.get_params(deep=False)
         for name in _PARAMS_WITHOUT_EFFECT:
             del params[name]
@@ -931,7 +938,7 @@ class LELPStudentClassifier(
             if isinstance(value, np.generic):
                 # NumPy's 8 is the number 8.
                 params[name] = value.item()
-        # What is built counts, not what builds it.
+        # The weights count, not the callable that builds them.
         params["module"] = state.module.net.state_dict()
         max_epochs = int(self.max_epochs)
         progress = np.arange(max_epochs + 1) / max_epochs
@@ -939,23 +946,25 @@ class LELPStudentClassifier(
             if callable(schedule := params[name]):
                 params[name] = [float(schedule(part)) for part in progress.tolist()]
         rows = inputs.arguments()
-        for name, value in (validation_inputs or inputs).arguments().items():
-            rows[f"{name}_val"] = None if validation_inputs is None else value
-        # A teacher that another thread runs has hooks and another mode meanwhile.
+        validation_rows = dict.fromkeys(rows)
+        if validation_inputs is not None:
+            validation_rows = validation_inputs.arguments()
+        rows |= {f"{name}_val": value for name, value in validation_rows.items()}
+        # While another thread runs the teacher, it has hooks and another mode.
         with exclusive(*self.get_params().values()):
             return {
                 name: content_hash(value) for name, value in (params | rows).items()
             }
 
     @contextmanager
-    def _adopt(self, state: TrainingState) -> Iterator[None]:
-        """Set the fitted attributes at the end, where an epoch is complete."""
+    def _set_fitted_attributes_on_exit(self, state: TrainingState) -> Iterator[None]:
+        """Set the fitted attributes, also after an error, if an epoch is complete."""
         n_epochs_before = len(state.curves.loss)
         try:
             yield
         finally:
             if len(state.curves.loss) > n_epochs_before:
-                # All at once, so that an interrupt finds the one fit or the other.
+                # All at once, so that an interrupt cannot mix two fits.
                 self.__dict__.update(state.attributes())
 
     # --- copies and pickles -----------------------------------------------------------
@@ -964,29 +973,35 @@ class LELPStudentClassifier(
         return hasattr(self, "_state")
 
     def __sklearn_clone__(self) -> Any:
-        # Modules are copied, and may be what another thread runs as a teacher.
+        # The modules that are copied may be running as teachers in other threads.
         with exclusive(*self.get_params().values()):
             return super().__sklearn_clone__()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "LELPStudentClassifier":
         # Unlike a pickle, a copy keeps the teacher.
         twin = memo[id(self)] = type(self).__new__(type(self))
-        state = {name: v for name, v in vars(self).items() if name != "module_"}
+        attributes = dict(vars(self))
+        state = attributes.pop("_state", None)
+        attributes.pop("module_", None)
         with exclusive(*self.get_params().values()):
-            twin.__dict__.update(copy.deepcopy(state, memo))
-        if hasattr(twin, "_state"):
+            twin.__dict__.update(copy.deepcopy(attributes, memo))
+        if state is not None:
+            # Outside the locks: it builds a module under torch's lock, under which a
+            # fit in another thread takes the lock of its template.
+            twin._state = copy.deepcopy(state, memo)
             twin.module_ = twin._state.module.net
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what is pickled, which loads on a machine without the device.
 
-        - Dropped: the teacher of a fitted student, of which the name of its class
-          stays, and `module_`, which is the module of `_state`.
+        - Dropped: `module_`, which is the module of `_state`, and the teacher of a
+          fitted student, but for the name of its class.
         - Kept: parameters, fitted attributes and `_state`, with which training
-          continues; of a fitted student also the versions that made it.
-        - Moved: a template `module` to the CPU. `_state` turns the weights, and the
-          state of the optimizer of a stream, into NumPy arrays.
+          continues; if fitted, also the versions that made it.
+        - Moved: a template `module` to the CPU; weights to NumPy arrays, by
+          `StudentModule` in _training/modules.py; the optimizer of `partial_fit` to
+          NumPy arrays, by `TrainingState` in _training/state.py.
         """
         state = {**super().__getstate__(), "module": on_cpu(self.module)}
         if state.pop("module_", None) is None:

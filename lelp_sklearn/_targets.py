@@ -1,4 +1,4 @@
-"""What a student learns from: soft targets, given or made by teacher and projector."""
+"""The soft targets of a student: given, or made by teacher and projector."""
 
 import copy
 from collections.abc import Iterator
@@ -18,15 +18,20 @@ from lelp_sklearn._callers import warn_user
 from lelp_sklearn._extraction.content_hash import content_hash
 from lelp_sklearn._extraction.sklearn_teachers import (
     OmittedTeacher,
-    fit_transformed,
-    fitted,
-    makes_training_embeddings,
-    present,
-    transformed,
+    fit_teacher,
+    fit_transform_teacher,
+    has_own_fit_transform,
+    require_teacher,
+    transform_teacher,
 )
 from lelp_sklearn._projector import LELPProjector
-from lelp_sklearn._training.inputs import StudentInputs, as_array, has_head, noted
-from lelp_sklearn._typing import BoolArray, FloatArray, IntArray
+from lelp_sklearn._training.inputs import (
+    StudentInputs,
+    add_note_on_error,
+    as_array,
+    has_head,
+)
+from lelp_sklearn._typing import BoolArray, FloatArray, IntArray, StudentParams
 from lelp_sklearn.exceptions import NoTeacherWarning
 
 
@@ -37,13 +42,14 @@ class TargetSource:
     Parameters
     ----------
     projector : LELPProjector, FrozenEstimator or None
-        Fitted; None where soft targets are given instead.
+        Fitted; None if soft targets are given instead.
     teacher : transformer or None
-        Fitted; None where there is none.
+        Fitted; None without a teacher.
     reads_inputs : bool
         Whether X takes the place of the embeddings.
-    labels_only : bool
-        Whether the labels take the place of the teacher's class probabilities.
+    has_teacher : bool
+        The result of `has_teacher` in the first fit. If False, the labels take the
+        place of the teacher's class probabilities.
     classes : ndarray of shape (n_classes,)
         The classes, in the order of the columns.
     temperature : float
@@ -51,14 +57,14 @@ class TargetSource:
     asks_logits : bool
         Whether the teacher is asked for logits that are not given.
     fitted_on : str or None
-        Content hash of the rows that the teacher was fitted on, where it has a
+        Content hash of the rows that the teacher was fitted on, if the teacher has a
         `fit_transform` of its own.
     """
 
     projector: Any
     teacher: Any
     reads_inputs: bool
-    labels_only: bool
+    has_teacher: bool
     classes: NDArray[Any]
     temperature: float
     asks_logits: bool = False
@@ -67,7 +73,7 @@ class TargetSource:
     @classmethod
     def resolve(
         cls,
-        student: Any,
+        params: StudentParams,
         inputs: StudentInputs,
         is_train: BoolArray,
         *,
@@ -75,22 +81,22 @@ class TargetSource:
         task: FitTask = NO_TASK,
         classes: NDArray[Any] | None = None,
     ) -> tuple["TargetSource", StudentInputs]:
-        """Fit the teacher, and the projector on its embeddings, where they are needed.
+        """Fit the teacher and the projector, unless soft targets are given.
 
         Parameters
         ----------
-        student : LELPStudentClassifier
-            Whose `projector` and `teacher` are cloned and fitted, unless frozen.
+        params : StudentParams
+            Its `projector` and `teacher` are cloned and fitted, unless frozen.
         inputs : StudentInputs
             The rows.
         is_train : ndarray of shape (n,)
-            True for rows that may be learned from.
+            True for training rows.
         seed : int
             The random state of a projector that has none.
         task : FitTask
-            Of which the fit of the projector is a step.
+            The fit of the projector is a step of this task.
         classes : ndarray of shape (n_classes,) or None
-            All classes, sorted, where the labels of a block might lack some.
+            All classes, sorted, if the labels of a block might lack some.
 
         Returns
         -------
@@ -99,13 +105,13 @@ class TargetSource:
         inputs : StudentInputs
             The rows with the embeddings of the teacher, which it makes once.
         """
-        labels_only = not has_teacher(student, inputs)
-        if labels_only:
+        is_distilled = has_teacher(params, inputs)
+        if not is_distilled:
             warn_user(NoTeacherWarning())
-        projector = _projector_to_fit(student.projector, seed, student.unlabeled)
+        projector = _projector_to_fit(params.projector, seed, params.unlabeled)
         if inputs.soft_targets is not None:
             return cls._of_soft_targets(inputs, projector, classes), inputs
-        teacher = student.teacher
+        teacher = params.teacher
         if inputs.teacher_embeddings is not None and isinstance(
             teacher, OmittedTeacher
         ):
@@ -117,10 +123,8 @@ class TargetSource:
         if lacks_classes and not isinstance(projector, FrozenEstimator):
             _check_block_classes(inputs, projector, teacher, labels, classes)
         reads_inputs = inputs.teacher_embeddings is None and teacher is None
-        teacher, embeddings = _fit_teacher(teacher, inputs, is_train)
-        fitted_on = (
-            _hash_of_rows(inputs) if makes_training_embeddings(teacher) else None
-        )
+        teacher, embeddings = _fit_and_embed(teacher, inputs, is_train)
+        fitted_on = _hash_of_rows(inputs) if has_own_fit_transform(teacher) else None
         asks_logits = _asks_logits(
             projector, teacher, len(labels if classes is None else classes)
         )
@@ -136,15 +140,15 @@ class TargetSource:
                 _in_projector(inputs, teacher),
             ):
                 _fit_projector(projector, embeddings, inputs, is_train, some_classes)
-        # Fitted to too few rows it has none, and its transform raises the error.
-        of_projector: Any = getattr(projector, "classes_", classes)
-        _check_projector_classes(of_projector, classes)
+        # Fitted on too few rows it has none, and its transform raises the error.
+        projector_classes: Any = getattr(projector, "classes_", classes)
+        _check_projector_classes(projector_classes, classes)
         source = cls(
             projector,
             teacher,
             reads_inputs=reads_inputs,
-            labels_only=labels_only,
-            classes=of_projector,
+            has_teacher=is_distilled,
+            classes=projector_classes,
             temperature=float(projector.temperature),
             asks_logits=asks_logits,
             fitted_on=fitted_on,
@@ -185,27 +189,30 @@ class TargetSource:
             projector if is_frozen else None,
             teacher=None,
             reads_inputs=False,
-            labels_only=False,
+            has_teacher=True,
             classes=_validation.check_several_classes(classes),
             temperature=float(projector.temperature),
         )
 
-    def has_teacher(self, inputs: StudentInputs) -> bool:
-        """Return whether a teacher gives the targets, also of rows without a label."""
+    def has_class_probabilities(self, inputs: StudentInputs) -> bool:
+        """Return whether rows without a label have class targets too."""
         given = inputs.soft_targets, inputs.teacher_logits
-        return not self.labels_only or any(each is not None for each in given)
+        return self.has_teacher or any(each is not None for each in given)
 
     def can_embed(self, inputs: StudentInputs) -> bool:
-        """Return whether the rows have embeddings, or can be given them."""
+        """Return whether the rows have embeddings, or the source can make them."""
         makes = self.reads_inputs or self.teacher is not None
         return self.projector is not None and (
             makes or inputs.teacher_embeddings is not None
         )
 
-    def embed_again(self, inputs: StudentInputs, is_train: BoolArray) -> StudentInputs:
-        """Return rows that the teacher was fitted on with the embeddings of that fit.
+    def with_refit_embeddings(
+        self, inputs: StudentInputs, is_train: BoolArray
+    ) -> StudentInputs:
+        """Refit a clone of the teacher to rows that it was fitted on, and embed them.
 
-        Those of its `transform` may differ. All other rows stay as they are.
+        Only its own `fit_transform` makes the embeddings of training rows. Other rows
+        are returned as they are; `transform` makes their embeddings.
         """
         if (
             self.fitted_on is None
@@ -213,7 +220,9 @@ class TargetSource:
             or self.fitted_on != _hash_of_rows(inputs)
         ):
             return inputs
-        _, embeddings = fit_transformed(self.teacher, inputs.X, inputs.y, is_train)
+        _, embeddings = fit_transform_teacher(
+            self.teacher, inputs.X, inputs.y, is_train
+        )
         return replace(inputs, teacher_embeddings=embeddings)
 
     def soft_targets(self, inputs: StudentInputs) -> FloatArray:
@@ -229,8 +238,8 @@ class TargetSource:
             )
         logits = inputs.teacher_logits
         if logits is None and self.asks_logits:
-            logits = present(self.teacher).predict_logits(inputs.X)
-        if self.labels_only and logits is None:
+            logits = require_teacher(self.teacher).predict_logits(inputs.X)
+        if not self.has_teacher and logits is None:
             # So far apart that the softmax is the label itself.
             distance = 1e4 * self.temperature
             logits = distance * inputs.class_indicator(self.classes)
@@ -243,9 +252,9 @@ class TargetSource:
     def warn_of_class_order(
         self, soft_targets: FloatArray, class_index: IntArray
     ) -> None:
-        """Warn where targets that no fitted projector has seen have another order.
+        """Warn if given targets, or a frozen projector, have the classes in disorder.
 
-        A projector that was fitted has looked at its teacher itself.
+        A projector that was fitted here has compared the teacher with the labels.
         """
         if self.projector is None or isinstance(self.projector, FrozenEstimator):
             known = class_index >= 0
@@ -261,30 +270,39 @@ class TargetSource:
         return {**vars(self), "teacher": OmittedTeacher.of(self.teacher)}
 
 
-def has_teacher(student: Any, inputs: StudentInputs) -> bool:
-    """Return whether class probabilities come from more than the labels."""
-    is_given = inputs.has_teacher_data or student.teacher is not None
-    return is_given or has_head(student.projector)
+def has_teacher(params: StudentParams, inputs: StudentInputs) -> bool:
+    """Return whether a first fit has class probabilities besides the labels."""
+    sources = (
+        inputs.teacher_embeddings,
+        inputs.teacher_logits,
+        inputs.soft_targets,
+        params.teacher,
+    )
+    return has_head(params.projector) or any(each is not None for each in sources)
 
 
 def usable_rows(
-    student: Any, inputs: StudentInputs, source: TargetSource | None = None
+    params: StudentParams, inputs: StudentInputs, source: TargetSource | None = None
 ) -> BoolArray:
     """Return which rows have a target and a positive weight.
 
-    `source` is that of an earlier fit, None in a first one.
+    `source` is the source of an earlier fit; None in a first fit.
     """
-    if student.label_weight:
+    if params.label_weight:
         inputs.check_some_label("label_weight > 0")
     has_weight: BoolArray = inputs.sample_weight > 0
-    if has_teacher(student, inputs) if source is None else source.has_teacher(inputs):
+    if source is None:
+        needs_labels = not has_teacher(params, inputs)
+    else:
+        needs_labels = not source.has_class_probabilities(inputs)
+    if not needs_labels:
         return has_weight
     inputs.check_some_label("there is no teacher")
     return has_weight & inputs.is_labelled
 
 
 def make_targets(
-    student: Any,
+    params: StudentParams,
     inputs: StudentInputs,
     is_train: BoolArray,
     seed: int,
@@ -295,20 +313,20 @@ def make_targets(
 ) -> tuple[TargetSource, FloatArray]:
     """Return the source of the targets, and the targets (n, C*S) of the rows.
 
-    `source` is that of an earlier fit; the arguments of a first one, where it is None,
-    are those of `TargetSource.resolve`.
+    `source` is the source of an earlier fit. In a first fit it is None, and
+    `TargetSource.resolve` makes it of the same arguments.
     """
     is_first = source is None
     if source is None:
         classes = None if classes is None else _validation.sorted_classes(classes)
         source, inputs = TargetSource.resolve(
-            student, inputs, is_train, seed=seed, task=task, classes=classes
+            params, inputs, is_train, seed=seed, task=task, classes=classes
         )
     else:
-        inputs = source.embed_again(inputs, is_train)
+        inputs = source.with_refit_embeddings(inputs, is_train)
     class_index = inputs.class_index(source.classes)
     soft_targets = source.soft_targets(inputs)
-    if is_first and not source.labels_only:
+    if is_first and source.has_teacher:
         source.warn_of_class_order(soft_targets, class_index)
     return source, soft_targets
 
@@ -327,11 +345,11 @@ def _projector_to_fit(projector: Any, seed: int, unlabeled: object) -> Any:
 
 
 def embed(inputs: StudentInputs, teacher: Any) -> Any:
-    """Return the embeddings: those given, those of the teacher, or the rows."""
+    """Return the given embeddings, else embeddings by the teacher, else the rows."""
     if inputs.teacher_embeddings is not None:
         return inputs.teacher_embeddings
     if teacher is not None:
-        return transformed(teacher, inputs.X, len(inputs))
+        return transform_teacher(teacher, inputs.X, len(inputs))
     if inputs.X_array.ndim != 2:
         raise ValueError(
             f"X has {inputs.X_array.ndim} dimensions and cannot take the place of the "
@@ -343,7 +361,7 @@ def embed(inputs: StudentInputs, teacher: Any) -> Any:
 def _classes_of_columns(
     inputs: StudentInputs, n_columns: int, n_subclasses: int | None
 ) -> NDArray[Any]:
-    """Return the classes of soft targets: those of y, else 0, 1 and so on."""
+    """Return the classes of soft targets: the labels in y, else 0, 1 and so on."""
     if inputs.is_labelled.any():
         return np.unique(inputs.labels[inputs.is_labelled])
     if n_subclasses is None:
@@ -362,20 +380,20 @@ def _classes_of_columns(
 
 
 def _check_projector_classes(
-    of_projector: NDArray[Any], classes: NDArray[Any] | None
+    projector_classes: NDArray[Any], classes: NDArray[Any] | None
 ) -> None:
-    """Raise unless the projector and `classes` of partial_fit mean the same."""
-    if classes is not None and not np.array_equal(np.sort(of_projector), classes):
+    """Raise unless the projector has the `classes` of partial_fit."""
+    if classes is not None and not np.array_equal(np.sort(projector_classes), classes):
         raise ValueError(
             f"classes={classes.tolist()} are not those of the projector, "
-            f"{of_projector.tolist()}: pass these."
+            f"{projector_classes.tolist()}: pass these."
         )
 
 
 def _check_block_classes(
     inputs: StudentInputs, projector: Any, teacher: Any, labels: Any, classes: Any
 ) -> None:
-    """Raise where the projector cannot be fitted on a first block."""
+    """Raise if the projector cannot be fitted on a first block."""
     # The teacher may find the other classes in rows without a label.
     sources = projector.head, inputs.teacher_logits, teacher
     if not inputs.is_labelled.all() and any(each is not None for each in sources):
@@ -387,15 +405,15 @@ def _check_block_classes(
     )
 
 
-def _fit_teacher(
+def _fit_and_embed(
     teacher: Any, inputs: StudentInputs, is_train: BoolArray
 ) -> tuple[Any, Any]:
     """Return the fitted teacher, None for none, and the embeddings of all rows."""
     if teacher is None:
         return None, embed(inputs, None)
     if inputs.teacher_embeddings is None:
-        return fit_transformed(teacher, inputs.X, inputs.y, is_train)
-    return fitted(teacher, inputs.X, inputs.y, is_train), inputs.teacher_embeddings
+        return fit_transform_teacher(teacher, inputs.X, inputs.y, is_train)
+    return fit_teacher(teacher, inputs.X, inputs.y, is_train), inputs.teacher_embeddings
 
 
 def _fit_projector(
@@ -405,7 +423,7 @@ def _fit_projector(
     is_train: BoolArray,
     classes: NDArray[Any] | None,
 ) -> None:
-    """Fit the projector; `classes` are given where the rows lack some."""
+    """Fit the projector; `classes` are given if the rows lack some."""
     options: dict[str, Any] = {"sample_weight": inputs.sample_weight * is_train}
     if inputs.teacher_logits is not None:
         options["teacher_logits"] = inputs.teacher_logits
@@ -422,32 +440,32 @@ def _hash_of_rows(inputs: StudentInputs) -> str:
 def _asks_logits(projector: Any, teacher: Any, n_classes: int) -> bool:
     """Return whether a teacher's embeddings have no head, but the teacher has logits.
 
-    That is so for an `EmbeddingExtractor` of an earlier layer, and of a model whose
-    logits no linear layer makes. Where no class is known yet (`n_classes` is 0) there
-    is no telling.
+    An `EmbeddingExtractor` of an earlier layer is such a teacher, or one of a model
+    whose logits no linear layer makes. With no class known yet (`n_classes` is 0) the
+    answer is False.
     """
     if has_head(projector) or not n_classes:
         return False
     if getattr(teacher, "head_", ()) is not None:
         return False
-    # One column is that of a sigmoid.
+    # One column is the output of a sigmoid.
     fitting = {n_classes, 1} if n_classes == 2 else {n_classes}
     n_logits = getattr(teacher, "n_logits_", 0)
-    # A model without a head may be an encoder, whose output is of no classes; logits of
-    # a head that do not fit are refused, as the head would be.
+    # A model without a head may be an encoder, whose outputs are not classes.
+    # Logits of a head that do not fit are refused, as the head would be.
     return n_logits in fitting or getattr(teacher, "head_layer_", None) is not None
 
 
 def _set_head(
     projector: Any, teacher: Any, inputs: StudentInputs, embeddings: Any
 ) -> None:
-    """Set the head of a projector that has none to that of the teacher, if any."""
+    """Give a projector without a head the head of the teacher, if there is one."""
     if projector.head is not None or not hasattr(teacher, "head_"):
         return
     head = teacher.head_
     if hasattr(head, "weight"):
-        # Arrays, which any machine can load; copies, because training the teacher
-        # further changes no fitted projector.
+        # Arrays, which any machine can load; copies, because more training of the
+        # teacher must not change a fitted projector.
         coef, bias = np.array(as_array(head.weight)), head.bias
         bias = np.zeros(len(coef)) if bias is None else np.array(as_array(bias))
         head = coef, bias
@@ -458,7 +476,7 @@ def _set_head(
 def _check_embedding_width(
     projector: Any, inputs: StudentInputs, embeddings: Any
 ) -> None:
-    """Raise where the projector has a head or is fitted, for others than these."""
+    """Raise if the head or the fitted projector takes embeddings of another width."""
     if isinstance(projector, FrozenEstimator):
         expected = projector.n_features_in_
     else:
@@ -486,14 +504,16 @@ def _check_embedding_width(
 
 @contextmanager
 def _in_projector(inputs: StudentInputs, teacher: Any) -> Iterator[None]:
-    """Call the embeddings in errors by the name that the caller knows."""
+    """Name the embeddings in errors as the user knows them."""
     name = "X"
     if inputs.teacher_embeddings is not None:
         name = f"teacher_embeddings{inputs.suffix}"
     elif teacher is not None:
         name = "teacher.transform(X)"
     try:
-        with noted(f"(In the projector of the student, whose X is {name} here.)"):
+        with add_note_on_error(
+            f"(In the projector of the student, whose X is {name} here.)"
+        ):
             yield
     except _validation.NotFiniteError as error:
         if error.name != "X":

@@ -198,7 +198,7 @@ class SubclassCrossEntropyLoss(nn.Module):
         Returns
         -------
         torch.Tensor
-            A scalar, or of shape (n,) where `reduction` is "none".
+            A scalar, or of shape (n,) if `reduction` is "none".
         """
         rows = subclass_cross_entropy(
             logits,

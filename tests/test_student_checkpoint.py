@@ -112,10 +112,10 @@ def test_interrupted_after_any_epoch(
     X, y, metadata = arguments
     original = Trainer.run_epoch
 
-    def interrupted(self, number, done):
-        if done == n_epochs:
+    def interrupted(self, curve_epoch, progress_epoch):
+        if progress_epoch == n_epochs:
             raise KeyboardInterrupt
-        return original(self, number, done)
+        return original(self, curve_epoch, progress_epoch)
 
     options = {"checkpoint": tmp_path / "here", "checkpoint_interval": interval}
     with monkeypatch.context() as patch:
@@ -326,10 +326,10 @@ def test_half_precision_goes_on_with_its_scale(tmp_path, arguments, monkeypatch)
     expected = make_student(**options).fit(X, y, **metadata)
     original = Trainer.run_epoch
 
-    def interrupted(self, number, done):
-        if done == 2:
+    def interrupted(self, curve_epoch, progress_epoch):
+        if progress_epoch == 2:
             raise KeyboardInterrupt
-        return original(self, number, done)
+        return original(self, curve_epoch, progress_epoch)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "run_epoch", interrupted)

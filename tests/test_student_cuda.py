@@ -206,10 +206,10 @@ def test_resumes_from_a_checkpoint(problem, tmp_path, monkeypatch):
     whole = quick(module=deep).fit(X, y, soft_targets=targets)
     original = loop.Trainer.run_epoch
 
-    def interrupted(trainer, number, done):
-        if number == 6:
+    def interrupted(trainer, curve_epoch, progress_epoch):
+        if curve_epoch == 6:
             raise KeyboardInterrupt
-        return original(trainer, number, done)
+        return original(trainer, curve_epoch, progress_epoch)
 
     resumed = quick(module=deep, checkpoint=tmp_path / "fit.ckpt")
     monkeypatch.setattr(loop.Trainer, "run_epoch", interrupted)

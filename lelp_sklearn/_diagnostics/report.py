@@ -21,7 +21,7 @@ from lelp_sklearn._diagnostics import gap
 from lelp_sklearn._diagnostics.table import check_at_least, class_logits
 from lelp_sklearn._subclasses.directions import row_space_basis
 from lelp_sklearn._targets import TargetSource, embed, has_teacher, usable_rows
-from lelp_sklearn._training.inputs import StudentInputs, as_array, noted
+from lelp_sklearn._training.inputs import StudentInputs, add_note_on_error, as_array
 from lelp_sklearn._typing import FloatArray, IntArray
 
 _HELD_OUT = 0.25
@@ -238,7 +238,7 @@ def subclass_report(
     check_at_least(max_epochs, 1, "max_epochs")
     random_state = check_random_state(random_state)
     note = f"(In a report, which uses at most max_samples={max_samples} rows.)"
-    with warned_once(), noted(note):
+    with warned_once(), add_note_on_error(note):
         data = ReportData.read(
             student, X, y, teacher_embeddings, teacher_logits, max_samples, random_state
         )

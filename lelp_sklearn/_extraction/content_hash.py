@@ -1,4 +1,4 @@
-"""A digest of what a value holds: the same for equal values, whoever made them."""
+"""Hash values by content: equal values have equal hashes, in every process."""
 
 import hashlib
 import struct
@@ -21,9 +21,6 @@ from numpy.typing import NDArray
 _N_BYTES = 16
 _BLOCK_BYTES = 1 << 20
 
-# scikit-learn writes its version into the state of each of its estimators.
-_VERSION_KEYS = ("_sklearn_version",)
-
 _NAMED = (
     type,
     BuiltinFunctionType,
@@ -38,11 +35,10 @@ _NAMED = (
 def content_hash(value: Any) -> str:
     """Digest a value by its content, in 32 hexadecimal digits.
 
-    Numbers, strings, arrays, tensors and containers count by type and content, however
-    they lie in memory and on whichever device. Functions and classes count by module
-    and qualified name. Any other object counts by its type and by what it would be
-    pickled as, its `__getstate__` or `__dict__`. The order of a dict or a set does not
-    matter, that of a list does.
+    Numbers, strings, arrays, tensors and containers count by type and content, in any
+    memory layout and on any device. Functions and classes count by module and qualified
+    name. Any other object counts by its type and its pickled state. Dicts and sets have
+    no order, lists have one.
 
     Raises
     ------
@@ -53,14 +49,14 @@ def content_hash(value: Any) -> str:
 
 
 class _Digester:
-    """One pass over a value: the digest of a container is made of those of its parts.
+    """One pass over a value; a container is hashed by the digests of its parts.
 
-    What has been met is looked up, so that weights shared by several objects are read
-    once, and what lies inside itself ends.
+    Digests are kept, so that weights shared by several objects are read once, and a
+    value inside itself does not recurse forever.
     """
 
     def __init__(self) -> None:
-        # The values are kept, since a number that `id` gives is used again.
+        # The values are kept, because the `id` of a deleted value is used again.
         self._known: dict[int, tuple[Any, bytes]] = {}
 
     def digest(self, value: Any) -> bytes:
@@ -122,7 +118,8 @@ class _Digester:
             return self._join("global", [type(value), reduced])
         function, arguments, state, items, pairs = (*reduced, None, None, None)[:5]
         if isinstance(state, dict):
-            state = {k: v for k, v in state.items() if k not in _VERSION_KEYS}
+            # scikit-learn writes its version into the state of an estimator.
+            state = {k: v for k, v in state.items() if k != "_sklearn_version"}
             if _is_torch(value, "Module"):
                 state = _module_state(state)
         # A subclass of dict or list, such as OrderedDict, gives its content here.
@@ -141,10 +138,10 @@ def _join(kind: str, digests: Iterable[bytes]) -> bytes:
 
 
 def _plain(value: Any) -> bytes | None:
-    """Digest what holds no other value; None where it is of a kind of its own."""
+    """Digest a value of a plain type; return None for a subclass of one."""
     kind = type(value)
     if kind is str:
-        # Whatever a string can hold, half a surrogate pair too.
+        # A string may hold half a surrogate pair.
         content = value.encode("utf-8", "surrogatepass")
     elif kind is bytes:
         content = value
@@ -170,7 +167,7 @@ def _of_buffer(array: NDArray[Any], dtype: np.dtype[Any]) -> bytes:
 
 
 def _is_torch(value: Any, name: str) -> bool:
-    """Whether a value is a Tensor or Module of torch, which is not imported for it."""
+    """Return whether a value is a Tensor or Module of torch, without its import."""
     return any(
         base.__name__ == name and base.__module__.partition(".")[0] == "torch"
         for base in type(value).__mro__
@@ -197,10 +194,10 @@ def _generator_state(generator: Any) -> Any:
 
 
 def _module_state(state: dict[str, Any]) -> dict[str, Any]:
-    """What a module of torch holds, however versions and processes keep account of it.
+    """Return the state of a module without what depends on the version and process.
 
-    Versions differ in the tables that may be empty; hooks are numbered in the order in
-    which a process made them, which their handles repeat.
+    Versions of torch differ in the tables that may be empty. A process numbers hooks in
+    the order in which it made them; their handles repeat the numbers.
     """
     kept = {}
     for name, value in state.items():

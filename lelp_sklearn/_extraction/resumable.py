@@ -1,4 +1,4 @@
-"""A memory map that is filled piece by piece, over several calls if need be."""
+"""A ``.npy`` file that is filled piece by piece, over several calls if need be."""
 
 import json
 import os
@@ -35,12 +35,12 @@ _CHECKED_ROWS = 4096
 
 @contextmanager
 def only_writer(path: Path) -> Iterator[None]:
-    """Let nobody else write what becomes `path`; once it is complete all may read it.
+    """Keep other calls from writing `path`; a complete file is free to read.
 
     Raises
     ------
     ValueError
-        If somebody else writes it.
+        If another call writes it.
     """
     if path.exists():
         yield
@@ -92,7 +92,7 @@ class ResumableNpy:
                 "delete it or choose another path."
             )
         has_begun = self._part.exists() or self.path.exists()
-        # A journal without a file is that of a file that was deleted.
+        # A journal without a file is left from a deleted file.
         if has_begun and self._journal.exists():
             self._read_journal()
         elif self.path.exists():
@@ -140,12 +140,12 @@ class ResumableNpy:
     ) -> Iterator[Callable[[IntArray, NDArray[Any]], None]]:
         """Give a function that writes some rows, by their indices and values.
 
-        They come in `order`, from `n_done` on. What is written is entered in the
-        journal also after an error; where nothing is written, no file is left.
+        They come in `order`, from `n_done` on. Rows that are written are entered in the
+        journal, also after an error; if none are written, no file is left.
         """
         has_begun = self.n_done > 0
         if not has_begun:
-            # It is that of a deleted file, and would vouch for the empty one.
+            # The journal of a deleted file would vouch for the empty one.
             self._journal.unlink(missing_ok=True)
             self._part.unlink(missing_ok=True)
         remove_leftovers(self._journal)
@@ -218,7 +218,7 @@ class ResumableNpy:
         self._done = n_done, checksum
 
     def _check_rows(self, array: NDArray[Any], order: IntArray) -> None:
-        """Raise where the file does not hold the rows that its journal counts.
+        """Raise if the file does not hold the rows that its journal counts.
 
         A copy that was made during the work may have a later journal.
         """
@@ -232,7 +232,7 @@ class ResumableNpy:
             raise self._damaged(self._part, reason)
 
     def _check_header(self, file: BinaryIO, path: Path) -> int:
-        """Return where the rows begin in a file of the right size and header."""
+        """Return the offset of the rows; raise for another size or header."""
         try:
             version = np.lib.format.read_magic(file)
             header = np.lib.format.read_array_header_1_0(file)

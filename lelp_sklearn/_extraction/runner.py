@@ -1,4 +1,18 @@
-"""Run a torch teacher: the input of one of its layers, and the logits it returns."""
+"""Run a torch teacher: the input of one of its layers, and the logits it returns.
+
+The kinds of teachers are told apart by their rows and by `is_sentence_encoder`:
+
+=====================  =======  =====================================================
+kind                   rows     called with
+=====================  =======  =====================================================
+torch module           numbers  a tensor; int64 if `takes_token_ids`
+Hugging Face           texts    keywords: the output of `tokenizer`
+sentence-transformers  texts    a dict: the output of the model's own tokenizer
+=====================  =======  =====================================================
+
+A new kind needs a line in `resolve_layer`, `ModelRunner._inputs` and
+`ModelRunner._call`.
+"""
 
 import copy
 import json
@@ -29,8 +43,8 @@ from lelp_sklearn._typing import FloatArray, IntArray
 # Stands for a layer: the output of a sentence encoder, which has no head to look for.
 SENTENCE_OUTPUT = "sentence_embedding"
 
-# Rows by which the layers are found: enough that nothing which a model does to its
-# logits, such as cutting them off at zero, is likely to change none of them.
+# Rows by which the layers are found: enough to notice a model that changes some of its
+# logits, such as by cutting them off at zero.
 _FIRST_ROWS = 8
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
@@ -38,8 +52,8 @@ _OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 # How much of the rows, and how many texts, are hashed at once.
 _BLOCK_BYTES = 1 << 20
 _BLOCK_TEXTS = 256
-# What a tokenizer of Hugging Face holds beside its backend. How a text is cut and
-# padded, each call writes anew into the backend.
+# Settings of a Hugging Face tokenizer in its backend that each call sets anew, and
+# settings outside its backend.
 _SET_BY_CALLS = ("truncation", "padding")
 _BESIDE_BACKEND = (
     "model_input_names",
@@ -69,16 +83,16 @@ class ModelRunner:
     tokenizer : callable or None
         Makes what the model takes of a list of texts.
     max_length : int or None
-        Tokens of a text that are read; None for as many as the tokenizer takes.
+        Tokens of a text that are read; None for the maximum of the tokenizer.
     device : torch.device
     precision : torch.dtype
-        That of products; float32 for the model's own.
+        The precision of products; float32 for the model's own.
     takes_token_ids : bool
         Whether integers are token ids, or numbers.
     output : Output
         What the model returns, and the layers that make it.
     run : int or None
-        Which run of the layer in a call, from the last; None where it must run once.
+        Which run of the layer in a call, from the last; None if it must run once.
     """
 
     model: nn.Module
@@ -145,10 +159,10 @@ class ModelRunner:
         source = self.output.position_source
 
         def keep_input(layer: nn.Module, args: Any, kwargs: Any) -> None:
-            layer_inputs.append(_copied(first_input(args, kwargs)))
+            layer_inputs.append(_copy_tensor(first_input(args, kwargs)))
 
         def keep_output(module: nn.Module, args: Any, returned: Any) -> None:
-            source_outputs.append(_copied(answer_of(returned)))
+            source_outputs.append(_copy_tensor(answer_of(returned)))
 
         def embed(rows: Any, indices: IntArray) -> FloatArray:
             layer_inputs.clear()
@@ -298,8 +312,8 @@ class ModelRunner:
     def hash_tokenizer(self, texts: list[str]) -> str:
         """Return the class of the tokenizer, and a hash of what it does.
 
-        That is its vocabulary and settings where these can be read; else what it makes
-        of all the texts, since the state of an object may change from call to call.
+        Its vocabulary and settings are hashed if they can be read; else its output for
+        all texts, because the state of an object may change from call to call.
         """
         with exclusive(self.model), _tokenizer_lock.held():
             tokenizer = self.tokenizer or getattr(self.model, "tokenizer", None)
@@ -321,7 +335,7 @@ class ModelRunner:
 
 
 class RetryOnOOM:
-    """Computes a batch in halves, and these again, where memory does not suffice."""
+    """Computes a batch in halves, recursively, if memory does not suffice."""
 
     def __init__(self, compute: BatchFunction) -> None:
         self._compute = compute
@@ -376,7 +390,7 @@ def is_texts(rows: Any) -> bool:
 
 def is_sentence_encoder(model: nn.Module) -> bool:
     """Return whether a model is one of sentence-transformers."""
-    # Other models may encode and preprocess; the property may fail, where nothing cuts.
+    # Other models may encode and preprocess; reading the property itself may fail.
     return (
         callable(getattr(model, "encode", None))
         and callable(_preprocess(model))
@@ -385,12 +399,12 @@ def is_sentence_encoder(model: nn.Module) -> bool:
 
 
 def _preprocess(model: nn.Module) -> Any:
-    """Return what makes tokens of texts, by its newer name where it has that."""
+    """Return the method that tokenizes texts, which older versions call tokenize."""
     return getattr(model, "preprocess", None) or getattr(model, "tokenize", None)
 
 
-def named_layer(model: nn.Module, layer: str | None) -> str | None:
-    """Return the layer whose input is taken; None where it is to be found."""
+def resolve_layer(model: nn.Module, layer: str | None) -> str | None:
+    """Return the name of the layer to read; None if it has to be found."""
     names = [name for name, _ in model.named_modules() if name]
     if layer is not None and layer not in names:
         raise ValueError(
@@ -406,10 +420,10 @@ def module_device(model: nn.Module) -> torch.device:
         return torch.device("cpu") if first is None else first.device
 
 
-def copied_structure(model: Any) -> Any:
+def copy_structure(model: Any) -> Any:
     """Return a copy of a model that no other thread is running; its tensors are shared.
 
-    A running model has hooks and another mode, which the copy has not.
+    The copy has no hooks and not the mode of a run.
     """
     if not isinstance(model, nn.Module):
         return model
@@ -426,8 +440,7 @@ def copied_structure(model: Any) -> Any:
 def hash_model(model: nn.Module) -> str:
     """Return a hash of the weights and buffers of a model, and of its layers.
 
-    Layers count as they print, which tells an activation or a pooling from another
-    where the weights do not.
+    Layers are hashed as they print, which shows activations and pooling too.
     """
     # An object that prints its address has another in each process.
     layers = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(model))
@@ -493,11 +506,11 @@ def on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def _reading(model: Any, max_length: int | None) -> Iterator[None]:
-    """Have a sentence encoder read so many tokens of a text, and then as before."""
+    """Let a sentence encoder read `max_length` tokens of a text in the block."""
     if max_length is None:
         yield
         return
-    # Each may have a length of its own, and what routes texts sets those of all.
+    # Each part may have a length of its own; a router sets the lengths of all parts.
     modules = [each for each in model.modules() if hasattr(each, "max_seq_length")]
     lengths = [each.max_seq_length for each in modules]
     refusal = ValueError(
@@ -518,6 +531,6 @@ def _reading(model: Any, max_length: int | None) -> Iterator[None]:
             module.max_seq_length = length
 
 
-def _copied(value: Any) -> Any:
-    """Return a copy of a tensor, which the model may go on to work on in place."""
+def _copy_tensor(value: Any) -> Any:
+    """Return a copy of a tensor, which the model may later change in place."""
     return value.clone() if isinstance(value, Tensor) else value

@@ -1,4 +1,4 @@
-"""Fit a teacher of scikit-learn's interface, and make embeddings with it."""
+"""Fit a teacher with the methods of scikit-learn, and make embeddings with it."""
 
 import sys
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class OmittedTeacher:
 
     @classmethod
     def of(cls, teacher: Any) -> Any:
-        """Return what stands for a teacher; None and what stands for one stay."""
+        """Return the stand-in for a teacher; None and a stand-in stay."""
         if teacher is None or isinstance(teacher, cls):
             return teacher
         return cls(type(teacher).__name__)
@@ -42,8 +42,8 @@ def check_teacher(teacher: Any) -> None:
     )
 
 
-def present(teacher: Any) -> Any:
-    """Return a teacher; raise where it was left out of a pickle."""
+def require_teacher(teacher: Any) -> Any:
+    """Return a teacher; raise if it was left out of a pickle."""
     if isinstance(teacher, OmittedTeacher):
         raise ValueError(
             f"teacher ({teacher.name}) was left out when the fitted student was "
@@ -53,42 +53,48 @@ def present(teacher: Any) -> Any:
     return teacher
 
 
-def transformed(teacher: Any, X: Any, n_samples: int) -> Any:
-    """Return the embeddings (n, d) that a fitted teacher makes of rows."""
-    return _checked(present(teacher).transform(X), n_samples, "teacher.transform(X)")
+def transform_teacher(teacher: Any, X: Any, n_samples: int) -> Any:
+    """Return the embeddings (n, d) of rows by a fitted teacher."""
+    return _check_embeddings(
+        require_teacher(teacher).transform(X), n_samples, "teacher.transform(X)"
+    )
 
 
-def fitted(teacher: Any, X: Any, y: Any, used: BoolArray) -> Any:
-    """Return a clone of the teacher, fitted on rows `used`; a frozen one as it is."""
-    if isinstance(present(teacher), FrozenEstimator):
+def fit_teacher(teacher: Any, X: Any, y: Any, is_train: BoolArray) -> Any:
+    """Return a clone of the teacher, fitted on some rows; a frozen one as it is."""
+    if isinstance(require_teacher(teacher), FrozenEstimator):
         return teacher
-    return clone(teacher).fit(*_select(X, y, used))
+    return clone(teacher).fit(*_select(X, y, is_train))
 
 
-def fit_transformed(teacher: Any, X: Any, y: Any, used: BoolArray) -> tuple[Any, Any]:
-    """Return what `fitted` returns, and embeddings (n, d) of all rows.
+def fit_transform_teacher(
+    teacher: Any, X: Any, y: Any, is_train: BoolArray
+) -> tuple[Any, Any]:
+    """Return what `fit_teacher` returns, and embeddings (n, d) of all rows.
 
-    Those of the rows that it is fitted on come from its `fit_transform` where it has
-    one of its own, since its `transform` may have seen their labels: that of an
-    out-of-fold transformer has.
+    A teacher with a `fit_transform` of its own makes the embeddings of its training
+    rows by it, because its `transform` may have seen their labels, as in an out-of-fold
+    transformer.
     """
-    if not makes_training_embeddings(teacher):
-        teacher = fitted(teacher, X, y, used)
-        return teacher, transformed(teacher, X, len(used))
+    if not has_own_fit_transform(teacher):
+        teacher = fit_teacher(teacher, X, y, is_train)
+        return teacher, transform_teacher(teacher, X, len(is_train))
     teacher = clone(teacher)
-    rows, others = np.flatnonzero(used), np.flatnonzero(~used)
-    embeddings = teacher.fit_transform(*_select(X, y, used))
-    embeddings = _checked(embeddings, len(rows), "teacher.fit_transform(X, y)")
+    rows, others = np.flatnonzero(is_train), np.flatnonzero(~is_train)
+    embeddings = teacher.fit_transform(*_select(X, y, is_train))
+    embeddings = _check_embeddings(embeddings, len(rows), "teacher.fit_transform(X, y)")
     if not others.size:
         return teacher, embeddings
-    of_others = transformed(teacher, _safe_indexing(X, others), len(others))
+    other_embeddings = transform_teacher(
+        teacher, _safe_indexing(X, others), len(others)
+    )
     # NumPy, torch, pandas and polars have it under the same name.
     concat = sys.modules[type(embeddings).__module__.partition(".")[0]].concat
     order = np.argsort(np.concatenate([rows, others]))
-    return teacher, _safe_indexing(concat([embeddings, of_others]), order)
+    return teacher, _safe_indexing(concat([embeddings, other_embeddings]), order)
 
 
-def makes_training_embeddings(teacher: Any) -> bool:
+def has_own_fit_transform(teacher: Any) -> bool:
     """Return whether a teacher has a `fit_transform` that is not fit and transform."""
     if isinstance(teacher, FrozenEstimator):
         return False
@@ -97,8 +103,8 @@ def makes_training_embeddings(teacher: Any) -> bool:
     return method is not None and getattr(method, "__func__", None) is not inherited
 
 
-def _checked(embeddings: Any, n_samples: int, name: str) -> Any:
-    """Return what a teacher made of rows as embeddings (n, d)."""
+def _check_embeddings(embeddings: Any, n_samples: int, name: str) -> Any:
+    """Return the output of a teacher as embeddings (n, d), or raise."""
     if issparse(embeddings):
         raise TypeError(
             f"Sparse data was passed: {name} is sparse, and embeddings must be dense. "
@@ -112,9 +118,9 @@ def _checked(embeddings: Any, n_samples: int, name: str) -> Any:
     return embeddings
 
 
-def _select(X: Any, y: Any, used: BoolArray) -> tuple[Any, Any]:
-    """Return the rows and labels that are used; X itself where all are."""
-    if used.all():
+def _select(X: Any, y: Any, is_train: BoolArray) -> tuple[Any, Any]:
+    """Return the training rows and their labels; X itself if these are all rows."""
+    if is_train.all():
         return X, y
-    rows = np.flatnonzero(used)
+    rows = np.flatnonzero(is_train)
     return _safe_indexing(X, rows), None if y is None else y[rows]

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-# Prediction takes as many rows at a time as hold about a million numbers.
+# Prediction takes batches of about a million numbers.
 _PREDICTION_NUMBERS = 2**20
 
 
@@ -17,8 +17,8 @@ class TrainingTensors:
     """Rows with their targets, as tensors on the training device.
 
     They are X (n, ...), soft targets (n, n_classes * n_subclasses), one-hot labels
-    (n, n_classes), zero for rows without one, and row weights (n,). There are no labels
-    where the loss has none, and no weights where all are equal.
+    (n, n_classes), zero for rows without one, and row weights (n,). Labels are None if
+    the loss does not use them, and weights are None if all are equal.
     """
 
     X: Tensor
@@ -40,7 +40,7 @@ class TrainingTensors:
 def as_tensor(
     array: Any, device: torch.device | None = None, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """Return an array as a tensor that shares its memory where possible."""
+    """Return an array as a tensor, which shares its memory if possible."""
     if isinstance(array, Tensor):
         return array.detach().to(device=device, dtype=dtype)
     array = np.asarray(array)
@@ -103,8 +103,8 @@ def batched_outputs(
 ) -> Iterator[Tensor]:
     """Yield the outputs of a module in evaluation mode, batch by batch, in `dtype`.
 
-    They are in single precision where `dtype` is for integers. X may have another dtype
-    and be on another device than the module: batches are converted.
+    If `dtype` is for integers, the outputs are in single precision. X may have another
+    dtype and another device than the module: batches are converted.
     """
     parameter = next(module.parameters(), X)
     number = dtype if dtype.is_floating_point else torch.float32

@@ -34,7 +34,7 @@ class Checkpoint:
     interval: int
 
     def load(self, device: torch.device) -> dict[str, Any] | None:
-        """Read the state, its tensors on a device; None where there is no file."""
+        """Read the state, its tensors on a device; return None without a file."""
         if not self.path.exists():
             return None
         content = self.path.read_bytes()
@@ -89,7 +89,7 @@ class Checkpoint:
 def open_checkpoint(
     path: str | os.PathLike[str], identity: Mapping[str, str], interval: int
 ) -> Iterator[Checkpoint]:
-    """Yield the checkpoint of a fit, which no other fit uses meanwhile.
+    """Yield the checkpoint of a fit, which no other fit uses in the block.
 
     A path that ends in ``.ckpt`` is the file itself. Any other path is a folder, in
     which each fit has a file named after its identity; equal fits that run at the same
@@ -124,11 +124,11 @@ def open_checkpoint(
 
 
 def check_resumable(checkpoint: Any, random_state: Any) -> None:
-    """Raise where a fit that continues would draw other random numbers."""
+    """Raise if a resumed fit would draw other random numbers."""
     if checkpoint is not None and not isinstance(random_state, numbers.Integral):
         raise ValueError(
             f"checkpoint={str(checkpoint)!r} needs an integer random_state, found "
-            f"{random_state!r}: a fit can only go on if it draws the same again."
+            f"{random_state!r}: a fit can only continue if it draws the same again."
         )
 
 

@@ -164,7 +164,7 @@ class CapturedStep:
         self._index, self._weight = index, weight
         self._graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize(index.device)
-        # Other threads may use the device meanwhile.
+        # Other threads may use the device during the capture.
         self._graph.capture_begin(pool=pool, capture_error_mode="thread_local")
         try:
             self._returned = step(index, weight)

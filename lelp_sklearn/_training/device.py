@@ -78,9 +78,8 @@ def input_dtype(
 ) -> Dtype:
     """Return the dtype in which a module takes the rows of an array or a tensor.
 
-    On the CPU float64 stays where the precision is "auto", so that training is as
-    precise as the data; all else is float32. Integers are ids, such as those of tokens,
-    or numbers.
+    With precision "auto", float64 stays on the CPU, so that training is as precise as
+    the data; all else is float32. Integers are token ids or numbers.
     """
     if integers_are_token_ids and is_integer(X):
         return torch.int64
@@ -112,7 +111,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 def warm_up_backward(device: torch.device) -> None:
     """Initialise a GPU in torch's thread of the backward pass.
 
-    torch warns where a matrix product is the first operation of that thread.
+    torch warns if a matrix product is the first operation of that thread.
     """
     if device.type == "cuda":
         with torch.enable_grad():
@@ -123,8 +122,8 @@ def warm_up_backward(device: torch.device) -> None:
 def denormals_are_zero() -> Iterator[None]:
     """Flush denormal numbers of this thread to zero in the block.
 
-    Processors are slow with them. An optimizer's running averages decay to them where
-    gradients have long been zero, as for a rare word.
+    Processors are slow with them. An optimizer's running averages decay to them if a
+    gradient has long been zero, as for a rare word.
     """
     smallest = sys.float_info.min
     before = smallest / 2 == 0

@@ -7,12 +7,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from lelp_sklearn._training.schedules import Schedule
+
 
 @dataclass
 class EarlyStopping:
     """Keeps the best weights, and stops after `patience` epochs without a better score.
 
-    Epochs before `first_epoch` do not count: the weight of the subclasses changes.
+    Any epoch can be the best. Only epochs from `first_epoch` on, which
+    `first_final_epoch` returns, count for the patience: before, the loss itself changes
+    with the weight of the subclasses.
     """
 
     patience: int
@@ -39,6 +43,15 @@ class EarlyStopping:
         """Continue from a checkpoint."""
         for name in self._saved:
             setattr(self, name, state[name])
+
+
+def first_final_epoch(schedule: Schedule, max_epochs: int) -> int:
+    """Return the first epoch from which on a schedule keeps its final value."""
+    final = schedule(1.0)
+    epoch = max_epochs
+    while epoch and schedule((epoch - 1) / max_epochs) == final:
+        epoch -= 1
+    return epoch
 
 
 def copy_tensors(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:

@@ -77,7 +77,7 @@ class _Exported(ClassProbabilities):
 
     It has no matrix of zeros and ones, which the file would hold, and no loop over the
     rows, which torch makes of an embedding bag. Recurrent layers get one row more,
-    which is cut off at the end: onnxruntime aborts the process where they have none.
+    which is cut off at the end: with no row, onnxruntime aborts the process.
     """
 
     def __init__(
@@ -186,8 +186,8 @@ def _check_onnx_is_installed() -> None:
 
 
 def _onnx_bytes(module: _Exported, rows: Tensor) -> bytes:
-    # Captured here, because older exporters go on to trace a module that depends on
-    # values, and write what it did for one batch.
+    # Captured here, because older exporters trace a module that depends on values, and
+    # write what it did for one batch.
     any_number = ({0: torch.export.Dim("n_samples")},)
     try:
         captured = torch.export.export(
@@ -235,7 +235,7 @@ def _strip(message: Any) -> None:
 def _quiet() -> Iterator[None]:
     """Ignore what the exporter logs and warns of its own progress and libraries.
 
-    `warnings.catch_warnings` of another thread may begin or end meanwhile. So the
+    `warnings.catch_warnings` of another thread may begin or end in the block. So the
     filter is added to the list of filters by hand, and removed from each list that has
     it.
     """

@@ -1,4 +1,4 @@
-"""The rows that a student is fitted on, checked, with what is given of their teacher.
+"""Check the rows, labels and teacher data that a user passes to a student.
 
 Nothing here imports torch: a tensor is known by its methods.
 """
@@ -28,7 +28,7 @@ _SUM_TOLERANCE = 5e-3
 
 
 class RowFormat(NamedTuple):
-    """What a module takes: the shape of a row, and whether it holds ids of tokens."""
+    """The shape of the rows that a module takes, and whether they hold token ids."""
 
     shape: tuple[int, ...]
     is_token_ids: bool
@@ -36,23 +36,23 @@ class RowFormat(NamedTuple):
 
 @dataclass(frozen=True)
 class StudentInputs:
-    """Checked rows, with what is given of their targets.
+    """Checked rows, with the targets or teacher data that are given.
 
     Parameters
     ----------
     X, X_array
         The rows as they were passed, and as an array or a tensor.
     labels, is_labelled : ndarray of shape (n,)
-        y as a column, and which rows have a label; the others hold anything.
+        y as a column, and which rows have a label; in other rows y has no meaning.
     sample_weight : ndarray of shape (n,)
         Row weights.
     y : ndarray of shape (n,) or None
-        The labels as they were passed, with what marks rows without one, for the
-        projector and the teacher; None where no row has a label.
+        The labels as they were passed, marks of unlabeled rows included, for the
+        projector and the teacher; None if no row has a label.
     teacher_embeddings, teacher_logits, soft_targets
-        The teacher's, None where not given.
+        None if they are not given.
     suffix : str
-        What the names of the arguments end with.
+        The end of the argument names in errors.
     """
 
     X: Any
@@ -82,8 +82,8 @@ class StudentInputs:
     ) -> "StudentInputs":
         """Check, before work starts, what a user passes to `fit`.
 
-        `student` is a LELPStudentClassifier and `row_format` that of its module, None
-        in a first fit, which sets the features.
+        `student` is a LELPStudentClassifier. `row_format` is the format that its module
+        takes; None in a first fit, which sets the features.
         """
         X_array = check_rows(student, X, row_format)
         n_samples = len(X_array)
@@ -126,7 +126,7 @@ class StudentInputs:
         teacher_embeddings_val: Any,
         row_format: RowFormat | None,
     ) -> "StudentInputs | None":
-        """Check the validation rows, None where none are given."""
+        """Check the validation rows; return None if none are given."""
         others = {"y_val": y_val, "teacher_embeddings_val": teacher_embeddings_val}
         for name, value in others.items():
             if X_val is None and value is not None:
@@ -140,12 +140,12 @@ class StudentInputs:
                 "X_val is given and early_stopping is False, which has no use for it: "
                 "set early_stopping=True."
             )
-        with noted("(In X_val, y_val and teacher_embeddings_val.)"):
+        with add_note_on_error("(In X_val, y_val and teacher_embeddings_val.)"):
             return StudentInputs.from_user(
                 student,
                 X_val,
                 y_val,
-                row_format=row_format or self.row_format(student),
+                row_format=row_format or self.row_format(student.module),
                 teacher_embeddings=teacher_embeddings_val,
                 suffix="_val",
             )
@@ -153,19 +153,13 @@ class StudentInputs:
     def __len__(self) -> int:
         return len(self.labels)
 
-    @property
-    def has_teacher_data(self) -> bool:
-        """Whether anything of the teacher is given with the rows."""
-        given = self.teacher_embeddings, self.teacher_logits, self.soft_targets
-        return any(each is not None for each in given)
-
-    def row_format(self, student: Any) -> RowFormat:
-        """Return that of a first fit: a user's module may take integers as ids."""
-        X, has_module = self.X_array, student.module is not None
-        return RowFormat(tuple(X.shape[1:]), has_module and is_integer(X))
+    def row_format(self, module: Any) -> RowFormat:
+        """Return the format of these rows; integers may be token ids to a `module`."""
+        X = self.X_array
+        return RowFormat(tuple(X.shape[1:]), module is not None and is_integer(X))
 
     def arguments(self) -> dict[str, Any]:
-        """Return the data by the names under which it was passed."""
+        """Return the data by argument name."""
         is_weighted = bool((self.sample_weight != 1).any())
         return {
             "X": (self.X, self.X_array),
@@ -199,23 +193,23 @@ class StudentInputs:
         return indicator
 
     def check_several_labels(self) -> None:
-        """Raise where all labels are the same."""
+        """Raise if all labels are the same."""
         if self.is_labelled.any():
             _validation.check_several_classes(np.unique(self.labels[self.is_labelled]))
 
     def check_some_label(self, needed_by: str) -> None:
-        """Raise where no row has a label and labels are needed."""
+        """Raise if no row has a label; `needed_by` says why labels are needed."""
         if not self.is_labelled.any():
             raise ValueError(
                 "LELPStudentClassifier requires y to be passed, but the target y is "
                 f"None or has no labels: {needed_by}."
             )
 
-    def draw(self, usable: BoolArray, fraction: float, seed: int) -> IntArray:
+    def draw(self, is_usable: BoolArray, fraction: float, seed: int) -> IntArray:
         """Draw the indices of some usable rows, stratified by label.
 
-        Of each label at least one row is drawn and one is left, where it has two; rows
-        without a label are a stratum of their own.
+        Of each label with two rows or more, at least one row is drawn and one is left.
+        Rows without a label are a stratum of their own.
         """
         strata = np.full(len(self), -1)
         labels = self.labels[self.is_labelled]
@@ -223,33 +217,33 @@ class StudentInputs:
         random_state = np.random.RandomState(seed)
         drawn = []
         for stratum in np.unique(strata):
-            rows = np.flatnonzero(usable & (strata == stratum))
+            rows = np.flatnonzero(is_usable & (strata == stratum))
             rows = random_state.permutation(rows)
             n_drawn = max(1, round(fraction * len(rows)))
             drawn.append(rows[: min(n_drawn, len(rows) - 1)] if len(rows) else rows)
         return np.concatenate(drawn)
 
-    def split(
-        self, usable: BoolArray, fraction: float, seed: int
+    def hold_out(
+        self, is_usable: BoolArray, fraction: float, seed: int
     ) -> tuple[BoolArray, IntArray]:
-        """Return which rows to train on, and the indices of those to stop by."""
-        held_out = self.draw(usable, fraction, seed)
-        if not len(held_out):
+        """Return the mask of training rows, and the indices of the validation rows."""
+        held_out_index = self.draw(is_usable, fraction, seed)
+        if not len(held_out_index):
             raise ValueError(
                 f"early_stopping=True cannot hold out validation_fraction={fraction} "
-                f"of {usable.sum()} rows, none of two with the same label: give more "
-                "rows, or pass X_val and y_val."
+                f"of {is_usable.sum()} rows, none of two with the same label: give "
+                "more rows, or pass X_val and y_val."
             )
-        is_train = usable.copy()
-        is_train[held_out] = False
-        return is_train, held_out
+        is_train = is_usable.copy()
+        is_train[held_out_index] = False
+        return is_train, held_out_index
 
     def for_callbacks(self, y: Any, sample_weight: Any) -> dict[str, Any]:
-        """Return the arguments of fit as callbacks score them: labelled rows."""
+        """Return the arguments of `fit` for callbacks that score: the labelled rows."""
         X = self.X
         if y is not None and not self.is_labelled.all():
             rows = np.flatnonzero(self.is_labelled)
-            # Functions, which scikit-learn calls where a callback asks for the data.
+            # Functions, which scikit-learn calls if a callback asks for the data.
             X, y = partial(_safe_indexing, X, rows), partial(_safe_indexing, y, rows)
             if sample_weight is not None:
                 sample_weight = _safe_indexing(sample_weight, rows)
@@ -262,12 +256,12 @@ class StudentInputs:
         classes: NDArray[Any],
         class_weight: Mapping[Any, float] | str | None,
     ) -> tuple[BoolArray, FloatArray | None]:
-        """Return which rows enter the loss, and their weights, None where equal.
+        """Return which rows enter the loss, and their weights, None if all are equal.
 
         Parameters
         ----------
         is_train : ndarray of shape (n,)
-            True for the rows that may be learned from.
+            True for training rows.
         soft_targets : ndarray of shape (n, n_classes * n_subclasses)
             A row without a label counts as its likeliest class.
         classes : ndarray of shape (n_classes,)
@@ -298,8 +292,8 @@ class StudentInputs:
 def check_rows(student: Any, X: Any, row_format: RowFormat | None) -> Any:
     """Return X as an array or a tensor of finite numbers, two dimensions or more.
 
-    Its features are compared with those of the student, or set in a first fit, where
-    `row_format` is None.
+    Its features are compared with the features of the student. In a first fit, with
+    `row_format` None, they are set.
     """
     reset = row_format is None
     if hasattr(X, "detach"):
@@ -311,7 +305,7 @@ def check_rows(student: Any, X: Any, row_format: RowFormat | None) -> Any:
         X = validate_data(
             student, X, reset=reset, allow_nd=True, ensure_all_finite=False
         )
-        # An object array is a table of unlike columns, all of which read as numbers.
+        # An object array is a table of unlike columns that all hold numbers.
         # torch has no wider numbers than double precision.
         if X.dtype.kind == "O" or (X.dtype.kind == "f" and X.dtype.itemsize > 8):
             X = X.astype(np.float64)
@@ -349,8 +343,8 @@ def has_head(projector: Any) -> bool:
 
 
 @contextmanager
-def noted(note: str) -> Iterator[None]:
-    """Say more in the errors of a block."""
+def add_note_on_error(note: str) -> Iterator[None]:
+    """Add a note to the errors of a block."""
     try:
         yield
     except ValueError as error:
@@ -359,7 +353,7 @@ def noted(note: str) -> Iterator[None]:
 
 
 def as_array(values: Any) -> Any:
-    """Return an array of the CPU; tensors of half precision become float32."""
+    """Return a NumPy array; tensors of half precision become float32."""
     if hasattr(values, "detach"):
         values = values.detach().cpu()
         values = values.float() if values.dtype.itemsize == 2 else values
@@ -367,7 +361,7 @@ def as_array(values: Any) -> Any:
 
 
 def mean_over_members(embeddings: Any, n_samples: int, name: str) -> Any:
-    """Return embeddings (n, d), of several members (n_members, n, d) their mean."""
+    """Return embeddings (n, d): of several members, (n_members, n, d), the mean."""
     if getattr(embeddings, "ndim", 2) != 3:
         return embeddings
     if embeddings.shape[1] != n_samples:
@@ -381,7 +375,7 @@ def mean_over_members(embeddings: Any, n_samples: int, name: str) -> Any:
 
 
 def _check_teacher_array(values: Any, n_samples: int, name: str) -> Any:
-    """Return what is given of a teacher, a row for each of X."""
+    """Return teacher data with one row per row of X, or raise."""
     if not hasattr(values, "__len__") and not hasattr(values, "shape"):
         raise TypeError(
             f"{name} is {type(values).__name__}; it must be an array, one row a "
@@ -429,7 +423,7 @@ def _check_soft_targets(soft_targets: Any) -> NDArray[Any]:
 def _class_factors(
     class_weight: Mapping[Any, float] | str, classes: NDArray[Any], totals: FloatArray
 ) -> FloatArray:
-    """Return the factor of each class, whose rows have these total weights."""
+    """Return the factor of each class; `totals` are the weights of their rows."""
     if isinstance(class_weight, str):
         factors: FloatArray = np.zeros(len(classes))
         np.divide(totals.mean(), totals, out=factors, where=totals > 0)
@@ -437,8 +431,8 @@ def _class_factors(
     labels = classes.tolist()
     unknown = [label for label in class_weight if label not in labels]
     without = [label for label in labels if label not in class_weight]
-    # As in scikit-learn; a key beside those of all classes is ignored, since a fold may
-    # lack its class.
+    # As in scikit-learn, a key that is no class is ignored if all classes have a key: a
+    # fold may lack a class.
     if unknown and without:
         raise ValueError(
             f"class_weight has weights for {unknown}, which are not among the classes "

@@ -28,7 +28,7 @@ class Run(NamedTuple):
 class Output:
     """What a model returns for a row, and the layers that compute it."""
 
-    # Zero where the model does not return one vector per row.
+    # Zero if the model does not return one vector per row.
     n_logits: int = 0
     # The softmax of the logits, or the sigmoid of a single one.
     are_probabilities: bool = False
@@ -39,7 +39,7 @@ class Output:
     # A module whose output holds the logits of each row at one of its positions.
     position_source: Run | None = None
     # The linear layer whose weights come closest to the logits, and the largest
-    # difference between its log-probabilities and those of the model.
+    # difference of its log-probabilities from the model's.
     closest: str | None = None
     difference: float = 0.0
     # The linear layer that ran last.
@@ -70,8 +70,8 @@ def find_output(model: nn.Module, call: Callable[[], Any], n_rows: int) -> Outpu
     `call` calls the model, which is in evaluation mode, on these rows.
     """
     answer = _vectors(answer_of(call()), n_rows)
-    # Numbers between 0 and 1 may be logits too: they are the sigmoid of a logit where
-    # some module puts out that logit.
+    # Numbers between 0 and 1 may be logits too: they are the sigmoid of a logit if some
+    # module puts out that logit.
     *others, last = _readings(answer)
     for are_probabilities in others:
         comparison = _Comparison(model, n_rows, answer, are_probabilities)
@@ -123,7 +123,7 @@ class _Compared:
     is_answer: bool = False
     # Whether its output holds logits at several positions of a row.
     has_positions: bool = False
-    # Largest difference of weights times input; None where it is not linear.
+    # Largest difference of weights times input; None if it is not linear.
     weights_differ: float | None = None
     # Whether weights times input are what the model returned.
     is_head: bool = False
@@ -132,9 +132,9 @@ class _Compared:
 class _Comparison:
     """Compares the output of each module with what the model returned.
 
-    Nothing is kept of the outputs, which may be large. A module is a layer where it has
-    weights that mix features, and none in it has. Where an adapter runs beside a layer,
-    the layer that takes the input of both counts.
+    Nothing is kept of the outputs, which may be large. A module is a layer if it has
+    weights that mix features, and no module in it has. If an adapter runs beside a
+    layer, the layer that takes the input of both counts.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class _Comparison:
         """Call the model with hooks on all its modules."""
         with ExitStack() as stack:
             for name, module in self._model.named_modules():
-                # Its parts run where no hook sees them.
+                # No hook sees the parts of a scripted module run.
                 if isinstance(module, torch.jit.ScriptModule):
                     continue
                 for hook in (
@@ -313,7 +313,7 @@ def _gaps(logits: Tensor, target: Tensor, least: float) -> Tensor:
 
 
 def _log_softmax(logits: Tensor) -> Tensor:
-    """Return log-probabilities of logits; a single one is that of a sigmoid."""
+    """Return log-probabilities of logits; a single one is the logit of a sigmoid."""
     if logits.shape[-1] == 1:
         logits = nn.functional.pad(logits, (1, 0))
     return _exact(logits).log_softmax(-1)

@@ -1,6 +1,7 @@
 """Training: steps, epochs, and what ends them."""
 
 import math
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
+from lelp_sklearn._callbacks import FitTask
 from lelp_sklearn._training.batches import (
     TrainingTensors,
     batched_outputs,
@@ -31,31 +33,20 @@ from lelp_sklearn._training.precision import Precision
 from lelp_sklearn._training.process_group import Ranks
 from lelp_sklearn._training.schedules import Schedule, check_schedule_value
 
-# Called before an epoch; returns a function to call after it, whose true result ends
-# the training.
-BeginEpoch = Callable[[], Callable[[], bool]]
-
 
 @dataclass(frozen=True)
 class Curves:
     """The mean losses and validation scores of the complete epochs.
 
     The lists never change. A score is NaN for an epoch without one; `scores` is None
-    where no epoch has one.
+    if no epoch has one.
     """
 
     loss: list[float] = field(default_factory=list)
     scores: list[float] | None = None
 
-    def describe_epoch(self, last: int, seconds: float, remaining: float) -> str:
-        """Return a line on the newest of `last` epochs, with times in seconds."""
-        line = f"Epoch {len(self.loss)}/{last}: loss {self.loss[-1]:.6f}"
-        if self.scores and not math.isnan(self.scores[-1]):
-            line += f", validation score {self.scores[-1]:.6f}"
-        return f"{line}, {seconds:.2f} s, {remaining:.0f} s left"
-
     def extended(self, loss: list[float], scores: list[float] | None) -> "Curves":
-        """Return the curves with further epochs, whose `scores` may be None."""
+        """Return the curves with more epochs, whose `scores` may be None."""
         if self.scores is None and scores is None:
             return Curves(self.loss + loss)
         before = [math.nan] * len(self.loss) if self.scores is None else self.scores
@@ -75,10 +66,10 @@ class ValidationData:
 class Trainer:
     """Trains a module in place, an epoch at a time.
 
-    It trains on the rows at `train_index`, of which all `ranks` have the same and share
+    It trains on the rows at `train_index`; all `ranks` have the same rows and share
     each batch. Schedules are functions of progress, which goes from 0 to 1 over
-    `max_epochs`; a `learning_rate` of None is constant. The seed fixes the order of
-    rows, and what the module draws, epoch by epoch.
+    `max_epochs`; without a `learning_rate_schedule` the rate is constant. The seed
+    fixes the order of rows, and what the module draws, epoch by epoch.
     """
 
     module: nn.Module
@@ -86,8 +77,8 @@ class Trainer:
     objective: Objective
     rows: TrainingTensors
     train_index: Tensor
-    subclass_weight: Schedule
-    learning_rate: Schedule | None
+    subclass_weight_schedule: Schedule
+    learning_rate_schedule: Schedule | None
     max_epochs: int
     batch_size: int
     max_grad_norm: float | None
@@ -96,29 +87,30 @@ class Trainer:
     ranks: Ranks
     seed: int
 
-    def run_epoch(self, number: int, n_before: int) -> float:
+    def run_epoch(self, curve_epoch: int, progress_epoch: int) -> float:
         """Train for one epoch and return its mean loss.
 
-        The number of the epoch fixes its random numbers; `n_before` is the number of
-        epochs by which training has progressed.
+        Both count from 0. `curve_epoch`, the position in the curves of all fits, fixes
+        the random numbers; `progress_epoch` is the position in the schedules.
         """
         device = self.rows.X.device
         self.module.train()
         losses, batch_weights, rates = [], [], []
         base_rates = self._base_learning_rates()
         with denormals_are_zero(), torch.enable_grad(), ExitStack() as contexts:
-            contexts.enter_context(seeded(derive_seed(self.seed, number), device))
+            contexts.enter_context(seeded(derive_seed(self.seed, curve_epoch), device))
             batches = shuffled_batches(self.train_index, self.batch_size)
             if self.ranks.size > 1:
                 # All shuffle alike; each draws its own numbers for its part of a batch.
-                rank_seed = derive_seed(self.seed, number, self.ranks.rank)
+                rank_seed = derive_seed(self.seed, curve_epoch, self.ranks.rank)
                 contexts.enter_context(seeded(rank_seed, device))
             take_step = contexts.enter_context(self._steps())
             for step, index in enumerate(batches):
-                progress = min((n_before + step / len(batches)) / self.max_epochs, 1.0)
-                at = number, step
+                epochs = progress_epoch + step / len(batches)
+                progress = min(epochs / self.max_epochs, 1.0)
+                at = curve_epoch, step
                 rates.append(self._set_learning_rates(base_rates, progress, at))
-                weight = self.subclass_weight(progress)
+                weight = self.subclass_weight_schedule(progress)
                 check_schedule_value(weight, "subclass_weight", progress, at)
                 loss, batch_weight = take_step(index, weight)
                 losses.append(loss)
@@ -127,7 +119,7 @@ class Trainer:
         total = self.ranks.sum(torch.stack(losses))
         finite = self._weights_finite().to(total.dtype).view(1)
         *step_losses, weights_finite = torch.cat([total, finite]).tolist()
-        _check_finite(step_losses, bool(weights_finite), rates, number)
+        _check_finite(step_losses, bool(weights_finite), rates, curve_epoch)
         return _weighted_mean(step_losses, batch_weights)
 
     def score(self, validation_data: ValidationData) -> float:
@@ -156,7 +148,7 @@ class Trainer:
 
     @cached_property
     def _graphed_steps(self) -> GraphedSteps | None:
-        """Steps that are captured and replayed; None where all run plainly."""
+        """Steps that are captured and replayed; None if all run plainly."""
         device = self.rows.X.device
         is_plain = self.ranks.size > 1 or self.augment or self.precision.scaler
         if device.type != "cuda" or is_plain:
@@ -217,7 +209,7 @@ class Trainer:
     def _base_learning_rates(self) -> list[float]:
         """Return what the schedule multiplies, for each group of parameters."""
         groups = self.optimizer.param_groups
-        if self.learning_rate is None:
+        if self.learning_rate_schedule is None:
             return [float(group["lr"]) for group in groups]
         return [
             float(group.setdefault("initial_lr", float(group["lr"])))
@@ -228,9 +220,9 @@ class Trainer:
         self, base_rates: list[float], progress: float, at: tuple[int, int]
     ) -> float:
         """Follow the schedule; return the learning rate of the first group."""
-        if self.learning_rate is None:
+        if self.learning_rate_schedule is None:
             return base_rates[0]
-        factor = self.learning_rate(progress)
+        factor = self.learning_rate_schedule(progress)
         check_schedule_value(factor, "learning_rate_schedule", progress, at)
         factor = float(factor)
         for group, base in zip(self.optimizer.param_groups, base_rates, strict=True):
@@ -251,7 +243,7 @@ def _weighted_mean(values: list[float], weights: list[Any]) -> float:
 def _check_finite(
     losses: list[float], weights_finite: bool, rates: list[float], epoch: int
 ) -> None:
-    """Raise where the loss of a step, or the weights after the last, are not finite."""
+    """Raise if the loss of a step, or a weight after the last step, is not finite."""
     step = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), None)
     if step is not None:
         found = f"the loss was {losses[step]} in step {step + 1} of epoch {epoch + 1}"
@@ -265,81 +257,76 @@ def _check_finite(
     )
 
 
+@dataclass
+class EpochReporter:
+    """Reports the epochs of a fit to the callbacks and, if `verbose`, in a line each.
+
+    `attributes` returns the fitted attributes of now; `last_epoch` is the length of the
+    curves at the end.
+    """
+
+    task: FitTask
+    attributes: Callable[[], dict[str, Any]]
+    last_epoch: int
+    verbose: bool
+    # A resumed fit measures its own epochs only.
+    _begin_times: list[float] = field(default_factory=list, init=False)
+
+    def begin_epoch(self) -> None:
+        """Begin the task of an epoch."""
+        self._epoch_task = self.task.begin("epoch")
+        self._begin_times.append(time.perf_counter())
+
+    def end_epoch(self, curves: Curves) -> bool:
+        """End the task of an epoch; return whether a callback asks to stop."""
+        if self.verbose:
+            print(self._describe(curves))
+        return self._epoch_task.end(self.attributes)
+
+    def _describe(self, curves: Curves) -> str:
+        now, n_epochs = time.perf_counter(), len(curves.loss)
+        mean = (now - self._begin_times[0]) / len(self._begin_times)
+        line = f"Epoch {n_epochs}/{self.last_epoch}: loss {curves.loss[-1]:.6f}"
+        if curves.scores and not math.isnan(curves.scores[-1]):
+            line += f", validation score {curves.scores[-1]:.6f}"
+        remaining = mean * (self.last_epoch - n_epochs)
+        return f"{line}, {now - self._begin_times[-1]:.2f} s, {remaining:.0f} s left"
+
+
 class TrainingResult(Protocol):
-    """What `train_epochs` updates: the curves, and what ended the training."""
+    """The part of a `TrainingState` that `EpochLoop` updates."""
 
     curves: Curves
     stop_reason: str | None
 
 
-def train_epochs(
-    result: TrainingResult,
-    trainer: Trainer,
-    validation_data: ValidationData | None = None,
-    checkpoint: Checkpoint | None = None,
-    *,
-    n_epochs: int,
-    begin_epoch: BeginEpoch,
-    early_stopping: EarlyStopping | None = None,
-    n_epochs_before: int = 0,
-) -> None:
-    """Train for some epochs, the first of which a checkpoint may already hold.
+@dataclass
+class EpochLoop:
+    """Trains for some epochs, which continue from those of a checkpoint, if any.
 
     However training ends, the module has the weights of the last complete epoch, or
-    with early stopping those of the best, and `result` has the curves, those of earlier
-    fits included. The stop reason is "max_epochs", "early_stopping", "callback",
-    "interrupted", "not_finite" (a `FloatingPointError`) or "error". Training has
-    progressed by `n_epochs_before` at the beginning. Validation data and checkpoint are
-    those of the first process.
-    """
-    run = _Run(
-        result,
-        trainer,
-        validation_data,
-        checkpoint,
-        n_epochs,
-        begin_epoch,
-        early_stopping,
-        n_epochs_before,
-    )
-    try:
-        run.train()
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
-            run.stop_reason = "interrupted"
-        else:
-            diverged = isinstance(error, FloatingPointError)
-            run.stop_reason = "not_finite" if diverged else "error"
-        run.restore()
-        raise
-    finally:
-        result.curves, result.stop_reason = run.curves, run.stop_reason
-        trainer.module.zero_grad()
-        trainer.module.eval()
-        trainer.release_graphs()
-
-
-@dataclass
-class _Run:
-    """The epochs of one fit, with the arguments of `train_epochs`.
+    with early stopping of the best, and `state` has the curves of all fits. The stop
+    reason is "max_epochs", "early_stopping", "callback", "interrupted", "not_finite" (a
+    `FloatingPointError`) or "error". The position in the schedules starts at
+    `first_progress_epoch`. Only the first process has validation data and a checkpoint.
 
     An exception may come at any moment. An epoch is complete once `_reached`, the
     curves with the weights to keep, is set.
     """
 
-    result: TrainingResult
+    state: TrainingResult
     trainer: Trainer
-    validation_data: ValidationData | None
-    checkpoint: Checkpoint | None
     n_epochs: int
-    begin_epoch: BeginEpoch
-    early_stopping: EarlyStopping | None
-    n_epochs_before: int
+    validation_data: ValidationData | None = None
+    checkpoint: Checkpoint | None = None
+    early_stopping: EarlyStopping | None = None
+    reporter: EpochReporter | None = None
+    first_progress_epoch: int = 0
     stop_reason: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
-        self._n_earlier = len(self.result.curves.loss)
-        self._reached = self.result.curves, self._weights()
+        self._n_earlier_epochs = len(self.state.curves.loss)
+        self._reached = self.state.curves, self._weights()
 
     @property
     def curves(self) -> Curves:
@@ -347,67 +334,87 @@ class _Run:
         return self._reached[0]
 
     @property
-    def n_done(self) -> int:
+    def n_complete_epochs(self) -> int:
         """Number of complete epochs of this fit."""
-        return len(self.curves.loss) - self._n_earlier
+        return len(self.curves.loss) - self._n_earlier_epochs
 
-    def train(self) -> None:
+    def run(self) -> None:
         """Run the epochs."""
-        self._resume()
-        while not self.stop_reason:
-            end = self.begin_epoch()
-            number = len(self.curves.loss)
-            loss = self.trainer.run_epoch(number, self.n_epochs_before + self.n_done)
-            stops = self._complete_epoch(loss)
-            self._end_epoch(end, stops)
-        if self.early_stopping is not None:
-            self.restore()
-        self.trainer.ranks.broadcast_module(self.trainer.module)
+        trainer = self.trainer
+        try:
+            self._resume()
+            while not self.stop_reason:
+                self._run_epoch()
+            if self.early_stopping is not None:
+                self._restore()
+            trainer.ranks.broadcast_module(trainer.module)
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                self.stop_reason = "interrupted"
+            else:
+                diverged = isinstance(error, FloatingPointError)
+                self.stop_reason = "not_finite" if diverged else "error"
+            self._restore()
+            raise
+        finally:
+            self.state.curves, self.state.stop_reason = self.curves, self.stop_reason
+            trainer.module.zero_grad()
+            trainer.module.eval()
+            trainer.release_graphs()
 
-    def restore(self) -> None:
+    def _run_epoch(self) -> None:
+        if self.reporter is not None:
+            self.reporter.begin_epoch()
+        loss = self.trainer.run_epoch(
+            curve_epoch=len(self.curves.loss),
+            progress_epoch=self.first_progress_epoch + self.n_complete_epochs,
+        )
+        stops_early = self._complete_epoch(loss)
+        if self.trainer.ranks.broadcast_from_rank0(self._report):
+            self.stop_reason = "callback"
+        elif stops_early:
+            self.stop_reason = "early_stopping"
+        elif self.n_complete_epochs >= self.n_epochs:
+            self.stop_reason = "max_epochs"
+        if self.checkpoint is not None and (
+            self.stop_reason or self.n_complete_epochs % self.checkpoint.interval == 0
+        ):
+            self.checkpoint.save(self._checkpoint_state())
+
+    def _report(self) -> bool:
+        return self.reporter is not None and self.reporter.end_epoch(self.curves)
+
+    def _restore(self) -> None:
         """Load the weights of the last complete epoch, or of the best."""
         self.trainer.module.load_state_dict(self._reached[1])
 
     def _complete_epoch(self, loss: float) -> bool:
         """Score an epoch and let it count; return whether to stop early."""
-        trainer, stops = self.trainer, False
-        if self.early_stopping is None:
-            self._reached = self.curves.extended([loss], None), self._weights()
-        else:
-            # The first process has them, and it alone scores.
-            data = cast(ValidationData, self.validation_data)
-            score = trainer.ranks.broadcast_from_rank0(lambda: trainer.score(data))
-            stops = self.early_stopping.update(self.n_done, score, trainer.module)
-            self._reached = self.curves.extended([loss], [score]), self._best_weights()
-        self.result.curves = self.curves
+        trainer, stopping = self.trainer, self.early_stopping
+        if stopping is None:
+            self._reach([loss], None)
+            return False
+        # The first process has them, and it alone scores.
+        data = cast(ValidationData, self.validation_data)
+        score = trainer.ranks.broadcast_from_rank0(lambda: trainer.score(data))
+        stops = stopping.update(self.n_complete_epochs, score, trainer.module)
+        self._reach([loss], [score])
         return stops
 
-    def _end_epoch(self, end: Callable[[], bool], stops: bool) -> None:
-        """Call what follows an epoch, note what ends the training, and save."""
-        if self.trainer.ranks.broadcast_from_rank0(end):
-            self.stop_reason = "callback"
-        elif stops:
-            self.stop_reason = "early_stopping"
-        elif self.n_done >= self.n_epochs:
-            self.stop_reason = "max_epochs"
-        if self.checkpoint is not None and (
-            self.stop_reason or self.n_done % self.checkpoint.interval == 0
-        ):
-            self.checkpoint.save(self._state())
+    def _reach(self, loss: list[float], scores: list[float] | None) -> None:
+        """Let more epochs count, and keep the best weights, else the last."""
+        best = None if self.early_stopping is None else self.early_stopping.best_weights
+        weights = self._weights() if best is None else best
+        self._reached = self.curves.extended(loss, scores), weights
+        self.state.curves = self.curves
 
     def _weights(self) -> dict[str, Any]:
         return copy_tensors(self.trainer.module.state_dict().items())
 
-    def _best_weights(self) -> dict[str, Any]:
-        """Return the best weights; the last where no score is a number."""
-        stopping = self.early_stopping
-        best = None if stopping is None else stopping.best_weights
-        return self._weights() if best is None else best
-
     def _resume(self) -> None:
         """Continue from the checkpoint."""
         trainer = self.trainer
-        state = trainer.ranks.broadcast_from_rank0(self._saved)
+        state = trainer.ranks.broadcast_from_rank0(self._load_checkpoint)
         if state is None:
             return
         trainer.module.load_state_dict(state["module"])
@@ -418,21 +425,19 @@ class _Run:
         if self.early_stopping is not None:
             self.early_stopping.load_state_dict(state["stopping"])
             scores = state["validation_scores"]
-        curves = self.curves.extended(state["loss_curve"], scores)
-        self._reached = curves, self._best_weights()
-        self.result.curves = curves
+        self._reach(state["loss_curve"], scores)
         self.stop_reason = state["stop_reason"]
 
-    def _saved(self) -> dict[str, Any] | None:
-        """Read the checkpoint; None, after a check that it can be written, without."""
+    def _load_checkpoint(self) -> dict[str, Any] | None:
+        """Return the saved state; if there is none, check that one can be saved."""
         if self.checkpoint is None:
             return None
         state = self.checkpoint.load(self.trainer.rows.X.device)
         if state is None:
-            self.checkpoint.check(self._state())
+            self.checkpoint.check(self._checkpoint_state())
         return state
 
-    def _state(self) -> dict[str, Any]:
+    def _checkpoint_state(self) -> dict[str, Any]:
         """Return what a checkpoint saves."""
         trainer, stopping = self.trainer, self.early_stopping
         scaler = trainer.precision.scaler
@@ -441,7 +446,7 @@ class _Run:
             "optimizer": trainer.optimizer.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
             "stopping": None if stopping is None else stopping.state_dict(),
-            "loss_curve": self.curves.loss[self._n_earlier :],
-            "validation_scores": (self.curves.scores or [])[self._n_earlier :],
+            "loss_curve": self.curves.loss[self._n_earlier_epochs :],
+            "validation_scores": (self.curves.scores or [])[self._n_earlier_epochs :],
             "stop_reason": self.stop_reason,
         }

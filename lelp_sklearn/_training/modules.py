@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import cached_property, partial
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -34,7 +34,7 @@ def multilayer_perceptron(
 def check_module_arguments(
     module: ModuleParam, module_params: Mapping[str, Any] | None
 ) -> None:
-    """Raise where a module cannot be built with its arguments."""
+    """Raise if a module cannot be built with its arguments."""
     if isinstance(module, nn.Module):
         if module_params:
             raise ValueError(
@@ -63,13 +63,13 @@ def build_module(
     n_outputs: int,
     widened_layer: str | None = None,
 ) -> nn.Module:
-    """Build a module for rows of a shape; the caller's own module never changes.
+    """Build a module for rows of a shape; the user's own module never changes.
 
-    Of a template, the linear layer `widened_layer`, if any, gets `n_outputs` outputs. A
+    The linear layer `widened_layer` of a template, if any, gets `n_outputs` outputs. A
     callable gets the first entry of `row_shape` as ``n_features``.
     """
     if isinstance(module, nn.Module):
-        template = _copied(module)
+        template = _copy_with_hooks(module)
         if widened_layer is None:
             return template
         return _widen(template, widened_layer, n_outputs)
@@ -83,17 +83,17 @@ def build_module(
             f"module returned {type(built).__name__}; it must return a torch.nn.Module."
         )
     # A callable may return the same module at each call.
-    return _copied(built)
+    return _copy_with_hooks(built)
 
 
-def _copied(module: nn.Module) -> nn.Module:
+def _copy_with_hooks(module: nn.Module) -> nn.Module:
     twin: nn.Module = copied(module)
     _share_gradient_hooks(module, twin)
     return twin
 
 
 def _share_gradient_hooks(module: nn.Module, other: nn.Module) -> None:
-    """Give the parameters of another module the hooks, which no copy of them has."""
+    """Register the gradient hooks of a module on another; copying loses them."""
     others = dict(other.named_parameters())
     for name, parameter in module.named_parameters():
         if name in others and others[name].requires_grad:
@@ -108,11 +108,11 @@ def layer_to_widen(
 ) -> str | None:
     """Return the name of the linear layer whose output a template returns.
 
-    Where none makes what is returned it is the layer that comes closest, or the last
-    one to run. None where the template has as many outputs as needed.
+    If no layer makes what is returned, it is the layer that comes closest, else the
+    last one to run. None if the template has `n_outputs` outputs already.
     """
     # Lazy layers and counters change in a call, and the template stays as it is.
-    net = _copied(template).to(first_rows.device)
+    net = _copy_with_hooks(template).to(first_rows.device)
     if first_rows.is_floating_point():
         net = net.to(first_rows.dtype)
     with torch.no_grad():
@@ -166,10 +166,9 @@ def _note_on_widening(widened_layer: str | None) -> str:
 
 
 class StudentModule:
-    """A module with what it takes to build it again; pickled as NumPy arrays.
+    """A module with the arguments that build it; its weights are pickled as arrays.
 
-    `dtype` is that of the inputs. The first rows show which layer of a template is to
-    be widened.
+    The inputs have `dtype`. The first rows show which layer of a template to widen.
     """
 
     def __init__(
@@ -206,20 +205,8 @@ class StudentModule:
 
     @property
     def takes_token_ids(self) -> bool:
-        """Whether the inputs are integers that stand for something."""
+        """Whether the inputs are token ids rather than numbers."""
         return not self.dtype.is_floating_point
-
-    @cached_property
-    def net(self) -> nn.Module:
-        """The module, built again after unpickling.
-
-        It is built at its first use, since a damaged state may ask for any size.
-        """
-        with seeded(0, torch.device("cpu")):
-            net = self._build()
-        net.load_state_dict(to_tensors(self._weights))
-        del self._weights
-        return net.eval()
 
     def _build(self) -> nn.Module:
         net = build_module(**self.init_args, widened_layer=self.widened_layer)
@@ -244,7 +231,7 @@ class StudentModule:
         device: torch.device,
         seed: int,
     ) -> None:
-        """Raise unless a function changes rows into rows that the module takes."""
+        """Raise unless `augment` returns rows that the module takes."""
         first_rows = as_tensor(inputs[:2], device, self.dtype).clone()
         with seeded(seed, device):
             rows = augment(first_rows)
@@ -265,19 +252,20 @@ class StudentModule:
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
-        is_built = "net" in vars(self)
         return {
             "init_args": self.init_args | {"module": on_cpu(self.init_args["module"])},
             "dtype": str(self.dtype).removeprefix("torch."),
             "widened_layer": self.widened_layer,
-            "weights": to_arrays(self.net.state_dict()) if is_built else self._weights,
+            "weights": to_arrays(self.net.state_dict()),
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.init_args = state["init_args"]
         self.dtype = getattr(torch, state["dtype"])
         self.widened_layer = state["widened_layer"]
-        self._weights = state["weights"]
+        with seeded(0, torch.device("cpu")):
+            self.net = self._build().eval()
+        self.net.load_state_dict(to_tensors(state["weights"]))
 
 
 def build_student(
@@ -293,8 +281,8 @@ def build_student(
 ) -> StudentModule:
     """Build a student on a device, and call it on the first rows.
 
-    The seed fixes the initial weights. A module that may take integers as token ids,
-    and does not, gets them as numbers.
+    The seed fixes the initial weights. If the module fails on integers as token ids, it
+    gets them as numbers.
     """
 
     def build(*, integers_are_token_ids: bool) -> StudentModule:
@@ -335,7 +323,7 @@ def to_arrays(state: Any) -> Any:
 
 
 def to_tensors(state: Any) -> Any:
-    """Undo `to_arrays`; tensors that are still there are copied."""
+    """Undo `to_arrays`; tensors in the state are copied."""
     if isinstance(state, np.ndarray):
         return torch.tensor(state)
     if isinstance(state, Tensor):

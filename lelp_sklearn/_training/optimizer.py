@@ -1,4 +1,4 @@
-"""Optimizers as they are named or made by a callable, and their states."""
+"""Optimizers: named or returned by a callable, and their states."""
 
 import inspect
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def make_optimizer(
     with torch_lock.held():
         if callable(optimizer):
             made = optimizer(parameters, lr=learning_rate, weight_decay=weight_decay)
-            return _checked(made)
+            return _check_returned(made)
         return torch.optim.AdamW(
             parameters,
             lr=learning_rate,
@@ -38,7 +38,7 @@ def make_optimizer(
 def check_optimizer(
     optimizer: OptimizerParam, learning_rate: float, weight_decay: float
 ) -> None:
-    """Raise, before work starts, where a callable makes no usable optimizer.
+    """Raise, before work starts, if a callable returns no usable optimizer.
 
     It is called for a single parameter that belongs to no module.
     """
@@ -56,17 +56,17 @@ def check_optimizer(
             f"optimizer {_name(optimizer)} makes no optimizer of one parameter: "
             f"{reason}"
         ) from reason
-    # It may count on the parameters of the module.
+    # It may depend on the parameters of the module.
     except Exception:
         return
-    _checked(made)
+    _check_returned(made)
 
 
 def continue_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
     """Give a new optimizer the state of an earlier one, and keep its own settings.
 
-    Learning rates and weight decays stay its own. Where the parameters are others, as
-    after some were frozen, it starts anew.
+    Its own settings are the learning rates and weight decays. With other parameters,
+    as after some were frozen, it starts anew.
     """
     groups = optimizer.param_groups
     earlier_groups = state["param_groups"]
@@ -80,7 +80,7 @@ def continue_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
     optimizer.load_state_dict(state)
 
 
-def _checked(made: Any) -> Optimizer:
+def _check_returned(made: Any) -> Optimizer:
     if not isinstance(made, Optimizer):
         raise TypeError(
             f"optimizer returned {type(made).__name__}; it must return a "
@@ -91,7 +91,7 @@ def _checked(made: Any) -> Optimizer:
 
 
 def _check_step(kind: type[Optimizer]) -> None:
-    """Raise where a class of optimizers takes no step without a closure."""
+    """Raise if a class of optimizers takes no step without a closure."""
     try:
         inspect.signature(kind.step).bind(None)
     except ValueError:  # built in, and without a signature

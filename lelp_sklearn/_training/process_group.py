@@ -82,7 +82,7 @@ class Ranks:
         return made[0] if made else None
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Sum the gradients over the processes; None where no process has one."""
+        """Sum the gradients over the processes; None stays if no process has one."""
         if self.size == 1:
             return
         # In an order that is the same in all.
@@ -126,7 +126,7 @@ def _sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
 
 
 def _sendable(error: Exception) -> Exception:
-    """Return an error, or one with its text where it cannot be pickled."""
+    """Return an error, or one with its text if it cannot be pickled."""
     try:
         pickle.loads(pickle.dumps(error))
     # What cannot be pickled, or unpickled, fails in many ways.

@@ -1,4 +1,4 @@
-"""What changes during training, as functions of its progress from 0 to 1."""
+"""Schedules of weights and learning rates, by the progress of training (0 to 1)."""
 
 import math
 import numbers
@@ -13,7 +13,7 @@ _LAST = _FIRST / 1e4
 
 
 def subclass_weight_schedule(subclass_weight: float | str | Schedule) -> Schedule:
-    """Return the subclass weight: of a number, a function, or "anneal".
+    """Return the schedule of λ: a number, a function, or "anneal".
 
     "anneal" falls linearly from 1 to 0 over the first half of training.
     """
@@ -28,7 +28,7 @@ def subclass_weight_schedule(subclass_weight: float | str | Schedule) -> Schedul
 def learning_rate_schedule(
     name: str | Schedule, *, endless: bool = False
 ) -> Schedule | None:
-    """Return the factor of the learning rate; None where it is constant.
+    """Return the factor of the learning rate; None if it is constant.
 
     With `endless` training the named schedules are constant: no end is known.
     """
@@ -70,12 +70,3 @@ def check_schedule_value(
             f"{name} gives {value!r} at progress {progress:g}{where}; it must give "
             "finite numbers that are not negative."
         )
-
-
-def first_final_epoch(schedule: Schedule, max_epochs: int) -> int:
-    """Return the first epoch from which on a schedule keeps its final value."""
-    final = schedule(1.0)
-    epoch = max_epochs
-    while epoch and schedule((epoch - 1) / max_epochs) == final:
-        epoch -= 1
-    return epoch

@@ -1,6 +1,5 @@
-"""What a fit has come to: what a student predicts with, pickles and goes on from."""
+"""The state of a fit: what a student predicts with, pickles and continues from."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -14,9 +13,15 @@ from lelp_sklearn._training import schedules
 from lelp_sklearn._training.batches import as_tensor, make_training_tensors
 from lelp_sklearn._training.checkpoint import Checkpoint
 from lelp_sklearn._training.device import resolve_device, warm_up_backward
-from lelp_sklearn._training.early_stopping import EarlyStopping
+from lelp_sklearn._training.early_stopping import EarlyStopping, first_final_epoch
 from lelp_sklearn._training.inputs import RowFormat, StudentInputs
-from lelp_sklearn._training.loop import Curves, Trainer, ValidationData, train_epochs
+from lelp_sklearn._training.loop import (
+    Curves,
+    EpochLoop,
+    EpochReporter,
+    Trainer,
+    ValidationData,
+)
 from lelp_sklearn._training.modules import (
     StudentModule,
     build_student,
@@ -27,22 +32,22 @@ from lelp_sklearn._training.objective import Objective
 from lelp_sklearn._training.optimizer import continue_optimizer, make_optimizer
 from lelp_sklearn._training.precision import Precision
 from lelp_sklearn._training.process_group import Ranks
-from lelp_sklearn._typing import BoolArray, FloatArray, IntArray
+from lelp_sklearn._typing import BoolArray, FloatArray, IntArray, StudentParams
 
 
 class Seeds(NamedTuple):
-    """What a fit draws from its random state."""
+    """Seeds that a fit draws from its random state."""
 
     projector: int
-    split: int
+    hold_out: int
     training: int
 
     @classmethod
-    def of(cls, student: Any, previous: "TrainingState | None") -> "Seeds":
-        """Draw seeds, or keep them, so that rows that are held out stay held out."""
+    def of(cls, random_state: Any, previous: "TrainingState | None") -> "Seeds":
+        """Draw the seeds, or keep them, so that the same rows are held out again."""
         if previous is not None:
             return previous.seeds
-        drawn = check_random_state(student.random_state).randint(2**31 - 1, size=3)
+        drawn = check_random_state(random_state).randint(2**31 - 1, size=3)
         return cls(*map(int, drawn))
 
 
@@ -54,34 +59,39 @@ class Placement(NamedTuple):
     ranks: Ranks
 
     @classmethod
-    def resolve(cls, student: Any, inputs: StudentInputs, ranks: Ranks) -> "Placement":
-        """Return what the parameters of the student ask for, or raise."""
-        index = ranks.device_index
-        device = resolve_device(student.device, inputs.X_array, index)
-        return cls(device, Precision(student.precision, device), ranks)
+    def resolve(
+        cls,
+        device: str | torch.device,
+        precision: str,
+        inputs: StudentInputs,
+        ranks: Ranks,
+    ) -> "Placement":
+        """Return the placement that the parameters ask for, or raise."""
+        resolved = resolve_device(device, inputs.X_array, ranks.device_index)
+        return cls(resolved, Precision(precision, resolved), ranks)
 
 
 @dataclass
 class TrainingState:
-    """What a fit has come to, and what the next one goes on from.
+    """The state of a fit, from which the next fit continues.
 
     Parameters
     ----------
     source : TargetSource
-        Where targets come from.
+        Makes the targets.
     module : StudentModule
         The module.
     objective : Objective
         The loss.
     seeds : Seeds
-        Those of the first fit.
+        The seeds of the first fit.
     curves : Curves
-        What the epochs came to.
+        Losses and scores of the complete epochs.
     stop_reason : str or None
-        What ended it.
+        Why the fit ended.
     optimizer_state : dict or None
-        What the next `partial_fit` goes on from: what made the optimizer, its state and
-        that of the loss scaler. None after `fit`.
+        The result of `optimizer_state`, from which the next `partial_fit` continues.
+        None after `fit`.
     """
 
     source: Any
@@ -95,7 +105,7 @@ class TrainingState:
     @classmethod
     def start(
         cls,
-        student: Any,
+        params: StudentParams,
         inputs: StudentInputs,
         source: Any,
         soft_targets: FloatArray,
@@ -105,21 +115,20 @@ class TrainingState:
     ) -> "TrainingState":
         """Return the state before the first epoch: a module and the loss.
 
-        The module is that of `previous`, if there is one, else it is built.
+        The module of `previous` is kept; without `previous` it is built.
         """
         n_outputs, device = soft_targets.shape[1], placement.device
-        objective = _make_objective(student, source, soft_targets)
+        objective = _make_objective(params, source, soft_targets)
         if previous is None:
-            row_format = inputs.row_format(student)
             module = build_student(
-                student.module,
-                student.module_params,
+                params.module,
+                params.module_params,
                 inputs.X_array,
                 n_outputs,
                 device,
                 seeds.training,
-                may_take_token_ids=row_format.is_token_ids,
-                precision=student.precision,
+                may_take_token_ids=inputs.row_format(params.module).is_token_ids,
+                precision=params.precision,
             )
             state = cls(source, module, objective, seeds)
         else:
@@ -134,9 +143,9 @@ class TrainingState:
         module.net.to(device)
         warm_up_backward(device)
         placement.ranks.broadcast_module(module.net)
-        if student.augment is not None:
+        if params.augment is not None:
             module.check_augmented(
-                student.augment, inputs.X_array, device, seeds.training
+                params.augment, inputs.X_array, device, seeds.training
             )
         return state
 
@@ -146,7 +155,7 @@ class TrainingState:
         return RowFormat(self.module.row_shape, self.module.takes_token_ids)
 
     def snapshot(self) -> "TrainingState":
-        """Return a copy that stays as it is while training goes on."""
+        """Return a copy that later epochs do not change."""
         return replace(self, module=self.module.snapshot())
 
     def attributes(self) -> dict[str, Any]:
@@ -167,7 +176,10 @@ class TrainingState:
 
 
 def optimizer_state(made_by: str | Callable[..., Any], trainer: Trainer) -> Any:
-    """Return what a stream keeps of a trainer's optimizer, which `made_by` made."""
+    """Return what `partial_fit` keeps of the optimizer and the loss scaler.
+
+    `made_by` is the parameter `optimizer` of the student.
+    """
     scaler = trainer.precision.scaler
     return {
         "made_by": made_by,
@@ -177,7 +189,7 @@ def optimizer_state(made_by: str | Callable[..., Any], trainer: Trainer) -> Any:
 
 
 def make_trainer(
-    student: Any,
+    params: StudentParams,
     state: TrainingState,
     inputs: StudentInputs,
     is_train: BoolArray,
@@ -186,43 +198,49 @@ def make_trainer(
     *,
     endless: bool = False,
 ) -> Trainer:
-    """Put the rows on the device and make what trains the module on them."""
+    """Put the rows on the device, and return the trainer of the module on them."""
     device, precision, ranks = placement
     module, classes = state.module, state.source.classes
-    labels = inputs.class_indicator(classes) if student.label_weight else None
+    labels = inputs.class_indicator(classes) if params.label_weight else None
     in_loss, weights = inputs.loss_weights(
-        is_train, soft_targets, classes, student.class_weight
+        is_train, soft_targets, classes, params.class_weight
     )
     rows = make_training_tensors(
         inputs.X_array, soft_targets, labels, weights, device, module.dtype
     )
     train_index = as_tensor(np.flatnonzero(in_loss), device)
     if rows.weight is not None:
-        # A batch of none but smaller ones would have the weight zero.
+        # A batch with smaller weights only would have the weight zero.
         tiny = torch.finfo(rows.weight.dtype).tiny
         train_index = train_index[rows.weight[train_index] >= tiny]
     # torch's and fixed-width NumPy numbers do not mix.
     optimizer = make_optimizer(
-        student.optimizer,
+        params.optimizer,
         module.net,
-        float(student.learning_rate),
-        float(student.weight_decay),
+        float(params.learning_rate),
+        float(params.weight_decay),
     )
-    _continue(state.optimizer_state, student.optimizer, optimizer, precision)
+    if (earlier := state.optimizer_state) is not None:
+        if earlier["made_by"] == params.optimizer:
+            continue_optimizer(optimizer, to_tensors(earlier["optimizer"]))
+        if earlier["scaler"] is not None and precision.scaler is not None:
+            precision.scaler.load_state_dict(earlier["scaler"])
     return Trainer(
         module=module.net,
         optimizer=optimizer,
         objective=state.objective,
         rows=rows,
         train_index=train_index,
-        subclass_weight=schedules.subclass_weight_schedule(student.subclass_weight),
-        learning_rate=schedules.learning_rate_schedule(
-            student.learning_rate_schedule, endless=endless
+        subclass_weight_schedule=schedules.subclass_weight_schedule(
+            params.subclass_weight
         ),
-        max_epochs=int(student.max_epochs),
-        batch_size=int(student.batch_size),
-        max_grad_norm=student.max_grad_norm,
-        augment=student.augment,
+        learning_rate_schedule=schedules.learning_rate_schedule(
+            params.learning_rate_schedule, endless=endless
+        ),
+        max_epochs=int(params.max_epochs),
+        batch_size=int(params.batch_size),
+        max_grad_norm=params.max_grad_norm,
+        augment=params.augment,
         precision=precision,
         ranks=ranks,
         seed=state.seeds.training,
@@ -233,19 +251,19 @@ def make_validation(
     state: TrainingState,
     trainer: Trainer,
     inputs: StudentInputs,
-    held_out: IntArray | None,
+    held_out_index: IntArray | None,
     validation_inputs: StudentInputs | None,
 ) -> ValidationData | None:
-    """Return the rows of early stopping: held out, or the user's; None without it."""
+    """Return the rows that are held out, else those of `X_val`; None without either."""
     source, device = state.source, trainer.rows.X.device
-    if held_out is not None:
-        rows = trainer.rows.select(as_tensor(held_out, device))
-        has_teacher = source.has_teacher(inputs)
-        return ValidationData(rows, source.temperature if has_teacher else 1.0)
+    if held_out_index is not None:
+        rows = trainer.rows.select(as_tensor(held_out_index, device))
+        by_teacher = source.has_class_probabilities(inputs)
+        return ValidationData(rows, source.temperature if by_teacher else 1.0)
     if validation_inputs is None:
         return None
     temperature, weights = source.temperature, None
-    if source.can_embed(validation_inputs) and not source.labels_only:
+    if source.can_embed(validation_inputs) and source.has_teacher:
         targets = source.soft_targets(validation_inputs)
     else:
         # The labels take the place of the teacher's class probabilities.
@@ -268,69 +286,37 @@ def make_validation(
     return ValidationData(rows, temperature)
 
 
-def run_epochs(
-    student: Any,
+def make_epoch_loop(
+    params: StudentParams,
     state: TrainingState,
     trainer: Trainer,
-    task: FitTask,
     validation_data: ValidationData | None,
     checkpoint: Checkpoint | None,
-) -> None:
-    """Train for all epochs, and report each to the callbacks and in a line."""
+    task: FitTask,
+) -> EpochLoop:
+    """Return the loop over all epochs of `fit`, which are steps of `task`."""
     early_stopping, n_epochs = None, trainer.max_epochs
-    if student.early_stopping:
-        first_epoch = schedules.first_final_epoch(trainer.subclass_weight, n_epochs)
-        early_stopping = EarlyStopping(student.n_iter_no_change, first_epoch)
-    last = len(state.curves.loss) + n_epochs
-    # A resumed fit measures its own epochs only.
-    begin_times: list[float] = []
-
-    def begin_epoch() -> Callable[[], bool]:
-        step = task.begin("epoch")
-        begin_times.append(time.perf_counter())
-
-        def end() -> bool:
-            if student.verbose:
-                now = time.perf_counter()
-                mean = (now - begin_times[0]) / len(begin_times)
-                remaining = mean * (last - len(state.curves.loss))
-                seconds = now - begin_times[-1]
-                print(state.curves.describe_epoch(last, seconds, remaining))
-            return step.end(lambda: state.snapshot().attributes())
-
-        return end
-
-    train_epochs(
-        state,
-        trainer,
-        validation_data,
-        checkpoint,
-        n_epochs=n_epochs,
-        begin_epoch=begin_epoch,
-        early_stopping=early_stopping,
+    if params.early_stopping:
+        first_epoch = first_final_epoch(trainer.subclass_weight_schedule, n_epochs)
+        early_stopping = EarlyStopping(params.n_iter_no_change, first_epoch)
+    reporter = EpochReporter(
+        task,
+        attributes=lambda: state.snapshot().attributes(),
+        last_epoch=len(state.curves.loss) + n_epochs,
+        verbose=bool(params.verbose),
+    )
+    return EpochLoop(
+        state, trainer, n_epochs, validation_data, checkpoint, early_stopping, reporter
     )
 
 
-def _make_objective(student: Any, source: Any, soft_targets: FloatArray) -> Objective:
-    n_classes, within = len(source.classes), student.within_class_temperature
+def _make_objective(
+    params: StudentParams, source: Any, soft_targets: FloatArray
+) -> Objective:
+    n_classes, within = len(source.classes), params.within_class_temperature
     if within == "auto":
         by_class = soft_targets.reshape(len(soft_targets), n_classes, -1)
         is_hard = (by_class.max(axis=2) == by_class.sum(axis=2)).all()
         within = 1.0 if is_hard else source.temperature
-    label_weight = float(student.label_weight)
+    label_weight = float(params.label_weight)
     return Objective(n_classes, source.temperature, float(within), label_weight)
-
-
-def _continue(
-    kept: dict[str, Any] | None,
-    made_by: str | Callable[..., Any],
-    optimizer: torch.optim.Optimizer,
-    precision: Precision,
-) -> None:
-    """Let a new optimizer go on where a stream has had one that the same thing made."""
-    if kept is None:
-        return
-    if kept["made_by"] == made_by:
-        continue_optimizer(optimizer, to_tensors(kept["optimizer"]))
-    if kept["scaler"] is not None and precision.scaler is not None:
-        precision.scaler.load_state_dict(kept["scaler"])
