@@ -80,7 +80,7 @@ class EmbeddingExtractor(
         The tokenizer of a Hugging Face model. Texts are cut to `max_length` tokens.
     max_length : int or None, default=None
         Tokens of a text that are read, also by a model of sentence-transformers. None:
-        as many as the tokenizer, or that model, takes.
+        the maximum of the tokenizer or of that model.
     batch_size : int, default=64
         Number of rows that the model sees at once. A batch for which memory does not
         suffice is halved, with a warning.
@@ -289,8 +289,8 @@ class EmbeddingExtractor(
     def predict_logits(self, X: Any) -> FloatArray:
         """Compute the logits of rows, the `teacher_logits` if `head_` is None.
 
-        These are what the model returns, or the entry "logits" of it, else the first
-        tensor in it. Of probabilities, rows that sum to one, they are the logarithm.
+        The logits are the tensor that the model returns, else its entry "logits", else
+        its first tensor. Probabilities, rows that sum to one, become their logarithms.
         The model runs again, as often as in :meth:`transform`.
 
         Parameters
@@ -329,7 +329,7 @@ class EmbeddingExtractor(
 
         A call that ended, by an error or with its process, is resumed by the next one
         with the same arguments: ``<path>.part`` holds the rows that are done and
-        ``<path>.journal`` counts them. The file is the same as that of a single call.
+        ``<path>.journal`` counts them. The file is the same as after a single call.
         Other rows than in the journal are refused. `path` itself appears when it is
         complete; if it exists already, nothing is computed. During the call
         ``<path>.lock`` keeps other calls, of other processes too, from the file; this

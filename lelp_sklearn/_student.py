@@ -106,8 +106,8 @@ class LELPStudentClassifier(
         given. In a Pipeline, X is the output of the previous steps. If the teacher
         defines `fit_transform` itself, as a Pipeline and
         :class:`~sklearn.preprocessing.TargetEncoder` do, it makes the embeddings of the
-        rows that the teacher is fitted on, in later calls too, and `transform` makes
-        those of all other rows. Embeddings of several members, (n_members, n_samples,
+        rows that the teacher is fitted on, in later calls too, and `transform` embeds
+        all other rows. Embeddings of several members, (n_members, n_samples,
         n_features), are averaged. `random_state` does not reach the teacher. Its
         `head_`, if there is one, is the head of a projector that has none; an
         :class:`EmbeddingExtractor` without a head is also asked for the logits, unless
@@ -123,7 +123,7 @@ class LELPStudentClassifier(
         The temperature :math:`\tau_w` within the classes. "auto" is 1 if each class
         has all its mass on one subclass (`subclass_temperature` 0), and τ otherwise.
     class_weight : dict, "balanced" or None, default=None
-        Weights of the classes in the loss, by label; 1 where not given. "balanced"
+        Weights of the classes in the loss, by label; 1 if not given. "balanced"
         makes the classes equal in total weight. A row without a label counts as the
         teacher's likeliest class. Rows whose class weight is 0 do not enter the
         student's loss but are used to fit the projector.
@@ -241,7 +241,7 @@ class LELPStudentClassifier(
     `random_state` and number of threads give equal bits.
 
     If an exception ends `fit`, KeyboardInterrupt included, the complete epochs are
-    kept: the weights are those of the last, or with `early_stopping` of the best.
+    kept: the module has the weights of the last, or with `early_stopping` of the best.
     Before the first is complete, and in `partial_fit`, the student stays as it was.
 
     The loss is read once per epoch, so that the host never waits for the device.
@@ -386,8 +386,8 @@ class LELPStudentClassifier(
         Parameters
         ----------
         **params : dict
-            By name; those of the projector and the teacher as ``projector__...`` and
-            ``teacher__...``.
+            Parameters by name; ``projector__...`` and ``teacher__...`` are parameters
+            of the projector and the teacher.
 
         Returns
         -------
@@ -466,8 +466,8 @@ class LELPStudentClassifier(
             probabilities are not known.
         teacher_embeddings_val : array-like of shape (n_val, n_embedding), default=None
             The teacher's embeddings of the validation rows. Without a head and without
-            a `teacher`, their class probabilities are those of the least-squares map to
-            the logits of the other rows.
+            a `teacher`, their class probabilities come from the least-squares map to
+            the logits of the training rows.
 
         Returns
         -------
@@ -507,7 +507,7 @@ class LELPStudentClassifier(
             validation_inputs = inputs.validation_from_user(
                 self, X_val, y_val, teacher_embeddings_val, row_format
             )
-            placement = Placement.resolve(self.device, self.precision, inputs, ranks)
+            placement = Placement.resolve(self, inputs, ranks)
             # 3. Rows to train on, and rows to stop by.
             source = previous.source if previous else None
             is_train, held_out_index = usable_rows(self, inputs, source), None
@@ -619,9 +619,7 @@ class LELPStudentClassifier(
                 soft_targets=soft_targets,
                 sample_weight=sample_weight,
             )
-            placement = Placement.resolve(
-                self.device, self.precision, inputs, SINGLE_PROCESS
-            )
+            placement = Placement.resolve(self, inputs, SINGLE_PROCESS)
             # 3. Rows to train on; none are held out.
             source = previous.source if previous else None
             is_train = usable_rows(self, inputs, source)
@@ -705,7 +703,7 @@ class LELPStudentClassifier(
         """Predict the probabilities of subclasses.
 
         Class probabilities times the softmax within the class at the within-class
-        temperature: the sums over the subclasses are those of `predict_proba`.
+        temperature: summed over the subclasses they equal `predict_proba`.
 
         Parameters
         ----------
@@ -785,7 +783,7 @@ class LELPStudentClassifier(
 
         The input ``X`` is a tensor of rows, float32 even if the student computes in
         float64, or int64 if X were ids. The first output ``probabilities``, of shape
-        (n, n_classes), is that of `predict_proba`, in the order of `classes_`. The
+        (n, n_classes), equals `predict_proba`, in the order of `classes_`. The
         number of rows is free. The weights are in the same file, in single precision;
         it holds no name of the code or the folders from which it was made.
 
@@ -993,7 +991,7 @@ class LELPStudentClassifier(
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what is pickled, which loads on a machine without the device.
+        """Return the state to pickle, which loads on a machine without the device.
 
         - Dropped: `module_`, which is the module of `_state`, and the teacher of a
           fitted student, but for the name of its class.
@@ -1029,7 +1027,7 @@ def current_versions() -> dict[str, str]:
 
 
 def _releases(versions: dict[str, str]) -> dict[str, str]:
-    """Return what has to be equal: of other libraries the first two numbers."""
+    """Return the parts of versions that must agree: of libraries two numbers."""
     return {
         name: version if name == "lelp_sklearn" else ".".join(version.split(".")[:2])
         for name, version in versions.items()

@@ -34,4 +34,5 @@ class StudentParams(Protocol):
     early_stopping: bool
     n_iter_no_change: int
     verbose: int
+    device: Any
     precision: str

@@ -60,8 +60,8 @@ class ResumableNpy:
     """An array (n, d) in a ``.npy`` file, with a journal of how far it is filled.
 
     It is written as ``<path>.part`` and renamed when it is complete; ``<path>.journal``
-    says what it holds, how many rows are on the disk and their checksum. Rows that the
-    journal does not count are written again, and are the same.
+    has the identity of the array, the number of rows on the disk and their checksum.
+    Rows that the journal does not count are written again, and are the same.
 
     Parameters
     ----------
@@ -115,7 +115,7 @@ class ResumableNpy:
         return f"{str(file)!r} and {str(self._journal)!r}"
 
     def is_finished(self) -> bool:
-        """Return whether the file is complete; check that it is what was written."""
+        """Return whether the file is complete; raise if it is damaged."""
         if not self.path.exists():
             return False
         if self.n_done < self.shape[0]:

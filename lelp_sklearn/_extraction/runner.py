@@ -81,7 +81,7 @@ class ModelRunner:
         Its input is the embedding; `SENTENCE_OUTPUT` stands for the output of a
         sentence encoder. None until it is found.
     tokenizer : callable or None
-        Makes what the model takes of a list of texts.
+        Returns the keyword arguments of the model for a list of texts.
     max_length : int or None
         Tokens of a text that are read; None for the maximum of the tokenizer.
     device : torch.device
@@ -216,7 +216,7 @@ class ModelRunner:
     def _compute(
         self, rows: Any, indices: IntArray, result_of: Callable[[Any], Any]
     ) -> FloatArray:
-        """Call the model on some rows, and return what is read of its answer."""
+        """Call the model on some rows, and return `result_of` its output."""
         inputs = self._inputs(take(rows, indices))
         with _naming_rows(inputs, indices):
             returned = self._call(inputs)
@@ -310,7 +310,7 @@ class ModelRunner:
             )
 
     def hash_tokenizer(self, texts: list[str]) -> str:
-        """Return the class of the tokenizer, and a hash of what it does.
+        """Return the class of the tokenizer, and a hash of its behaviour.
 
         Its vocabulary and settings are hashed if they can be read; else its output for
         all texts, because the state of an object may change from call to call.

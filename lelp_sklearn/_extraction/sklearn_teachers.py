@@ -55,9 +55,8 @@ def require_teacher(teacher: Any) -> Any:
 
 def transform_teacher(teacher: Any, X: Any, n_samples: int) -> Any:
     """Return the embeddings (n, d) of rows by a fitted teacher."""
-    return _check_embeddings(
-        require_teacher(teacher).transform(X), n_samples, "teacher.transform(X)"
-    )
+    embeddings = require_teacher(teacher).transform(X)
+    return _check_embeddings(embeddings, n_samples, "teacher.transform(X)")
 
 
 def fit_teacher(teacher: Any, X: Any, y: Any, is_train: BoolArray) -> Any:
@@ -80,17 +79,18 @@ def fit_transform_teacher(
         teacher = fit_teacher(teacher, X, y, is_train)
         return teacher, transform_teacher(teacher, X, len(is_train))
     teacher = clone(teacher)
-    rows, others = np.flatnonzero(is_train), np.flatnonzero(~is_train)
+    train_index, other_index = np.flatnonzero(is_train), np.flatnonzero(~is_train)
     embeddings = teacher.fit_transform(*_select(X, y, is_train))
-    embeddings = _check_embeddings(embeddings, len(rows), "teacher.fit_transform(X, y)")
-    if not others.size:
-        return teacher, embeddings
-    other_embeddings = transform_teacher(
-        teacher, _safe_indexing(X, others), len(others)
+    embeddings = _check_embeddings(
+        embeddings, len(train_index), "teacher.fit_transform(X, y)"
     )
+    if not other_index.size:
+        return teacher, embeddings
+    other_rows = _safe_indexing(X, other_index)
+    other_embeddings = transform_teacher(teacher, other_rows, len(other_index))
     # NumPy, torch, pandas and polars have it under the same name.
     concat = sys.modules[type(embeddings).__module__.partition(".")[0]].concat
-    order = np.argsort(np.concatenate([rows, others]))
+    order = np.argsort(np.concatenate([train_index, other_index]))
     return teacher, _safe_indexing(concat([embeddings, other_embeddings]), order)
 
 

@@ -19,7 +19,7 @@ Optimizer = torch.optim.Optimizer
 # Takes indices of rows and the subclass weight; returns the loss and the total weight.
 Step = Callable[[Tensor, float | Tensor], tuple[Tensor, Any]]
 
-# Steps that run plainly first, so that what is set up once is there.
+# Steps that run plainly first, so that nothing is set up during the capture.
 _N_WARMUP_STEPS = 3
 
 _GLOBAL_HOOKS = (

@@ -233,7 +233,7 @@ def _strip(message: Any) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Ignore what the exporter logs and warns of its own progress and libraries.
+    """Silence the logs and warnings of the exporter about itself and its libraries.
 
     `warnings.catch_warnings` of another thread may begin or end in the block. So the
     filter is added to the list of filters by hand, and removed from each list that has

@@ -80,7 +80,7 @@ class StudentInputs:
         sample_weight: Any = None,
         suffix: str = "",
     ) -> "StudentInputs":
-        """Check, before work starts, what a user passes to `fit`.
+        """Check the arguments of `fit` before work starts.
 
         `student` is a LELPStudentClassifier. `row_format` is the format that its module
         takes; None in a first fit, which sets the features.
@@ -285,7 +285,7 @@ class StudentInputs:
                 )
         if np.ptp(weights[self.sample_weight > 0]) == 0:
             return is_train, None
-        # Of mean 1, so that single precision holds them whatever their scale.
+        # Of mean 1, so that single precision holds weights of any scale.
         return is_train, weights / weights[is_train].mean()
 
 

@@ -1,4 +1,4 @@
-"""Training: steps, epochs, and what ends them."""
+"""Training: `EpochLoop` runs epochs of `Trainer`, which runs steps."""
 
 import math
 import time
@@ -56,7 +56,7 @@ class Curves:
 
 @dataclass(frozen=True)
 class ValidationData:
-    """Rows that are held out, and the temperature of their class targets."""
+    """Rows for early stopping, and the temperature of their class targets."""
 
     rows: TrainingTensors
     temperature: float
@@ -158,7 +158,7 @@ class Trainer:
         return GraphedSteps(self._step, self.optimizer, device)
 
     def _steps(self) -> AbstractContextManager[Step]:
-        """Return what takes the steps of an epoch."""
+        """Return the context of an epoch, which gives the function for its steps."""
         if self._graphed_steps is None:
             return nullcontext(self._step)
         return self._graphed_steps.epoch()
@@ -177,7 +177,7 @@ class Trainer:
             loss = self._backward(batch, batch_weight, subclass_weight)
         else:
             loss = self.rows.soft_targets.new_zeros(())
-        # Nothing follows or resets the gradients of other parameters.
+        # The optimizer neither follows nor resets the gradients of other parameters.
         parameters = self._parameters()
         self.ranks.sum_gradients(parameters)
         self.precision.step(self.optimizer, parameters, self.max_grad_norm)
@@ -207,7 +207,7 @@ class Trainer:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def _base_learning_rates(self) -> list[float]:
-        """Return what the schedule multiplies, for each group of parameters."""
+        """Return the rate of each group of parameters that the schedule multiplies."""
         groups = self.optimizer.param_groups
         if self.learning_rate_schedule is None:
             return [float(group["lr"]) for group in groups]
@@ -302,7 +302,7 @@ class TrainingResult(Protocol):
 
 @dataclass
 class EpochLoop:
-    """Trains for some epochs, which continue from those of a checkpoint, if any.
+    """Runs `n_epochs` epochs, of which a checkpoint may hold the first.
 
     However training ends, the module has the weights of the last complete epoch, or
     with early stopping of the best, and `state` has the curves of all fits. The stop

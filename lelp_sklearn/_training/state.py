@@ -60,15 +60,11 @@ class Placement(NamedTuple):
 
     @classmethod
     def resolve(
-        cls,
-        device: str | torch.device,
-        precision: str,
-        inputs: StudentInputs,
-        ranks: Ranks,
+        cls, params: StudentParams, inputs: StudentInputs, ranks: Ranks
     ) -> "Placement":
         """Return the placement that the parameters ask for, or raise."""
-        resolved = resolve_device(device, inputs.X_array, ranks.device_index)
-        return cls(resolved, Precision(precision, resolved), ranks)
+        device = resolve_device(params.device, inputs.X_array, ranks.device_index)
+        return cls(device, Precision(params.precision, device), ranks)
 
 
 @dataclass
