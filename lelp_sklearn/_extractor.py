@@ -421,8 +421,12 @@ class EmbeddingExtractor(
             block = batch_function(rows, indices)
             row = _first_nonfinite_row(block, indices)
             if row is not None:
+                fix = "check that row"
+                if self.precision != "float32":
+                    fix += ", or use precision='float32'"
                 raise ValueError(
-                    f"The model's {what} of row {row} holds NaN or infinity."
+                    f"model gives NaN or infinity as the {what} of row {row} of X: "
+                    f"{fix}."
                 )
             yield indices, block
             progress.add(len(indices))
@@ -505,7 +509,7 @@ class EmbeddingExtractor(
         layer = repr(self.layer_) if self.layer_ else "the model itself"
         warn_user(
             f"{reason}. head_ is None, the embeddings are the input of {layer}, and "
-            f"{logits}; layer= names another layer.",
+            f"{logits}. To use another layer, pass layer='...'.",
             NoLinearHeadWarning,
         )
 

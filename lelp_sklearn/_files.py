@@ -107,7 +107,7 @@ def remove_leftovers(target: Path) -> None:
 
 
 @contextmanager
-def locked(target: Path) -> Iterator[bool]:
+def locked(target: Path, argument: str) -> Iterator[bool]:
     """Hold a lock that goes with the process; tell whether nobody else holds it.
 
     Raises
@@ -129,7 +129,8 @@ def locked(target: Path) -> Iterator[bool]:
         if reason.errno != errno.ELOOP:
             raise
         raise ValueError(
-            f"{str(path)!r} is a symbolic link, and is not written to: delete it."
+            f"{argument}={str(target)!r}: the lock file {str(path)!r} is a symbolic "
+            "link, which is not followed; delete it, or choose another path."
         ) from reason
     try:
         yield True
@@ -166,7 +167,8 @@ def check_writable(
         )
     if not os.access(folder, os.W_OK):
         raise ValueError(
-            f"{argument}={str(target)!r}: the folder {str(folder)!r} is not writable."
+            f"{argument}={str(target)!r}: the folder {str(folder)!r} is not writable; "
+            "change its permissions, or choose another folder."
         )
     free = shutil.disk_usage(folder).free
     if n_bytes > free:

@@ -877,7 +877,10 @@ class LELPStudentClassifier(
     def _check_partial_fit(self, classes: Any, *, is_first: bool) -> None:
         """Raise if a parameter needs all the data, or the classes are not known."""
         if self.early_stopping:
-            raise ValueError("partial_fit does not support early_stopping=True.")
+            raise ValueError(
+                "partial_fit does not support early_stopping=True: set "
+                "early_stopping=False, or use fit."
+            )
         if self.class_weight == "balanced":
             raise ValueError(
                 "partial_fit does not support class_weight='balanced': pass a dict."

@@ -163,34 +163,37 @@ class TargetSource:
     ) -> "TargetSource":
         """Return the source of soft targets that are given."""
         is_frozen = isinstance(projector, FrozenEstimator)
+        origin = "y" if classes is None else "classes"
         if is_frozen:
             _check_projector_classes(projector.classes_, classes)
-            classes = projector.classes_
+            classes, origin = projector.classes_, "projector"
         n_columns = inputs.soft_targets.shape[1]
         n_subclasses = None
         if not is_frozen and not isinstance(projector.n_subclasses, str):
             n_subclasses = int(projector.n_subclasses)
         if classes is None:
             classes = _classes_of_columns(inputs, n_columns, n_subclasses)
+            origin = origin if inputs.is_labelled.any() else "soft_targets"
         n_classes = len(classes)
         if n_columns % n_classes:
             raise ValueError(
-                f"soft_targets has {n_columns} columns, no multiple of the {n_classes} "
-                f"classes {classes.tolist()}: give n_subclasses columns a class."
+                f"soft_targets has {n_columns} columns, not a multiple of the "
+                f"{n_classes} classes {classes.tolist()}: pass n_subclasses columns "
+                "per class."
             )
         if n_subclasses is not None and n_columns != n_classes * n_subclasses:
             raise ValueError(
-                f"soft_targets has {n_columns} columns; {n_classes} classes of the "
-                f"n_subclasses={n_subclasses} of projector are "
-                f"{n_classes * n_subclasses}: set the number that they were made with, "
-                "or leave it 'auto'; y must have every class."
+                f"soft_targets has {n_columns} columns; {n_classes} classes with "
+                f"n_subclasses={n_subclasses} need {n_classes * n_subclasses}. Set the "
+                "projector's n_subclasses to the number used, or 'auto', and check "
+                "that y has every class."
             )
         return cls(
             projector if is_frozen else None,
             teacher=None,
             reads_inputs=False,
             has_teacher=True,
-            classes=_validation.check_several_classes(classes),
+            classes=_validation.check_several_classes(classes, origin),
             temperature=float(projector.temperature),
         )
 
@@ -289,7 +292,8 @@ def usable_rows(
     `source` is the source of an earlier fit; None in a first fit.
     """
     if params.label_weight:
-        inputs.check_some_label("label_weight > 0")
+        needed_by = f"label_weight={params.label_weight!r} needs labels"
+        inputs.check_some_label(needed_by, "set label_weight=0")
     has_weight: BoolArray = inputs.sample_weight > 0
     if source is None:
         needs_labels = not has_teacher(params, inputs)
@@ -297,7 +301,9 @@ def usable_rows(
         needs_labels = not source.has_class_probabilities(inputs)
     if not needs_labels:
         return has_weight
-    inputs.check_some_label("there is no teacher")
+    inputs.check_some_label(
+        "there is no teacher", "pass teacher_logits, soft_targets or a teacher"
+    )
     return has_weight & inputs.is_labelled
 
 
@@ -372,9 +378,9 @@ def _classes_of_columns(
         )
     if n_columns % n_subclasses:
         raise ValueError(
-            f"soft_targets has {n_columns} columns, no multiple of the "
-            f"n_subclasses={n_subclasses} of projector: set the number that they were "
-            "made with, or pass y, which says the classes."
+            f"soft_targets has {n_columns} columns, not a multiple of the projector's "
+            f"n_subclasses={n_subclasses}: set n_subclasses to the number used, or "
+            "pass y, which has the classes."
         )
     return np.arange(n_columns // n_subclasses)
 

@@ -190,8 +190,8 @@ def check_no_overflow(sums: ArrayLike, dtype: np.dtype[Any]) -> None:
 def too_large(dtype: np.dtype[Any]) -> ValueError:
     """Return the error for embeddings whose sums or scores overflow."""
     return ValueError(
-        f"Input X holds numbers so large that sums over them overflow {dtype}; divide "
-        "X, and with it the head's intercept, by a constant."
+        f"Input X holds numbers so large that sums over them overflow {dtype}: divide "
+        "X by a constant, and multiply the head's coef by it."
     )
 
 
@@ -202,8 +202,8 @@ def check_no_underflow(
     size = np.abs(mean).max(initial=0), np.sqrt(np.max(variance, initial=0))
     if 0 < max(size) < np.sqrt(np.finfo(dtype).tiny):
         raise ValueError(
-            f"Input X holds numbers so small that {dtype} cannot hold their squares; "
-            "multiply X, and with it the head's intercept, by a constant."
+            f"Input X holds numbers so small that {dtype} cannot hold their squares: "
+            "multiply X by a constant, and divide the head's coef by it."
         )
 
 
@@ -396,16 +396,16 @@ def _is_missing_of_pandas(value: object) -> bool:
 
 
 def check_classes(
-    labels: NDArray[Any], given: ArrayLike | None, n_outputs: int | None
+    labels: NDArray[Any], given: ArrayLike | None, n_outputs: int | None, owner: str
 ) -> NDArray[Any]:
     """Return the classes, at least two.
 
     They are `given` (those of a classifier as head, or of `partial_fit`), which must
     contain every label; else those of the labels; without labels 0 to C - 1 for a
-    teacher of C outputs.
+    teacher of C outputs. The error says whose the given ones are: those of `owner`.
     """
     if given is None and len(labels):
-        return check_several_classes(np.unique(labels))
+        return check_several_classes(np.unique(labels), "y")
     if given is None:
         if n_outputs is None:
             raise head_is_missing()
@@ -422,9 +422,10 @@ def check_classes(
             )
         raise ValueError(
             f"y has labels {unknown.tolist()} that are not among the classes "
-            f"{classes.tolist()}, those of the head or of the first call.{encoded}"
+            f"{classes.tolist()} of {owner}: leave these rows out, or fit again with "
+            f"all classes.{encoded}"
         )
-    return check_several_classes(classes)
+    return check_several_classes(classes, owner)
 
 
 def sorted_classes(classes: Any) -> NDArray[Any]:
@@ -442,12 +443,12 @@ def sorted_classes(classes: Any) -> NDArray[Any]:
     )
 
 
-def check_several_classes(classes: NDArray[Any]) -> NDArray[Any]:
-    """Raise if there is one class only."""
+def check_several_classes(classes: NDArray[Any], source: str) -> NDArray[Any]:
+    """Raise if there is one class only; the error names the source."""
     if len(classes) < 2:
         raise ValueError(
-            f"y has one class only ({classes.tolist()}): a classifier needs samples of "
-            "at least two."
+            f"{source} has one class only ({classes.tolist()}): at least two are "
+            "required."
         )
     return classes
 
@@ -503,8 +504,8 @@ def check_logit_columns(n_columns: int, n_classes: int) -> None:
     """Raise unless there is a column of logits for each class, or a sigmoid's one."""
     if n_columns != n_classes and (n_columns, n_classes) != (1, 2):
         raise ValueError(
-            f"teacher_logits has {n_columns} columns for {n_classes} classes: give one "
-            "column a class, in the order of classes_; one column alone is that of a "
+            f"teacher_logits has {n_columns} columns for {n_classes} classes: pass one "
+            "column per class, in the order of classes_; a single column is that of a "
             "sigmoid teacher of two classes."
         )
 
@@ -517,8 +518,9 @@ def logits_of_classes(logits: FloatArray) -> FloatArray:
 def head_is_missing() -> ValueError:
     """Nothing says what the classes are."""
     return ValueError(
-        "LELPProjector requires y to be passed, but the target y is None: without y, "
-        "give head=(coef, intercept) or teacher_logits, which say what the classes are."
+        "LELPProjector requires y to be passed, but the target y is None or marks "
+        "every row as unlabeled, and head and teacher_logits are None: pass labels, "
+        "head=(coef, intercept) or teacher_logits."
     )
 
 
@@ -593,9 +595,9 @@ def warn_of_class_order(
     best = int(agreed[rows, columns].sum())
     if best - own >= _EXPLAINED * len(codes):
         warn_user(
-            f"The teacher's most likely class is the label of {own} of {len(codes)} "
-            f"rows, and of {best} if its classes are reordered: columns "
-            f"{columns.tolist()} for {classes.tolist()}. Rows of head and columns of "
-            "teacher_logits or soft_targets must be in the order of the sorted labels.",
+            f"The teacher agrees with y on {own} of {len(codes)} rows; with its "
+            f"classes in the order {columns.tolist()} it would agree on {best}. Rows "
+            "of head and columns of teacher_logits or soft_targets must be in the "
+            f"order of the sorted labels, {classes.tolist()}.",
             ClassOrderWarning,
         )

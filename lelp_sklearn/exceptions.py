@@ -14,10 +14,9 @@ class NoTeacherWarning(UserWarning):
 
     def __str__(self) -> str:
         return (
-            "There is no teacher: none of teacher_embeddings, teacher_logits, "
-            "soft_targets, a teacher and a head of the projector is given. X is used "
-            "in place of the embeddings, and the labels in place of the class "
-            "probabilities."
+            "No teacher was given; X is used as the embeddings and y as the targets. "
+            "Pass teacher_embeddings, teacher_logits or soft_targets, or set teacher= "
+            "or the projector's head=."
         )
 
 

@@ -156,7 +156,7 @@ def test_logits_that_are_not_finite_are_refused_by_row():
     extractor = EmbeddingExtractor(model, layer="4").fit(X)
     with torch.no_grad():
         model[-1].bias.fill_(np.inf)
-    with pytest.raises(ValueError, match="logits of row 0 holds NaN or infinity"):
+    with pytest.raises(ValueError, match="NaN or infinity as the logits of row 0"):
         extractor.predict_logits(X)
 
 

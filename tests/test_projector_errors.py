@@ -411,6 +411,15 @@ def test_more_random_directions_than_the_null_space_has():
     projector(n_subclasses=9, splitter="random").fit(X, CODES)
 
 
+@pytest.mark.parametrize(
+    ("null_space", "fragment"),
+    [(True, "null space of the head has 9 dim"), (False, "space of X has 12 dim")],
+)
+def test_no_further_block_makes_room_for_random_directions(null_space, fragment):
+    crowded = projector(n_subclasses=13, splitter="random", null_space=null_space)
+    assert_refused(lambda: crowded.partial_fit(X, CODES), fragment, kind=ValueError)
+
+
 def test_more_clusters_than_distinct_rows():
     keep = (CODES != 1) | (np.cumsum(CODES == 1) <= 3)
     rows, codes = np.tile(X[keep], (3, 1)), np.tile(CODES[keep], 3)

@@ -229,7 +229,7 @@ def test_teacher_logits_are_the_class_targets():
 def test_without_a_teacher_the_class_targets_are_the_labels():
     X, y, _, _ = make_groups()
     options = {"module": MyNet, "subclass_weight": 0.0}
-    with pytest.warns(NoTeacherWarning, match="There is no teacher"):
+    with pytest.warns(NoTeacherWarning, match="No teacher was given"):
         student = quick(projector=LELPProjector(3, random_state=0), **options).fit(X, y)
     soft = np.repeat(np.eye(2)[y] / 3, 3, axis=1)
     other = quick(**options).fit(X, y, soft_targets=soft)

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.utils import check_consistent_length
 from sklearn.utils.validation import check_is_fitted
 
 from lelp_sklearn._callers import warn_user
 from lelp_sklearn._diagnostics.table import ProjectedData
+from lelp_sklearn._validation import check_length
 
 # More points of a class overlap.
 _MAX_POINTS = 2000
@@ -101,7 +101,7 @@ class SubclassDisplay:
             panels = _mass_panels(data)
         else:
             if fine_labels is not None:
-                check_consistent_length(X, fine_labels)
+                check_length(fine_labels, len(X), "fine_labels")
                 fine_labels = np.asarray(fine_labels)
             panels = _embedding_panels(data, fine_labels)
         return cls(kind=kind, panels=panels).plot(axes=axes)
@@ -157,9 +157,22 @@ class SubclassDisplay:
         -------
         self : SubclassDisplay
             The display, with the axes that it was plotted on.
+
+        Raises
+        ------
+        ImportError
+            If Matplotlib is not installed.
+        ValueError
+            If the number of axes is not that of the panels.
         """
-        # Matplotlib is an optional dependency, and slow to import.
-        from matplotlib import pyplot
+        # Matplotlib is slow to import.
+        try:
+            from matplotlib import pyplot
+        except ImportError as reason:
+            raise ImportError(
+                "SubclassDisplay needs Matplotlib, which the extra 'plot' brings: "
+                "python -m pip install 'lelp-sklearn[plot]'"
+            ) from reason
 
         n_panels = len(self.panels)
         if axes is None:

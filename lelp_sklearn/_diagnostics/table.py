@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.utils import _safe_indexing, check_consistent_length
+from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import check_is_fitted
 
 from lelp_sklearn import _validation
@@ -31,18 +31,18 @@ def subclass_table(
     ----------
     projector : LELPProjector
         Fitted; that of a student is ``student.projector_``.
-    X : array-like of shape (n_samples, n_features)
+    X : array-like of shape (n_rows, n_features)
         Embeddings.
-    y : array-like of shape (n_samples,)
+    y : array-like of shape (n_rows,)
         Class labels.
-    samples : sequence, array, Series or DataFrame of length n_samples, default=None
+    samples : sequence, array, Series or DataFrame of length n_rows, default=None
         What the rows are, texts for instance, in the order of X: an index is ignored.
         The rows of a DataFrame are shown as dicts. If None, no samples are shown.
     n_samples : int, default=3
         Number of typical samples of each subclass, at least 1.
-    teacher_logits : array-like of shape (n_samples, n_classes), default=None
+    teacher_logits : array-like of shape (n_rows, n_classes), default=None
         As in :meth:`LELPProjector.transform`.
-    fine_labels : array-like of shape (n_samples,), default=None
+    fine_labels : array-like of shape (n_rows,), default=None
         Known groups inside the classes.
 
     Returns
@@ -73,6 +73,8 @@ def subclass_table(
     ------
     TypeError
         If `projector` is not a projector, or `n_samples` is not an integer.
+    ImportError
+        If pandas is not installed.
     ValueError
         If the lengths or labels do not match, if a class of the projector has no row,
         or if `n_samples` is less than 1.
@@ -81,16 +83,21 @@ def subclass_table(
     --------
     SubclassDisplay : Plots of the subclasses.
     """
-    # pandas is an optional dependency.
-    import pandas
+    try:
+        import pandas
+    except ImportError as reason:
+        raise ImportError(
+            "subclass_table needs pandas, which the extra 'plot' brings: "
+            "python -m pip install 'lelp-sklearn[plot]'"
+        ) from reason
 
     check_at_least(n_samples, 1, "n_samples")
     if samples is not None:
-        check_consistent_length(X, samples)
-    data = ProjectedData.of(projector, X, y, teacher_logits)
+        _validation.check_length(samples, len(X), "samples")
     if fine_labels is not None:
-        check_consistent_length(X, fine_labels)
+        _validation.check_length(fine_labels, len(X), "fine_labels")
         fine_labels = np.asarray(fine_labels)
+    data = ProjectedData.of(projector, X, y, teacher_logits)
     lines, index = [], []
     for c, label in enumerate(projector.classes_):
         class_data = data.of_class(c)
@@ -215,7 +222,7 @@ class ProjectedData:
         check_is_fitted(projector)
         options = {} if teacher_logits is None else {"teacher_logits": teacher_logits}
         soft = np.asarray(projector.transform(X, **options), dtype=np.float64)
-        check_consistent_length(soft, y)
+        _validation.check_length(y, len(soft), "y")
         classes = projector.classes_
         class_index = _index_of_labels(y, classes)
         X = np.asarray(X, dtype=np.float64)
@@ -259,7 +266,7 @@ def class_logits(projector: Any, embeddings: Any, teacher_logits: Any) -> FloatA
 def _index_of_labels(y: Any, classes: NDArray[Any]) -> IntArray:
     """Return the index of each label among the classes, each of which needs a row."""
     labels, labelled = _validation.check_labels(y, len(y), None)
-    _validation.check_classes(np.unique(labels), classes, None)
+    _validation.check_classes(np.unique(labels), classes, None, "the projector")
     class_index = _validation.encode(labels, labelled, classes)
     missing = np.setdiff1d(np.arange(len(classes)), class_index)
     if missing.size:

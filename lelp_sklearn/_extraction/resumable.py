@@ -45,7 +45,7 @@ def only_writer(path: Path) -> Iterator[None]:
     if path.exists():
         yield
         return
-    with locked(path) as is_ours:
+    with locked(path, "path") as is_ours:
         if not is_ours:
             raise ValueError(
                 f"path={str(path)!r} is in use by another call of extract: give each a "
@@ -228,7 +228,7 @@ class ResumableNpy:
             indices = order[start : min(start + _CHECKED_ROWS, n_done)]
             read = zlib.crc32(array[indices].data, read)
         if read != checksum:
-            reason = f"the {n_done} rows that its journal counts are others"
+            reason = f"the first {n_done} rows differ from those in its journal"
             raise self._damaged(self._part, reason)
 
     def _check_header(self, file: BinaryIO, path: Path) -> int:

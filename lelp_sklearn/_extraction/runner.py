@@ -15,6 +15,7 @@ A new kind needs a line in `resolve_layer`, `ModelRunner._inputs` and
 """
 
 import copy
+import difflib
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -379,7 +380,8 @@ def _naming_rows(inputs: Any, indices: IntArray) -> Iterator[None]:
                 if isinstance(value, Tensor)
             )
         raise ValueError(
-            f"model fails on a batch of X, {rows}, {shapes}: {reason}"
+            f"model fails on a batch of X, {rows}, {shapes}: {reason}; X must have the "
+            "shape and dtype that it takes."
         ) from reason
 
 
@@ -407,8 +409,10 @@ def resolve_layer(model: nn.Module, layer: str | None) -> str | None:
     """Return the name of the layer to read; None if it has to be found."""
     names = [name for name, _ in model.named_modules() if name]
     if layer is not None and layer not in names:
+        close = difflib.get_close_matches(layer, names)
+        fixes = [*map(repr, close), "another name in model.named_modules()"]
         raise ValueError(
-            f"layer={layer!r} is not a layer of the model; it has {', '.join(names)}."
+            f"layer={layer!r} is not a layer of the model: pass {' or '.join(fixes)}."
         )
     return SENTENCE_OUTPUT if layer is None and is_sentence_encoder(model) else layer
 

@@ -100,7 +100,7 @@ def fit_head(
             f"head is a {type(head).__name__} that is not fitted, and y has no label "
             "to fit it on: fit the head first, or pass y with labels."
         )
-    check_several_classes(classes)
+    check_several_classes(classes, "y")
     _check_one_vs_rest(head, classes)
     classifier = clone(head)
     options = {}
@@ -120,7 +120,7 @@ def check_head_rows(head: Head, classes: NDArray[Any]) -> None:
     if len(head.coef) != len(classes):
         raise ValueError(
             f"head has {len(head.coef)} rows and there are {len(classes)} classes, "
-            f"{classes.tolist()}: give one row a class, in the order of classes_ (or "
+            f"{classes.tolist()}: pass one row per class, in the order of classes_ (or "
             "one row of a sigmoid head)."
         )
 

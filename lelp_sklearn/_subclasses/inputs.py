@@ -96,8 +96,8 @@ class ProjectorInputs:
         known_head, head_classes = resolve_head(head, rows.shape[1])
         if known_head is None and head is not None and (is_stream or is_dask):
             raise ValueError(
-                f"head is {type(head).__name__}, not fitted, and neither a stream nor "
-                "dask arrays can fit it: fit it beforehand, or pass head=(coef, "
+                f"head is {type(head).__name__}, not fitted, and partial_fit and dask "
+                "arrays cannot fit it: fit it beforehand, or pass head=(coef, "
                 "intercept) or None."
             )
         if known_head is None and teacher_logits is None and y is None:
@@ -110,7 +110,8 @@ class ProjectorInputs:
         if known_head is not None:
             n_outputs = len(known_head.coef)
         given = classes if head_classes is None else head_classes
-        classes = _validation.check_classes(findings.labels, given, n_outputs)
+        owner = "the first call of partial_fit" if head_classes is None else "head"
+        classes = _validation.check_classes(findings.labels, given, n_outputs, owner)
         if known_head is None and head is not None:
             known_head = fit_head(
                 head,

@@ -55,7 +55,7 @@ def centroid_split(problem: SplitProblem) -> Split:
     """
     centroids = _find_centroids(problem)
     n_subclasses = problem.count_subclasses(
-        [len(each) for each in centroids], "distinct rows in the null space of the head"
+        [len(each) for each in centroids], "distinct rows"
     )
     if n_subclasses == 1:
         return Split.single(problem.covariance)

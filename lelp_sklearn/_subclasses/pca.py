@@ -42,7 +42,7 @@ def principal_split(problem: SplitProblem) -> Split:
     directions = problem.solver.find(problem, n_directions)
     n_subclasses = problem.count_subclasses(
         [each.variances.size for each in directions],
-        "directions along which it varies in the null space of the head",
+        "directions along which it varies",
     )
     if n_subclasses == 1:
         return Split.single(problem.covariance)

@@ -109,6 +109,12 @@ class SplitProblem:
     sample_draws: np.random.RandomState
     stream: Stream | None = None
 
+    @property
+    def space(self) -> str:
+        """Where the directions are, for an error."""
+        has_row_space = self.covariance.row_space.shape[1] > 0
+        return "the null space of the head" if has_row_space else "the space of X"
+
     def count_subclasses(self, available: Sequence[int], what: str) -> int:
         """Return the number of subclasses that every class allows.
 
@@ -125,8 +131,8 @@ class SplitProblem:
             raise TooFewRowsError(
                 f"n_subclasses={self.n_subclasses} is more than class "
                 f"{self.classes.tolist()[scarcest]!r} allows: it has "
-                f"{available[scarcest]} {what}. Use n_subclasses <= {allowed}, or "
-                "'auto', or give more distinct rows of that class."
+                f"{available[scarcest]} {what} in {self.space}. Use n_subclasses <= "
+                f"{allowed}, or 'auto', or give more distinct rows of that class."
             )
         return self.n_subclasses
 
@@ -180,10 +186,17 @@ def random_split(problem: SplitProblem) -> Split:
     """Split along random orthonormal directions in the null space."""
     covariance = problem.covariance
     n_features, rank = covariance.row_space.shape
-    n_subclasses = problem.count_subclasses(
-        [n_features - rank] * len(problem.classes),
-        "dimensions in the null space of the head",
-    )
+    n_dimensions = n_features - rank
+    n_subclasses = problem.n_subclasses
+    if n_subclasses is None:
+        n_subclasses = min(AUTO_N_SUBCLASSES, max(1, n_dimensions))
+    if n_subclasses > max(1, n_dimensions):
+        # Unlike too few rows, no further block of a stream changes this.
+        raise ValueError(
+            f"n_subclasses={n_subclasses} is more than splitter='random' allows: "
+            f"{problem.space} has {n_dimensions} dimensions. Use n_subclasses <= "
+            f"{max(1, n_dimensions)}, 'auto' or splitter='kmeans'."
+        )
     if n_subclasses == 1:
         return Split.single(covariance)
     components = []

@@ -41,8 +41,8 @@ class Checkpoint:
         body = content[_N_SIGNED_BYTES:]
         if content[:_N_SIGNED_BYTES] != _sign(body):
             raise ValueError(
-                f"checkpoint={str(self.path)!r} is damaged or no checkpoint: delete it "
-                "to begin anew."
+                f"checkpoint={str(self.path)!r} is not a checkpoint of this package, "
+                "or is damaged: name another file, or delete it if it is one."
             )
         saved = torch.load(io.BytesIO(body), map_location=device, weights_only=True)
         changed = [
@@ -54,7 +54,8 @@ class Checkpoint:
             raise ValueError(
                 f"checkpoint={str(self.path)!r} is of a fit with another "
                 f"{', '.join(changed)}: set these as they were, delete the file to "
-                "begin anew, or name a folder, in which each fit has a file of its own."
+                "start again, or name a folder, in which each fit has a file of its "
+                "own."
             )
         state: dict[str, Any] = saved["state"]
         return state
@@ -112,7 +113,7 @@ def open_checkpoint(
             for number in count()
         )
     for file in candidates:
-        with locked(file) as is_ours:
+        with locked(file, "checkpoint") as is_ours:
             if is_ours:
                 remove_leftovers(file)
                 yield Checkpoint(file, identity, interval)
@@ -128,7 +129,7 @@ def check_resumable(checkpoint: Any, random_state: Any) -> None:
     if checkpoint is not None and not isinstance(random_state, numbers.Integral):
         raise ValueError(
             f"checkpoint={str(checkpoint)!r} needs an integer random_state, found "
-            f"{random_state!r}: a fit can only continue if it draws the same again."
+            f"{random_state!r}: a fit can only continue if it draws the same numbers."
         )
 
 
@@ -150,12 +151,13 @@ def check_path(path: str | os.PathLike[str]) -> None:
         folder = folder.parent
     if not folder.is_dir():
         raise ValueError(
-            f"checkpoint={str(target)!r}: {str(folder)!r} is no folder; name a file "
+            f"checkpoint={str(target)!r}: {str(folder)!r} is not a folder; name a file "
             f"that ends in {SUFFIX!r} in an existing folder, or a folder."
         )
     if not os.access(folder, os.W_OK):
         raise ValueError(
-            f"checkpoint={str(target)!r}: the folder {str(folder)!r} is not writable."
+            f"checkpoint={str(target)!r}: the folder {str(folder)!r} is not writable; "
+            "change its permissions, or choose another folder."
         )
 
 

@@ -140,7 +140,9 @@ class StudentInputs:
                 "X_val is given and early_stopping is False, which has no use for it: "
                 "set early_stopping=True."
             )
-        with add_note_on_error("(In X_val, y_val and teacher_embeddings_val.)"):
+        with add_note_on_error(
+            "(Raised for the validation rows: X and y are X_val and y_val here.)"
+        ):
             return StudentInputs.from_user(
                 student,
                 X_val,
@@ -182,7 +184,9 @@ class StudentInputs:
     def class_index(self, classes: NDArray[Any]) -> IntArray:
         """Return the index of each label, -1 for rows without one."""
         labels, is_labelled = self.labels, self.is_labelled
-        _validation.check_classes(labels[is_labelled], classes, None)
+        _validation.check_classes(
+            labels[is_labelled], classes, None, "the student's targets"
+        )
         return _validation.encode(labels, is_labelled, classes)
 
     def class_indicator(self, classes: NDArray[Any]) -> BoolArray:
@@ -195,14 +199,15 @@ class StudentInputs:
     def check_several_labels(self) -> None:
         """Raise if all labels are the same."""
         if self.is_labelled.any():
-            _validation.check_several_classes(np.unique(self.labels[self.is_labelled]))
+            labels = np.unique(self.labels[self.is_labelled])
+            _validation.check_several_classes(labels, "y")
 
-    def check_some_label(self, needed_by: str) -> None:
+    def check_some_label(self, needed_by: str, fix: str) -> None:
         """Raise if no row has a label; `needed_by` says why labels are needed."""
         if not self.is_labelled.any():
             raise ValueError(
                 "LELPStudentClassifier requires y to be passed, but the target y is "
-                f"None or has no labels: {needed_by}."
+                f"None or has no labels, and {needed_by}: pass y, or {fix}."
             )
 
     def draw(self, is_usable: BoolArray, fraction: float, seed: int) -> IntArray:
@@ -230,9 +235,8 @@ class StudentInputs:
         held_out_index = self.draw(is_usable, fraction, seed)
         if not len(held_out_index):
             raise ValueError(
-                f"early_stopping=True cannot hold out validation_fraction={fraction} "
-                f"of {is_usable.sum()} rows, none of two with the same label: give "
-                "more rows, or pass X_val and y_val."
+                f"validation_fraction={fraction} of {is_usable.sum()} rows holds out "
+                "none: no label occurs twice. Give more rows, or pass X_val and y_val."
             )
         is_train = is_usable.copy()
         is_train[held_out_index] = False
@@ -321,7 +325,7 @@ def check_rows(student: Any, X: Any, row_format: RowFormat | None) -> Any:
     if row_format.is_token_ids and not is_integer(X):
         raise ValueError(
             f"X is {X.dtype} and the student was fitted on integers, which its module "
-            "takes as codes: pass integers."
+            "takes as token ids: pass integers."
         )
     return X
 
@@ -378,9 +382,9 @@ def _check_teacher_array(values: Any, n_samples: int, name: str) -> Any:
     """Return teacher data with one row per row of X, or raise."""
     if not hasattr(values, "__len__") and not hasattr(values, "shape"):
         raise TypeError(
-            f"{name} is {type(values).__name__}; it must be an array, one row a "
-            "sample. A model that makes it is passed as teacher=, or its "
-            ".transform(X) here."
+            f"{name} is {type(values).__name__}; it must be an array with one row per "
+            f"sample. Pass a model as teacher=, or the result of its transform(X) as "
+            f"{name}."
         )
     check_dense(values, name)
     check_numbers(values, name)

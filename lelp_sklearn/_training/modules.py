@@ -38,9 +38,8 @@ def check_module_arguments(
     if isinstance(module, nn.Module):
         if module_params:
             raise ValueError(
-                f"module_params={module_params!r} needs a module that is built: module "
-                f"is an instance of {type(module).__name__}; pass its class or a "
-                "function."
+                f"module_params={module_params!r} has no effect on an instance "
+                f"({type(module).__name__}): pass its class, or module_params=None."
             )
         return
     builder = multilayer_perceptron if module is None else module
@@ -151,7 +150,8 @@ def _try(net: nn.Module, first_rows: Tensor, widened_layer: str | None = None) -
     except Exception as reason:
         raise ValueError(
             "module fails on the first rows of X, a tensor of shape "
-            f"{tuple(first_rows.shape)} and dtype {first_rows.dtype}: {reason}"
+            f"{tuple(first_rows.shape)} and dtype {first_rows.dtype}: {reason}; X must "
+            "have the shape and dtype that it takes."
             f"{_note_on_widening(widened_layer)}"
         ) from reason
 

@@ -22,7 +22,10 @@ def make_optimizer(
     """Return the optimizer of a module's trainable parameters."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     if not parameters:
-        raise ValueError("module has no parameter that requires a gradient.")
+        raise ValueError(
+            "module has no parameter that requires a gradient: set requires_grad=True "
+            "on the parameters to train."
+        )
     with torch_lock.held():
         if callable(optimizer):
             made = optimizer(parameters, lr=learning_rate, weight_decay=weight_decay)
@@ -53,8 +56,9 @@ def check_optimizer(
             made = optimizer(parameters, lr=learning_rate, weight_decay=weight_decay)
     except TypeError as reason:
         raise TypeError(
-            f"optimizer {_name(optimizer)} makes no optimizer of one parameter: "
-            f"{reason}"
+            f"optimizer {_name(optimizer)} failed when called with one parameter, lr= "
+            f"and weight_decay=: {reason}; pass a callable that returns a "
+            "torch.optim.Optimizer."
         ) from reason
     # It may depend on the parameters of the module.
     except Exception:

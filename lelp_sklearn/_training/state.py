@@ -133,7 +133,7 @@ class TrainingState:
         if n_outputs != module.n_outputs:
             raise ValueError(
                 f"the targets have {n_outputs} columns and the fitted module "
-                f"{module.n_outputs} outputs: keep n_subclasses, or fit anew with "
+                f"{module.n_outputs} outputs: keep n_subclasses, or fit again with "
                 "warm_start=False."
             )
         module.net.to(device)
