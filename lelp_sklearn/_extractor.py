@@ -77,7 +77,8 @@ class EmbeddingExtractor(
         averaged over positions. If the head runs on every token and the model then
         takes one token, as decoder-only classifiers do, that token is taken.
     tokenizer : callable or None, default=None
-        The tokenizer of a Hugging Face model. Texts are cut to `max_length` tokens.
+        The tokenizer of a Hugging Face model, which texts require. They are truncated
+        to `max_length` tokens. Not used by a model of sentence-transformers.
     max_length : int or None, default=None
         Tokens of a text that are read, also by a model of sentence-transformers. None:
         the maximum of the tokenizer or of that model.
@@ -87,7 +88,8 @@ class EmbeddingExtractor(
     device : str or torch.device, default="auto"
         Where the model runs; it is moved there and back. "auto": its own device.
     precision : {"float32", "bfloat16", "float16"}, default="float32"
-        Other than "float32": automatic mixed precision.
+        "float32" runs the model in the dtype of its weights; the others are automatic
+        mixed precision.
     verbose : bool, default=False
         Whether to print the number of rows done, their rate and the time that remains,
         every five seconds.
@@ -225,8 +227,8 @@ class EmbeddingExtractor(
         Raises
         ------
         TypeError
-            If the model is no torch module, X one text, a generator, a dict, a
-            DataLoader or a Dataset, or if X holds texts and something else.
+            If the model is not a torch module, if X is a single text, a generator, a
+            dict, a DataLoader or a Dataset, or if X mixes texts with something else.
         ValueError
             If there is no such layer or none with weights, if a layer that is named
             does not run exactly once, if its input is not one vector per row, if texts
@@ -289,9 +291,10 @@ class EmbeddingExtractor(
     def predict_logits(self, X: Any) -> FloatArray:
         """Compute the logits of rows, the `teacher_logits` if `head_` is None.
 
-        The logits are the tensor that the model returns, else its entry "logits", else
-        its first tensor. Probabilities, rows that sum to one, become their logarithms.
-        The model runs again, as often as in :meth:`transform`.
+        They are the tensor that the model returns, else the entry "logits" of what it
+        returns, else the first tensor in it. If the model returns probabilities, rows
+        that sum to one, their logarithms are returned; for a single sigmoid column, its
+        logit. The model runs again, as often as in :meth:`transform`.
 
         Parameters
         ----------
@@ -329,11 +332,12 @@ class EmbeddingExtractor(
 
         A call that ended, by an error or with its process, is resumed by the next one
         with the same arguments: ``<path>.part`` holds the rows that are done and
-        ``<path>.journal`` counts them. The file is the same as after a single call.
-        Other rows than in the journal are refused. `path` itself appears when it is
-        complete; if it exists already, nothing is computed. During the call
-        ``<path>.lock`` keeps other calls, of other processes too, from the file; this
-        empty file stays. Fits first.
+        ``<path>.journal`` counts them. The file is the same as that of a single call.
+        Other rows than those of the journal are refused. `path` itself appears when it
+        is complete; if it is complete already, no embeddings are computed. During a
+        call, the empty file ``<path>.lock`` prevents other calls, also those of other
+        processes, from writing the same file; it is not removed. The extractor is
+        fitted first.
 
         The journal holds hashes of what the file depends on: the weights of the model
         and its layers as they print, every byte of the rows and, if X is texts, the
@@ -586,7 +590,7 @@ def _as_texts(X: Any) -> list[str] | None:
         except UnicodeEncodeError as reason:
             raise ValueError(
                 f"X is a list of texts with, in row {row}, half a surrogate pair "
-                f"({text[reason.start]!r} at {reason.start}), which is no text: "
+                f"({text[reason.start]!r} at {reason.start}), which is not a text: "
                 "pass text.encode('utf-16', 'surrogatepass').decode('utf-16', "
                 "'replace')."
             ) from reason

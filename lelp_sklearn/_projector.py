@@ -101,28 +101,28 @@ class LELPProjector(  # type: ignore[call-arg]
     ----------
     n_subclasses : int or "auto", default="auto"
         S, the subclasses of each class. 1 is vanilla knowledge distillation. "auto"
-        takes 20, or as many as every class allows if that is less; an explicit number
-        above that is an error.
+        takes 20, or as many as every class allows if that is less. An explicit number
+        may exceed 20; it is an error if a class allows fewer.
     splitter : {"kmeans", "pca", "random"} or array (C, S, d), default="kmeans"
         Where the directions come from: the centroids of each class by k-means, relative
         to the class mean; the principal directions of each class, as published; random
         orthonormal ones, zeros for a class that does not vary along them; or the
-        caller's own, used as given. All but the last are in
-        the null space of the head.
+        caller's own, used as given. All but the last are in the null space of the
+        head, unless `null_space` is False.
     head : None, (coef, intercept), linear classifier or torch.nn.Linear, default=None
         The linear map from embeddings to the teacher's logits, ``coef`` (C, d). An
         intercept of None stands for zeros. A layer is refused where its output is not
         its weights times its input plus its bias. The one row of a sigmoid head, w,
-        stands for the two rows -w/2 and w/2. Rows are in the
-        order of the sorted labels, unless a classifier says its own. A fitted
-        classifier stays so in clones; one not yet fitted is cloned and fitted on the
-        labelled rows, which are copied where others lack a label or weight. It must
-        have a row of `coef_` for each class, and be no Pipeline. None: the weighted
-        least-squares map to `teacher_logits` where these are given, else the linear
-        discriminant of the labels with a pooled covariance whose correlations are
-        shrunk. The units of the columns do not change either. Inside a meta-estimator
-        that encodes y, such as VotingClassifier, a classifier fitted on other labels is
-        refused, and its ``(coef_, intercept_)`` is not.
+        stands for the two rows -w/2 and w/2. Rows are in the order of the sorted
+        labels; those of a classifier are in the order of its `classes_`. A fitted
+        classifier stays fitted in clones. An unfitted one is cloned and fitted on the
+        labelled rows, which are copied if other rows lack a label or weight. It must
+        have a row of `coef_` for each class, and cannot be a Pipeline. None is the
+        weighted least-squares map to `teacher_logits` if these are given, else the
+        linear discriminant of the labels with a pooled covariance whose correlations
+        are shrunk. Neither estimate depends on the units of the columns. Inside a
+        meta-estimator that encodes y, such as VotingClassifier, a classifier fitted on
+        other labels is refused; its ``(coef_, intercept_)`` is accepted.
     null_space : bool, default=True
         Whether directions avoid the row space of the head, which the class
         probabilities carry already. A softmax head of two rows spans two dimensions and
@@ -143,24 +143,23 @@ class LELPProjector(  # type: ignore[call-arg]
         the class that the teacher gives them. None: every value is a label. Inside a
         meta-estimator that encodes y, such as BaggingClassifier, only None is allowed.
     svd_solver : {"auto", "randomized", "covariance_eigh", "full"}, default="auto"
-        "covariance_eigh" forms the d by d covariance of each class; "randomized" starts
-        from the principal subspace of a sample of each class and makes one or a
-        few passes over all rows (block Krylov), forming, apart from the sample, nothing
-        larger than a few d by (S + `n_oversamples`) arrays a class; "full" is a
-        singular value decomposition of each class's rows, which it copies, to the host
-        where they are a tensor elsewhere (on dask arrays it works as
-        "covariance_eigh"). "auto" takes
-        "covariance_eigh" where an estimated head needs the covariance anyway, and at up
-        to 192 features, where one pass that sums it in the precision of X takes less
-        time than two passes of "randomized"; else that. Ignored unless `splitter` is
-        "pca".
+        How principal directions are found. Ignored unless `splitter` is "pca".
+
+        - "auto" is "covariance_eigh" if the head is estimated, which needs the
+          covariance anyway, or if X has at most 192 features; else "randomized".
+        - "covariance_eigh" forms the d by d covariance of each class.
+        - "randomized" starts from the principal subspace of a sample of each class and
+          makes a few passes over all rows (block Krylov). Apart from the sample, its
+          largest arrays are a few of d by (S + `n_oversamples`) per class.
+        - "full" is a singular value decomposition of the rows of each class, which are
+          copied to the host. On dask arrays it works as "covariance_eigh".
     n_oversamples : int, default=10
-        Further vectors of the randomized solver. Where it starts from a sample the last
-        two, never fewer, are random: they show directions that the sample lacks.
+        Number of additional vectors of the randomized solver. If it starts from a
+        sample, at least two are random, to detect directions missing from the sample.
     iterated_power : int or "auto", default="auto"
-        Passes of the randomized solver after the first. "auto" goes on until a pass has
-        added less than 1e-4 of the variance captured or the next one is expected to, by
-        the residuals of the directions and by what the sample lacked.
+        Number of passes of the randomized solver after the first. "auto" continues
+        until a pass adds less than 1e-4 of the variance captured, or the next one is
+        expected to, with at most 12 passes in all.
     random_state : int, RandomState instance or None, default=None
         Draws the rotation, the random directions and the rows from which the randomized
         solver and k-means start. None uses NumPy's global generator.
@@ -168,7 +167,8 @@ class LELPProjector(  # type: ignore[call-arg]
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,)
-        Those of the labels; without y those of the head, else 0 to C - 1.
+        Those of a fitted classifier as head, else those passed to
+        :meth:`partial_fit`, else the labels of y; without any, 0 to C - 1.
     n_subclasses_ : int
         S.
     components_ : ndarray of shape (n_classes, n_subclasses, n_features)
@@ -180,7 +180,9 @@ class LELPProjector(  # type: ignore[call-arg]
     explained_variance_ : ndarray of shape (n_classes, n_subclasses)
         Weighted population variance of z over the rows of the class.
     explained_variance_ratio_ : ndarray of shape (n_classes, n_subclasses)
-        The same, relative to the variance of the class in the null space.
+        `explained_variance_` divided by the variance of the class in the null space.
+        It is a share of that variance for directions of length 1 ("pca", "random");
+        the centroids of "kmeans" scale it by their squared length.
     spectrum_ : ndarray of shape (n_classes, n_subclasses)
         Principal variances before rotation, the largest first. Only for "pca".
     coef_ : ndarray of shape (n_classes, n_features)
@@ -198,31 +200,22 @@ class LELPProjector(  # type: ignore[call-arg]
 
     Notes
     -----
-    Tensors on an accelerator are multiplied in full single precision, whatever torch is
-    allowed to round to; a fit to them differs from one to the same array by rounding.
-    On NVIDIA's (compute capability 8.0 and later, with Triton) soft labels of half or
-    single precision come from one kernel, which reads X once and does not round the
-    directions to half.
+    A fit to a tensor on an accelerator differs from one to the same array by rounding.
 
     Sample weights act as repetitions of a row. The order of rows changes nothing but
     rounding, with two exceptions: principal directions of equal variance are not
     determined, nor is the subclass of a row at equal distance from two centroids where
     `subclass_temperature` is 0.
     "kmeans" and the randomized solver start from a sample of the distinct rows of a
-    class where these are more than 2048; which rows are drawn depends on their content.
-    The statistics of these two, and covariances that "auto" forms without need, are
-    summed in the precision of X over some thousand rows and in double precision over
-    these sums, all others in double precision (on an accelerator that has it); so are
-    those of weights that differ by more than a factor of 100 within a class. Memory
-    beyond the input is bounded by scikit-learn's ``working_memory``, the d by d
-    covariances where they are formed, a few copies of the sample of one class, and a
-    few numbers a row. Soft labels whose scores overflow single precision are computed
-    in double precision. Single precision soft
-    labels agree with double precision to 1e-5 where logits and z / beta stay within 30
-    and the class means are within 100 standard deviations of one another. Embeddings
-    whose squares, with "kmeans" their fourth powers, overflow or vanish are refused:
-    squares in the precision of X, at least single, others in double. The equal
-    rotation and the k-means start are not in the paper.
+    class if there are more than 2048; which rows are drawn depends on their content.
+
+    Soft labels in single precision agree with those in double precision to 1e-5 if
+    logits and z / beta are within 30 of zero and the class means are within 100
+    standard deviations of one another. Embeddings whose squares, with "kmeans" fourth
+    powers, overflow or underflow are refused. The user guide describes precision and
+    memory.
+
+    The equal rotation and the k-means start are not in the paper.
 
     References
     ----------
@@ -331,11 +324,11 @@ class LELPProjector(  # type: ignore[call-arg]
         ----------
         X : {array-like, memmap, tensor, dask array} of shape (n_samples, n_features)
             Teacher embeddings, float16, float32 or float64 (tensors bfloat16 too). A
-            dask array is read chunk by chunk, each on its worker; what comes with it
+            dask array is read chunk by chunk, each on its worker; the other arguments
             may be dask arrays too. A tensor on an accelerator is read on its device:
-            sums, a bounded sample of the rows and a few numbers a row are copied to the
-            host. Only `svd_solver` "full" and a classifier as head that is not yet
-            fitted copy the rows to the host.
+            sums, a bounded sample of the rows and a few numbers per row are copied to
+            the host. Only `svd_solver` "full" and an unfitted classifier as head copy
+            the rows to the host.
         y : array-like of shape (n_samples,), default=None
             Class labels. Rows marked `unlabeled`, or all rows where y is None, take the
             class that the teacher finds likeliest.
@@ -393,17 +386,20 @@ class LELPProjector(  # type: ignore[call-arg]
         teacher_logits: Any = None,
         sample_weight: Any = None,
     ) -> "LELPProjector":
-        """Take in a further block of rows.
+        """Fit to one more block of rows.
 
-        Keeps the d by d covariance of each class, so that blocks give what :meth:`fit`
-        gives on all rows with the exact solver. "kmeans" moves the centroids of the
-        first block, as mini-batches do; "full" works as "covariance_eigh". The
-        head has to be given, as an array or fitted, or to be closed-form; unlabelled
-        rows need a given head or logits. Until all classes have rows enough for
-        `n_subclasses` there are no directions, and :meth:`transform` says what is
-        missing; k-means starts at the first block that by itself has enough, and "auto"
-        takes as many subclasses as that block allows. A first call after :meth:`fit`
-        begins anew.
+        The d by d covariance of each class is kept, so the blocks give the result of
+        :meth:`fit` on all rows with `svd_solver` "covariance_eigh". "full" works as
+        "covariance_eigh". "kmeans" updates the centroids of the first block, as
+        mini-batch k-means does. `head` may be None, which estimates it from all blocks,
+        but not an unfitted classifier. Rows without a label require a head or
+        `teacher_logits`.
+
+        Until every class has enough rows for `n_subclasses` there are no directions,
+        and :meth:`transform` raises an error that says what is missing. k-means starts
+        with the first block that has enough rows by itself; "auto" takes as many
+        subclasses as that block allows. The first call after :meth:`fit` starts again,
+        without the rows of that fit.
 
         Parameters
         ----------
@@ -412,8 +408,8 @@ class LELPProjector(  # type: ignore[call-arg]
         y : array-like of shape (n_samples,), default=None
             As in :meth:`fit`.
         classes : array-like of shape (n_classes,), default=None
-            All classes. May be left out where the first block has them all; used at the
-            first call only.
+            All classes. Not needed if the first block has them all. Used in the first
+            call only.
         teacher_logits : array-like of shape (n_samples, n_classes) or (n_samples, 1), \
                 default=None
             As in :meth:`fit`; given with every block or with none.
@@ -428,8 +424,8 @@ class LELPProjector(  # type: ignore[call-arg]
         Raises
         ------
         ValueError
-            As in :meth:`fit`, but for too few rows; the projector is then as it was
-            before the call.
+            As in :meth:`fit`, except that a class may have too few rows. The projector
+            is then as it was before the call.
         TypeError
             If an argument is a dask array.
         """
@@ -472,8 +468,8 @@ class LELPProjector(  # type: ignore[call-arg]
         Parameters
         ----------
         X : {array-like, memmap, tensor, dask array} of shape (n_samples, n_features)
-            Teacher embeddings. Read in blocks, never copied or up-cast whole; a tensor
-            on an accelerator there, on the current stream.
+            Teacher embeddings. They are read in blocks, and never copied or converted
+            as a whole. A tensor on an accelerator is read there, on the current stream.
         teacher_logits : array-like of shape (n_samples, n_classes or 1), default=None
             The teacher's logits, in the order of `classes_`, or the one column of a
             sigmoid teacher. They replace ``X @ coef_.T + intercept_``. For a teacher
@@ -489,10 +485,10 @@ class LELPProjector(  # type: ignore[call-arg]
         -------
         soft_labels : array of shape (n_samples, n_classes * n_subclasses)
             In column ``c * n_subclasses_ + s`` the probability of subclass s of class
-            c. The floating dtype is that of X, at least float32. A tensor for a tensor,
-            on the same device; a lazy dask array for a dask array, chunked as X is;
-            with `out` the array, or a read-only memory map of the file. These whatever
-            `set_output` says.
+            c. The floating dtype is that of X, at least float32. The result is a tensor
+            on the same device if X is a tensor, and a lazy dask array with the chunks
+            of X if X is a dask array. With `out` it is the array, or a read-only memory
+            map of the file. `set_output` changes none of these.
 
         Raises
         ------
@@ -561,6 +557,8 @@ class LELPProjector(  # type: ignore[call-arg]
     def inverse_transform(self, X: Any) -> Any:
         """Sum soft labels over the subclasses of each class.
 
+        It returns class probabilities and does not reconstruct the embeddings.
+
         Parameters
         ----------
         X : array-like of shape (n_samples, n_classes * n_subclasses)
@@ -570,7 +568,8 @@ class LELPProjector(  # type: ignore[call-arg]
         -------
         probabilities : array of shape (n_samples, n_classes)
             For the projector's own soft labels, the teacher's class probabilities at
-            its temperature. Of the kind of X.
+            its temperature. A tensor if X is a tensor, a lazy dask array if X is a dask
+            array, and an ndarray otherwise, also for a data frame.
         """
         self._check_fitted()
         shape = self.offsets_.shape
@@ -589,7 +588,7 @@ class LELPProjector(  # type: ignore[call-arg]
         Parameters
         ----------
         input_features : array-like of str, default=None
-            Ignored; there for the interface.
+            Not used, present for API consistency by convention.
 
         Returns
         -------
@@ -862,7 +861,7 @@ def _check_directions(
         )
     if n_subclasses not in (None, shape[1]):
         raise ValueError(
-            f"splitter is an array with {shape[1]} directions a class and "
+            f"splitter is an array with {shape[1]} directions per class and "
             f"n_subclasses={n_subclasses}: make them equal, or use 'auto'."
         )
     _validation.check_finite_block(array.reshape(-1, n_features), 0, "splitter")

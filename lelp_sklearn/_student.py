@@ -72,7 +72,7 @@ class LELPStudentClassifier(
 
     The module has :math:`K = C \cdot S` outputs, S for each class. It is trained on the
     probabilities of subclasses that :class:`LELPProjector` makes of the teacher's
-    embeddings. The loss is that of [1]_, split into classes and subclasses:
+    embeddings. The loss of a row is
 
     .. math::
 
@@ -80,8 +80,13 @@ class LELPStudentClassifier(
             \sum_c p_c \mathrm{CE}_{within\ c}(\tau_w) \right]
             + \alpha \, \mathrm{CE}(y, \mathrm{softmax}(A))
 
-    where :math:`A_c = \tau \log \sum_s \exp(a_{c,s} / \tau)` are the class logits that
-    `predict_proba`, `predict` and `decision_function` use. S = 1 is vanilla knowledge
+    :math:`\mathrm{CE}_{class}(\tau)` is the cross-entropy between the class targets
+    :math:`p_c = \sum_s p_{c,s}` and :math:`\mathrm{softmax}_c(A / \tau)`, where
+    :math:`A_c = \tau \log \sum_s \exp(a_{c,s} / \tau)` are the class logits that
+    `predict_proba`, `predict` and `decision_function` use.
+    :math:`\mathrm{CE}_{within\ c}(\tau_w)` is that between :math:`p_{c,s} / p_c` and
+    :math:`\mathrm{softmax}_s(a_{c,s} / \tau_w)`. With :math:`\lambda = 1` and
+    :math:`\tau_w = \tau` this is the loss of [1]_. S = 1 is vanilla knowledge
     distillation.
 
     Parameters
@@ -102,21 +107,21 @@ class LELPStudentClassifier(
         :class:`~sklearn.frozen.FrozenEstimator` of a fitted projector is used as it is.
     teacher : transformer or None, default=None
         Turns X into embeddings, unless they are given. A clone is fitted by
-        ``teacher.fit(X, y)``, unless it is frozen, also if `teacher_embeddings` are
-        given. In a Pipeline, X is the output of the previous steps. If the teacher
-        defines `fit_transform` itself, as a Pipeline and
-        :class:`~sklearn.preprocessing.TargetEncoder` do, it makes the embeddings of the
-        rows that the teacher is fitted on, in later calls too, and `transform` embeds
-        all other rows. Embeddings of several members, (n_members, n_samples,
-        n_features), are averaged. `random_state` does not reach the teacher. Its
-        `head_`, if there is one, is the head of a projector that has none; an
-        :class:`EmbeddingExtractor` without a head is also asked for the logits, unless
-        they are given. The teacher is not stored when a fitted student is pickled. A
-        torch module has to be wrapped in an :class:`EmbeddingExtractor`.
+        ``teacher.fit(X, y)``, even if `teacher_embeddings` are given; wrap it in a
+        :class:`~sklearn.frozen.FrozenEstimator` to avoid this. In a Pipeline, X is the
+        output of the previous steps. If the teacher defines `fit_transform` itself, as
+        a Pipeline and :class:`~sklearn.preprocessing.TargetEncoder` do, it makes the
+        embeddings of the rows that the teacher is fitted on, in later calls too, and
+        `transform` makes those of all other rows. Embeddings of several members,
+        (n_members, n_samples, n_features), are averaged. `random_state` does not reach
+        the teacher. Its `head_`, if there is one, is the head of a projector that has
+        none; an :class:`EmbeddingExtractor` without a head is also asked for the
+        logits, unless they are given. The teacher is not stored when a fitted student
+        is pickled. A torch module has to be wrapped in an :class:`EmbeddingExtractor`.
     label_weight : float, default=0.0
         The weight α of the true labels. Rows without a label have no such term.
     subclass_weight : float, "anneal" or callable, default="anneal"
-        The weight λ of the subclasses. 1 is the published method; "anneal" falls
+        The weight λ of the subclasses. 1 is the published weight; "anneal" falls
         linearly from 1 to 0 over the first half of training; a callable takes the
         progress of training from 0 to 1.
     within_class_temperature : float or "auto", default="auto"
@@ -129,10 +134,10 @@ class LELPStudentClassifier(
         student's loss but are used to fit the projector.
     unlabeled : object, default=None
         The value in y that marks rows without a label, such as -1, NaN or a string. It
-        is passed to the projector. None is the value of `projector`, by default no
-        value. VotingClassifier, StackingClassifier, BaggingClassifier and the
-        multiclass meta-estimators encode y, marks included, before the student sees it:
-        inside them only None is allowed.
+        is passed to the projector. None uses `unlabeled` of `projector`; if that is
+        None too, every value is a label. Inside VotingClassifier, StackingClassifier,
+        BaggingClassifier and the multiclass meta-estimators only None is allowed: they
+        encode y, marks included, before the student is fitted.
     optimizer : "adamw" or callable, default="adamw"
         A callable ``(parameters, lr=, weight_decay=)`` returns a
         :class:`torch.optim.Optimizer` whose `step` needs no closure, such as
@@ -156,24 +161,26 @@ class LELPStudentClassifier(
         the previous batch.
     augment : callable, default=None
         Takes the inputs of a training batch, a tensor on the training device, and
-        returns inputs for the same rows, whose targets stay. Its torch random numbers
-        are controlled by `random_state`.
+        returns inputs for the same rows; the targets stay the same. Its torch random
+        numbers are controlled by `random_state`.
     early_stopping : bool, default=False
         Whether to stop if the score on validation rows has not risen for
         `n_iter_no_change` epochs, and to keep the weights of the best epoch. The score
         is the negative cross-entropy to the class probabilities of the teacher, so rows
-        without a label count. Any epoch can be the best; the epochs without a rise are
-        counted from the first at which λ has its final value.
+        without a label count; without a teacher, to the labels. Any epoch can be the
+        best. Epochs without improvement count only once λ has reached its final value:
+        with "anneal", from the middle of `max_epochs` on.
     validation_fraction : float, default=0.1
         Fraction of the rows, stratified by label, that is held out if `early_stopping`
         is set and no `X_val` is given. The projector is not fitted on them.
     n_iter_no_change : int, default=10
         See `early_stopping`.
     warm_start : bool, default=False
-        Whether `fit` continues from the fitted module, with a new optimizer. The fitted
-        projector is kept, since the outputs stand for its subclasses; so are the
-        precision of the weights and the seeds, so that `early_stopping` holds out the
-        same rows. The curves are continued.
+        Whether `fit` continues from the fitted module, with a new optimizer. λ and the
+        learning rate schedule start again at progress 0. The fitted projector is kept,
+        since the outputs stand for its subclasses; so are the precision of the weights
+        and the seeds, so that `early_stopping` holds out the same rows. The curves are
+        continued.
     verbose : int, default=0
         1 prints a line per epoch: its mean loss, the score on the validation rows if
         there are any, its seconds, and the time that remains until `max_epochs`.
@@ -194,8 +201,8 @@ class LELPStudentClassifier(
         weights are float32, and with "float16" the loss is scaled.
     random_state : int, RandomState instance or None, default=None
         Controls the initial weights, the order of rows, the random numbers that modules
-        draw from torch and the rows that are held out. No global generator is changed.
-        None draws seeds from NumPy's global generator.
+        draw from torch and the rows that are held out. With an int or a RandomState, no
+        global generator is changed; None draws the seeds from NumPy's global generator.
 
     Attributes
     ----------
@@ -236,20 +243,22 @@ class LELPStudentClassifier(
     `teacher_embeddings_val` are not requested; a Pipeline transforms `X_val` if it is
     named in its `transform_input`.
 
-    Integers are passed as integers, such as token ids, to a `module` of the caller's
-    that takes them, and as numbers otherwise. On the CPU, fits with the same
-    `random_state` and number of threads give equal bits.
+    Integer X is passed as int64 (token ids) to a custom `module` that accepts it, and
+    as floats otherwise. On the CPU, fits with the same `random_state` and number of
+    threads give identical results.
 
     If an exception ends `fit`, KeyboardInterrupt included, the complete epochs are
     kept: the module has the weights of the last, or with `early_stopping` of the best.
     Before the first is complete, and in `partial_fit`, the student stays as it was.
 
-    The loss is read once per epoch, so that the host never waits for the device.
+    The loss is copied from the device once per epoch; no step waits for it.
 
     A fitted student is pickled as NumPy arrays and loaded on the CPU; ``module_.to``
-    moves it. Loading a pickle of other versions warns. skops can load it if `module` is
-    None or can be imported, the projector's `head` is None or arrays, and there is no
-    teacher. Use `to_module` or `to_onnx` to export the fitted model for inference.
+    moves it. Loading a pickle of other versions issues a
+    :class:`lelp_sklearn.exceptions.OtherVersionsWarning`. skops can load it if
+    `module` is None or can be imported, the projector's `head` is None or arrays, and
+    there is no teacher. Use `to_module` or `to_onnx` to export the fitted model for
+    inference.
 
     References
     ----------
@@ -483,6 +492,16 @@ class LELPStudentClassifier(
             If X is sparse, or the module or the optimizer cannot be built.
         FloatingPointError
             If the loss of a step or a weight was not finite, at the end of the epoch.
+
+        Warns
+        -----
+        NoTeacherWarning
+            If no teacher is given: the class targets are then the labels.
+        ClassOrderWarning
+            If the teacher's classes in another order would agree far better with the
+            labels.
+        ProbabilitiesAsLogitsWarning
+            If `teacher_logits` are probabilities.
         """
         with self._fitting(), process_group() as ranks:
             # 1. Parameters.
@@ -746,7 +765,7 @@ class LELPStudentClassifier(
         logits :math:`A_c = \tau \log \sum_s \exp(a_{c,s} / \tau)`, as `predict_proba`
         does. It is a copy: training or moving one does not change the other. It can be
         pickled, so that ``torch.save`` and ``torch.load(weights_only=False)`` work if
-        the class of its student can be imported.
+        the class of the trained module can be imported.
 
         Returns
         -------
@@ -785,7 +804,7 @@ class LELPStudentClassifier(
         float64, or int64 if X were ids. The first output ``probabilities``, of shape
         (n, n_classes), equals `predict_proba`, in the order of `classes_`. The
         number of rows is free. The weights are in the same file, in single precision;
-        it holds no name of the code or the folders from which it was made.
+        it contains no source paths.
 
         Parameters
         ----------

@@ -413,17 +413,17 @@ def check_classes(
     classes = np.array(given)
     unknown = np.setdiff1d(labels, classes)
     if unknown.size:
-        encoded, caller = "", encoding_caller()
+        fix = "leave these rows out, or fit again with all classes"
+        caller = encoding_caller()
         if caller is not None:
-            encoded = (
-                f" {caller} encodes y as 0 to n_classes - 1: inside it give head="
+            fix = (
+                f"{caller} encodes y as 0 to n_classes - 1, so inside it pass head="
                 "(coef_, intercept_), with rows in the order of the sorted labels, or "
-                "fit what is frozen on the encoded y."
+                "fit what is frozen on the encoded y"
             )
         raise ValueError(
             f"y has labels {unknown.tolist()} that are not among the classes "
-            f"{classes.tolist()} of {owner}: leave these rows out, or fit again with "
-            f"all classes.{encoded}"
+            f"{classes.tolist()} of {owner}: {fix}."
         )
     return check_several_classes(classes, owner)
 

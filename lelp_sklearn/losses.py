@@ -64,10 +64,14 @@ def subclass_cross_entropy(
         L = \tau^2 \, \mathrm{CE}_{class}(\tau)
             + \lambda \, \tau_w^2 \sum_c p_c \, \mathrm{CE}_{within\ c}(\tau_w)
 
-    with :math:`p_c = \sum_s p_{c,s}` the class targets. With
-    :math:`\tau_w = \tau`, :math:`\lambda = 1` is the cross-entropy over all
-    subclasses (LELP as published, times :math:`\tau^2`) and :math:`\lambda = 0`
-    is vanilla knowledge distillation on summed outputs.
+    with the class targets :math:`p_c = \sum_s p_{c,s}`.
+    :math:`\mathrm{CE}_{class}(\tau)` is the cross-entropy between these and
+    :math:`\mathrm{softmax}_c(\log \sum_s \exp(a_{c,s} / \tau))`, and
+    :math:`\mathrm{CE}_{within\ c}(\tau_w)` that between :math:`p_{c,s} / p_c` and
+    :math:`\mathrm{softmax}_s(a_{c,s} / \tau_w)`. With :math:`\tau_w = \tau`,
+    :math:`\lambda = 1` is the cross-entropy over all subclasses (LELP as published
+    [1]_, times :math:`\tau^2`) and :math:`\lambda = 0` is vanilla knowledge
+    distillation on summed outputs.
 
     Parameters
     ----------
@@ -83,7 +87,8 @@ def subclass_cross_entropy(
     subclass_weight : float, default=1.0
         The weight λ of the subclasses within their class.
     within_class_temperature : float, default=None
-        The temperature τ_w within the classes; None is `temperature`.
+        The temperature τ_w within the classes; None is `temperature`. If each class has
+        all its mass on one subclass, `LELPStudentClassifier` takes 1.0.
 
     Returns
     -------
@@ -132,7 +137,7 @@ def subclass_cross_entropy(
 
 
 class SubclassCrossEntropyLoss(nn.Module):
-    """Module of `subclass_cross_entropy`, for trainers that take a criterion.
+    """Criterion that computes :func:`subclass_cross_entropy` of a batch.
 
     Parameters
     ----------
@@ -145,7 +150,8 @@ class SubclassCrossEntropyLoss(nn.Module):
         the steps of training: ``max(0.0, 1 - 2 * progress)``, with the progress of
         training from 0 to 1, is the default of `LELPStudentClassifier`.
     within_class_temperature : float, default=None
-        The temperature within the classes; None is `temperature`.
+        The temperature within the classes; None is `temperature`. If each class has all
+        its mass on one subclass, `LELPStudentClassifier` takes 1.0.
     reduction : {"mean", "sum", "none"}, default="mean"
         How the losses of the rows are reduced.
 

@@ -1,6 +1,6 @@
 """What is compared: every number of the tables follows from this file.
 
-A table has tasks, methods and a search. A task names the function of ``data.py`` that
+A table has tasks, methods and a search. A task names the function of ``datasets`` that
 draws its rows. Whoever changes what the code computes raises `CODE`: results of another
 number, or of another configuration, are not mixed with new ones.
 """
@@ -49,9 +49,9 @@ class TaskConfig:
     """One task.
 
     `kind` is UNION where each class is a union of many groups, else PLAIN, or CHOSEN_BY
-    in a table of what the task was used to choose. `draw` is a
-    function of ``data.py`` that takes the `arguments`, and `folder` what it wants under
-    the folder of data. The student, of one hidden layer of `n_units`, has the first
+    in a table of what the task was used to choose. `draw` is a function of
+    ``datasets`` that takes the `arguments`, and `folder` what it wants under the folder
+    of data. The student, of one hidden layer of `n_units`, has the first
     `n_student` rows. A search starts at `max_epochs` and at a sixteenth of them, and
     stays within `epoch_bounds`.
     `quick` replaces some of the arguments for a quick look, and `quick_fields` some of

@@ -53,16 +53,16 @@ class SubclassReport:
         that the student with subclasses predicts, within each class: 0 for chance, 1
         if all agree.
     gap_ratio : float
-        How clustered a class is in the null space: the inertia that k-means leaves of a
-        Gaussian of the same covariance, divided by the inertia that it leaves of the
-        class. 1 for a Gaussian, larger for clusters.
+        How clustered a class is in the null space: the inertia after k-means of a
+        Gaussian sample with the same variances, divided by that of the class. 1 for a
+        Gaussian, larger for clusters.
     stability : float
         Adjusted Rand index between the subclasses of two splits: 0 for chance, 1 for
         the same partition, as that of a frozen projector always is.
     margin_r2 : float
-        Share of the variance of the teacher's margin in a class that is explained by
-        the clusters of the class in the null space. Near 1, subclasses only restate
-        the teacher's confidence.
+        Share of the variance of the teacher's margin in a class, the logit of the class
+        minus the largest other, that is explained by the clusters of the class in the
+        null space. Near 1, subclasses only restate the teacher's confidence.
     n_subclasses : int
         The number S of subclasses that was compared with S = 1.
     n_samples, n_splits : int

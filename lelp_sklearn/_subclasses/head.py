@@ -59,7 +59,7 @@ def resolve_head(head: Any, n_features: int) -> tuple[Head | None, NDArray[Any] 
         coef, intercept = head.weight, getattr(head, "bias", None)
     elif hasattr(head, "steps"):
         raise TypeError(
-            f"head is {kind}, whose steps are no single linear map: give (coef, "
+            f"head is {kind}, whose steps are not a single linear map: pass (coef, "
             "intercept) in units of the embeddings, or the classifier itself with "
             "embeddings that went through the other steps."
         )

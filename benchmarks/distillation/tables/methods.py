@@ -1,4 +1,4 @@
-"""Ten methods on all tasks."""
+"""The methods of ``METHODS`` on all tasks."""
 
 from benchmarks.distillation.config import Table
 from benchmarks.distillation.methods import METHODS
