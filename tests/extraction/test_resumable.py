@@ -160,7 +160,7 @@ def test_a_complete_file_is_read_by_any_number_of_calls_at_once(tmp_path):
     path, X = tmp_path / "e.npy", rows(50)
     extractor = EmbeddingExtractor(Counting())
     first = extractor.extract(X, path)
-    with locked(path) as is_ours:
+    with locked(path, "path") as is_ours:
         assert is_ours
         assert_array_equal(extractor.extract(X, path), first)
 
