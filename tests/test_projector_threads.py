@@ -220,11 +220,11 @@ def test_a_forked_child_fits_and_transforms(others):
 # The cheapest kernel: what is tested is where compiled code goes.
 COMPILE = """
     import numpy as np
-    from lelp_sklearn._subclasses.kernels import soft_labels
+    from lelp_sklearn._subclasses.kernels import soft_labels, tiles
 
-    scores = np.array([[1.0], [3.0]])
-    assert soft_labels._choose(scores, np.empty(1))
-    assert scores.argmax(axis=0) == 1
+    scores = np.array([[1.0], [3.0]]).repeat(tiles.TILE_ROWS, axis=1)
+    assert soft_labels._choose(scores, np.empty(tiles.TILE_ROWS))
+    assert (scores.argmax(axis=0) == 1).all()
 """
 
 
@@ -253,7 +253,7 @@ def test_a_read_only_installation_compiles_in_each_process(tmp_path):
     copy = tmp_path / PACKAGE.name
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
     # A file in the place of a folder stops even a user who may write everywhere.
-    (copy / "_projection" / "__pycache__").touch()
+    (copy / "_subclasses" / "kernels" / "__pycache__").touch()
     printed = run_in_new_process(
         COMPILE + "    print(soft_labels.__file__)",
         PYTHONPATH=str(tmp_path),

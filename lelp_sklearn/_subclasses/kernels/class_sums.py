@@ -126,8 +126,7 @@ def class_scatters(
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Return weights (C,), means (C, d) and scatters (C, d, d) of rows."""
     centres = np.zeros((n_classes, X.shape[1]), dtype)
-    X = readable(X, dtype)
-    find_centres(X, class_index, centres)
+    find_centres(readable(X, dtype), class_index, centres)
     rows = class_rows(X, class_index, weight, centres)
     scatter, sums, weights = scatters(rows)
     step = sums / np.where(weights > 0, weights, 1)[:, None]
