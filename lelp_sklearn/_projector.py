@@ -186,7 +186,7 @@ class LELPProjector(  # type: ignore[call-arg]
     spectrum_ : ndarray of shape (n_classes, n_subclasses)
         Principal variances before rotation, the largest first. Only for "pca".
     coef_ : ndarray of shape (n_classes, n_features)
-        The head, with a row for each class also where there are two.
+        The head, with a row for each class, also for two classes.
     intercept_ : ndarray of shape (n_classes,)
     subclass_temperature_ : float
         The absolute :math:`\beta` that divides z.
@@ -330,8 +330,8 @@ class LELPProjector(  # type: ignore[call-arg]
             the host. Only `svd_solver` "full" and an unfitted classifier as head copy
             the rows to the host.
         y : array-like of shape (n_samples,), default=None
-            Class labels. Rows marked `unlabeled`, or all rows where y is None, take the
-            class that the teacher finds likeliest.
+            Class labels. Rows marked `unlabeled`, or all rows if y is None, take the
+            class that is likeliest by the teacher.
         teacher_logits : array-like of shape (n_samples, n_classes) or (n_samples, 1), \
                 default=None
             The teacher's logits, in the order of `classes_`, or the one column of a
@@ -349,9 +349,9 @@ class LELPProjector(  # type: ignore[call-arg]
         ------
         ValueError
             If X, the logits or the weights hold NaN or infinity, if shapes do not fit,
-            if a class has no rows or too few for `n_subclasses`, if neither y, a
-            head nor logits say what the classes are, or if a dask array does not know
-            its chunks' sizes or comes with a classifier that is to be fitted as head.
+            if a class has no rows or too few for `n_subclasses`, if neither y, a head
+            nor logits determine the classes, or if the chunks of a dask array have
+            unknown sizes or it comes with an unfitted classifier as head.
 
         Warns
         -----

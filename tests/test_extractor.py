@@ -216,6 +216,7 @@ class Twice(nn.Module):
     [
         (make_model(), {"layer": "nine"}, "'nine' is not a layer.*named_modules"),
         (nn.Sequential(nn.ReLU()), {}, "runs no torch.nn.Linear"),
+        (Twice(), {"layer": "layers"}, "pass 'layer' or another name in model"),
         (Twice(), {"layer": "idle"}, "'idle' did not run"),
         (Twice(), {"layer": "layer"}, "'layer' ran 2 times"),
         (nn.Sequential(nn.Unflatten(1, (2, 3)), nn.Linear(3, 2)), {}, r"\(8, 2, 3\)"),

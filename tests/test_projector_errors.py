@@ -244,6 +244,18 @@ def test_a_class_of_zero_weight_is_named():
     )
 
 
+def test_rows_that_are_all_unlabeled_and_a_single_class_are_told_apart():
+    nothing = projector(head=None, unlabeled=-1)
+    unlabeled = np.full(len(X), -1)
+    assert_refused(lambda: nothing.fit(X, unlabeled), "every row as unlabeled", "head=")
+    assert_refused(lambda: nothing.fit(X, 0 * CODES), r"^y has one class only \(\[0\]")
+    single = projector(head=None)
+    assert_refused(
+        lambda: single.partial_fit(X, 0 * CODES, classes=[0]),
+        "first call of partial_fit has one class only",
+    )
+
+
 def test_unknown_label_in_partial_fit():
     fitted = projector().partial_fit(X, CODES, classes=[0, 1, 2])
     assert_refused(lambda: fitted.partial_fit(X, CODES + 1), "3", "classes")

@@ -1,10 +1,12 @@
 """The table of the subclasses against its definitions."""
 
+import sys
+
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from lelp_sklearn import subclass_table
+from lelp_sklearn import SubclassDisplay, subclass_table
 from tests import reference
 from tests.problems import fit_to_groups
 
@@ -83,6 +85,16 @@ def test_the_table_wants_a_sample_a_row():
     projector, X, y, _ = fit_to_groups()
     with pytest.raises(ValueError, match="samples has 1 rows and X has"):
         subclass_table(projector, X, y, ["one"])
+
+
+def test_errors_name_the_package_that_is_not_installed(monkeypatch):
+    projector, X, y, _ = fit_to_groups()
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match=r"needs pandas.*lelp-sklearn\[plot\]"):
+        subclass_table(projector, X, y)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ImportError, match=r"needs Matplotlib.*lelp-sklearn\[plot\]"):
+        SubclassDisplay.from_estimator(projector, X, y)
 
 
 def test_a_row_of_each_class_makes_a_table():
