@@ -330,6 +330,8 @@ class LELPStudentClassifier(
         "random_state": ["random_state"],
     }
 
+    _state: TrainingState
+
     def __init__(
         self,
         module: Any = None,
@@ -842,8 +844,7 @@ class LELPStudentClassifier(
 
     def _class_logits(self, X: Any) -> Tensor:
         logits = self._logits(X)
-        class_logits: Tensor = self._state.objective.class_logits(logits)
-        return class_logits
+        return self._state.objective.class_logits(logits)
 
     def _folded_net(self) -> tuple[nn.Module, int, int, float]:
         """Return the module, its C and S, and the temperature of their sum."""

@@ -81,29 +81,12 @@ class TargetSource:
         task: FitTask = NO_TASK,
         classes: NDArray[Any] | None = None,
     ) -> tuple["TargetSource", StudentInputs]:
-        """Fit the teacher and the projector, unless soft targets are given.
+        """Fit clones of teacher and projector, unless frozen or soft targets are given.
 
-        Parameters
-        ----------
-        params : StudentParams
-            Its `projector` and `teacher` are cloned and fitted, unless frozen.
-        inputs : StudentInputs
-            The rows.
-        is_train : ndarray of shape (n,)
-            True for training rows.
-        seed : int
-            The random state of a projector that has none.
-        task : FitTask
-            The fit of the projector is a step of this task.
-        classes : ndarray of shape (n_classes,) or None
-            All classes, sorted, if the labels of a block might lack some.
-
-        Returns
-        -------
-        source : TargetSource
-            Makes the targets of these and of other rows.
-        inputs : StudentInputs
-            The rows with the embeddings of the teacher, which it makes once.
+        `seed` is the random state of a projector that has none, and its fit is a step
+        of `task`. `classes` are all classes, sorted, if the labels of a block might
+        lack some. The returned inputs have the embeddings of the teacher, which makes
+        them once.
         """
         is_distilled = has_teacher(params, inputs)
         if not is_distilled:
@@ -275,13 +258,9 @@ class TargetSource:
 
 def has_teacher(params: StudentParams, inputs: StudentInputs) -> bool:
     """Return whether a first fit has class probabilities besides the labels."""
-    sources = (
-        inputs.teacher_embeddings,
-        inputs.teacher_logits,
-        inputs.soft_targets,
-        params.teacher,
-    )
-    return has_head(params.projector) or any(each is not None for each in sources)
+    given = inputs.teacher_embeddings, inputs.teacher_logits, inputs.soft_targets
+    has_any = any(each is not None for each in (*given, params.teacher))
+    return has_any or has_head(params.projector)
 
 
 def usable_rows(
@@ -295,11 +274,9 @@ def usable_rows(
         needed_by = f"label_weight={params.label_weight!r} needs labels"
         inputs.check_some_label(needed_by, "set label_weight=0")
     has_weight: BoolArray = inputs.sample_weight > 0
-    if source is None:
-        needs_labels = not has_teacher(params, inputs)
-    else:
-        needs_labels = not source.has_class_probabilities(inputs)
-    if not needs_labels:
+    if source is None and has_teacher(params, inputs):
+        return has_weight
+    if source is not None and source.has_class_probabilities(inputs):
         return has_weight
     inputs.check_some_label(
         "there is no teacher", "pass teacher_logits, soft_targets or a teacher"

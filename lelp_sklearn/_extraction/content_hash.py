@@ -86,9 +86,12 @@ class _Digester:
         if kind in (set, frozenset):
             return _join(kind.__name__, sorted(map(self.digest, value)))
         if kind is dict:
-            return self._of_items(value)
-        if kind in (np.random.RandomState, np.random.Generator):
-            return self._join("generator", [kind, _generator_state(value)])
+            pairs = [self._join("item", pair) for pair in value.items()]
+            return _join("dict", sorted(pairs))
+        if kind is np.random.RandomState:
+            return self._join("generator", [kind, value.get_state(legacy=False)])
+        if kind is np.random.Generator:
+            return self._join("generator", [kind, value.bit_generator.state])
         return self._of_object(value)
 
     def _of_array(self, array: NDArray[Any]) -> bytes:
@@ -106,10 +109,6 @@ class _Digester:
         method_of = None if owner is None or isinstance(owner, ModuleType) else owner
         name = [getattr(value, "__module__", None), value.__qualname__, method_of]
         return self._join("name", name)
-
-    def _of_items(self, items: dict[Any, Any]) -> bytes:
-        pairs = [self._join("item", pair) for pair in items.items()]
-        return _join("dict", sorted(pairs))
 
     def _of_object(self, value: Any) -> bytes:
         reducer = dispatch_table.get(type(value))
@@ -185,12 +184,6 @@ def _of_tensor(tensor: Any) -> bytes:
     content = _of_buffer(flat.view(uint8).numpy(), np.dtype(np.uint8))
     about = str(tensor.dtype), repr(tuple(tensor.shape))
     return _join("tensor", [*map(str.encode, about), content])
-
-
-def _generator_state(generator: Any) -> Any:
-    if isinstance(generator, np.random.RandomState):
-        return generator.get_state(legacy=False)
-    return generator.bit_generator.state
 
 
 def _module_state(state: dict[str, Any]) -> dict[str, Any]:

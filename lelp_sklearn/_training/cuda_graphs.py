@@ -144,7 +144,9 @@ class GraphedSteps:
         # What is wrong with the step itself is raised by the plain step.
         except BaseException as error:
             self._is_possible = False
-            renew_generator(self._device)
+            # The generator would refuse later draws as outside the failed capture.
+            generator = torch.cuda.default_generators[self._device.index]
+            generator.graphsafe_set_state(generator.clone_state())
             if not isinstance(error, Exception):
                 raise
         finally:
@@ -183,12 +185,3 @@ class CapturedStep:
         self._graph.replay()
         # The next replay overwrites the tensors that this one returns.
         return tuple(v.clone() if isinstance(v, Tensor) else v for v in self._returned)
-
-
-def renew_generator(device: torch.device) -> None:
-    """Free the generator of a device from a capture that failed.
-
-    It would refuse every later draw as one outside that capture.
-    """
-    generator = torch.cuda.default_generators[device.index]
-    generator.graphsafe_set_state(generator.clone_state())

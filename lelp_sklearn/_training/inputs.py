@@ -262,16 +262,8 @@ class StudentInputs:
     ) -> tuple[BoolArray, FloatArray | None]:
         """Return which rows enter the loss, and their weights, None if all are equal.
 
-        Parameters
-        ----------
-        is_train : ndarray of shape (n,)
-            True for training rows.
-        soft_targets : ndarray of shape (n, n_classes * n_subclasses)
-            A row without a label counts as its likeliest class.
-        classes : ndarray of shape (n_classes,)
-            The classes.
-        class_weight : dict, "balanced" or None
-            By label; "balanced" makes the totals of the classes equal.
+        For `class_weight` a row without a label has the class that is likeliest by its
+        soft targets; "balanced" makes the total weights of the classes equal.
         """
         weights = self.sample_weight
         if class_weight is not None:

@@ -104,7 +104,10 @@ class Trainer:
                 # All shuffle alike; each draws its own numbers for its part of a batch.
                 rank_seed = derive_seed(self.seed, curve_epoch, self.ranks.rank)
                 contexts.enter_context(seeded(rank_seed, device))
-            take_step = contexts.enter_context(self._steps())
+            steps: AbstractContextManager[Step] = nullcontext(self._step)
+            if self._graphed_steps is not None:
+                steps = self._graphed_steps.epoch()
+            take_step = contexts.enter_context(steps)
             for step, index in enumerate(batches):
                 epochs = progress_epoch + step / len(batches)
                 progress = min(epochs / self.max_epochs, 1.0)
@@ -117,8 +120,9 @@ class Trainer:
                 batch_weights.append(batch_weight)
         # The only time in an epoch at which the host waits for the device.
         total = self.ranks.sum(torch.stack(losses))
-        finite = self._weights_finite().to(total.dtype).view(1)
-        *step_losses, weights_finite = torch.cat([total, finite]).tolist()
+        finite = [p.detach().isfinite().all() for p in self._parameters()]
+        all_finite = torch.stack(finite).all().to(total.dtype).view(1)
+        *step_losses, weights_finite = torch.cat([total, all_finite]).tolist()
         _check_finite(step_losses, bool(weights_finite), rates, curve_epoch)
         return _weighted_mean(step_losses, batch_weights)
 
@@ -157,12 +161,6 @@ class Trainer:
             return None
         return GraphedSteps(self._step, self.optimizer, device)
 
-    def _steps(self) -> AbstractContextManager[Step]:
-        """Return the context of an epoch, which gives the function for its steps."""
-        if self._graphed_steps is None:
-            return nullcontext(self._step)
-        return self._graphed_steps.epoch()
-
     def _step(
         self, index: Tensor, subclass_weight: float | Tensor
     ) -> tuple[Tensor, Any]:
@@ -198,10 +196,6 @@ class Trainer:
             loss = torch.dot(losses, batch.weight / batch_weight)
         self.precision.backward(loss)
         return loss.detach()
-
-    def _weights_finite(self) -> Tensor:
-        finite = [p.detach().isfinite().all() for p in self._parameters()]
-        return torch.stack(finite).all()
 
     def _parameters(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -370,7 +364,10 @@ class EpochLoop:
             progress_epoch=self.first_progress_epoch + self.n_complete_epochs,
         )
         stops_early = self._complete_epoch(loss)
-        if self.trainer.ranks.broadcast_from_rank0(self._report):
+        reporter, curves = self.reporter, self.curves
+        if self.trainer.ranks.broadcast_from_rank0(
+            lambda: reporter is not None and reporter.end_epoch(curves)
+        ):
             self.stop_reason = "callback"
         elif stops_early:
             self.stop_reason = "early_stopping"
@@ -380,9 +377,6 @@ class EpochLoop:
             self.stop_reason or self.n_complete_epochs % self.checkpoint.interval == 0
         ):
             self.checkpoint.save(self._checkpoint_state())
-
-    def _report(self) -> bool:
-        return self.reporter is not None and self.reporter.end_epoch(self.curves)
 
     def _restore(self) -> None:
         """Load the weights of the last complete epoch, or of the best."""

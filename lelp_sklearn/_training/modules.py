@@ -180,12 +180,10 @@ class StudentModule:
         dtype: torch.dtype,
         first_rows: Tensor,
     ) -> None:
-        self.init_args: dict[str, Any] = {
-            "module": module,
-            "module_params": dict(module_params or {}),
-            "row_shape": row_shape,
-            "n_outputs": n_outputs,
-        }
+        self.module = module
+        self.module_params = dict(module_params or {})
+        self.row_shape = row_shape
+        self.n_outputs = n_outputs
         self.dtype = dtype
         self.widened_layer: str | None = None
         if isinstance(module, nn.Module):
@@ -193,23 +191,18 @@ class StudentModule:
         self.net = self._build()
 
     @property
-    def row_shape(self) -> tuple[int, ...]:
-        """Shape of one row."""
-        shape: tuple[int, ...] = self.init_args["row_shape"]
-        return shape
-
-    @property
-    def n_outputs(self) -> int:
-        """Number of outputs."""
-        return int(self.init_args["n_outputs"])
-
-    @property
     def takes_token_ids(self) -> bool:
         """Whether the inputs are token ids rather than numbers."""
         return not self.dtype.is_floating_point
 
     def _build(self) -> nn.Module:
-        net = build_module(**self.init_args, widened_layer=self.widened_layer)
+        net = build_module(
+            self.module,
+            self.module_params,
+            self.row_shape,
+            self.n_outputs,
+            self.widened_layer,
+        )
         return net if self.takes_token_ids else net.to(self.dtype)
 
     def check_outputs(self, first_rows: Tensor) -> None:
@@ -253,19 +246,17 @@ class StudentModule:
 
     def __getstate__(self) -> dict[str, Any]:
         return {
-            "init_args": self.init_args | {"module": on_cpu(self.init_args["module"])},
+            **vars(self),
+            "module": on_cpu(self.module),
             "dtype": str(self.dtype).removeprefix("torch."),
-            "widened_layer": self.widened_layer,
-            "weights": to_arrays(self.net.state_dict()),
+            "net": to_arrays(self.net.state_dict()),
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.init_args = state["init_args"]
-        self.dtype = getattr(torch, state["dtype"])
-        self.widened_layer = state["widened_layer"]
+        vars(self).update(state, dtype=getattr(torch, state["dtype"]))
         with seeded(0, torch.device("cpu")):
             self.net = self._build().eval()
-        self.net.load_state_dict(to_tensors(state["weights"]))
+        self.net.load_state_dict(to_tensors(state["net"]))
 
 
 def build_student(

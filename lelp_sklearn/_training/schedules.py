@@ -49,12 +49,11 @@ def _one_cycle(progress: float) -> float:
     return _LAST + (1.0 - _LAST) * _cosine((progress - _PEAK) / (1.0 - _PEAK))
 
 
-def check_schedule(schedule: Schedule | None, name: str, max_epochs: int) -> None:
+def check_schedule(schedule: Schedule, name: str, max_epochs: int) -> None:
     """Raise unless a schedule returns finite numbers >= 0 throughout training."""
-    if schedule is not None:
-        for epoch in range(max_epochs + 1):
-            progress = epoch / max_epochs
-            check_schedule_value(schedule(progress), name, progress)
+    for epoch in range(max_epochs + 1):
+        progress = epoch / max_epochs
+        check_schedule_value(schedule(progress), name, progress)
 
 
 def check_schedule_value(
