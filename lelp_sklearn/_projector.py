@@ -3,7 +3,6 @@
 import copy
 import os
 from contextlib import nullcontext
-from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
@@ -11,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.exceptions import NotFittedError
-from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils._set_output import _wrap_data_with_container
 from sklearn.utils.metadata_routing import UNUSED
@@ -43,6 +41,7 @@ from lelp_sklearn._subclasses.soft_labels import SoftLabeller, class_sums
 from lelp_sklearn._subclasses.splitters import (
     AUTO_N_SUBCLASSES,
     RANDOM,
+    RandomStates,
     Solver,
     Split,
     SplitProblem,
@@ -56,22 +55,8 @@ from lelp_sklearn._subclasses.threads import one_blas_thread
 from lelp_sklearn._typing import FloatArray
 from lelp_sklearn._validation import as_numbers, check_dense, check_numbers
 
-# A further one is a file that makes a `Splitter`, and a line here.
+# To add a splitter, see `_subclasses.splitters`.
 SPLITTERS = {"kmeans": KMEANS, "pca": PCA, "random": RANDOM}
-
-
-@dataclass(frozen=True)
-class _Draws:
-    """Two generators, so that what a solver draws does not move the rotation."""
-
-    directions: np.random.RandomState
-    samples: np.random.RandomState
-
-    @classmethod
-    def start(cls, random_state: Any) -> "_Draws":
-        samples = check_random_state(random_state)
-        directions = np.random.RandomState(samples.randint(2**31 - 1))
-        return cls(directions, samples)
 
 
 class LELPProjector(  # type: ignore[call-arg]
@@ -365,14 +350,16 @@ class LELPProjector(  # type: ignore[call-arg]
         with _validation.features_kept_on_error(self, "components_"):
             inputs = self._read_inputs(X, y, teacher_logits, sample_weight)
             splitter = self._resolve_splitter(inputs)
-            solver = self._resolve_solver(splitter, inputs)
+            solver, covariance_kind = self._resolve_solver(splitter, inputs)
             task = begin_fit(self, X, y, sample_weight=sample_weight, max_subtasks=None)
             inputs = inputs.reported_to(task)
-            draws = _Draws.start(self.random_state)
-            makes_passes = solver.covariance != "exact"
-            with one_blas_thread if makes_passes else nullcontext():
-                inputs, covariance = self._measure(inputs, solver, draws)
-                split = self._split(inputs, covariance, splitter, solver, draws)
+            random_states = RandomStates.start(self.random_state)
+            # Exact sums use the threads of BLAS, the others threads of their own.
+            with nullcontext() if covariance_kind == "exact" else one_blas_thread:
+                inputs, covariance = self._measure(
+                    inputs, covariance_kind, solver, random_states
+                )
+                split = self._split(inputs, covariance, splitter, solver, random_states)
                 self._set_fitted(inputs, covariance, splitter, split)
             task.end({})
         return self
@@ -432,7 +419,11 @@ class LELPProjector(  # type: ignore[call-arg]
         self._validate_params()
         given = X, y, teacher_logits, sample_weight
         if any(dask_backend.is_dask_array(each) for each in given):
-            raise dask_backend.no_dask_stream()
+            raise TypeError(
+                "partial_fit takes blocks that are in memory, and one of its arguments "
+                "is a dask array: call fit, which reads dask arrays chunk by chunk on "
+                "their workers, or pass array.compute()."
+            )
         before: Stream | None = self.__dict__.get("_stream")
         if before is not None:
             classes = before.classes
@@ -441,21 +432,23 @@ class LELPProjector(  # type: ignore[call-arg]
         with _validation.features_kept_on_error(self, "components_"):
             inputs = self._read_inputs(*given, classes, before, is_stream=True)
             splitter = self._resolve_splitter(inputs)
-            solver = self._resolve_solver(splitter, inputs, is_stream=True)
+            solver, _ = self._resolve_solver(splitter, inputs, is_stream=True)
             moments, centroids = inputs.moments(), None
             if before is not None:
                 # The stream itself stays as it is until all is well.
                 moments.merge(before.moments)
                 centroids = copy.deepcopy(before.centroids)
             stream = Stream(inputs.classes, moments, centroids)
-            draws = _Draws.start(self.random_state)
+            random_states = RandomStates.start(self.random_state)
             try:
-                inputs = inputs.with_head(moments)
+                inputs, _ = inputs.with_head(moments)
                 covariance = self._covariance_of(moments, inputs)
-                split = self._split(inputs, covariance, splitter, solver, draws, stream)
+                split = self._split(
+                    inputs, covariance, splitter, solver, random_states, stream
+                )
                 self._set_fitted(inputs, covariance, splitter, split, stream)
             except _validation.TooFewRowsError as error:
-                stream.missing = str(error)
+                stream.not_fitted_reason = str(error)
                 self._stream = stream
         return self
 
@@ -513,8 +506,8 @@ class LELPProjector(  # type: ignore[call-arg]
             return np.lib.format.open_memmap(out, mode="r")
         if out is not None:
             _check_out(out, shape, dtype, [rows, logits])
-            # An array of the caller's is not begun before the rows are known to be
-            # finite.
+            # Raises where a row is not finite, before the caller's array is changed;
+            # the hashes are not needed.
             hash_rows(rows)
             labeller.write(rows, logits, out)
             return out
@@ -613,7 +606,7 @@ class LELPProjector(  # type: ignore[call-arg]
         *,
         is_stream: bool = False,
     ) -> ProjectorInputs:
-        """Check everything before work starts, and give each row its class."""
+        """Check the arguments, fit a classifier given as head, label each row."""
         inputs = ProjectorInputs.read(
             self._check_rows(X, reset=before is None),
             y,
@@ -639,7 +632,7 @@ class LELPProjector(  # type: ignore[call-arg]
 
     def _resolve_solver(
         self, splitter: Splitter, inputs: ProjectorInputs, *, is_stream: bool = False
-    ) -> Solver:
+    ) -> tuple[Solver | None, str]:
         return resolve_solver(
             self.svd_solver,
             is_used=splitter.uses_solver and self.n_subclasses != 1,
@@ -649,21 +642,26 @@ class LELPProjector(  # type: ignore[call-arg]
         )
 
     def _measure(
-        self, inputs: ProjectorInputs, solver: Solver, draws: _Draws
+        self,
+        inputs: ProjectorInputs,
+        covariance_kind: str,
+        solver: Solver | None,
+        random_states: RandomStates,
     ) -> tuple[ProjectorInputs, Covariance]:
         """Return the inputs with a head, and the class covariances."""
-        if solver.covariance == "exact":
-            moments = inputs.moments()
-            inputs = inputs.with_head(moments)
+        if covariance_kind == "exact":
+            inputs, moments = inputs.with_head(inputs.moments())
             return inputs, self._covariance_of(moments, inputs)
         row_space = self._row_space(inputs.head)
-        if solver.covariance == "quick":
+        if covariance_kind == "quick":
             return inputs, inputs.quick_covariance(row_space)
         n_vectors = 0
-        if solver.starts_from_sample:
+        if solver is not None and solver.starts_from_sample:
             n_vectors = self._n_wanted() or AUTO_N_SUBCLASSES
             n_vectors += max(int(self.n_oversamples), N_PROBES)
-        return inputs, inputs.streamed_covariance(row_space, n_vectors, draws.samples)
+        return inputs, inputs.multipass_covariance(
+            row_space, n_vectors, random_states.samples
+        )
 
     def _covariance_of(
         self, moments: ClassMoments, inputs: ProjectorInputs
@@ -672,14 +670,14 @@ class LELPProjector(  # type: ignore[call-arg]
         return ExplicitCovariance.from_moments(moments, row_space, np.dtype(np.float64))
 
     def _row_space(self, head: Head | None) -> FloatArray:
-        """Return a basis (d, r) of what is taken out of the embeddings."""
+        """Return a basis (d, r) of the directions that are projected out."""
         assert head is not None
         if self.null_space:
             return row_space_basis(head.coef)
         return np.empty((head.coef.shape[1], 0))
 
     def _n_wanted(self) -> int | None:
-        """Return the number of subclasses; None where the splitter chooses it."""
+        """Return the number of subclasses; None if the splitter chooses it."""
         return None if self.n_subclasses == "auto" else int(self.n_subclasses)
 
     def _split(
@@ -687,8 +685,8 @@ class LELPProjector(  # type: ignore[call-arg]
         inputs: ProjectorInputs,
         covariance: Covariance,
         splitter: Splitter,
-        solver: Solver,
-        draws: _Draws,
+        solver: Solver | None,
+        random_states: RandomStates,
         stream: Stream | None = None,
     ) -> Split:
         """Return the directions that split each class."""
@@ -706,8 +704,7 @@ class LELPProjector(  # type: ignore[call-arg]
                 rotation=self.rotation,
                 n_oversamples=int(self.n_oversamples),
                 iterated_power=None if power == "auto" else int(power),
-                direction_draws=draws.directions,
-                sample_draws=draws.samples,
+                random_states=random_states,
                 stream=stream,
             )
         )
@@ -767,9 +764,13 @@ class LELPProjector(  # type: ignore[call-arg]
         )
 
     def _transform_lazily(self, rows: Any, teacher_logits: Any, out: Any) -> Any:
-        """Return soft labels of a dask array, made where and when its chunks are."""
+        """Return lazy soft labels of a dask array, computed chunk by chunk."""
         if out is not None:
-            raise dask_backend.no_dask_out()
+            raise TypeError(
+                "out cannot be given for a dask array, whose soft labels are a lazy "
+                "dask array: store that with dask.array.to_zarr, "
+                "dask.array.to_npy_stack or dask.array.store."
+            )
         logits = None
         if teacher_logits is not None:
             logits = dask_backend.beside(teacher_logits, rows, "teacher_logits")
@@ -788,9 +789,11 @@ class LELPProjector(  # type: ignore[call-arg]
 
     def _check_fitted(self) -> None:
         stream = self.__dict__.get("_stream")
-        if stream is not None and stream.missing is not None:
-            raise NotFittedError(f"partial_fit needs more rows: {stream.missing}")
-        # n_features_in_ is set before the rows are checked and says nothing.
+        if stream is not None and stream.not_fitted_reason is not None:
+            raise NotFittedError(
+                f"partial_fit needs more rows: {stream.not_fitted_reason}"
+            )
+        # n_features_in_ is set before the rows are checked: it does not mean fitted.
         check_is_fitted(self, "components_")
 
     def _check_logits(self, teacher_logits: Any, n_samples: int) -> FloatArray | None:
@@ -809,7 +812,7 @@ class LELPProjector(  # type: ignore[call-arg]
         if torch_backend.is_tensor(X) or dask_backend.is_dask_array(X):
             rows: Any
             if torch_backend.is_tensor(X):
-                _validation.check_tensor(X)
+                _validation.check_tensor(X, max_ndim=2)
                 rows = torch_backend.as_rows(X)
             else:
                 rows = dask_backend.as_rows(X)
@@ -822,8 +825,8 @@ class LELPProjector(  # type: ignore[call-arg]
             X,
             reset=reset,
             dtype=[np.float64, np.float32, np.float16],
-            # Found where the rows are read: scikit-learn makes a mask of the size of
-            # float16 input, and does not name the row.
+            # `hash_rows` and the soft labels check this: scikit-learn makes a mask of
+            # the size of float16 input, and does not name the row.
             ensure_all_finite=False,
         )
 
@@ -834,7 +837,7 @@ LELPProjector._sklearn_auto_wrap_output_keys = {"transform"}
 
 
 def _check_stream(inputs: ProjectorInputs, before: Stream | None) -> None:
-    """Raise where a block of `partial_fit` cannot be merged with those before."""
+    """Raise if a block of `partial_fit` cannot be merged with the previous ones."""
     if before is not None and before.moments.mean.shape[1] != inputs.n_columns:
         raise ValueError(
             "teacher_logits must be given with every block of partial_fit or with none."

@@ -184,10 +184,10 @@ def check_finite_block(
 def check_no_overflow(sums: ArrayLike, dtype: np.dtype[Any]) -> None:
     """Raise if sums over finite embeddings are not finite."""
     if not np.all(np.isfinite(sums)):
-        raise too_large(dtype)
+        raise overflow_error(dtype)
 
 
-def too_large(dtype: np.dtype[Any]) -> ValueError:
+def overflow_error(dtype: np.dtype[Any]) -> ValueError:
     """Return the error for embeddings whose sums or scores overflow."""
     return ValueError(
         f"Input X holds numbers so large that sums over them overflow {dtype}: divide "
@@ -207,48 +207,35 @@ def check_no_underflow(
         )
 
 
-def check_tensor_rows(X: Any) -> None:
-    """Raise unless a tensor has rows with entries, dense, real and finite."""
-    if X.ndim < 2 or 0 in X.shape:
+def check_tensor(X: Any, max_ndim: float = math.inf) -> None:
+    """Raise unless a tensor is dense and real, with rows and features."""
+    if repr(X.layout) != "torch.strided":
+        raise TypeError(
+            f"Sparse data was passed: X is a tensor of layout {X.layout}; pass a real "
+            "and dense one (X.to_dense())."
+        )
+    if X.is_complex():
         raise ValueError(
-            f"X is a tensor of shape {tuple(X.shape)}: Expected 2D or more, with at "
+            f"Complex data not supported: X is a tensor of dtype {X.dtype}; pass a "
+            "real one."
+        )
+    if not 2 <= X.ndim <= max_ndim or 0 in X.shape:
+        expected = "2D" if max_ndim == 2 else "2D or more"
+        raise ValueError(
+            f"X is a tensor of shape {tuple(X.shape)}: Expected {expected}, with at "
             "least one sample and one feature."
         )
-    if X.is_complex() or X.layout.__repr__() != "torch.strided":
-        raise TypeError(
-            f"X is a tensor of dtype {X.dtype} and layout {X.layout}; pass a real and "
-            "dense one (X.to_dense())."
-        )
+
+
+def check_tensor_rows(X: Any) -> None:
+    """Raise unless `check_tensor` accepts a tensor and its entries are finite."""
+    check_tensor(X)
     finite = X.isfinite().flatten(1).all(1)
     if not bool(finite.all()):
         row = int(finite.logical_not().nonzero()[0])
         raise ValueError(
             f"Input X contains NaN or infinity (inf), first in row {row}; remove or "
             "impute such rows."
-        )
-
-
-def check_tensor(tensor: Any) -> None:
-    """Raise unless a tensor has rows and real features."""
-    shape = tuple(tensor.shape)
-    if repr(tensor.layout) != "torch.strided":
-        raise TypeError(
-            f"Sparse data was passed: X is a tensor of layout {tensor.layout}; pass a "
-            "dense one (X.to_dense())."
-        )
-    if tensor.is_complex():
-        raise ValueError(
-            "Complex data not supported: X is a tensor of complex numbers."
-        )
-    if len(shape) != 2:
-        raise ValueError(
-            f"Expected 2D tensor X, got shape {shape}: embeddings are "
-            "(n_samples, n_features)."
-        )
-    if 0 in shape:
-        raise ValueError(
-            f"Found tensor X of shape {shape}: at least one sample and one "
-            "feature are needed."
         )
 
 
@@ -302,7 +289,7 @@ def check_some_weight(any_weight: bool) -> None:
 def check_labels(
     y: ArrayLike | None, n_samples: int, unlabeled: object, first_row: int = 0
 ) -> tuple[NDArray[Any], BoolArray]:
-    """Return y as a column (n,), and which rows have a label.
+    """Return labels (n,) and `is_labelled` (n,), whether each row has one.
 
     `unlabeled` is the value that marks rows without one, None for no such value. If y
     is None, no row has a label.
@@ -318,10 +305,10 @@ def check_labels(
         return np.zeros(n_samples), np.zeros(n_samples, dtype=bool)
     labels = column_or_1d(label_array(y), warn=True)
     check_length(labels, n_samples, "y")
-    labelled = ~_equals(labels, unlabeled)
-    unusable = labelled & _missing(labels)
+    is_labelled = ~_equals(labels, unlabeled)
+    unusable = is_labelled & _missing(labels)
     if labels.dtype.kind == "f":
-        unusable |= labelled & np.isinf(labels)
+        unusable |= is_labelled & np.isinf(labels)
     if unusable.any():
         row = int(np.argmax(unusable))
         marker = np.nan if _missing(labels)[row] else labels[row]
@@ -330,10 +317,10 @@ def check_labels(
             f"({labels[row]}); if it marks rows without a label, pass "
             f"unlabeled={marker}."
         )
-    labels = _of_natural_dtype(labels, labelled)
-    if labelled.any():
-        check_classification_targets(labels[labelled])
-    return labels, labelled
+    labels = _of_natural_dtype(labels, is_labelled)
+    if is_labelled.any():
+        check_classification_targets(labels[is_labelled])
+    return labels, is_labelled
 
 
 def label_array(y: Any) -> NDArray[Any]:
@@ -348,15 +335,15 @@ def label_array(y: Any) -> NDArray[Any]:
     return np.asarray(y, dtype=object if is_nullable else None)
 
 
-def _of_natural_dtype(labels: NDArray[Any], labelled: BoolArray) -> NDArray[Any]:
+def _of_natural_dtype(labels: NDArray[Any], is_labelled: BoolArray) -> NDArray[Any]:
     """Return numbers in an object array, as with None or NA, in their own dtype."""
-    if labels.dtype.kind != "O" or not labelled.any():
+    if labels.dtype.kind != "O" or not is_labelled.any():
         return labels
-    natural = np.array(labels[labelled].tolist())
+    natural = np.array(labels[is_labelled].tolist())
     if natural.dtype.kind not in "biuf":
         return labels
     filled = np.zeros(len(labels), dtype=natural.dtype)
-    filled[labelled] = natural
+    filled[is_labelled] = natural
     return filled
 
 
@@ -408,7 +395,7 @@ def check_classes(
         return check_several_classes(np.unique(labels), "y")
     if given is None:
         if n_outputs is None:
-            raise head_is_missing()
+            raise missing_head_error()
         return np.arange(n_outputs)
     classes = np.array(given)
     unknown = np.setdiff1d(labels, classes)
@@ -454,14 +441,14 @@ def check_several_classes(classes: NDArray[Any], source: str) -> NDArray[Any]:
 
 
 def encode(
-    labels: NDArray[Any], labelled: BoolArray, classes: NDArray[Any]
+    labels: NDArray[Any], is_labelled: BoolArray, classes: NDArray[Any]
 ) -> IntArray:
     """Return the index (n,) in `classes` of each label, -1 for rows without one."""
-    codes = np.full(len(labels), -1, dtype=np.intp)
+    class_index = np.full(len(labels), -1, dtype=np.intp)
     order = np.argsort(classes)
-    rank = np.searchsorted(classes, labels[labelled], sorter=order)
-    codes[labelled] = order[rank]
-    return codes
+    rank = np.searchsorted(classes, labels[is_labelled], sorter=order)
+    class_index[is_labelled] = order[rank]
+    return class_index
 
 
 def check_every_class(weight: FloatArray, classes: NDArray[Any]) -> None:
@@ -515,8 +502,8 @@ def logits_of_classes(logits: FloatArray) -> FloatArray:
     return np.hstack([-logits / 2, logits / 2]) if logits.shape[1] == 1 else logits
 
 
-def head_is_missing() -> ValueError:
-    """Nothing says what the classes are."""
+def missing_head_error() -> ValueError:
+    """Return the error for a fit without labels, head and logits."""
     return ValueError(
         "LELPProjector requires y to be passed, but the target y is None or marks "
         "every row as unlabeled, and head and teacher_logits are None: pass labels, "
@@ -571,31 +558,32 @@ def warn_of_probabilities() -> None:
 
 
 def warn_of_class_order(
-    likeliest: IntArray, codes: IntArray, classes: NDArray[Any]
+    likeliest: IntArray, class_index: IntArray, classes: NDArray[Any]
 ) -> None:
     """Warn if another order of the teacher's classes agrees far better with the labels.
 
     Parameters
     ----------
     likeliest : (n,) most likely class of the teacher
-    codes : (n,) class of the label
+    class_index : (n,) class of the label
     classes : (C,)
     """
-    if len(codes) < _FEWEST_ROWS:
+    n_rows = len(class_index)
+    if n_rows < _FEWEST_ROWS:
         return
     # Imported here, because it is rarely needed.
     from scipy.optimize import linear_sum_assignment
 
     agreed = np.zeros((len(classes),) * 2, dtype=np.intp)
-    np.add.at(agreed, (codes, likeliest), 1)
+    np.add.at(agreed, (class_index, likeliest), 1)
     own = int(np.trace(agreed))
-    if len(codes) - own < _EXPLAINED * len(codes):
+    if n_rows - own < _EXPLAINED * n_rows:
         return
     rows, columns = linear_sum_assignment(agreed, maximize=True)
     best = int(agreed[rows, columns].sum())
-    if best - own >= _EXPLAINED * len(codes):
+    if best - own >= _EXPLAINED * n_rows:
         warn_user(
-            f"The teacher agrees with y on {own} of {len(codes)} rows; with its "
+            f"The teacher agrees with y on {own} of {n_rows} rows; with its "
             f"classes in the order {columns.tolist()} it would agree on {best}. Rows "
             "of head and columns of teacher_logits or soft_targets must be in the "
             f"order of the sorted labels, {classes.tolist()}.",

@@ -1,4 +1,4 @@
-"""A coreset of each class: the few coordinates of many rows in which k-means runs."""
+"""A coreset of each class: coordinates of a sample of its rows, for k-means."""
 
 from dataclasses import dataclass, replace
 
@@ -22,19 +22,19 @@ from lelp_sklearn._subclasses.threads import map_parts
 from lelp_sklearn._subclasses.torch_backend import dispatch_to_device
 from lelp_sklearn._typing import FloatArray, IntArray
 
-# Distinct rows of a class of which coordinates are kept: all of them, or so many.
+# Largest number of distinct rows of a class whose coordinates are kept.
 _MOST_POINTS = 2**16
-# Clusters are looked for in a few dimensions more than there are clusters.
+# Number of principal axes beyond the number of clusters.
 _EXTRA_DIRECTIONS = 10
-# Multiplications by the covariance of the sample that find them: clusters move among
-# all coordinates afterwards.
+# Multiplications by the covariance of the sample that find the axes: few, since
+# clusters move among all coordinates afterwards.
 _POWERS = 2
-# Relative error of a head that was fitted: rows leave so much in its null space.
+# Relative error of a fitted head, and so of rows projected to its null space.
 _HEAD_ROUNDING = 1e-12
-# Points are moved by at most this share of their distance from the mean.
+# Largest relative change of a point's distance from the mean that breaks ties.
 _STRETCH = 1e-4
 
-# The coordinates and preferences of rows of each class, block by block.
+# For each class the coordinates and the importance of rows, block by block.
 Pieces = list[list[tuple[FloatArray, FloatArray]]]
 
 
@@ -42,9 +42,9 @@ Pieces = list[list[tuple[FloatArray, FloatArray]]]
 class Coreset:
     """Coordinates (m, k) of rows of a class along `axes` (d, k), about its mean.
 
-    Points whose squared distance is at most `rounding` are one. `is_whole` says whether
-    these are all distinct rows of the class, each with its weight. Some of them,
-    `sample`, are a class of few points where each has its `sample_weight`.
+    Points whose squared distance is at most `rounding` count as one. `is_whole` says
+    whether the points are all distinct rows of the class. `sample` is the index of a
+    subset of the points, which represents the class with the weights `sample_weight`.
     """
 
     points: FloatArray
@@ -64,37 +64,37 @@ def class_coresets(
 ) -> list[Coreset]:
     """Return a coreset of each class, along the principal axes of a sample.
 
-    Where the sample is not the whole class, it prefers rows far from the mean, and so
-    do the points where these are not all: such a sample estimates the inertia of any
-    centroids well (Bachem, Lucic and Krause, 2018), and its axes miss no direction of
-    much variance (Frieze, Kannan and Vempala, 2004).
+    A sample or coreset that is not the whole class is drawn by importance: rows far
+    from the mean are likelier. It then estimates the inertia of any centroids well
+    (Bachem, Lucic and Krause, 2018), and its axes miss no direction of large variance
+    (Frieze, Kannan and Vempala, 2004).
     """
     seed = draw_seed(random_state)
     sketches = class_sketches(data, len(covariance.mean), seed)
     is_small = np.array(
         [_fits(each, sample_size(len(each.places), data.shape[1])) for each in sketches]
     )
-    # Rows are preferred alike where nothing varies, and where no sample is drawn.
-    alike = is_small | (covariance.null_variance <= covariance.noise)
+    # All rows are equally important if nothing varies, or if no sample is drawn.
+    alike = is_small | (covariance.null_variance <= covariance.rounding)
     spread = np.where(alike, np.inf, covariance.null_variance)
-    preferring = sketches
+    by_importance = sketches
     if not is_small.all():
         data = data.map(
-            importance_weights, covariance.mean, covariance.row_space, spread
+            with_importance_weights, covariance.mean, covariance.row_space, spread
         )
-        preferring = class_sketches(data, len(covariance.mean), seed)
+        by_importance = class_sketches(data, len(covariance.mean), seed)
     coresets = [
         _from_sample(sample, covariance, c, spread[c], n_clusters, random_state)
-        for c, sample in enumerate(samples_of(data, preferring, seed))
+        for c, sample in enumerate(samples_of(data, by_importance, seed))
     ]
     if is_small.all():
         return coresets
     is_whole = np.array([_fits(each, _MOST_POINTS) for each in sketches])
     spread[is_whole] = np.inf
     drawn = [
-        (plain if whole else preferred).draw(seed, 0 if small else _MOST_POINTS)
-        for plain, preferred, whole, small in zip(
-            sketches, preferring, is_whole, is_small, strict=True
+        (plain if whole else weighted).draw(seed, 0 if small else _MOST_POINTS)
+        for plain, weighted, whole, small in zip(
+            sketches, by_importance, is_whole, is_small, strict=True
         )
     ]
     pieces = data.map_reduce(
@@ -107,15 +107,15 @@ def class_coresets(
         spread,
     )
     for c in np.flatnonzero(~is_small):
-        points, preference = map(np.concatenate, zip(*pieces[c], strict=True))
-        sampled = preferring[c].draw(seed, len(coresets[c].points))
-        # The sample's rows are in the order of what they hold.
+        points, importance = map(np.concatenate, zip(*pieces[c], strict=True))
+        sampled = by_importance[c].draw(seed, len(coresets[c].points))
+        # The rows of a sample are sorted by their hashes.
         sampled_places = sampled.places[sampled.digests.argsort()]
         breaker = coresets[c].axes.T @ _tie_breaker(covariance.row_space)
         coresets[c] = replace(
             coresets[c],
             points=_untied(points, breaker),
-            weight=drawn[c].weight / preference,
+            weight=drawn[c].weight / importance,
             is_whole=bool(is_whole[c]),
             sample=np.searchsorted(drawn[c].places, sampled_places),
         )
@@ -130,12 +130,12 @@ def _from_sample(
     n_clusters: int,
     random_state: np.random.RandomState,
 ) -> Coreset:
-    """Return the points of a sample of class `c`, the preference taken out."""
+    """Return the coreset of a sample of class `c`, weighted by inverse importance."""
     mean, row_space = covariance.mean[c], covariance.row_space
     if np.isfinite(spread):
         shift = sample.mean - mean
-        preference = _preference(sample.rows, -shift, row_space, spread)
-        sample = sample.reweighted(sample.weight / preference)
+        importance = _importance(sample.rows, -shift, row_space, spread)
+        sample = sample.reweighted(sample.weight / importance)
     rows = _untied(sample.rows, _tie_breaker(row_space))
     sample = replace(sample, rows=rows)
     axes = _axes(sample, row_space, n_clusters, random_state)
@@ -152,17 +152,16 @@ def _from_sample(
 
 
 def _tie_breaker(row_space: FloatArray) -> FloatArray:
-    """Direction (d,) in the null space, always the same, of no symmetry."""
+    """Return a fixed random direction (d,) in the null space."""
     draw = np.random.RandomState(0).standard_normal((len(row_space), 1))
     return to_null_space(draw, row_space)[:, 0]
 
 
 def _untied(points: FloatArray, direction: FloatArray) -> FloatArray:
-    """Stretch points (n, m) about the origin a little, some more than others.
+    """Stretch points (n, m) slightly, in proportion to their place along `direction`.
 
-    By how far they are along a direction (m,). Distances that are equal by a symmetry
-    of the points are no longer, so that rounding, which the order of rows changes, does
-    not decide what is a cluster. Clusters move among the rows as they are afterwards.
+    This breaks ties of distances in symmetric data, which rounding, and with it the
+    order of rows, would decide otherwise. Clusters move among the original rows later.
     """
     along = points @ direction.astype(points.dtype)
     farthest = np.abs(along).max(initial=0)
@@ -173,49 +172,49 @@ def _untied(points: FloatArray, direction: FloatArray) -> FloatArray:
 
 
 def _fits(sketch: Sketch, size: int) -> bool:
-    """Whether a class has at most so many distinct rows."""
+    """Return whether a class has at most `size` distinct rows."""
     return sketch.is_whole and len(sketch.places) <= size
 
 
-def importance_weights(
+def with_importance_weights(
     data: LabelledRows, mean: FloatArray, row_space: FloatArray, spread: FloatArray
 ) -> LabelledRows:
-    """Multiply the weight of each row by its preference."""
-    weight = data.weight * _preferences(data, mean, row_space, spread)
+    """Return the rows with weights multiplied by the importance of each."""
+    weight = data.weight * _importances(data, mean, row_space, spread)
     return replace(data, weight=weight)
 
 
-@dispatch_to_device(torch_backend.preferences)
-def _preferences(
+@dispatch_to_device(torch_backend.importances)
+def _importances(
     data: LabelledRows, mean: FloatArray, row_space: FloatArray, spread: FloatArray
 ) -> FloatArray:
-    """Preference of each row (n,), 1 where it has no class."""
+    """Return the importance of each row (n,), 1 for rows without a class."""
     dtype = np.result_type(data.dtype, np.float32)
-    preferences = np.ones(len(data.class_index))
+    importances = np.ones(len(data.class_index))
 
     def work(block: slice) -> None:
         class_index = data.class_index[block]
         for c in range(len(mean)):
             own = np.flatnonzero(class_index == c)
             rows = np.asarray(data.X[block][own], dtype=dtype)
-            preferences[block][own] = _preference(rows, mean[c], row_space, spread[c])
+            importances[block][own] = _importance(rows, mean[c], row_space, spread[c])
 
     for _ in map_parts(work, row_slices(data.X)):
         pass
-    return preferences
+    return importances
 
 
-def _preference(
+def _importance(
     rows: FloatArray, centre: FloatArray, row_space: FloatArray, spread: float
 ) -> FloatArray:
-    """How much more rows (m, d) are to be drawn, by their share of the variance."""
-    # In units of the spread: the squares of others may overflow.
+    """Return the importance of rows (m, d), 1 + squared distance / `spread`."""
+    # Divided first: squares in other units may overflow.
     centred = (rows - centre.astype(rows.dtype)) / rows.dtype.type(np.sqrt(spread))
     inside = centred @ row_space.astype(rows.dtype)
     squares = np.einsum("nd,nd->n", centred, centred)
     squares -= np.einsum("nr,nr->n", inside, inside)
-    preference: FloatArray = 1 + np.maximum(squares, 0).astype(np.float64)
-    return preference
+    importance: FloatArray = 1 + np.maximum(squares, 0).astype(np.float64)
+    return importance
 
 
 def _axes(
@@ -224,7 +223,7 @@ def _axes(
     n_clusters: int,
     random_state: np.random.RandomState,
 ) -> FloatArray:
-    """Principal axes (d, k) of about the principal subspace of a sample."""
+    """Return approximate principal axes (d, k) of a sample."""
     n_vectors = n_clusters + _EXTRA_DIRECTIONS
     basis = sampled_subspace(sample, row_space, n_vectors, random_state, _POWERS)
     if not basis.size:
@@ -243,7 +242,7 @@ def _at_places(
     axes: list[FloatArray],
     spread: FloatArray,
 ) -> Pieces:
-    """Return coordinates and preferences of the places that are in these rows."""
+    """Return coordinates and importance of those of the `places` in these rows."""
     dtype = np.result_type(data.dtype, np.float32)
     known = [each.astype(dtype) for each in axes]
 
@@ -253,12 +252,12 @@ def _at_places(
         for c, index in enumerate(places):
             start, stop = np.searchsorted(index, ends)
             rows = np.asarray(data.X[index[start:stop] - data.first_row], dtype=dtype)
-            preference: FloatArray = np.ones(len(rows))
+            importance: FloatArray = np.ones(len(rows))
             if np.isfinite(spread[c]):
-                preference = _preference(rows, mean[c], row_space, spread[c])
-            # What an array of places takes is a copy.
+                importance = _importance(rows, mean[c], row_space, spread[c])
+            # In place: indexing by an array has made a copy.
             rows -= mean[c].astype(dtype)
-            pieces.append((rows @ known[c], preference))
+            pieces.append((rows @ known[c], importance))
         return pieces
 
     blocks = list(map_parts(work, row_slices(data.X)))
@@ -266,13 +265,13 @@ def _at_places(
 
 
 def _joined(left: Pieces, right: Pieces) -> Pieces:
-    return [one + further for one, further in zip(left, right, strict=True)]
+    return [first + second for first, second in zip(left, right, strict=True)]
 
 
 def _rounding(rows: FloatArray, mean: FloatArray) -> float:
-    """Squared distance that rounding may leave between rows that are equal.
+    """Return the squared distance between equal rows (m, d) that rounding may cause.
 
-    Between rows (m, d) relative to their mean (d,), whose last digits count too.
+    Rows are relative to their mean (d,), whose rounding counts too.
     """
     with np.errstate(over="ignore"):
         farthest = rows[np.einsum("nd,nd->n", rows, rows).argmax()].astype(np.float64)

@@ -1,9 +1,9 @@
-"""Rows of embeddings that are dask arrays, read and passed over on their workers.
+"""Passes over rows of embeddings that are dask arrays, on their workers.
 
-Dask is imported when the first dask array comes. A chunk that has to be loaded or
-computed is made inside each task that reads it, and is gone before the next; a chunk
-that is on the cluster already is read there. What a pass makes of a chunk crosses the
-network, rows do not: nothing that crosses it grows with their number.
+Dask is imported with the first dask array. A chunk that has to be loaded or computed is
+made in each task that reads it, and released before the next; a chunk that is already
+on the cluster is read there. Only the results of a pass cross the network, and their
+size does not depend on the number of rows.
 """
 
 import copy
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _FLOATING = np.float64, np.float32, np.float16
 
 Result = TypeVar("Result")
-# For each class the places of rows, and the rows, as they are found chunk by chunk.
+# For each class the indices of rows, and the rows, chunk by chunk.
 Taken = list[list[tuple[IntArray, NDArray[Any]]]]
 
 
@@ -50,7 +50,7 @@ def as_rows(X: "Array") -> "Array":
 
 
 def beside(values: Any, X: "Array", name: str) -> "Array":
-    """Return what comes with the rows of X, in memory or not, chunked as X is."""
+    """Return `values`, with an entry for each row of X, chunked as X is."""
     import dask.array as da
 
     if not is_dask_array(values):
@@ -67,9 +67,9 @@ def map_rows(
     n_columns: int,
     dtype: np.dtype[Any],
 ) -> "Array":
-    """Return a lazy array (n, n_columns) of what `function` makes of each chunk.
+    """Return a lazy array (n, n_columns) of the results of `function` for each chunk.
 
-    It is called with rows, logits or None, and the number of the first row.
+    `function` takes rows, logits or None, and the index of the first row.
     """
     import dask
     import dask.array as da
@@ -104,24 +104,6 @@ def sum_subclasses(soft_labels: "Array", shape: tuple[int, int]) -> "Array":
     return sums
 
 
-def no_dask_stream() -> TypeError:
-    """Return the error of a dask array where blocks come one at a time."""
-    return TypeError(
-        "partial_fit takes blocks that are in memory, and one of its arguments is a "
-        "dask array: call fit, which reads dask arrays chunk by chunk on their "
-        "workers, or pass array.compute()."
-    )
-
-
-def no_dask_out() -> TypeError:
-    """Return the error of a place to write to, for a result that is lazy."""
-    return TypeError(
-        "out cannot be given for a dask array, whose soft labels are a lazy dask "
-        "array: store that with dask.array.to_zarr, dask.array.to_npy_stack or "
-        "dask.array.store."
-    )
-
-
 @dataclass(frozen=True)
 class DaskRows:
     """Labelled rows in chunks, on the workers of a cluster.
@@ -129,10 +111,9 @@ class DaskRows:
     Parameters
     ----------
     chunks : list of Delayed
-        A `_Chunk` each, persisted: it is on a worker, and is made anew should that die.
+        A persisted `_Chunk` each, which is computed again if its worker dies.
     rows : list
-        The rows of each chunk that are on the cluster already, as Delayed; None for
-        rows that the chunk makes.
+        The rows of each chunk as Delayed if they are on the cluster already, else None.
     shape : (n, d)
     dtype : dtype of the rows
     """
@@ -152,9 +133,9 @@ class DaskRows:
         teacher_logits: Any,
         unlabeled: object,
     ) -> "DaskRows":
-        """Check rows and what comes with them, on the workers.
+        """Check rows, labels, weights and logits on the workers.
 
-        Each chunk is then `CheckedRows`, or refused, as `findings` tells.
+        Each chunk becomes `CheckedRows`, or is refused: see `findings`.
         """
         import dask
 
@@ -180,7 +161,7 @@ class DaskRows:
         return cls(_persist(chunks), rows_on_cluster, X.shape, X.dtype)
 
     def findings(self) -> Findings:
-        """Return what has to be known of all rows before each gets a class."""
+        """Return the findings of all rows."""
         import dask
 
         found = [dask.delayed(_find_in_chunk)(chunk) for chunk in self.chunks]
@@ -193,18 +174,18 @@ class DaskRows:
         merge: Callable[[Result, Result], Result],
         *arguments: Any,
     ) -> Result:
-        """Call `function` on each chunk, then merge the results, by pairs."""
+        """Call `function` on each chunk, then merge the results by pairs."""
         results = self._on_each_chunk(_call_on_chunk, function, arguments)
         result: Result = _merged(results, merge)
         return result
 
     def map(self, function: Callable[..., Any], *arguments: Any) -> "DaskRows":
-        """Change what is known of each row, where it is."""
+        """Relabel the rows of each chunk on its worker."""
         chunks = self._on_each_chunk(_relabel_chunk, function, arguments)
         return replace(self, chunks=_persist(chunks))
 
     def take(self, places: Sequence[IntArray]) -> Iterator[NDArray[Any]]:
-        """Fetch rows, those of all lists of places in one pass."""
+        """Fetch the rows of all lists of indices in one pass."""
         for found in self.map_reduce(_rows_at, _with_rows, places):
             order = np.concatenate([index for index, _ in found]).argsort()
             yield np.concatenate([rows for _, rows in found])[order]
@@ -228,7 +209,7 @@ class DaskRows:
 
 @dataclass(frozen=True)
 class _LazyPart:
-    """A chunk of a dask array, made in the thread that first reads of it."""
+    """A chunk of a dask array, computed in the thread that first reads it."""
 
     task: "Delayed"
     shape: tuple[int, ...]
@@ -239,7 +220,7 @@ class _LazyPart:
         return part
 
     def __sizeof__(self) -> int:
-        """Bytes, as dask asks for them."""
+        """Return the size in bytes, for dask."""
         from dask.sizeof import sizeof
 
         return int(sizeof(dict(self.task.__dask_graph__())))
@@ -251,25 +232,25 @@ class _LazyPart:
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Rows that are labelled in one task; `labelled.X` is None or a `_LazyPart`."""
+    """Labelled rows; their X is a `_LazyPart`, or None if the rows are elsewhere."""
 
-    labelled: Any
+    labelled_rows: Any
 
     def with_rows(self, rows: Any) -> Any:
-        """Return the labelled rows; what is made of them is kept by nobody."""
-        part = self.labelled.X
-        return replace(self.labelled, X=rows if part is None else replace(part))
+        """Return the labelled rows; a `_LazyPart` is copied, so that it is released."""
+        part = self.labelled_rows.X
+        return replace(self.labelled_rows, X=rows if part is None else replace(part))
 
     def __sizeof__(self) -> int:
-        """Bytes, so that the scheduler knows what it would cost to move the chunk."""
+        """Return the size in bytes, by which the scheduler places the chunk."""
         from dask.sizeof import sizeof
 
-        return sum(sizeof(each) for each in vars(self.labelled).values())
+        return sum(sizeof(each) for each in vars(self.labelled_rows).values())
 
 
 @dataclass(frozen=True)
 class _Refused:
-    """A chunk in which something is wrong."""
+    """A chunk that failed a check."""
 
     first_row: int
     error: Exception
@@ -280,7 +261,7 @@ class _Refused:
 
 @dataclass(frozen=True)
 class _Pass:
-    """What is to be done with each chunk, within the caller's limit of memory."""
+    """A function for each chunk, with the caller's ``working_memory``."""
 
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
@@ -318,7 +299,7 @@ def _check_embeddings(X: Any) -> None:
 
 
 def _check_chunk_sizes(array: Any, name: str) -> None:
-    """Raise where a dask array does not know how many rows it has."""
+    """Raise if the number of rows of a dask array is unknown."""
     if any(np.isnan(size) for sizes in array.chunks for size in sizes):
         raise ValueError(
             f"{name} is a dask array with chunks of unknown size; call "
@@ -327,19 +308,19 @@ def _check_chunk_sizes(array: Any, name: str) -> None:
 
 
 def _chunked_by_rows(array: "Array", sizes: tuple[int, ...]) -> "Array":
-    """Return an array whose chunks are of so many rows, each with all columns."""
+    """Return an array whose chunks have `sizes` rows and all columns."""
     columns = (-1,) * (array.ndim - 1)
     rechunked: Array = array.rechunk((sizes, *columns))
     return rechunked
 
 
 def _first_rows(X: "Array") -> IntArray:
-    """Return the place of the first row of each chunk."""
+    """Return the index of the first row of each chunk."""
     return np.cumsum((0, *X.chunks[0][:-1]))
 
 
 def _is_on_cluster(array: "Array") -> bool:
-    """Return whether something that an array is made from is on a cluster already."""
+    """Return whether an array depends on data that is on a cluster already."""
     distributed = sys.modules.get("distributed")
     graph: Mapping[Any, Any] = array.__dask_graph__()
     return distributed is not None and any(
@@ -348,7 +329,7 @@ def _is_on_cluster(array: "Array") -> bool:
 
 
 def _parts(array: "Array") -> "list[Delayed]":
-    """Return the chunks of rows, as tasks; of what has to be made, as `_LazyPart`."""
+    """Return the chunks of rows as tasks, as `_LazyPart` if they are not computed."""
     import dask
 
     tasks = array.to_delayed().ravel().tolist()
@@ -356,7 +337,7 @@ def _parts(array: "Array") -> "list[Delayed]":
         return list(tasks)
     parts = []
     for task, size in zip(tasks, array.chunks[0], strict=True):
-        # Optimizing leaves nothing of the other chunks in the graph.
+        # Optimizing removes the other chunks from the graph.
         (own,) = dask.optimize(task)
         part = _LazyPart(own, (size, *array.shape[1:]), array.dtype)
         parts.append(dask.delayed(part, pure=False, traverse=False))
@@ -377,12 +358,12 @@ def _check_chunk(
         )
     except (TypeError, ValueError) as error:
         return _Refused(first_row, error)
-    kept: Any = rows if is_lazy else None
-    return _Chunk(replace(checked, X=kept))
+    lazy_rows: Any = rows if is_lazy else None
+    return _Chunk(replace(checked, X=lazy_rows))
 
 
 def _find_in_chunk(chunk: "_Chunk | _Refused") -> Findings:
-    checked: Any = chunk.labelled if isinstance(chunk, _Chunk) else chunk
+    checked: Any = chunk.labelled_rows if isinstance(chunk, _Chunk) else chunk
     found: Findings = checked.findings()
     return found
 
@@ -392,18 +373,18 @@ def _call_on_chunk(chunk: _Chunk, rows: Any, work: _Pass) -> Any:
 
 
 def _relabel_chunk(chunk: _Chunk, rows: Any, work: _Pass) -> _Chunk:
-    return _Chunk(replace(work(chunk.with_rows(rows)), X=chunk.labelled.X))
+    return _Chunk(replace(work(chunk.with_rows(rows)), X=chunk.labelled_rows.X))
 
 
 def _persist(tasks: "list[Delayed]") -> "list[Delayed]":
-    """Have tasks computed, and their results kept where they are."""
+    """Compute tasks, and keep their results on the workers."""
     import dask
 
     return list(dask.persist(*tasks, scheduler=_scheduler()))
 
 
 def _merged(results: "list[Delayed]", merge: Callable[[Any, Any], Any]) -> Any:
-    """Merge results by pairs of neighbours, and the outcomes again."""
+    """Merge results by pairs of neighbours until one is left."""
     import dask
 
     while len(results) > 1:
@@ -416,10 +397,10 @@ def _merged(results: "list[Delayed]", merge: Callable[[Any, Any], Any]) -> Any:
 
 
 def _scheduler() -> str | None:
-    """Return None where a cluster computes, by dask's configuration.
+    """Return None if dask's configuration names a cluster.
 
-    Without one a chunk is in memory at a time, and its blocks go over the threads of
-    this process.
+    Without a cluster one chunk at a time is in memory, and the threads of this process
+    share its blocks.
     """
     import dask
 
@@ -429,24 +410,24 @@ def _scheduler() -> str | None:
 
 
 def _merge(merge: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
-    # What a chunk gave may be needed again, should a worker die.
+    # Copied: the result of a chunk is needed again if a worker dies.
     return merge(copy.deepcopy(left), right)
 
 
 def _rows_at(rows: LabelledRows, places: Sequence[IntArray]) -> Taken:
-    """Return those of the places that are in a chunk, with their rows."""
+    """Return the `places` that are in a chunk, with their rows."""
     found: Taken = []
     ends = rows.first_row, rows.first_row + rows.shape[0]
     for index in places:
         start, stop = np.searchsorted(index, ends)
         mine = index[start:stop]
-        # A chunk that holds none need not be made.
+        # A chunk without any is not computed.
         found.append([(mine, rows.X[mine - rows.first_row])] if mine.size else [])
     return found
 
 
 def _with_rows(left: Taken, right: Taken) -> Taken:
-    return [mine + further for mine, further in zip(left, right, strict=True)]
+    return [first + second for first, second in zip(left, right, strict=True)]
 
 
 def _call_with_first_row(

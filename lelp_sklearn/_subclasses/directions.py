@@ -1,6 +1,5 @@
-"""Directions of a class, and the null space of the head that they are in."""
+"""Directions of a class in the null space of the head."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,9 +7,9 @@ from scipy import linalg
 
 from lelp_sklearn._typing import FloatArray
 
-# Rows of a head that sum to zero, as a softmax's often do, do so to single precision.
+# The rows of a softmax head often sum to zero, up to single precision.
 _RANK_TOLERANCE = 1e-6
-# Components of a direction by which its sign is fixed: this share of the largest.
+# The first component of at least this share of the largest fixes a direction's sign.
 _TOP = 0.99
 
 
@@ -18,8 +17,7 @@ _TOP = 0.99
 class Directions:
     """Orthonormal directions (d, k), the largest variance (k,) first.
 
-    Only directions along which the class varies numerically: k may be less than what
-    was asked for, and 0.
+    k is less than asked for, or 0, if the class does not vary along more directions.
     """
 
     vectors: FloatArray
@@ -35,39 +33,36 @@ class InitialSubspace:
     basis : (d, k)
         Orthonormal, in the null space.
     expected : (d, q)
-        What a sample of the class makes of the last q vectors, which are random: its
-        covariance times each. What all rows make of them tells whether the sample
-        lacks a direction. q is 0 where there is no sample, or it is the whole class.
-    noise : float
-        The sum of squares by which chance would make the two differ.
+        Covariance of a sample of the class times the last q vectors, which are random.
+        Its difference from the product of all rows shows directions that the sample
+        misses. q is 0 without a sample, and if the sample is the whole class.
+    chance : float
+        The sum of squares of that difference which is expected by chance.
     """
 
     basis: FloatArray
     expected: FloatArray
-    noise: float = 0.0
-
-
-Solver = Callable[[int], list[Directions]]
+    chance: float = 0.0
 
 
 def row_space_basis(coef: FloatArray) -> FloatArray:
-    """Orthonormal basis (d, r) of the head's row space, r its numerical rank."""
+    """Return a basis (d, r) of the head's row space, with r its numerical rank."""
     basis: FloatArray = linalg.orth(coef.T, rcond=_RANK_TOLERANCE)
     return basis
 
 
 def to_null_space(vectors: FloatArray, row_space: FloatArray) -> FloatArray:
-    """Take the row space (d, r) out of vectors (d, k): N v without forming N."""
+    """Project vectors (d, k) to the null space, without the row space (d, r)."""
     projected: FloatArray = vectors - row_space @ (row_space.T @ vectors)
     return projected
 
 
 def orthonormal(vectors: FloatArray) -> FloatArray:
-    """Orthonormal basis (d, <= k) of the span of vectors (d, k).
+    """Return an orthonormal basis (d, <= k) of the span of vectors (d, k).
 
-    From the k by k inner products, twice for full precision: far cheaper than a
-    singular value decomposition. Left out is what depends on the others to about seven
-    digits, and what is so short compared with them that it may be rounding.
+    The k by k inner products, used twice for full precision, are far cheaper than a
+    singular value decomposition. Vectors that depend on the others to about seven
+    digits, or are so short that they may be rounding errors, are left out.
     """
     lengths = np.linalg.norm(vectors, axis=0)
     long = lengths > len(vectors) * np.finfo(np.float64).eps * lengths.max(initial=0)
@@ -80,15 +75,15 @@ def orthonormal(vectors: FloatArray) -> FloatArray:
 
 
 def tidy(
-    vectors: FloatArray, values: FloatArray, row_space: FloatArray, noise: float
+    vectors: FloatArray, values: FloatArray, row_space: FloatArray, rounding: float
 ) -> Directions:
-    """Drop rounding noise; make orthonormal, in the null space, of a fixed sign."""
-    varies = values > noise
+    """Return the directions above `rounding`, orthonormal and of a fixed sign."""
+    varies = values > rounding
     clean = to_null_space(vectors[:, varies], row_space)
     orthonormal, upper = np.linalg.qr(clean)
     orthonormal = orthonormal * np.sign(np.diag(upper))
     if orthonormal.size:
-        # The first of the components that are largest but for rounding.
+        # The first of the largest components, up to rounding.
         lengths = np.abs(orthonormal)
         top = (lengths >= _TOP * lengths.max(axis=0)).argmax(axis=0)
         orthonormal = orthonormal * np.sign(

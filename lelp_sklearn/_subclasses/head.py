@@ -1,4 +1,8 @@
-"""The teacher's linear head: as it is given, fitted, or estimated from moments."""
+"""The teacher's linear head: given, fitted, or estimated from moments.
+
+Without a head `least_squares_head` fits it to the teacher's logits if these are given,
+else `discriminant_head` to the labels.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,14 +21,14 @@ from lelp_sklearn._validation import (
     check_several_classes,
 )
 
-# A column varies within the classes by at least this share of its variance: where a
-# class has one value, the head stays finite.
+# Lower bound on the share of a column's variance that is within the classes: it keeps
+# the head finite if a column is constant in each class.
 _LEAST_WITHIN = 1e-4
 _LEAST_SHRINKAGE = 1e-8
-# Of a correlation matrix, relative to the largest. Embeddings that were rounded to
-# single precision vary by less in directions in which they do not vary.
+# Smallest eigenvalue of a correlation matrix, relative to the largest, that is not a
+# rounding error of embeddings in single precision.
 _LEAST_EIGENVALUE = 1e-12
-# Sums over rows leave so much of a constant.
+# Relative rounding error of a sum over the rows of a constant column.
 _ROUNDING = 1e3 * np.finfo(np.float64).eps
 
 
@@ -36,15 +40,15 @@ class Head:
     intercept: FloatArray
 
     def __call__(self, rows: FloatArray) -> FloatArray:
-        """Logits (m, C) of rows (m, d)."""
+        """Return logits (m, C) of rows (m, d)."""
         logits: FloatArray = rows @ self.coef.T + self.intercept
         return logits
 
 
 def resolve_head(head: Any, n_features: int) -> tuple[Head | None, NDArray[Any] | None]:
-    """Return a head given in any of its forms, and its classes where it knows them.
+    """Return a head given in any of its forms, and its classes if it has them.
 
-    None for no head and for a classifier that is not fitted yet.
+    The head is None for None and for a classifier that is not fitted yet.
     """
     if head is None:
         return None, None
@@ -63,11 +67,15 @@ def resolve_head(head: Any, n_features: int) -> tuple[Head | None, NDArray[Any] 
             "intercept) in units of the embeddings, or the classifier itself with "
             "embeddings that went through the other steps."
         )
-    elif is_unfitted_classifier(head):
+    elif (
+        hasattr(head, "__sklearn_tags__")
+        and is_classifier(head)
+        and not hasattr(head, "classes_")
+    ):
         return None, None
     else:
-        raise _unknown_head(head)
-    # A layer without bias has None for it.
+        raise _unknown_head_error(head)
+    # The bias of a layer may be None.
     intercept = 0.0 if intercept is None else torch_backend.to_array(intercept)
     arrays = torch_backend.to_array(coef), intercept
     resolved = _check_arrays(*arrays, n_features)
@@ -79,22 +87,16 @@ def resolve_head(head: Any, n_features: int) -> tuple[Head | None, NDArray[Any] 
     return resolved, classes
 
 
-def is_unfitted_classifier(head: Any) -> bool:
-    """Return whether a head is a classifier that is still to be fitted."""
-    is_classifying = hasattr(head, "__sklearn_tags__") and is_classifier(head)
-    return is_classifying and not hasattr(head, "classes_")
-
-
 def fit_head(
     head: Any,
     X: Any,
     labels: NDArray[Any],
     weight: FloatArray,
-    labelled: BoolArray,
+    is_labelled: BoolArray,
     classes: NDArray[Any],
 ) -> Head:
     """Fit a clone of the linear classifier on the labelled rows."""
-    used = np.flatnonzero(labelled & (weight > 0))
+    used = np.flatnonzero(is_labelled & (weight > 0))
     if not used.size:
         raise ValueError(
             f"head is a {type(head).__name__} that is not fitted, and y has no label "
@@ -106,31 +108,21 @@ def fit_head(
     options = {}
     if has_fit_parameter(classifier, "sample_weight"):
         options["sample_weight"] = weight[used]
-    # A slice is no copy, unlike an index of all rows.
+    # A slice does not copy all rows, an index does.
     rows = slice(None) if used.size == len(labels) else used
     classifier.fit(np.asarray(X[rows]), labels[rows], **options)
     fitted, _ = resolve_head(classifier, X.shape[1])
     if fitted is None:
-        raise _unknown_head(head)
+        raise _unknown_head_error(head)
     return fitted
 
 
-def check_head_rows(head: Head, classes: NDArray[Any]) -> None:
-    """Raise unless the head has a row for each class."""
-    if len(head.coef) != len(classes):
-        raise ValueError(
-            f"head has {len(head.coef)} rows and there are {len(classes)} classes, "
-            f"{classes.tolist()}: pass one row per class, in the order of classes_ (or "
-            "one row of a sigmoid head)."
-        )
-
-
 def _check_arrays(coef: Any, intercept: Any, n_features: int) -> Head:
-    """Return the head of these arrays, with two rows at least.
+    """Return the head of these arrays, with at least two rows.
 
     The one row of a sigmoid head, w, becomes the two rows -w/2 and w/2 of a softmax.
     """
-    # Copies: what the caller does to the head later changes no fitted projector.
+    # Copies, so that changing the head later does not change a fitted projector.
     weights = np.array(as_numbers(coef, "head coef"), dtype=np.float64, ndmin=2)
     bias = as_numbers(intercept, "head intercept")
     bias = np.array(bias, dtype=np.float64, ndmin=1).ravel()
@@ -164,7 +156,7 @@ def _check_one_vs_rest(head: Any, classes: Any) -> None:
         )
 
 
-def _unknown_head(head: object) -> TypeError:
+def _unknown_head_error(head: object) -> TypeError:
     return TypeError(
         f"head is {type(head).__name__}; it must be None, a pair (coef, intercept), a "
         "linear classifier with coef_ and intercept_ (fitted or not) or a "
@@ -175,12 +167,11 @@ def _unknown_head(head: object) -> TypeError:
 def least_squares_head(
     n_samples: float, mean: FloatArray, scatter: FloatArray, n_features: int
 ) -> Head:
-    """Linear map from embeddings to logits by weighted least squares.
+    """Fit the linear map from embeddings to the teacher's logits by least squares.
 
-    `n_samples`, `mean` (d + C,) and `scatter` (d + C, d + C) are those of all joint
-    rows (embedding, logits). The map whose coefficients are smallest, in standard
-    deviations of the columns, is taken where several fit alike; it is exact where the
-    logits are linear.
+    `mean` (d + C,) and `scatter` (d + C, d + C) describe `n_samples` joint rows
+    (embedding, logits). If several maps fit equally, the one with the smallest
+    coefficients of standardized columns is returned. Linear logits are fitted exactly.
     """
     inputs, logits = slice(n_features), slice(n_features, None)
     unit = _deviations(np.diag(scatter)[inputs] / n_samples, mean[inputs])
@@ -194,23 +185,23 @@ def least_squares_head(
 def discriminant_head(
     weight: FloatArray, class_means: FloatArray, scatters: FloatArray
 ) -> Head:
-    r"""Linear discriminant from the weight, mean and scatter of each class.
+    r"""Return the linear discriminant of the labels, for a teacher without logits.
 
     .. math:: w_c = \Sigma^{-1} (\mu_c - \bar\mu), \quad
               b_c = -\tfrac12 (\mu_c - \bar\mu) \cdot w_c - w_c \cdot \bar\mu
                     + \log \pi_c
 
-    Measured from the mean of all rows, so that moving the embeddings moves nothing and
-    the rows of w span C - 1 dimensions. :math:`\Sigma` is the mean of the covariances
-    of the classes, whose correlations are shrunk: as in scikit-learn's
-    ``LinearDiscriminantAnalysis``, the unit of a column changes nothing. Everything is
-    a function of the sums alone: exact under weights and streams.
+    The weight, mean and scatter of each class determine it, so that weights and
+    streams are exact. Class means are relative to the mean of all rows: a shift of the
+    embeddings has no effect, and the rows of w span C - 1 dimensions. :math:`\Sigma` is
+    the mean class covariance, with correlations that are shrunk; as in scikit-learn's
+    ``LinearDiscriminantAnalysis``, the unit of a column has no effect.
     """
     n_samples = weight.sum()
     mean = weight @ class_means / n_samples
     largest = np.abs(class_means).max(axis=0)
     steps = class_means - mean
-    # Means that are equal but for rounding tell nothing.
+    # Differences of means that may be rounding errors count as 0.
     steps[np.abs(steps) <= _ROUNDING * largest] = 0
     covariance = np.zeros_like(scatters[0])
     for own_weight, own_mean, scatter in zip(
@@ -229,11 +220,11 @@ def discriminant_head(
 
 
 def shrink(covariance: FloatArray, n_samples: float, mean: FloatArray) -> FloatArray:
-    """Shrink the correlations of a covariance (d, d); its variances stay.
+    """Shrink the correlations of a covariance (d, d) and keep its variances.
 
-    The oracle approximating shrinkage of the correlation matrix towards the identity
-    (Chen, Wiesel, Eldar and Hero, 2010), as in :func:`sklearn.covariance.oas`. Columns
-    that are constant, at `mean` (d,), are left out.
+    Oracle approximating shrinkage of the correlation matrix towards the identity (Chen,
+    Wiesel, Eldar and Hero, 2010), as in :func:`sklearn.covariance.oas`. Constant
+    columns, which have the value `mean` (d,), do not count.
     """
     variance = np.diag(covariance)
     unit = _deviations(variance, mean)
@@ -241,16 +232,17 @@ def shrink(covariance: FloatArray, n_samples: float, mean: FloatArray) -> FloatA
     squares = np.sum((covariance / unit / unit[:, None]) ** 2) / max(1, n_features**2)
     distance = (n_samples + 1) * (squares - 1 / max(1, n_features))
     weight = min(1.0, (squares + 1) / distance) if distance > 0 else 1.0
-    # Collinear columns of very many rows have an inverse too.
+    # Shrinkage above 0 keeps the matrix of collinear columns invertible.
     shrunk = (1 - max(weight, _LEAST_SHRINKAGE)) * covariance
     np.fill_diagonal(shrunk, variance)
     return shrunk
 
 
 def _deviations(variance: FloatArray, mean: FloatArray) -> FloatArray:
-    """Standard deviations (d,); infinity, which takes a column out, for a constant.
+    """Return standard deviations (d,), infinite for a constant column.
 
-    What is less than rounding leaves of a constant as large as `mean` (d,) is one.
+    Division by infinity removes the column. A column counts as constant if its variance
+    may be the rounding error of a constant of the size of `mean` (d,).
     """
     rounding = (_ROUNDING * mean) ** 2
     varies = variance > np.maximum(rounding, np.finfo(np.float64).tiny)
@@ -265,15 +257,15 @@ def _is_linear(layer: Any, coef: NDArray[Any], intercept: Any) -> bool:
     weight = layer.weight
     try:
         with torch.no_grad():
-            given = torch.from_numpy(rows).to(weight.dtype).to(weight.device)
-            returned = torch_backend.to_array(layer(given))
-    # A layer may be any, such as one that takes labels beside the rows.
+            inputs = torch.from_numpy(rows).to(weight.dtype).to(weight.device)
+            returned = torch_backend.to_array(layer(inputs))
+    # A layer of the user's may do anything, such as ask for labels beside the rows.
     except Exception:
         return False
-    rows = torch_backend.to_array(given)
+    rows = torch_backend.to_array(inputs)
     products = rows @ coef.T + intercept
-    # Rounding errors of products add up like their squares; single precision may
-    # multiply with fewer digits than it has (TF32).
+    # Rounding errors add up like squares. Single precision may be multiplied with fewer
+    # digits (TF32).
     size = np.sqrt(rows**2 @ coef.T**2 + intercept**2)
     slack = 8 * max(torch.finfo(weight.dtype).eps, 2.0**-11) * size
     same_shape = np.shape(returned) == products.shape

@@ -1,4 +1,4 @@
-"""From what a user passes to rows that are checked, each with its class and weight."""
+"""Check the arguments of a fit, and give each row its class and weight."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +13,6 @@ from lelp_sklearn._callbacks import FitTask
 from lelp_sklearn._subclasses import torch_backend
 from lelp_sklearn._subclasses.head import (
     Head,
-    check_head_rows,
     discriminant_head,
     fit_head,
     least_squares_head,
@@ -23,12 +22,12 @@ from lelp_sklearn._subclasses.moments import (
     ClassMoments,
     Covariance,
     ExplicitCovariance,
-    StreamedCovariance,
-    class_moments,
+    MultipassCovariance,
     class_weights,
+    exact_moments,
     moments_of_unlabelled,
-    scatter_moments,
-    weight_ranges,
+    quick_moments,
+    weight_range,
 )
 from lelp_sklearn._subclasses.rows import (
     Data,
@@ -52,18 +51,18 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class ProjectorInputs:
-    """Labelled rows, and what is known of them and of the teacher.
+    """Labelled rows, their classes, and the head of the teacher.
 
     Parameters
     ----------
     data : Data
     classes : ndarray of shape (C,)
     head : Head or None
-        None where it is to be estimated.
+        None if it is to be estimated.
     has_logits : bool
         Whether the teacher's logits are among the data.
     any_unlabelled : bool
-        Whether a row that has weight has no class yet.
+        Whether a row of positive weight has no class yet.
     """
 
     data: Data
@@ -85,11 +84,11 @@ class ProjectorInputs:
         classes: NDArray[Any] | None,
         is_stream: bool,
     ) -> "ProjectorInputs":
-        """Check everything, and give each row its class.
+        """Check the arguments, fit a classifier given as head, label each row.
 
-        `head` and `unlabeled` are the projector's; `classes` are those of a stream.
+        `head` and `unlabeled` are the projector's; `classes` come from a stream.
         """
-        # Imported here, since it is made of what this module has.
+        # Imported here: `dask_backend` imports this module.
         from lelp_sklearn._subclasses.dask_backend import DaskRows, is_dask_array
 
         is_dask = is_dask_array(rows)
@@ -101,7 +100,7 @@ class ProjectorInputs:
                 "intercept) or None."
             )
         if known_head is None and teacher_logits is None and y is None:
-            raise _validation.head_is_missing()
+            raise _validation.missing_head_error()
         checked_type: Any = DaskRows if is_dask else CheckedRows
         checked = checked_type.check(rows, y, sample_weight, teacher_logits, unlabeled)
         findings = checked.findings()
@@ -118,11 +117,15 @@ class ProjectorInputs:
                 checked.X,
                 checked.labels,
                 checked.weight,
-                checked.labelled,
+                checked.is_labelled,
                 classes,
             )
-        if known_head is not None:
-            check_head_rows(known_head, classes)
+        if known_head is not None and len(known_head.coef) != len(classes):
+            raise ValueError(
+                f"head has {len(known_head.coef)} rows and there are {len(classes)} "
+                f"classes, {classes.tolist()}: pass one row per class, in the order of "
+                "classes_ (or one row of a sigmoid head)."
+            )
         has_logits = findings.n_logits is not None
         if findings.n_logits is not None:
             _validation.check_logit_columns(findings.n_logits, len(classes))
@@ -134,7 +137,7 @@ class ProjectorInputs:
 
     @property
     def n_columns(self) -> int:
-        """Columns whose moments are wanted: the logits too where they give the head."""
+        """Columns that moments need: the logits too if the head is fitted to them."""
         fits_logits = self.head is None and self.has_logits
         return self.data.shape[1] + len(self.classes) * fits_logits
 
@@ -143,7 +146,7 @@ class ProjectorInputs:
         return replace(self, data=_ReportedData(self.data, task))
 
     def completed(self) -> "ProjectorInputs":
-        """Give unlabelled rows the teacher's class, where there is a teacher."""
+        """Give unlabelled rows the teacher's class, if a head or logits give one."""
         if not self.any_unlabelled or (self.head is None and not self.has_logits):
             return self
         data = self.data.map(LabelledRows.completed, self.head)
@@ -154,69 +157,71 @@ class ProjectorInputs:
         with_logits = self.n_columns > self.data.shape[1]
         with np.errstate(over="ignore", invalid="ignore"):
             moments = self.data.map_reduce(
-                class_moments, ClassMoments.merge, len(self.classes), with_logits
+                exact_moments, ClassMoments.merge, len(self.classes), with_logits
             )
         _validation.check_no_overflow(moments.scatter, moments.scatter.dtype)
         return moments
 
-    def with_head(self, moments: ClassMoments) -> "ProjectorInputs":
-        """Estimate the head from moments, where none is given.
+    def with_head(
+        self, moments: ClassMoments
+    ) -> tuple["ProjectorInputs", ClassMoments]:
+        """Estimate the head from moments, if none is given.
 
-        `moments` gain the rows that it gives a class.
+        Return the inputs with it, and the moments with the rows that it labels.
         """
         _validation.check_every_class(moments.weight, self.classes)
         if self.head is not None:
-            return self
+            return self, moments
         n_samples, (mean, within, total) = moments.weight.sum(), moments.pooled()
         n_features = self.data.shape[1]
         variance = np.diag(within)[:n_features] / n_samples
         _validation.check_no_underflow(mean[:n_features], variance, within.dtype)
         if self.has_logits:
             head = least_squares_head(n_samples, mean, total, n_features)
-            return replace(self, head=head)
+            return replace(self, head=head), moments
         head = discriminant_head(moments.weight, moments.mean, moments.scatter)
         if self.any_unlabelled:
-            further = self.data.map_reduce(
+            unlabelled = self.data.map_reduce(
                 moments_of_unlabelled, ClassMoments.merge, len(self.classes), head
             )
-            moments.merge(further)
-        return replace(self, head=head).completed()
+            moments = unlabelled.merge(moments)
+        return replace(self, head=head).completed(), moments
 
     def quick_covariance(self, row_space: FloatArray) -> Covariance:
-        """Return class covariances that are summed quickly where weights are alike."""
+        """Return class covariances, summed quickly unless weights are very unequal."""
         n_classes = len(self.classes)
-        if are_unequal(*weight_ranges(self.data, n_classes)):
-            # Sums about a centre that is far from a heavy row lose what light ones add.
+        if are_unequal(*weight_range(self.data, n_classes)):
+            # Sums about a centre far from a heavy row lose what light rows add.
             moments, dtype = self.moments(), np.dtype(np.float64)
         else:
             dtype = np.result_type(self.data.dtype, np.float32)
             moments = self.data.map_reduce(
-                scatter_moments, ClassMoments.merge, n_classes, dtype
+                quick_moments, ClassMoments.merge, n_classes, dtype
             )
         _validation.check_every_class(moments.weight, self.classes)
         return ExplicitCovariance.from_moments(moments, row_space, dtype)
 
-    def streamed_covariance(
+    def multipass_covariance(
         self,
         row_space: FloatArray,
         n_vectors: int,
         random_state: np.random.RandomState,
     ) -> Covariance:
-        """Return class covariances known by passes over the rows.
+        """Return class covariances that are never formed.
 
-        The first pass multiplies `n_vectors` of each class, found in a sample.
+        The first pass over the rows multiplies `n_vectors` a class, found in a sample.
         """
         data, n_classes = self.data, len(self.classes)
         weight = class_weights(data, n_classes)
         _validation.check_every_class(weight, self.classes)
-        dtype = sum_dtype(data.dtype, *weight_ranges(data, n_classes))
+        dtype = sum_dtype(data.dtype, *weight_range(data, n_classes))
         centres, starts = [], []
         for sample in class_samples(data, n_classes, random_state):
             centres.append(sample.mean)
             starts.append(
                 initial_subspace_from_sample(sample, row_space, n_vectors, random_state)
             )
-        return StreamedCovariance.measure(
+        return MultipassCovariance.measure(
             data,
             weight,
             centres=np.stack(centres).astype(dtype),
@@ -227,7 +232,7 @@ class ProjectorInputs:
 
 @dataclass(frozen=True)
 class Findings:
-    """What has to be known of all rows before each gets a class.
+    """Summary of all rows, needed before each gets a class.
 
     Parameters
     ----------
@@ -250,8 +255,8 @@ class Findings:
     refusal: tuple[int, Exception] | None = None
 
     def merge(self, other: "Findings") -> "Findings":
-        """Findings of these rows and of others."""
-        # What has no labels says nothing of their dtype.
+        """Return the findings of both."""
+        # An empty array of labels may have another dtype.
         labels = [each.labels for each in (self, other) if len(each.labels)]
         refusals = filter(None, (self.refusal, other.refusal))
         return Findings(
@@ -264,7 +269,7 @@ class Findings:
         )
 
     def check(self) -> None:
-        """Raise where a row was refused or none has weight; warn of probabilities."""
+        """Raise if a row was refused or none has weight; warn of probabilities."""
         if self.refusal is not None:
             raise self.refusal[1]
         _validation.check_some_weight(self.any_weight)
@@ -274,23 +279,23 @@ class Findings:
 
 @dataclass(frozen=True)
 class CheckedRows(InMemory):
-    """Rows of finite embeddings with their labels; which of these are classes is open.
+    """Rows of finite embeddings with their labels, before classes have an index.
 
     Parameters
     ----------
     X : (n, d)
     labels : (n,)
-    labelled : (n,) whether a row carries a label
+    is_labelled : (n,)
     weight : (n,)
     digests : (n,) uint64
     logits : (n, C or 1) or None
     first_row : int
-        The place of the first row where these are a chunk of more rows.
+        The index of the first row in the array that these are a chunk of.
     """
 
     X: Rows
     labels: NDArray[Any]
-    labelled: BoolArray
+    is_labelled: BoolArray
     weight: FloatArray
     digests: Digests
     logits: FloatArray | None
@@ -306,30 +311,31 @@ class CheckedRows(InMemory):
         unlabeled: object,
         first_row: int = 0,
     ) -> "CheckedRows":
-        """Check rows and what comes with them; the messages count from `first_row`."""
+        """Check rows, labels, weights and logits; messages count from `first_row`."""
         n_rows = X.shape[0]
+        # Raises if X holds NaN or infinity.
         digests = hash_rows(X, first_row)
         weight = _validation.check_sample_weight(sample_weight, n_rows, first_row)
         check_dense(teacher_logits, "teacher_logits")
         logits = torch_backend.to_array(teacher_logits)
         if logits is not None:
             logits = _validation.check_logits(logits, n_rows, first_row)
-        labels, labelled = _validation.check_labels(y, n_rows, unlabeled, first_row)
-        return cls(X, labels, labelled, weight, digests, logits, first_row)
+        labels, is_labelled = _validation.check_labels(y, n_rows, unlabeled, first_row)
+        return cls(X, labels, is_labelled, weight, digests, logits, first_row)
 
     def findings(self) -> Findings:
-        """What has to be known of all rows before each gets a class."""
+        """Return the findings of these rows."""
         return Findings(
-            np.unique(self.labels[self.labelled]),
+            np.unique(self.labels[self.is_labelled]),
             None if self.logits is None else self.logits.shape[1],
             bool(np.any(self.weight > 0)),
-            bool(np.any(~self.labelled & (self.weight > 0))),
+            bool(np.any(~self.is_labelled & (self.weight > 0))),
             self.logits is not None and _validation.are_probabilities(self.logits),
         )
 
     def encode(self, classes: NDArray[Any]) -> LabelledRows:
-        """Give each row its class, and the logits a column for each class."""
-        class_index = _validation.encode(self.labels, self.labelled, classes)
+        """Return the rows with class indices, and logits with a column a class."""
+        class_index = _validation.encode(self.labels, self.is_labelled, classes)
         logits = self.logits
         if logits is not None:
             logits = _validation.logits_of_classes(logits)
@@ -346,10 +352,7 @@ class CheckedRows(InMemory):
 
 @dataclass(frozen=True)
 class _ReportedData:
-    """Labelled rows of which each pass is a step of `task`.
-
-    How many passes there will be is not known beforehand.
-    """
+    """Labelled rows; each pass over them is reported as a step of `task`."""
 
     data: Data
     task: FitTask
@@ -372,31 +375,28 @@ class _ReportedData:
         merge: Callable[[Result, Result], Result],
         *arguments: Any,
     ) -> Result:
-        """Fold the rows as one step."""
+        """Reduce the rows as one step."""
         step = self.task.begin("pass over the rows")
         result = self.data.map_reduce(function, merge, *arguments)
         step.end()
         return result
 
     def map(self, function: Callable[..., Any], *arguments: Any) -> "_ReportedData":
-        """Label the rows anew as one step."""
+        """Relabel the rows as one step."""
         step = self.task.begin("pass over the rows")
         data = self.data.map(function, *arguments)
         step.end()
         return replace(self, data=data)
 
     def take(self, places: Sequence[IntArray]) -> Iterator[NDArray[Any]]:
-        """Give copies of rows."""
+        """Yield copies of rows."""
         return self.data.take(places)
 
 
 def _compare_with_labels(
     rows: LabelledRows, head: Head | None, classes: NDArray[Any]
 ) -> None:
-    """Warn where the teacher seems to have the classes in another order.
-
-    Looks at a few of the labelled rows.
-    """
+    """Warn if a few labelled rows show the teacher's classes in another order."""
     labelled = np.flatnonzero(rows.class_index >= 0)
     step = max(1, -(-labelled.size // _validation.CLASS_ORDER_ROWS))
     index = labelled[::step]

@@ -1,14 +1,15 @@
 """Split by k-means of each class in the head's null space.
 
-Clusters are found among a coreset of each class, in memory, and then move among all
-rows, a pass over the rows at a time. The search in memory draws nothing: points are
-divided along principal directions, so that row order and the splitting of a row's
-weight over copies change nothing but rounding.
+Clusters are found in a coreset of each class, in memory, and then move among all rows,
+one pass at a time. The search in memory draws no random numbers: points are divided
+along principal directions, so that the order of rows, and copies of a row in place of a
+weight, change nothing but rounding.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ from lelp_sklearn._subclasses.moments import Covariance, class_weights
 from lelp_sklearn._subclasses.rows import (
     Data,
     LabelledRows,
-    added,
+    add_sums,
     class_blocks,
     row_slices,
 )
@@ -43,7 +44,7 @@ from lelp_sklearn._validation import (
 # An improvement of the inertia below this share ends the search for a better one.
 _TOLERANCE = 1e-4
 _MAX_ITERATIONS = 100
-# Of all ways to dissolve one cluster and divide another, so many are tried in a round.
+# Number of ways to dissolve one cluster and divide another that are tried in a round.
 _MAX_EXCHANGES = 10
 
 
@@ -54,7 +55,7 @@ def centroid_split(problem: SplitProblem) -> Split:
               = m \cdot (h - \mu) - \tfrac12 \|m\|^2 + \mathrm{const}
     """
     centroids = _find_centroids(problem)
-    n_subclasses = problem.count_subclasses(
+    n_subclasses = problem.resolve_n_subclasses(
         [len(each) for each in centroids], "distinct rows"
     )
     if n_subclasses == 1:
@@ -68,21 +69,22 @@ KMEANS = Splitter(centroid_split, auto_temperature=0.1)
 
 
 def _find_centroids(problem: SplitProblem) -> list[FloatArray]:
-    """Return the centroids (S, d) of each class; a stream goes on from its own."""
+    """Return the centroids (S, d) of each class; a stream continues from its own."""
     data, covariance, stream = problem.data, problem.covariance, problem.stream
     if stream is not None and stream.centroids is not None:
         stream.centroids.add(data, covariance)
         return list(stream.centroids.relative(covariance))
     if stream is not None:
-        # The first block with which clusters can start; elsewhere this is known.
+        # Clusters start at the first block that by itself has all classes.
         weight = class_weights(data, len(problem.classes))
         check_every_class(weight, problem.classes)
     n_clusters = problem.n_subclasses or AUTO_N_SUBCLASSES
-    centroids = class_centroids(data, covariance, n_clusters, problem.sample_draws)
+    random_state = problem.random_states.samples
+    centroids = class_centroids(data, covariance, n_clusters, random_state)
     fewest = min(len(each) for each in centroids)
     if problem.n_subclasses is None and fewest < n_clusters:
-        # As many as every class allows.
-        centroids = class_centroids(data, covariance, fewest, problem.sample_draws)
+        # The same number for every class.
+        centroids = class_centroids(data, covariance, fewest, random_state)
     if stream is not None and fewest >= (problem.n_subclasses or 1):
         stream.centroids = RunningCentroids.start(centroids, covariance)
         stream.centroids.add(data, covariance)
@@ -98,7 +100,7 @@ def class_centroids(
 ) -> list[FloatArray]:
     """Return centroids (k_c, d) of each class, about its mean and in the null space.
 
-    k_c is less than `n_clusters` where the class has fewer distinct rows.
+    k_c is less than `n_clusters` if the class has fewer distinct rows.
     """
     centroids = []
     with one_blas_thread:
@@ -115,8 +117,8 @@ def class_centroids(
 class RunningCentroids:
     """Centroids of a stream: the running mean of all rows assigned so far.
 
-    Kept in the coordinates of the embeddings, since the class means and an estimated
-    head, and with it the null space, move from block to block.
+    In the coordinates of the embeddings, because the class means and the null space of
+    an estimated head change with each block.
     """
 
     points: list[FloatArray]
@@ -126,7 +128,7 @@ class RunningCentroids:
     def start(
         cls, centroids: list[FloatArray], covariance: Covariance
     ) -> "RunningCentroids":
-        """Begin at centroids (S, d) relative to the class means, without weight."""
+        """Start at centroids (S, d) relative to the class means, with weight 0."""
         pairs = zip(centroids, covariance.mean, strict=True)
         points = [each + mean for each, mean in pairs]
         return cls(points, [np.zeros(len(each)) for each in centroids])
@@ -139,10 +141,9 @@ class RunningCentroids:
         ]
 
     def add(self, data: Data, covariance: Covariance) -> None:
-        """Assign a block of the stream to the centroids as they are, and move them."""
+        """Assign a block of the stream to the centroids, then move them."""
         centroids, mean = self.relative(covariance), covariance.mean
-        moved = data.map_reduce(_assigned_sums, added, mean, centroids)
-        sums, weights = moved[: len(centroids)], moved[len(centroids) :]
+        sums, weights = data.map_reduce(_exact_cluster_sums, add_sums, mean, centroids)
         for points, total, own_mean, own, gained in zip(
             self.points, self.weights, mean, sums, weights, strict=True
         ):
@@ -151,20 +152,36 @@ class RunningCentroids:
             points += (own + gained[:, None] * (own_mean - points)) / divisor
 
 
-@dispatch_to_device(torch_backend.nearest_sums)
-def _assigned_sums(
+class ClusterSums(NamedTuple):
+    """For each class the sums (k_c, d) and weights (k_c,) of the rows of its clusters.
+
+    Rows are relative to the class mean.
+    """
+
+    sums: list[FloatArray]
+    weights: list[FloatArray]
+
+
+def _cluster_sums_of_tensors(
     data: LabelledRows, mean: FloatArray, centroids: list[FloatArray]
-) -> list[FloatArray]:
-    """As `_nearest_sums`, in double precision."""
+) -> ClusterSums:
+    return ClusterSums(*torch_backend.cluster_sums(data, mean, centroids))
+
+
+@dispatch_to_device(_cluster_sums_of_tensors)
+def _exact_cluster_sums(
+    data: LabelledRows, mean: FloatArray, centroids: list[FloatArray]
+) -> ClusterSums:
+    """Return the sums of `_cluster_sums` in double precision."""
     sums = [np.zeros_like(each) for each in centroids]
-    weights = [np.zeros(len(each)) for each in centroids]
+    weights: list[FloatArray] = [np.zeros(len(each)) for each in centroids]
     for c, block, weight, _ in class_blocks(data, len(centroids)):
         centred = block - mean[c]
         labels = assign(centred, centroids[c])
         members = _membership(labels, weight, len(centroids[c]))
         sums[c] += members @ centred
         weights[c] += members.sum(axis=1)
-    return [*sums, *weights]
+    return ClusterSums(sums, weights)
 
 
 def _cluster(coreset: Coreset, n_clusters: int) -> FloatArray:
@@ -174,8 +191,8 @@ def _cluster(coreset: Coreset, n_clusters: int) -> FloatArray:
     means = cluster(points[chosen], coreset.sample_weight, n_clusters, rounding)
     if len(chosen) < len(points):
         means = cluster(points, weight, n_clusters, rounding, means)
-    # In the order of the first principal direction: the order in which clusters came
-    # about depends on rounding.
+    # Sorted along the first principal direction: the order in which clusters were found
+    # depends on rounding.
     if means.size:
         means = means[means[:, 0].argsort()]
     centroids: FloatArray = means @ coreset.axes.T
@@ -185,11 +202,13 @@ def _cluster(coreset: Coreset, n_clusters: int) -> FloatArray:
 def _add_rare(
     data: Data, c: int, covariance: Covariance, centroids: FloatArray, n_clusters: int
 ) -> FloatArray:
-    """Make rows of class `c` centroids that are far from all, the farthest first."""
-    given = c, covariance.mean, covariance.row_space
+    """Add rows of class `c` as centroids, each the farthest from the previous ones."""
+    mean, row_space = covariance.mean, covariance.row_space
     while len(centroids) < n_clusters:
-        apart, farthest = data.map_reduce(_farthest, _farther, *given, centroids)
-        if not apart:
+        square, farthest = data.map_reduce(
+            _farthest, _farther, c, mean, row_space, centroids
+        )
+        if not square:
             break
         centroids = np.vstack([centroids, farthest])
     return centroids
@@ -203,11 +222,11 @@ def _farthest(
     row_space: FloatArray,
     centroids: FloatArray,
 ) -> tuple[float, FloatArray]:
-    """Return the row (d,) farthest from its centroid, and its squared distance first.
+    """Return the largest squared distance of a row to its centroid, and the row (d,).
 
-    0 where no distance is more than rounding.
+    The distance is 0 if it may be rounding.
     """
-    # A direction along which a class hardly varies is exact to this only.
+    # Relative error of distances along which a class hardly varies.
     share = 10 * np.finfo(np.result_type(data.dtype, np.float32)).eps
     farthest = 0.0, centroids[0]
     for own_c, block, _, _ in class_blocks(data, len(mean)):
@@ -217,7 +236,7 @@ def _farthest(
         offsets = to_null_space(centred.T, row_space).T
         apart = offsets - centroids[assign(offsets, centroids)]
         squares = np.einsum("nd,nd->n", apart, apart)
-        # Centroids may come from far rows too.
+        # Not by the centroids: these may be far rows themselves.
         lengths = np.einsum("nd,nd->n", centred, centred)
         squares[squares <= share * lengths.max()] = 0
         place = squares.argmax()
@@ -235,7 +254,7 @@ def _settle_among_rows(
     data: Data, covariance: Covariance, centroids: list[FloatArray]
 ) -> list[FloatArray]:
     """Run Lloyd's iterations over all rows, all classes in one pass."""
-    # Not by the centroids, which are as small where nothing varies in the null space.
+    # By the means: centroids are small also if nothing varies in the null space.
     dtype = np.result_type(data.dtype, np.float32)
     check_no_underflow(covariance.mean, covariance.variance, dtype)
     variation = float(covariance.weight @ covariance.null_variance)
@@ -243,8 +262,8 @@ def _settle_among_rows(
     for _ in range(_MAX_ITERATIONS):
         before = explained
         centroids, explained = _lloyd_pass(data, covariance, centroids)
-        # A pass that lowers the inertia by little is the last; less than this part of
-        # what is explained may be rounding.
+        # Stop when a pass lowers the inertia by little. An inertia below this share of
+        # the explained variation may be rounding.
         inertia = max(variation - explained, _TOLERANCE * explained)
         if explained - before <= _TOLERANCE * inertia:
             break
@@ -254,15 +273,14 @@ def _settle_among_rows(
 def _lloyd_pass(
     data: Data, covariance: Covariance, centroids: list[FloatArray]
 ) -> tuple[list[FloatArray], float]:
-    """Move each centroid to the mean of its rows; the variation that these explain."""
+    """Return the means of the rows of each centroid, and the variation explained."""
     dtype = np.result_type(data.dtype, np.float32)
     with np.errstate(over="ignore"):
         check_no_overflow(
             [np.vdot(each, each).astype(dtype) for each in centroids], dtype
         )
     mean = covariance.mean.astype(dtype)
-    totals = data.map_reduce(_nearest_sums, added, mean, centroids)
-    sums, weights = totals[: len(centroids)], totals[len(centroids) :]
+    sums, weights = data.map_reduce(_cluster_sums, add_sums, mean, centroids)
     moved = []
     explained = 0.0
     for total, weight, old in zip(sums, weights, centroids, strict=True):
@@ -275,14 +293,14 @@ def _lloyd_pass(
     return moved, explained
 
 
-@dispatch_to_device(torch_backend.nearest_sums)
-def _nearest_sums(
+@dispatch_to_device(_cluster_sums_of_tensors)
+def _cluster_sums(
     data: LabelledRows, mean: FloatArray, centroids: list[FloatArray]
-) -> list[FloatArray]:
-    """Sums (k_c, d) and then weights (k_c,) of the rows nearest to each centroid.
+) -> ClusterSums:
+    """Return the sums and weights of the rows nearest to each centroid.
 
-    Of centroids that are as near but for rounding the first: the order of rows, on
-    which rounding depends, must not decide.
+    If several centroids are equally near up to rounding, the first takes the row, so
+    that the order of rows does not decide.
     """
     # Imported at the first call: numba would slow the import of the package.
     from lelp_sklearn._subclasses.kernels import class_sums, tiles
@@ -306,9 +324,10 @@ def _nearest_sums(
     for block_sums, block_weights in map_parts(work, row_slices(data.X)):
         sums += block_sums
         weights += block_weights
-    return [
-        own[:k] for each in (sums, weights) for own, k in zip(each, sizes, strict=True)
-    ]
+    return ClusterSums(
+        [own[:k] for own, k in zip(sums, sizes, strict=True)],
+        [own[:k] for own, k in zip(weights, sizes, strict=True)],
+    )
 
 
 def cluster(
@@ -318,17 +337,17 @@ def cluster(
     rounding: float,
     start: FloatArray | None = None,
 ) -> FloatArray:
-    """At most `n_clusters` centroids (k, m) of points (n, m), not far from the origin.
+    """Return at most `n_clusters` centroids (k, m) of points (n, m) near the origin.
 
-    Points whose squared distance is at most `rounding` are one. `start` are centroids
-    of a sample of the points: few changes are worth a trial then.
+    Points whose squared distance is at most `rounding` count as one. `start` are
+    centroids of a sample of the points, after which fewer changes are tried.
 
-    Lloyd's iterations find the nearest local optimum; from there the most promising
-    changes (one cluster is dissolved and another becomes two, or two are divided anew)
-    are tried, and the first that lowers the inertia is the start of a further round.
-    Fewer clusters than asked for mean that there are no more distinct points.
+    Lloyd's iterations find the nearest local optimum. From there the most promising
+    changes are tried: dissolve one cluster and divide another, or divide two anew. The
+    first that lowers the inertia starts the next round. Fewer clusters than asked for
+    mean that there are no more distinct points.
     """
-    # A power of two: nothing is rounded, and squares are neither too large nor small.
+    # Division by a power of two rounds nothing, and keeps squares from overflow.
     unit = 2.0 ** np.frexp(np.abs(points).max(initial=0))[1]
     cloud = _Cloud.of(points / unit, weight / weight.sum(), rounding / unit**2)
     clusters = _start(cloud, None if start is None else start / unit, n_clusters)
@@ -350,21 +369,21 @@ def cluster(
 
 
 def assign(points: FloatArray, centroids: FloatArray) -> IntArray:
-    """Nearest centroid (k, m) of each point (n, m)."""
+    """Return the nearest centroid (k, m) of each point (n, m)."""
     half_squares = np.einsum("km,km->k", centroids, centroids) / 2
     labels: IntArray = np.argmax(points @ centroids.T - half_squares, axis=1)
     return labels
 
 
 def _membership(labels: IntArray, weight: FloatArray, n: int) -> FloatArray:
-    """Weights as a matrix (n clusters, rows): times the rows, their sums."""
+    """Return the matrix (n, m) that times rows (m, d) gives the sums of n clusters."""
     # Dense: sparse matrices take longer to build than these to multiply.
     return np.where(labels == np.arange(n)[:, None], weight, 0.0)
 
 
 @dataclass(frozen=True)
 class _Cloud:
-    """Points (n, m), as they are and in the tiles that kernels read; weights (n,)."""
+    """Points (n, m), also in the tiles that kernels read, and weights (n,)."""
 
     points: FloatArray
     tiles: FloatArray
@@ -386,11 +405,10 @@ class _Cloud:
 
 @dataclass(frozen=True)
 class _Clusters:
-    """Centroids (k, m), labels (n,) of the points of which these are the means.
+    """Centroids (k, m), and the labels (n,) of the points.
 
-    `inertias` and `sizes` (k,) are sums over the points of a cluster, of weights and of
-    weights times squared distances; `farthest` (k,) is its point farthest from the
-    centroid.
+    `sizes` (k,) are sums of the weights of a cluster, `inertias` (k,) of its weights
+    times squared distances; `farthest` (k,) is its point farthest from the centroid.
     """
 
     centroids: FloatArray
@@ -417,7 +435,7 @@ class _Clusters:
 
 
 def _settle(cloud: _Cloud, centroids: FloatArray, goal: float = np.inf) -> _Clusters:
-    """Lloyd's iterations; centroids that no point is nearest to vanish."""
+    """Run Lloyd's iterations; drop centroids that are nearest to no point."""
     from lelp_sklearn._subclasses.kernels import class_sums
 
     centroids = centroids.copy()
@@ -435,9 +453,9 @@ def _settle(cloud: _Cloud, centroids: FloatArray, goal: float = np.inf) -> _Clus
 
 
 def _start(cloud: _Cloud, centroids: FloatArray | None, n_clusters: int) -> _Clusters:
-    """Divide the cluster of largest inertia, again and again; then settle."""
+    """Divide the cluster of largest inertia until there are enough; then settle."""
     clusters = _settle(cloud, cloud.mean()[None] if centroids is None else centroids)
-    # Again where clusters have lost all their points.
+    # Repeated, because clusters may lose all their points.
     for _ in range(n_clusters):
         while len(clusters.sizes) < n_clusters and clusters.inertias.any():
             widest = int(clusters.inertias.argmax())
@@ -453,10 +471,10 @@ def _start(cloud: _Cloud, centroids: FloatArray | None, n_clusters: int) -> _Clu
 
 
 def _halves(cloud: _Cloud, index: IntArray) -> _Clusters:
-    """Divide some of the points in two.
+    """Divide the points `index` in two, and settle.
 
-    Either across their first principal direction or into the farthest point and the
-    rest, and settled: the better of both. With heavy tails it is often the second.
+    Return the better of two starts: across their first principal direction, or the
+    farthest point and the rest, which is often better for heavy tails.
     """
     part = _Cloud.of(cloud.points[index], cloud.weight[index], cloud.rounding)
     mean = part.mean()
@@ -475,9 +493,9 @@ def _halves(cloud: _Cloud, index: IntArray) -> _Clusters:
 
 
 def _exchanges(cloud: _Cloud, clusters: _Clusters, most: float) -> Iterator[FloatArray]:
-    """Give centroids where one cluster is dissolved and another divided, best first.
+    """Yield centroids with one cluster dissolved and another divided, best first.
 
-    Only where the inertia before anything is settled grows by less than `most`.
+    Only those whose inertia, before they settle, grows by less than `most`.
     """
     n_clusters = len(clusters.sizes)
     if n_clusters < 3:
@@ -498,7 +516,7 @@ def _exchanges(cloud: _Cloud, clusters: _Clusters, most: float) -> Iterator[Floa
 
 
 def _dissolutions(cloud: _Cloud, clusters: _Clusters) -> tuple[FloatArray, FloatArray]:
-    """What it costs to hand the points of a cluster to the next nearest ones.
+    """Return the cost of moving the points of a cluster to the next nearest ones.
 
     Returns
     -------
@@ -524,7 +542,7 @@ def _dissolutions(cloud: _Cloud, clusters: _Clusters) -> tuple[FloatArray, Float
 
 
 def _divisions_anew(cloud: _Cloud, clusters: _Clusters) -> Iterator[FloatArray]:
-    """Give centroids where two clusters, made one, are divided better than before."""
+    """Yield centroids with two clusters merged and divided again, if that is better."""
     costs = _merger_costs(clusters)
     pairs = np.column_stack(np.triu_indices(len(costs), 1))
     nearest = np.argsort(costs[tuple(pairs.T)], kind="stable")[: len(costs)]
@@ -540,7 +558,7 @@ def _divisions_anew(cloud: _Cloud, clusters: _Clusters) -> Iterator[FloatArray]:
 
 
 def _merger_costs(clusters: _Clusters) -> FloatArray:
-    """Inertia (k, k) that it would cost to make one cluster of two (Ward)."""
+    """Return the inertia (k, k) that merging two clusters would add (Ward)."""
     means, sizes = clusters.centroids, clusters.sizes
     apart = np.sum((means[:, None] - means) ** 2, axis=2)
     costs: FloatArray = apart * sizes[:, None] * sizes / (sizes[:, None] + sizes)

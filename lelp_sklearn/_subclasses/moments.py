@@ -1,9 +1,9 @@
-"""Moments of each class, mergeable, and the class covariances that they give."""
+"""Moments and covariances of each class."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,7 +12,8 @@ from lelp_sklearn._subclasses.directions import InitialSubspace
 from lelp_sklearn._subclasses.rows import (
     Data,
     LabelledRows,
-    added,
+    WeightRange,
+    add_sums,
     class_blocks,
     row_slices,
 )
@@ -26,9 +27,9 @@ from lelp_sklearn._validation import check_no_overflow, check_no_underflow
 class ClassMoments:
     """Weight, mean and scatter of the rows of each class, in double precision.
 
-    Blocks are added one at a time and two objects merge into one, so a stream, a memory
-    map and an array are one code; the order of rows does not matter. A block is centred
-    on its own mean before it is squared: a mean far from zero loses nothing.
+    Blocks are added one at a time and two objects merge into one; the order of rows
+    does not matter. A block is centred on its own mean before it is squared, so that a
+    mean far from zero loses no precision.
 
     Parameters
     ----------
@@ -61,14 +62,14 @@ class ClassMoments:
         self._shift(c, weight, mean)
 
     def merge(self, other: "ClassMoments") -> "ClassMoments":
-        """Add the moments of further rows."""
+        """Add the moments of other rows to these, and return them."""
         for c in np.flatnonzero(other.weight).tolist():
             self.scatter[c] += other.scatter[c]
             self._shift(c, other.weight[c], other.mean[c])
         return self
 
     def _shift(self, c: int, weight: float, mean: FloatArray) -> None:
-        """Join a group whose own scatter is already in: move the mean, add its part."""
+        """Merge a group whose scatter about its own mean is already added."""
         total = self.weight[c] + weight
         step = mean - self.mean[c]
         between = self.weight[c] * weight / total
@@ -77,7 +78,7 @@ class ClassMoments:
         self.weight[c] = total
 
     def pooled(self) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Return the mean of all rows, scatter within classes, scatter about that mean.
+        """Return the mean of all rows, and scatters within classes and about it.
 
         Returns
         -------
@@ -106,10 +107,10 @@ def _quick_moments_of_tensors(
 
 
 @dispatch_to_device(_exact_moments_of_tensors)
-def class_moments(
+def exact_moments(
     rows: LabelledRows, n_classes: int, with_logits: bool = False
 ) -> ClassMoments:
-    """Return moments of the rows that have a class, and of their logits if wanted."""
+    """Return the moments of rows and, `with_logits`, of their logits beside them."""
     extra = rows.logits if with_logits else None
     width = rows.shape[1] + (0 if extra is None else extra.shape[1])
     moments = ClassMoments.zeros(n_classes, width)
@@ -120,12 +121,12 @@ def class_moments(
 
 
 @dispatch_to_device(_quick_moments_of_tensors)
-def scatter_moments(
+def quick_moments(
     rows: LabelledRows, n_classes: int, dtype: np.dtype[Any]
 ) -> ClassMoments:
-    """Return the moments of `class_moments` from one quick pass.
+    """Return moments whose blocks are summed in `dtype`, faster than `exact_moments`.
 
-    A block is summed in `dtype`, about the mean of the first rows of each class.
+    The centre of a class is the mean of its first rows.
     """
     # Imported at the first call: numba would slow the import of the package.
     from lelp_sklearn._subclasses.kernels import class_sums
@@ -148,14 +149,13 @@ def scatter_moments(
 def moments_of_unlabelled(
     rows: LabelledRows, n_classes: int, head: Callable[[FloatArray], FloatArray]
 ) -> ClassMoments:
-    """Return moments of the rows without a class, each in that which the head gives."""
-    return class_moments(rows.only_unlabelled(head), n_classes)
+    """Return the moments of the rows without a class, by the class the head gives."""
+    return exact_moments(rows.only_unlabelled(head), n_classes)
 
 
-def weight_ranges(data: Data, n_classes: int) -> tuple[FloatArray, FloatArray]:
+def weight_range(data: Data, n_classes: int) -> WeightRange:
     """Return the lightest and heaviest weight (C,) of each class."""
-    ranges = data.map_reduce(LabelledRows.weight_ranges, np.minimum, n_classes)
-    return ranges[0], -ranges[1]
+    return data.map_reduce(LabelledRows.weight_range, WeightRange.merge, n_classes)
 
 
 def class_weights(data: Data, n_classes: int) -> FloatArray:
@@ -165,19 +165,19 @@ def class_weights(data: Data, n_classes: int) -> FloatArray:
 
 @dataclass(frozen=True)
 class Covariance(ABC):
-    """The covariance S_c of each class, known by what it does to a few vectors.
+    """The covariance S_c of each class, as a linear operator.
 
     Parameters
     ----------
     row_space : (d, r)
-        Orthonormal basis of what is taken out of the embeddings; r is 0 for nothing.
+        Orthonormal basis of the directions that are projected out of the embeddings.
     weight, mean : (C,), (C, d)
     variance : (C,)
         The trace.
     null_variance : (C,)
         The trace without the part in the row space.
-    noise : (C,)
-        Variances below may be rounding error.
+    rounding : (C,)
+        A variance below it may be rounding error.
     """
 
     row_space: FloatArray
@@ -185,7 +185,7 @@ class Covariance(ABC):
     mean: FloatArray
     variance: FloatArray
     null_variance: FloatArray
-    noise: FloatArray
+    rounding: FloatArray
 
     @abstractmethod
     def apply(self, bases: list[FloatArray]) -> list[FloatArray]:
@@ -210,15 +210,15 @@ class ExplicitCovariance(Covariance):
         trace = np.trace(matrices, axis1=1, axis2=2)
         check_no_underflow(mean, trace, dtype)
         products = [S @ row_space for S in matrices]
-        noise = _noise(mean, trace, dtype)
-        null_variance = _null_variance(trace, row_space, products, noise)
+        rounding = _rounding_variance(mean, trace, dtype)
+        null_variance = _null_variance(trace, row_space, products, rounding)
         return cls(
             row_space=row_space,
             weight=moments.weight,
             mean=mean,
             variance=trace,
             null_variance=null_variance,
-            noise=noise,
+            rounding=rounding,
             matrices=matrices,
         )
 
@@ -227,11 +227,10 @@ class ExplicitCovariance(Covariance):
 
 
 @dataclass(frozen=True)
-class StreamedCovariance(Covariance):
+class MultipassCovariance(Covariance):
     """Class covariances that are never formed: each product is a pass over the rows.
 
-    Holds no centred copy and no copy of a class, only blocks. A block is summed in the
-    precision of `centres`; the blocks are summed in double precision.
+    A block is summed in the precision of `centres`, the blocks in double precision.
 
     Parameters
     ----------
@@ -240,14 +239,15 @@ class StreamedCovariance(Covariance):
         Near the class means.
     step : (C, d)
         From the centres to the means.
-    started : list of (InitialSubspace, (d, k))
-        Where the search for directions begins, and the covariance times its basis.
+    initial_products : list of (InitialSubspace, (d, k))
+        The subspace in which the search for the directions of each class begins, and
+        the covariance times its basis.
     """
 
     data: Data
     centres: FloatArray
     step: FloatArray
-    started: list[tuple[InitialSubspace, FloatArray]]
+    initial_products: list[tuple[InitialSubspace, FloatArray]]
 
     @classmethod
     def measure(
@@ -258,38 +258,40 @@ class StreamedCovariance(Covariance):
         centres: FloatArray,
         row_space: FloatArray,
         starts: list[InitialSubspace],
-    ) -> "StreamedCovariance":
-        """Return what one pass over the rows gives: means, traces, first products."""
+    ) -> "MultipassCovariance":
+        """Measure means, traces and the first products in one pass over the rows."""
         bases = [np.hstack([row_space, start.basis]) for start in starts]
-        *products, sums, squares = data.map_reduce(_products, added, centres, bases)
-        check_no_overflow(squares, centres.dtype)
-        step = sums / weight[:, None]
+        totals = data.map_reduce(_product_sums, add_sums, centres, bases)
+        check_no_overflow(totals.squares, centres.dtype)
+        step = totals.rows / weight[:, None]
         mean = centres + step
-        trace = squares / weight - np.sum(step**2, axis=1)
+        trace = totals.squares / weight - np.sum(step**2, axis=1)
         check_no_underflow(mean, trace, centres.dtype)
-        products = _about_means(products, bases, weight, step)
+        products = _about_means(totals.products, bases, weight, step)
         rank = row_space.shape[1]
-        noise = _noise(mean, trace, centres.dtype)
+        rounding = _rounding_variance(mean, trace, centres.dtype)
         null_variance = _null_variance(
-            trace, row_space, [product[:, :rank] for product in products], noise
+            trace, row_space, [product[:, :rank] for product in products], rounding
         )
         pairs = zip(starts, products, strict=True)
-        started = [(start, product[:, rank:]) for start, product in pairs]
+        initial_products = [(start, product[:, rank:]) for start, product in pairs]
         return cls(
             row_space=row_space,
             weight=weight,
             mean=mean,
             variance=trace,
             null_variance=null_variance,
-            noise=noise,
+            rounding=rounding,
             data=data,
             centres=centres,
             step=step,
-            started=started,
+            initial_products=initial_products,
         )
 
     def apply(self, bases: list[FloatArray]) -> list[FloatArray]:
-        products = self.data.map_reduce(_products, added, self.centres, bases)[:-2]
+        products = self.data.map_reduce(
+            _product_sums, add_sums, self.centres, bases
+        ).products
         for product in products:
             check_no_overflow(product, self.centres.dtype)
         return _about_means(products, bases, self.weight, self.step)
@@ -308,11 +310,27 @@ def _about_means(
     ]
 
 
-@dispatch_to_device(torch_backend.products)
-def _products(
+class ProductSums(NamedTuple):
+    """Weighted sums of x x.T basis (d, k_c), x (C, d) and x.T x (C,) for each class.
+
+    x are the rows of the class, less its centre.
+    """
+
+    products: list[FloatArray]
+    rows: FloatArray
+    squares: FloatArray
+
+
+def _product_sums_of_tensors(
     data: LabelledRows, centres: FloatArray, bases: list[FloatArray]
-) -> list[FloatArray]:
-    """Return products (d, k_c) of each class, sums of rows (C, d) and squares (C,)."""
+) -> ProductSums:
+    return ProductSums(*torch_backend.product_sums(data, centres, bases))
+
+
+@dispatch_to_device(_product_sums_of_tensors)
+def _product_sums(
+    data: LabelledRows, centres: FloatArray, bases: list[FloatArray]
+) -> ProductSums:
     # Imported at the first call: numba would slow the import of the package.
     from lelp_sklearn._subclasses.kernels import class_sums, tiles
 
@@ -330,31 +348,33 @@ def _products(
         total += block_total
         squares += block_squares
     products = [own[:k].T for own, k in zip(total, n_vectors, strict=True)]
-    return [*products, total[np.arange(len(bases)), n_vectors], squares]
+    return ProductSums(products, total[np.arange(len(bases)), n_vectors], squares)
 
 
-def _noise(mean: FloatArray, trace: FloatArray, dtype: np.dtype[Any]) -> FloatArray:
-    """Return the variance (C,) that rounding leaves along a direction.
+def _rounding_variance(
+    mean: FloatArray, trace: FloatArray, dtype: np.dtype[Any]
+) -> FloatArray:
+    """Return the variance (C,) along a direction that may be rounding error.
 
-    That of sums in `dtype`, a share of the trace (C,), and that of the mean (C, d) and
-    of the embeddings themselves, whose last digits depend on its size.
+    Sums in `dtype` leave a share of the trace (C,). The embeddings and their mean
+    (C, d) leave the square of their last digits.
     """
     eps, double = np.finfo(dtype).eps, np.finfo(np.float64).eps
     digits = max(eps, 1e3 * double) * np.abs(mean).max(axis=1)
     share = max(10 * mean.shape[1] * double, 10 * eps)
-    noise: FloatArray = share * trace + digits**2
-    return noise
+    rounding: FloatArray = share * trace + digits**2
+    return rounding
 
 
 def _null_variance(
     trace: FloatArray,
     row_space: FloatArray,
     products: list[FloatArray],
-    noise: FloatArray,
+    rounding: FloatArray,
 ) -> FloatArray:
-    """Return variances (C,) without the row space, 0 where they may be rounding.
+    """Return variances (C,) in the null space, 0 for those that may be rounding.
 
     `products` are the class covariances times the row space.
     """
     variance = trace - [np.vdot(row_space, product) for product in products]
-    return np.where(variance > noise, variance, 0.0)
+    return np.where(variance > rounding, variance, 0.0)

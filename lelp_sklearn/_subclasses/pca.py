@@ -1,4 +1,4 @@
-"""Split along principal directions, which several solvers find."""
+"""Split along principal directions, and the solvers that find these."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from lelp_sklearn._subclasses.directions import (
     tidy,
     to_null_space,
 )
-from lelp_sklearn._subclasses.moments import ExplicitCovariance, StreamedCovariance
+from lelp_sklearn._subclasses.moments import ExplicitCovariance, MultipassCovariance
 from lelp_sklearn._subclasses.rows import LabelledRows, class_blocks
 from lelp_sklearn._subclasses.splitters import (
     AUTO_N_SUBCLASSES,
@@ -23,24 +23,25 @@ from lelp_sklearn._subclasses.splitters import (
 from lelp_sklearn._subclasses.subsample import random_initial_subspace
 from lelp_sklearn._typing import FloatArray
 
-# Features up to which forming the covariances takes less time than two passes over the
-# rows: measured on 32 to 256 features and 5 to 20 subclasses.
+# Largest number of features for which forming the covariances takes less time than two
+# passes over the rows: measured on 32 to 256 features and 5 to 20 subclasses.
 _FEW_FEATURES = 192
-# The randomized solver stops when the last pass over the rows has added less than this
-# share to the variance captured, or the next one is expected to.
+# The randomized solver stops when a pass over the rows has added less than this share
+# to the captured variance, or the next pass is expected to.
 _CAPTURE_TOLERANCE = 1e-4
 _MAX_PASSES = 12
-# A sample lacks a direction where it differs from all rows by more than so many times
-# what chance makes of it; the variance along it may be so many times what is seen.
-_CHANCE = 2.0
-_UNSEEN = 2.0
+# A sample misses a direction if it differs from all rows by more than this multiple of
+# the difference by chance; the missed variance may be this multiple of its estimate.
+_CHANCE_FACTOR = 2.0
+_MISSED_FACTOR = 2.0
 
 
 def principal_split(problem: SplitProblem) -> Split:
     """Split along the top principal directions, rotated to share their variance."""
     n_directions = problem.n_subclasses or AUTO_N_SUBCLASSES
+    assert problem.solver is not None
     directions = problem.solver.find(problem, n_directions)
-    n_subclasses = problem.count_subclasses(
+    n_subclasses = problem.resolve_n_subclasses(
         [each.variances.size for each in directions],
         "directions along which it varies",
     )
@@ -48,8 +49,9 @@ def principal_split(problem: SplitProblem) -> Split:
         return Split.single(problem.covariance)
     spectrum = np.stack([each.variances[:n_subclasses] for each in directions])
     principal = np.stack([each.vectors[:, :n_subclasses].T for each in directions])
+    random_state = problem.random_states.directions
     turns = np.stack(
-        [draw_rotation(problem.rotation, v, problem.direction_draws) for v in spectrum]
+        [draw_rotation(problem.rotation, v, random_state) for v in spectrum]
     )
     split = Split.about_means(turns @ principal, problem.covariance)
     variance = np.einsum("cst,ct->cs", turns**2, spectrum)
@@ -62,11 +64,11 @@ PCA = Splitter(principal_split, auto_temperature=0.3, uses_solver=True)
 def draw_rotation(
     kind: str | None, spectrum: FloatArray, random_state: np.random.RandomState
 ) -> FloatArray:
-    r"""Draw Q (S, S) orthonormal; its rows turn principal directions into subclasses.
+    r"""Draw an orthonormal Q (S, S) whose rows combine principal directions.
 
-    ``"equal"`` makes the diagonal of :math:`Q \Lambda Q^\top` constant: its columns are
-    the eigenvectors of a random correlation matrix whose spectrum is that of Lambda,
-    scaled to sum to S.
+    ``"equal"`` makes the diagonal of :math:`Q \Lambda Q^\top` constant: the columns of
+    Q are the eigenvectors of a random correlation matrix with the spectrum
+    :math:`\Lambda`, scaled to sum to S.
     """
     n = spectrum.size
     if kind is None or n == 1:
@@ -81,28 +83,28 @@ def draw_rotation(
     )
     # eigh gives ascending eigenvalues, the spectrum descends.
     turn: FloatArray = np.linalg.eigh(correlation)[1][:, ::-1]
-    # Rounding may turn the sign of an eigenvector.
+    # The sign of an eigenvector depends on rounding.
     return turn * np.where(turn[0] < 0, -1, 1)
 
 
 def eigh_directions(problem: SplitProblem, n_directions: int) -> list[Directions]:
-    """Return exact directions: eigenvectors of the class covariances."""
+    """Return exact directions, the eigenvectors of the class covariances."""
     covariance = problem.covariance
     assert isinstance(covariance, ExplicitCovariance)
     row_space, directions = covariance.row_space, []
-    for matrix, noise in zip(covariance.matrices, covariance.noise, strict=True):
+    for matrix, rounding in zip(covariance.matrices, covariance.rounding, strict=True):
         half = to_null_space(matrix, row_space)
         size = matrix.shape[0]
         wanted = min(n_directions, size)
         values, vectors = linalg.eigh(
             to_null_space(half.T, row_space), subset_by_index=(size - wanted, size - 1)
         )
-        directions.append(tidy(vectors[:, ::-1], values[::-1], row_space, noise))
+        directions.append(tidy(vectors[:, ::-1], values[::-1], row_space, rounding))
     return directions
 
 
 def full_directions(problem: SplitProblem, n_directions: int) -> list[Directions]:
-    """Return exact directions: a full SVD of each class's rows, which are copied."""
+    """Return exact directions by a full SVD of a copy of the rows of each class."""
     covariance, directions = problem.covariance, []
     scaled = problem.data.map_reduce(_scaled_rows, _joined, covariance.mean)
     for c, rows in enumerate(scaled):
@@ -110,13 +112,13 @@ def full_directions(problem: SplitProblem, n_directions: int) -> list[Directions
         _, singular, vectors = linalg.svd(matrix, full_matrices=False)
         values = singular[:n_directions] ** 2 / covariance.weight[c]
         vectors = vectors[:n_directions].T
-        noise = covariance.noise[c]
-        directions.append(tidy(vectors, values, covariance.row_space, noise))
+        rounding = covariance.rounding[c]
+        directions.append(tidy(vectors, values, covariance.row_space, rounding))
     return directions
 
 
 def _scaled_rows(data: LabelledRows, mean: FloatArray) -> list[FloatArray]:
-    """Rows of each class about its mean, times the roots of their weights."""
+    """Return the rows of each class less its mean, times the roots of their weights."""
     scaled: list[list[FloatArray]] = [[np.empty((0, mean.shape[1]))] for _ in mean]
     for c, block, weight, _ in class_blocks(data, len(mean)):
         scaled[c].append(np.sqrt(weight)[:, None] * (block - mean[c]))
@@ -130,46 +132,52 @@ def _joined(left: list[FloatArray], right: list[FloatArray]) -> list[FloatArray]
 def randomized_directions(problem: SplitProblem, n_directions: int) -> list[Directions]:
     """Return directions by a block Krylov method (Musco and Musco, 2015).
 
-    Every further pass over the rows multiplies a block of as many new vectors, and the
-    best directions in the span of all blocks are taken. An `iterated_power` of None
-    goes on until little more can be captured.
+    Each pass over the rows multiplies a block of new vectors by the covariance; the
+    result are the best directions in the span of all blocks. If `iterated_power` is
+    None, passes continue until little variance is left to capture.
     """
     covariance, row_space = problem.covariance, problem.covariance.row_space
-    if isinstance(covariance, StreamedCovariance):
-        started = covariance.started
+    if isinstance(covariance, MultipassCovariance):
+        initial_products = covariance.initial_products
     else:
-        started = _start_at_random(problem, n_directions + problem.n_oversamples)
+        initial_products = _random_initial_products(
+            problem, n_directions + problem.n_oversamples
+        )
     spaces = [
-        _KrylovSpace(start, n_directions, noise)
-        for (start, _), noise in zip(started, covariance.noise, strict=True)
+        _KrylovSpace(start, n_directions, rounding)
+        for (start, _), rounding in zip(
+            initial_products, covariance.rounding, strict=True
+        )
     ]
-    products = [product for _, product in started]
-    unseen = [
-        _unseen(start, to_null_space(product, row_space), row_space.shape[1])
-        for start, product in started
+    products = [product for _, product in initial_products]
+    missed = [
+        _missed_variance(start, to_null_space(product, row_space), row_space.shape[1])
+        for start, product in initial_products
     ]
     power = problem.iterated_power
     n_passes = _MAX_PASSES if power is None else power + 1
     for n_left in reversed(range(n_passes)):
-        for space, product, other in zip(spaces, products, unseen, strict=True):
+        for space, product, variance in zip(spaces, products, missed, strict=True):
             inside = to_null_space(product, row_space)
-            space.absorb(inside, other, adaptive=power is None)
-        # By now it has come in.
-        unseen = [0.0] * len(spaces)
+            space.absorb(inside, variance, adaptive=power is None)
+        # The random vectors have brought the missed directions into the span.
+        missed = [0.0] * len(spaces)
         newest = [space.newest for space in spaces]
         if not n_left or not any(block.shape[1] for block in newest):
             break
         products = covariance.apply(newest)
-    return [tidy(each.vectors, each.values, row_space, each.noise) for each in spaces]
+    return [
+        tidy(each.vectors, each.values, row_space, each.rounding) for each in spaces
+    ]
 
 
-def _start_at_random(
+def _random_initial_products(
     problem: SplitProblem, n_vectors: int
 ) -> list[tuple[InitialSubspace, FloatArray]]:
-    """Return random vectors of each class, and the covariance times them."""
+    """Return a random subspace for each class, and the covariance times its basis."""
     bases = [
         random_initial_subspace(
-            problem.covariance.row_space, n_vectors, problem.sample_draws
+            problem.covariance.row_space, n_vectors, problem.random_states.samples
         )
         for _ in problem.classes
     ]
@@ -178,18 +186,12 @@ def _start_at_random(
 
 
 SOLVERS = {
-    "covariance_eigh": Solver(eigh_directions, covariance="exact"),
-    "randomized": Solver(
-        randomized_directions, covariance="streamed", starts_from_sample=True
-    ),
+    "covariance_eigh": Solver(eigh_directions, needs_matrices=True),
+    "randomized": Solver(randomized_directions, starts_from_sample=True),
     "full": Solver(
-        full_directions,
-        covariance="streamed",
-        reads_whole_classes=True,
-        substitute="covariance_eigh",
+        full_directions, reads_whole_classes=True, substitute="covariance_eigh"
     ),
 }
-_NO_SOLVER = Solver(lambda problem, n_directions: [], covariance="streamed")
 
 
 def resolve_solver(
@@ -199,37 +201,42 @@ def resolve_solver(
     n_features: int,
     sums_covariance: bool,
     rows_are_here: bool,
-) -> Solver:
-    """Return the solver that a fit takes, and how it knows the class covariances.
+) -> tuple[Solver | None, str]:
+    """Return the solver of a fit, and how its class covariances are measured.
 
     Parameters
     ----------
     svd_solver : str
         "auto", or a name in `SOLVERS`.
     is_used : bool
-        Whether principal directions are looked for.
+        Whether the splitter needs principal directions.
     n_features : int
     sums_covariance : bool
-        Whether exact covariances are summed in any case: for the head, or of a stream.
+        Whether exact covariances are summed anyway: for the head, or of a stream.
     rows_are_here : bool
         Whether all rows are in this process.
+
+    Returns
+    -------
+    solver : Solver or None
+        None if `is_used` is False.
+    covariance_kind : {"exact", "quick", "multipass"}
+        As d by d matrices, summed in double precision or in the precision of the rows;
+        or never formed, with a pass over the rows for each product. Every fit needs
+        covariances, for the scale of the scores, with a solver or without.
 
     Raises
     ------
     ValueError
         If the solver reads rows that are elsewhere, and names no substitute.
     """
-    if not is_used:
-        solver = _NO_SOLVER
-    elif svd_solver != "auto":
+    solver = None
+    if is_used and svd_solver != "auto":
         solver = SOLVERS[svd_solver]
-    elif sums_covariance:
-        solver = SOLVERS["covariance_eigh"]
-    elif n_features <= _FEW_FEATURES:
-        solver = replace(SOLVERS["covariance_eigh"], covariance="quick")
-    else:
-        solver = SOLVERS["randomized"]
-    if solver.reads_whole_classes and not rows_are_here:
+    elif is_used:
+        forms_matrices = sums_covariance or n_features <= _FEW_FEATURES
+        solver = SOLVERS["covariance_eigh" if forms_matrices else "randomized"]
+    if solver is not None and solver.reads_whole_classes and not rows_are_here:
         if solver.substitute is None:
             raise ValueError(
                 f"svd_solver={svd_solver!r} reads all rows of a class at once, and "
@@ -237,15 +244,19 @@ def resolve_solver(
                 "the rows as one array to fit."
             )
         solver = SOLVERS[solver.substitute]
-    return replace(solver, covariance="exact") if sums_covariance else solver
+    if not (sums_covariance or (solver is not None and solver.needs_matrices)):
+        return solver, "multipass"
+    # Quick sums are enough for directions that "auto" chose to find from matrices.
+    is_quick = svd_solver == "auto" and not sums_covariance
+    return solver, "quick" if is_quick else "exact"
 
 
-def _unseen(start: InitialSubspace, product: FloatArray, rank: int) -> float:
-    r"""Give about the largest variance along a direction that the sample lacks.
+def _missed_variance(start: InitialSubspace, product: FloatArray, rank: int) -> float:
+    r"""Estimate the largest variance along a direction that the sample misses.
 
-    With S the covariance of all rows outside the start, T that of the sample and r a
-    random unit vector there, :math:`E \|(S - T) r\|^2` is the mean square of the
-    eigenvalues of S - T, of which one is large where a direction is lacking.
+    Outside the start, let S be the covariance of all rows, T the covariance of the
+    sample, and r a random unit vector: :math:`E \|(S - T) r\|^2` is the mean square of
+    the eigenvalues of S - T, one of which is large if the sample misses a direction.
     """
     n_probes = start.expected.shape[1]
     if not n_probes:
@@ -253,15 +264,17 @@ def _unseen(start: InitialSubspace, product: FloatArray, rank: int) -> float:
     difference = product[:, -n_probes:] - start.expected
     difference -= start.basis @ (start.basis.T @ difference)
     n_outside = len(product) - rank - start.basis.shape[1] + n_probes
-    excess = np.vdot(difference, difference) - _CHANCE * start.noise
+    excess = np.vdot(difference, difference) - _CHANCE_FACTOR * start.chance
     return float(np.sqrt(max(0.0, excess) * n_outside / n_probes))
 
 
 class _KrylovSpace:
-    """The span of the blocks of one class, and the best directions within it."""
+    """The span of the blocks of one class, and the best directions in it."""
 
-    def __init__(self, start: InitialSubspace, n_directions: int, noise: float) -> None:
-        self.noise = noise
+    def __init__(
+        self, start: InitialSubspace, n_directions: int, rounding: float
+    ) -> None:
+        self.rounding = rounding
         self.newest = start.basis
         self.values = np.empty(0)
         self.vectors = start.basis[:, :0]
@@ -270,10 +283,10 @@ class _KrylovSpace:
         self._basis = start.basis[:, :0]
         self._image = start.basis[:, :0]
 
-    def absorb(self, product: FloatArray, unseen: float, *, adaptive: bool) -> None:
-        """Take in the covariance times the newest block, and choose the next block.
+    def absorb(self, product: FloatArray, missed: float, *, adaptive: bool) -> None:
+        """Add the covariance times the newest block, and choose the next block.
 
-        There may be a direction of the variance `unseen` outside all blocks.
+        `missed` is the variance of a direction that may be outside all blocks.
         """
         if not self.newest.shape[1]:
             return
@@ -281,7 +294,7 @@ class _KrylovSpace:
         self._image = np.hstack([self._image, product])
         before = self.values.sum()
         to_come = self._rayleigh_ritz()
-        to_come += max(0.0, _UNSEEN * unseen - self.values.min(initial=np.inf))
+        to_come += max(0.0, _MISSED_FACTOR * missed - self.values.min(initial=np.inf))
         gain = self.values.sum() - before
         if adaptive and min(gain, to_come) <= _CAPTURE_TOLERANCE * self.values.sum():
             self.newest = self.newest[:, :0]
@@ -289,12 +302,12 @@ class _KrylovSpace:
             self.newest = self._outside(product)
 
     def _rayleigh_ritz(self) -> float:
-        r"""Choose the best directions; give what a further pass may add.
+        r"""Choose the best directions; return the variance that another pass may add.
 
         A direction u of variance :math:`\theta` gains
-        :math:`\|S u - \theta u\|^2 / (\theta - \theta')` to first order where what is
-        missing has the variance :math:`\theta'`, taken to be that of the last direction
-        that the first block could hold, its random vectors apart.
+        :math:`\|S u - \theta u\|^2 / (\theta - \theta')` to first order, with
+        :math:`\theta'` the variance of the missing part: taken to be the variance of
+        the last direction that the first block could hold without its random vectors.
         """
         small = self._basis.T @ self._image
         values, vectors = linalg.eigh((small + small.T) / 2)
@@ -304,15 +317,14 @@ class _KrylovSpace:
         self.vectors = self._basis @ chosen
         residual = self._image @ chosen - self.vectors * self.values
         squares = np.einsum("dk,dk->k", residual, residual)
-        gap = np.maximum(self.values - values[-self._n_start], self.noise)
+        gap = np.maximum(self.values - values[-self._n_start], self.rounding)
         return float(np.sum(squares / np.maximum(gap, np.finfo(float).tiny)))
 
     def _outside(self, product: FloatArray) -> FloatArray:
-        """Orthonormal basis of what `product` adds to the span."""
-        # Twice, since the first subtraction leaves rounding errors of the size of what
-        # it removed.
+        """Return an orthonormal basis of what `product` adds to the span."""
+        # Twice, since the first subtraction leaves rounding errors in the span.
         for _ in range(2):
             product = product - self._basis @ (self._basis.T @ product)
         left, singular, _ = linalg.svd(product, full_matrices=False)
-        new: FloatArray = left[:, singular > self.noise]
+        new: FloatArray = left[:, singular > self.rounding]
         return new

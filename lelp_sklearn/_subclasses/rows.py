@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,12 +15,12 @@ from lelp_sklearn._subclasses.torch_backend import dispatch_to_device, is_on_dev
 from lelp_sklearn._typing import BoolArray, FloatArray, IntArray
 from lelp_sklearn._validation import check_finite_block
 
-# A block has at most so many rows or so many numbers: enough for what is done once a
-# block to weigh little.
+# Largest number of rows, or of entries, of a block: enough for the cost per block to be
+# small.
 _MANY_ROWS = 4096
 _MANY_NUMBERS = 2**20
-# Blocks are as many as this or a multiple, so that threads end together; fewer where
-# they would be smaller than is worth handing to a thread.
+# The number of blocks is a multiple of this, so that threads end together, unless that
+# leaves a block fewer entries than `_LEAST_NUMBERS`.
 _BLOCKS = 8
 _LEAST_NUMBERS = 2**16
 # Arrays of a block's size that are alive at once: the block, its rows of one class,
@@ -35,11 +35,12 @@ _MULTIPLIERS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _SHIFTS = np.uint64(30), np.uint64(27), np.uint64(31)
 
 Result = TypeVar("Result")
+Sums = TypeVar("Sums", bound=tuple[Any, ...])
 Digests = NDArray[np.uint64]
 
 
 class Rows(Protocol):
-    """What is asked of embeddings: an array, a memory map, or a tensor behind it."""
+    """Interface of embeddings: an array, a memory map, or `TensorRows`."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -51,10 +52,10 @@ class Rows(Protocol):
 
 
 class Data(Protocol):
-    """Labelled rows, whole in this process or in chunks on the workers of a cluster.
+    """Labelled rows, in this process or in chunks on the workers of a cluster.
 
-    Every pass over the rows is a function of labelled rows whose results for two parts
-    of the rows can be merged: called once here, once a chunk there.
+    A pass over the rows is a function of labelled rows, called once for rows in this
+    process and once a chunk otherwise, whose results can be merged.
     """
 
     @property
@@ -74,18 +75,18 @@ class Data(Protocol):
         merge: Callable[[Result, Result], Result],
         *arguments: Any,
     ) -> Result:
-        """Give ``function(rows, *arguments)``, merged over the chunks of rows.
+        """Return ``function(rows, *arguments)``, merged over the chunks of rows.
 
-        `merge` may change its first argument and give that.
+        `merge` may change its first argument and return it.
         """
         ...
 
     def map(self, function: Callable[..., Any], *arguments: Any) -> "Data":
-        """Give the rows as ``function(rows, *arguments)`` labels them."""
+        """Return the rows as ``function(rows, *arguments)`` labels them."""
         ...
 
     def take(self, places: Sequence[IntArray]) -> Iterator[NDArray[Any]]:
-        """Give copies of the rows at each of several ascending lists of places."""
+        """Yield copies of the rows at each of several ascending lists of indices."""
         ...
 
 
@@ -108,6 +109,20 @@ class InMemory:
         return function(self, *arguments)
 
 
+class WeightRange(NamedTuple):
+    """Smallest and largest weight (C,) of a row of each class."""
+
+    lightest: FloatArray
+    heaviest: FloatArray
+
+    def merge(self, other: "WeightRange") -> "WeightRange":
+        """Return the range of the rows of both."""
+        return WeightRange(
+            np.minimum(self.lightest, other.lightest),
+            np.maximum(self.heaviest, other.heaviest),
+        )
+
+
 @dataclass(frozen=True)
 class LabelledRows(InMemory):
     """Rows of embeddings, each with a class and a weight.
@@ -118,11 +133,11 @@ class LabelledRows(InMemory):
     class_index : (n,) class of each row; -1 for a row without a class or without weight
     weight : (n,)
     digests : (n,) uint64
-        Alike for rows that are alike, by `hash_rows`.
+        The hash of each row by `hash_rows`.
     logits : (n, C) or None
-        The teacher's logits, where they are given.
+        The teacher's logits.
     first_row : int
-        The place of the first row where these are a chunk of more rows.
+        The index of the first row in the array that these are a chunk of.
     """
 
     X: Rows
@@ -144,34 +159,32 @@ class LabelledRows(InMemory):
         return (self.X[index] for index in places)
 
     def class_weights(self, n_classes: int) -> FloatArray:
-        """Sum of the weights of each class (C,)."""
-        held = self.class_index >= 0
+        """Return the sum of the weights of each class (C,)."""
+        has_class = self.class_index >= 0
         sums = np.bincount(
-            self.class_index[held], self.weight[held], minlength=n_classes
+            self.class_index[has_class], self.weight[has_class], minlength=n_classes
         )
         return sums.astype(np.float64)
 
-    def weight_ranges(self, n_classes: int) -> FloatArray:
-        """Smallest weight of each class, and the largest negated: (2, C).
-
-        Those of more rows are the minima of both.
-        """
-        held = self.class_index >= 0
-        class_index, weight = self.class_index[held], self.weight[held]
-        ranges = np.full((2, n_classes), np.inf)
+    def weight_range(self, n_classes: int) -> WeightRange:
+        """Return the range of the weights of each class."""
+        has_class = self.class_index >= 0
+        class_index, weight = self.class_index[has_class], self.weight[has_class]
+        lightest, heaviest = np.full(n_classes, np.inf), np.full(n_classes, -np.inf)
         if weight.size and weight.min() == weight.max():
-            ranges[:, np.unique(class_index)] = [[weight[0]], [-weight[0]]]
+            classes = np.unique(class_index)
+            lightest[classes] = heaviest[classes] = weight[0]
         else:
-            np.minimum.at(ranges[0], class_index, weight)
-            np.minimum.at(ranges[1], class_index, -weight)
-        return ranges
+            np.minimum.at(lightest, class_index, weight)
+            np.maximum.at(heaviest, class_index, weight)
+        return WeightRange(lightest, heaviest)
 
     def only_unlabelled(
         self, head: Callable[[FloatArray], FloatArray] | None
     ) -> "LabelledRows":
-        """Give rows without a class the teacher's; the others lose theirs.
+        """Give rows without a class the teacher's, and take the others' away.
 
-        The teacher speaks through the logits where there are any, else through `head`.
+        The teacher's class is the largest logit, of `logits` if given, else of `head`.
         """
         unlabelled = (self.class_index < 0) & (self.weight > 0)
         class_index = np.full(len(self.class_index), -1)
@@ -185,9 +198,9 @@ class LabelledRows(InMemory):
         self, head: Callable[[FloatArray], FloatArray] | None
     ) -> "LabelledRows":
         """Give rows without a class the teacher's, as `only_unlabelled` does."""
-        added = self.only_unlabelled(head).class_index
+        teacher = self.only_unlabelled(head).class_index
         return replace(
-            self, class_index=np.where(self.class_index < 0, added, self.class_index)
+            self, class_index=np.where(self.class_index < 0, teacher, self.class_index)
         )
 
 
@@ -195,20 +208,20 @@ class LabelledRows(InMemory):
 def _likeliest(
     data: LabelledRows, wanted: BoolArray, head: Callable[[FloatArray], FloatArray]
 ) -> IntArray:
-    """Give each of the `wanted` rows (n,) the class that the head gives it."""
-    found = [
+    """Return the class that the head gives each of the `wanted` rows (n,)."""
+    classes = [
         head(read_block(data.X, rows, np.float64)[wanted[rows]]).argmax(axis=1)
         for rows in row_slices(data.X)
     ]
-    return np.concatenate(found)
+    return np.concatenate(classes)
 
 
 def sum_dtype(
     dtype: np.dtype[Any], lightest: ArrayLike, heaviest: ArrayLike
 ) -> np.dtype[Any]:
-    """In which sums over some thousand rows of a class are made where speed counts.
+    """Return the dtype in which a block of rows is summed.
 
-    The precision of the rows, at least single; double where weights are so unequal that
+    The precision of the rows, at least single; double if weights are so unequal that
     single precision would lose what the light rows add.
     """
     if are_unequal(lightest, heaviest):
@@ -217,15 +230,16 @@ def sum_dtype(
 
 
 def are_unequal(lightest: ArrayLike, heaviest: ArrayLike) -> bool:
-    """Whether weights, from the lightest to the heaviest of each class, are unlike."""
+    """Return whether the weights of a class differ by a large factor."""
     return bool(np.any(np.asarray(heaviest) > _LIKE_WEIGHTS * np.asarray(lightest)))
 
 
-def added(left: list[FloatArray], right: list[FloatArray]) -> list[FloatArray]:
-    """Add sums over further rows to sums over rows, array by array."""
-    for total, further in zip(left, right, strict=True):
-        total += further
-    return left
+def add_sums(totals: Sums, parts: Sums) -> Sums:
+    """Add the sums of each class over other rows to `totals`, and return these."""
+    for total, part in zip(totals, parts, strict=True):
+        for c in range(len(total)):
+            total[c] += part[c]
+    return totals
 
 
 def row_slices(X: Rows) -> Iterator[slice]:
@@ -242,40 +256,38 @@ def row_slices(X: Rows) -> Iterator[slice]:
 
 
 def read_block(X: Rows, rows: slice, dtype: type[np.floating[Any]]) -> FloatArray:
-    """Read rows of X as `dtype`; a view of X where nothing has to be cast."""
+    """Read rows of X as `dtype`; a view of X if nothing has to be cast."""
     return np.asarray(X[rows], dtype=dtype)
 
 
 def class_blocks(
     data: LabelledRows, n_classes: int
 ) -> Iterator[tuple[int, FloatArray, FloatArray, IntArray]]:
-    """Give the rows of each class, block by block, in double precision.
-
-    Rows without a class are left out.
+    """Yield the rows of each class, block by block, in double precision.
 
     Yields
     ------
-    code, rows (m, d) float64, their weights (m,), their indices in X (m,)
+    class index, rows (m, d) float64, their weights (m,), their indices in X (m,)
     """
     for rows in row_slices(data.X):
         block = read_block(data.X, rows, np.float64)
-        for code in range(n_classes):
-            mine = np.flatnonzero(data.class_index[rows] == code)
+        for c in range(n_classes):
+            mine = np.flatnonzero(data.class_index[rows] == c)
             if mine.size:
                 index = mine + rows.start
-                yield code, block[mine], data.weight[index], index
+                yield c, block[mine], data.weight[index], index
 
 
 def hash_rows(X: Rows, first_row: int = 0) -> Digests:
-    """Return a hash (n,) of each row of X: equal rows have equal ones, others hardly.
+    """Return a hash (n,) of each row of X, by multilinear hashing.
 
-    The same also in half and single precision, and of 0.0 and -0.0. Multilinear
-    hashing (Carter and Wegman, 1979).
+    Equal rows have equal hashes, in half and single precision alike and with -0.0 for
+    0.0; different rows almost never do (Carter and Wegman, 1979).
 
     Raises
     ------
     ValueError
-        If X holds NaN or infinity; rows are counted from `first_row`.
+        If X holds NaN or infinity; the message counts rows from `first_row`.
     """
     # Imported at the first call: numba would slow the import of the package.
     from lelp_sklearn._subclasses.kernels import soft_labels, tiles
@@ -305,13 +317,13 @@ def hash_rows(X: Rows, first_row: int = 0) -> Digests:
 
 
 def scrambling() -> list[tuple[int, int | None]]:
-    """Give the shifts and, as signed numbers, the factors of `splitmix64`."""
+    """Return the shifts and, as signed numbers, the factors of `splitmix64`."""
     factors = [*np.array(_MULTIPLIERS).view(np.int64).tolist(), None]
     return list(zip(map(int, _SHIFTS), factors, strict=True))
 
 
 def splitmix64(numbers: Digests) -> Digests:
-    """Turn 64-bit numbers, one to one, into such as look drawn at random."""
+    """Map 64-bit numbers one to one to pseudorandom ones."""
     for shift, multiplier in zip(_SHIFTS, _MULTIPLIERS, strict=False):
         numbers = (numbers ^ (numbers >> shift)) * multiplier
     return numbers ^ (numbers >> _SHIFTS[-1])

@@ -1,4 +1,4 @@
-"""From embeddings to soft labels, a block of rows at a time."""
+"""Compute soft labels of embeddings, a block of rows at a time."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from lelp_sklearn._typing import FloatArray
 
 @dataclass(frozen=True)
 class SoftLabeller:
-    """What a fitted projector knows: a small object that goes wherever rows are.
+    """The arrays of a fitted projector: small, so that they are sent to the rows.
 
     Parameters
     ----------
@@ -30,8 +30,8 @@ class SoftLabeller:
     coef, intercept : (C, d), (C,)
         The head.
     centre : (d,)
-        A point among the embeddings. Taking it out first keeps single precision exact
-        where they are far from zero.
+        A point among the embeddings. It is subtracted first, which keeps precision if
+        they are far from zero.
     temperature, subclass_temperature : float
     """
 
@@ -46,9 +46,9 @@ class SoftLabeller:
     def __call__(
         self, rows: Rows, logits: FloatArray | None = None, first_row: int = 0
     ) -> Any:
-        """Soft labels (n, C*S) of rows, at least in single precision.
+        """Return soft labels (n, C*S) of rows, at least in single precision.
 
-        An array, or a tensor on the device of the rows where these are a tensor.
+        The result is a tensor on the device of `rows` if these are a tensor there.
         """
         shape = rows.shape[0], self.offsets.size
         if is_on_device(rows):
@@ -59,7 +59,7 @@ class SoftLabeller:
         return soft_labels
 
     def of_chunk(self, rows: Rows, teacher_logits: Any, first_row: int) -> FloatArray:
-        """Soft labels of a chunk of more rows, whose logits are to be checked yet."""
+        """Return soft labels of a chunk of rows, and check its logits."""
         logits = teacher_logits
         if logits is not None:
             logits = _validation.check_logits(logits, rows.shape[0], first_row)
@@ -76,20 +76,20 @@ class SoftLabeller:
     ) -> None:
         """Fill `target` (n, C*S) with soft labels, computed in its precision.
 
-        An array, or a tensor on the device of rows that are one.
+        `target` is an array, or a tensor on the device of the rows.
 
         Raises
         ------
         ValueError
-            If a row, counted from `first_row`, holds NaN or infinity: noticed on the
-            way, since looking for it beforehand would read the rows twice.
+            If a row, counted from `first_row`, holds NaN or infinity. This is found on
+            the way, since a check beforehand would read the rows twice.
         """
         if is_on_device(rows):
             self._write_on_device(rows, logits, target, first_row)
             return
-        # A plain array even where it maps a file.
+        # A plain array also for a memory map.
         target = np.asarray(target)
-        # What overflows is noticed, and computed in double precision.
+        # Scores that overflow are found below, and computed in double precision.
         with np.errstate(over="ignore", invalid="ignore"):
             write_block = self._block_writer(rows, logits, target.dtype)
 
@@ -97,7 +97,7 @@ class SoftLabeller:
             own = target[block]
             if own.strides[1] == own.itemsize:
                 return block, write_block(block, own)
-            # The kernel writes vectors, whose numbers are next to each other.
+            # The kernel needs rows whose entries are contiguous.
             own = np.empty(own.shape, own.dtype)
             finite = write_block(block, own)
             target[block] = own
@@ -130,7 +130,7 @@ class SoftLabeller:
         row = torch_backend.first_nonfinite_row(rows)
         if row is not None:
             _validation.check_finite_block(rows[row : row + 1], first_row + row, "X")
-        # What overflows is rare enough for the host, where double precision always is.
+        # Overflow is rare: compute on the host, which always has double precision.
         for block in row_slices(rows):
             block_logits = None if logits is None else logits[block]
             soft_labels = self(rows[block], block_logits)
@@ -145,7 +145,7 @@ class SoftLabeller:
         soft_labels = np.empty((block.stop - block.start, self.offsets.size))
         write_block = self._block_writer(rows, logits, soft_labels.dtype)
         if not write_block(block, soft_labels):
-            raise _validation.too_large(soft_labels.dtype)
+            raise _validation.overflow_error(soft_labels.dtype)
         return soft_labels
 
     def _block_writer(
@@ -169,8 +169,8 @@ class SoftLabeller:
 
         def write(block: slice, target: FloatArray) -> bool:
             with np.errstate(over="ignore"):
-                given = no_logits if logits is None else logits[block].astype(dtype)
-            X, block_logits = (tiles.readable(a, dtype) for a in (rows[block], given))
+                own = no_logits if logits is None else logits[block].astype(dtype)
+            X, block_logits = (tiles.readable(a, dtype) for a in (rows[block], own))
             return soft_labels.soft_labels(X, block_logits, projection, target)
 
         return write

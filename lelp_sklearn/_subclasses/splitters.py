@@ -1,4 +1,9 @@
-"""What a splitter is given, what it returns, and the splitters that search nothing."""
+"""What a splitter is given and returns, and the splitters that need no search.
+
+To add a splitter, write a function from a `SplitProblem` to a `Split`, wrap it in a
+`Splitter`, and name it in ``_projector.SPLITTERS``: k-means and PCA, which that table
+lists too, import this module.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -7,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.utils import check_random_state
 
 from lelp_sklearn._subclasses.directions import Directions, to_null_space
 from lelp_sklearn._subclasses.moments import ClassMoments, Covariance
@@ -30,7 +36,7 @@ class Split:
     spectrum : ndarray of shape (C, S) or None
         Principal variances before rotation, for principal directions.
     variance : ndarray of shape (C, S) or None
-        Variance of z over the rows of the class, where it is known.
+        Variance of z over the rows of the class; None if not computed.
     """
 
     components: FloatArray
@@ -65,14 +71,29 @@ class Stream:
     classes : ndarray of shape (C,)
     moments : ClassMoments
     centroids : RunningCentroids or None
-    missing : str or None
+    not_fitted_reason : str or None
         Why there are no directions yet; None once there are.
     """
 
     classes: NDArray[Any]
     moments: ClassMoments
     centroids: Any = None
-    missing: str | None = None
+    not_fitted_reason: str | None = None
+
+
+@dataclass(frozen=True)
+class RandomStates:
+    """Two generators, so that what a solver draws does not change the rotation."""
+
+    directions: np.random.RandomState
+    samples: np.random.RandomState
+
+    @classmethod
+    def start(cls, random_state: Any) -> "RandomStates":
+        """Start both from the `random_state` of an estimator."""
+        samples = check_random_state(random_state)
+        directions = np.random.RandomState(samples.randint(2**31 - 1))
+        return cls(directions, samples)
 
 
 @dataclass(frozen=True)
@@ -82,17 +103,17 @@ class SplitProblem:
     Parameters
     ----------
     data : Data
-        The rows of a fit; of a stream the newest block.
+        The rows of a fit, or the newest block of a stream.
     classes : ndarray of shape (C,)
     covariance : Covariance
-        It knows the means and the row space of the head too.
+        Holds the class means and the row space of the head too.
     n_subclasses : int or None
-        None where the splitter chooses it.
-    solver : Solver
+        None if the splitter chooses it.
+    solver : Solver or None
+        None for a splitter without `uses_solver`.
     rotation, n_oversamples, iterated_power
         The projector's parameters; `iterated_power` is None for "auto".
-    direction_draws, sample_draws : RandomState
-        Two generators, so that what a solver draws does not move the rotation.
+    random_states : RandomStates
     stream : Stream or None
         None in `fit`.
     """
@@ -101,12 +122,11 @@ class SplitProblem:
     classes: NDArray[Any]
     covariance: Covariance
     n_subclasses: int | None
-    solver: "Solver"
+    solver: "Solver | None"
     rotation: str | None
     n_oversamples: int
     iterated_power: int | None
-    direction_draws: np.random.RandomState
-    sample_draws: np.random.RandomState
+    random_states: RandomStates
     stream: Stream | None = None
 
     @property
@@ -115,7 +135,7 @@ class SplitProblem:
         has_row_space = self.covariance.row_space.shape[1] > 0
         return "the null space of the head" if has_row_space else "the space of X"
 
-    def count_subclasses(self, available: Sequence[int], what: str) -> int:
+    def resolve_n_subclasses(self, available: Sequence[int], what: str) -> int:
         """Return the number of subclasses that every class allows.
 
         Raises
@@ -163,20 +183,20 @@ class Solver:
     Parameters
     ----------
     find : callable
-        Returns the `Directions` of each class, at most so many, of a `SplitProblem`.
-    covariance : {"exact", "quick", "streamed"}
-        How the class covariances are known: as d by d matrices, summed in double
-        precision or in that of the rows, or by passes over the rows.
+        Takes a `SplitProblem` and a number of directions. Returns at most that many
+        `Directions` of each class.
+    needs_matrices : bool
+        Whether it reads the d by d covariance matrices.
     starts_from_sample : bool
-        Whether the first of these passes multiplies the subspace of a sample.
+        Whether its first pass over the rows multiplies the subspace of a sample.
     reads_whole_classes : bool
         Whether it copies the rows of each class, which have to be in this process.
     substitute : str or None
-        The solver in its place where they are not; None where that is an error.
+        The solver that replaces it for rows elsewhere; None to raise an error.
     """
 
     find: Callable[[SplitProblem, int], list[Directions]]
-    covariance: str
+    needs_matrices: bool = False
     starts_from_sample: bool = False
     reads_whole_classes: bool = False
     substitute: str | None = None
@@ -201,13 +221,15 @@ def random_split(problem: SplitProblem) -> Split:
         return Split.single(covariance)
     components = []
     for _ in problem.classes:
-        draw = problem.direction_draws.standard_normal((n_features, n_subclasses))
+        draw = problem.random_states.directions.standard_normal(
+            (n_features, n_subclasses)
+        )
         inside = to_null_space(draw, covariance.row_space)
         components.append(np.linalg.qr(inside)[0].T)
     split = Split.about_means(np.stack(components), covariance)
-    # What a class that does not vary makes of its directions would be rounding.
+    # The scores of a class that does not vary would be rounding errors.
     variance = _variances(split.components, covariance)
-    still = variance <= covariance.noise[:, None]
+    still = variance <= covariance.rounding[:, None]
     return Split(
         np.where(still[:, :, None], 0, split.components),
         np.where(still, 0, split.offsets),
@@ -230,7 +252,7 @@ def given_directions(components: FloatArray) -> Splitter:
 
 
 def score_moments(split: Split, covariance: Covariance) -> tuple[FloatArray, float]:
-    """Return what the scores do over the rows of their own class.
+    """Return the variance and the scale of the scores over the rows of their class.
 
     Returns
     -------
@@ -238,10 +260,10 @@ def score_moments(split: Split, covariance: Covariance) -> tuple[FloatArray, flo
         Variance of z.
     scale : float
         Root mean square of z over all rows and subclasses: one unit of
-        ``subclass_temperature``. 0 where nothing varies along any direction.
+        ``subclass_temperature``. 0 if no class varies along its directions.
     """
-    # Centroids have the unit of X, and the squares of z its fourth power, which may be
-    # more or less than a number can be: here they have no unit.
+    # Centroids have the unit of X, and the squares of z its fourth power, which may
+    # overflow or underflow: divide by a power of two first.
     unit = math.ldexp(1.0, math.frexp(np.abs(split.components).max(initial=0))[1] - 1)
     components, offsets = split.components / unit, split.offsets / unit
     if split.variance is None:
@@ -252,7 +274,7 @@ def score_moments(split: Split, covariance: Covariance) -> tuple[FloatArray, flo
     square = (variance + mean**2).mean(axis=1)
     scale = float(np.sqrt(np.average(square, weights=covariance.weight)))
     lengths = np.einsum("csd,csd->cs", components, components)
-    if np.all(variance <= covariance.noise[:, None] * lengths):
+    if np.all(variance <= covariance.rounding[:, None] * lengths):
         return np.zeros_like(variance), 0.0
     with np.errstate(over="ignore", under="ignore"):
         variance = variance * unit**2

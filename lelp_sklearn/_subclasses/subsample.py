@@ -1,4 +1,4 @@
-"""Samples of the rows of each class, and the principal subspaces that they give."""
+"""Samples of the rows of each class, and the principal subspaces of these."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,21 +26,20 @@ from lelp_sklearn._subclasses.threads import map_parts
 from lelp_sklearn._subclasses.torch_backend import dispatch_to_device, is_on_device
 from lelp_sklearn._typing import FloatArray, IntArray
 
-# Distinct rows of a class that are drawn: this share of them, within bounds on the rows
-# and on the numbers in them. A class within the lower bound is taken whole.
+# Share of the distinct rows of a class that is drawn, within bounds on the number of
+# rows and of entries. A class below the lower bound is taken whole.
 _SAMPLE_SHARE = 0.08
 _SAMPLE_ROWS = (2048, 8192)
 _SAMPLE_NUMBERS = 2**24
-# So many distinct rows are enough to know the size of the sample: beyond them it does
-# not grow.
+# Number of distinct rows beyond which the sample does not grow.
 _SKETCH_ROWS = round(_SAMPLE_ROWS[1] / _SAMPLE_SHARE)
-# Up to this size the subspace of a sample is found exactly.
+# Largest size for which the subspace of a sample is found exactly.
 _MAX_EXACT = 128
 # Multiplications by the covariance of the sample otherwise.
 _SAMPLE_POWERS = 3
 # Random vectors after the subspace of a sample that is not the whole class.
 N_PROBES = 2
-# Share of a vector in the null space above which it is no rounding.
+# Smallest relative length of a projection to the null space that is not rounding.
 _LEAST_INSIDE = 1e-8
 
 
@@ -57,7 +56,7 @@ class ClassSample:
     is_whole: bool
 
     def reweighted(self, weight: FloatArray) -> "ClassSample":
-        """Give the same rows other weights (m,), and their mean by these."""
+        """Return the same rows with other weights (m,), about their new mean."""
         weight = weight / weight.sum()
         step = weight.astype(self.rows.dtype) @ self.rows
         return ClassSample(self.rows - step, weight, self.mean + step, self.is_whole)
@@ -65,17 +64,16 @@ class ClassSample:
 
 @dataclass(frozen=True)
 class Sketch:
-    """Distinct rows of a class: all of them, or those of the largest priorities.
+    """Distinct rows of a class: all of them, or the ones of largest priority.
 
-    Sketches of parts of a class merge into one, in which a row is what it is in the
-    sketch of the whole class, unless copies of it had too little weight in one part to
-    be kept there.
+    Sketches of parts of a class merge into the sketch of the whole class, except that
+    copies of a row are lost if their weight in one part is too small to be kept there.
 
     Parameters
     ----------
-    digests : (m,) of the rows
-    places : (m,) of the first copy of each
-    weight : (m,) of all copies together
+    digests : (m,) hashes of the rows
+    places : (m,) index of the first copy of each row
+    weight : (m,) sum of the weights of all copies
     is_whole : bool
         Whether no row is left out.
     """
@@ -95,7 +93,7 @@ class Sketch:
         *,
         is_whole: bool = True,
     ) -> "Sketch":
-        """Join copies, and leave out the smallest priorities of too many rows."""
+        """Merge copies, and keep at most `_SKETCH_ROWS` rows of largest priority."""
         first, weight = _distinct(digests, weight)
         digests, places = digests[first], places[first]
         if len(first) > _SKETCH_ROWS:
@@ -107,7 +105,7 @@ class Sketch:
         return cls(digests, places, weight, is_whole)
 
     def merge(self, other: "Sketch", seed: np.uint64) -> "Sketch":
-        """Sketch of both parts of the class together."""
+        """Return the sketch of both parts of the class together."""
         return Sketch.of(
             np.concatenate([self.digests, other.digests]),
             np.concatenate([self.places, other.places]),
@@ -117,10 +115,9 @@ class Sketch:
         )
 
     def draw(self, seed: np.uint64, size: int) -> "Sketch":
-        """Draw at most `size` rows, in the order of their places.
+        """Draw at most `size` rows with their weights in the sample, sorted by place.
 
-        With the weights that they have in the sample. A smaller draw is part of a
-        larger one.
+        A smaller draw is part of a larger one.
         """
         n_rows = len(self.digests)
         drawn, weight = _draw(self.digests ^ seed, self.weight, min(size, n_rows))
@@ -133,9 +130,9 @@ class Sketch:
 def class_samples(
     data: Data, n_classes: int, random_state: np.random.RandomState
 ) -> Iterator[ClassSample]:
-    """Draw rows of each class, one class after the other; a small class is taken whole.
+    """Yield a sample of each class in turn; the sample of a small class is all of it.
 
-    Copies of a row count as one row of their joint weight, and what is drawn depends on
+    Copies of a row count as one row with the sum of their weights. The draw depends on
     the content of the rows, not on their order.
     """
     seed = draw_seed(random_state)
@@ -143,12 +140,12 @@ def class_samples(
 
 
 def draw_seed(random_state: np.random.RandomState) -> np.uint64:
-    """Draw what distinguishes one sample from another."""
+    """Draw the seed of a sample."""
     return np.uint64(random_state.randint(2**31 - 1))
 
 
 def class_sketches(data: Data, n_classes: int, seed: np.uint64) -> list[Sketch]:
-    """Sketch of each class."""
+    """Return the sketch of each class."""
     return data.map_reduce(
         _sketch_each, partial(_merge_each, seed=seed), n_classes, seed
     )
@@ -157,10 +154,10 @@ def class_sketches(data: Data, n_classes: int, seed: np.uint64) -> list[Sketch]:
 def samples_of(
     data: Data, sketches: list[Sketch], seed: np.uint64
 ) -> Iterator[ClassSample]:
-    """Take the rows of a sample of each class, one class after the other.
+    """Yield the sample that each sketch draws.
 
-    Rows of a class are in the order of what they hold, so that all that is computed
-    from a sample is the same for any order of the rows, rounding included.
+    Its rows are sorted by their hashes: results do not depend on the order of the data,
+    not even by rounding.
     """
     drawn = [
         sketch.draw(seed, sample_size(len(sketch.places), data.shape[1]))
@@ -181,7 +178,7 @@ def samples_of(
 def _sketch_tensors(
     rows: LabelledRows, n_classes: int, seed: np.uint64
 ) -> list[Sketch]:
-    # Where there is no double precision, draws would not be those of arrays.
+    # Without double precision the draws would differ from those of arrays.
     if not (is_on_device(rows.X) and rows.X.has_double):
         return _sketch_arrays(rows, n_classes, seed)
     sketches = torch_backend.distinct_rows(
@@ -218,19 +215,19 @@ def initial_subspace_from_sample(
     n_vectors: int,
     random_state: np.random.RandomState,
 ) -> InitialSubspace:
-    """Return the principal subspace of a sample, and random vectors after it.
+    """Return the principal subspace of a sample, with random vectors after it.
 
-    A direction along which no row of the sample varies is perpendicular to all that the
-    sample gives, but not to them.
+    The random vectors show directions along which the sample does not vary, and to
+    which its principal subspace is perpendicular.
     """
     n_features, rank = row_space.shape
-    is_room = 0 < n_vectors < n_features - rank
-    if sample.is_whole or not is_room:
+    is_partial = 0 < n_vectors < n_features - rank
+    if sample.is_whole or not is_partial:
         basis = sampled_subspace(sample, row_space, n_vectors, random_state)
         return InitialSubspace(basis, basis[:, :0])
     principal = sampled_subspace(sample, row_space, n_vectors - N_PROBES, random_state)
     probes: FloatArray = random_state.standard_normal((n_features, N_PROBES))
-    # Again, since what was nearly dependent has had its rounding errors magnified.
+    # Twice, since rounding errors of nearly dependent vectors are magnified.
     for _ in range(2):
         probes = orthonormal(
             to_null_space(probes - principal @ (principal.T @ probes), row_space)
@@ -239,7 +236,7 @@ def initial_subspace_from_sample(
     factors = np.ascontiguousarray(probes.T, dtype=rows.dtype)
 
     def work(block: slice) -> tuple[FloatArray, float]:
-        # One by one: so few columns at once would take longer.
+        # One by one: a product with few columns takes longer.
         own, weight = rows[block], sample.weight[block].astype(rows.dtype)
         scores = [own @ factor for factor in factors]
         moved = np.stack([(weight * each) @ own for each in scores], axis=1)
@@ -250,12 +247,13 @@ def initial_subspace_from_sample(
     for part, own_squares in map_parts(work, row_slices(rows)):
         moved += part
         squares += own_squares
-    # Chance adds for each row the squares of its score and of its length outside, which
-    # scores estimate; the square of q squares is on average q (q + 2) times one's.
+    # For each row chance adds its squared score times its squared length outside the
+    # subspace, which scores estimate: the square of the sum of q squared scores is on
+    # average q (q + 2) times the square of their mean.
     n_outside = n_features - rank - principal.shape[1]
-    noise = squares * n_outside / (N_PROBES + 2)
+    chance = squares * n_outside / (N_PROBES + 2)
     return InitialSubspace(
-        np.hstack([principal, probes]), to_null_space(moved, row_space), noise
+        np.hstack([principal, probes]), to_null_space(moved, row_space), chance
     )
 
 
@@ -266,14 +264,14 @@ def sampled_subspace(
     random_state: np.random.RandomState,
     n_powers: int = _SAMPLE_POWERS,
 ) -> FloatArray:
-    """Orthonormal basis (d, <= n_vectors) of about the principal subspace of a sample.
+    """Return a basis (d, <= n_vectors) of the approximate principal subspace.
 
-    Without the directions `row_space` (d, r).
+    It is orthonormal and perpendicular to `row_space` (d, r).
     """
     start = random_initial_subspace(row_space, n_vectors, random_state)
     if not start.size:
         return start
-    # Without units, since squares may be more than single precision holds.
+    # Scaled by the largest entry: squares may overflow single precision.
     rows, weight = sample.rows, sample.weight.astype(sample.rows.dtype)
     largest = max(rows.max(), -rows.min()) or 1
     if rows.shape[1] <= _MAX_EXACT:
@@ -285,7 +283,7 @@ def sampled_subspace(
         scaled = np.sqrt(sample.weight)[:, None] * rows.astype(np.float64)
         projected = to_null_space(scaled.T, row_space)
         vectors = linalg.svd(projected, full_matrices=False)[0]
-        # Random vectors beside them where there are fewer rows than vectors wanted.
+        # Random vectors fill up if there are fewer rows than vectors wanted.
         return _basis(np.hstack([vectors, start])[:, : start.shape[1]], row_space)
     basis = start
     factor = (weight / largest)[:, None]
@@ -307,7 +305,7 @@ def sampled_subspace(
 def random_initial_subspace(
     row_space: FloatArray, n_vectors: int, random_state: np.random.RandomState
 ) -> FloatArray:
-    """Orthonormal basis (d, n_vectors) of a random subspace without `row_space`."""
+    """Return a basis (d, n_vectors) of a random subspace without `row_space`."""
     n_features, rank = row_space.shape
     size = min(n_vectors, n_features - rank)
     if not size:
@@ -316,9 +314,9 @@ def random_initial_subspace(
 
 
 def _distinct(digests: Digests, weight: FloatArray) -> tuple[IntArray, FloatArray]:
-    """Index of the first of all equal rows, and the weight that they have together."""
-    # With its number in the lowest bits of its digest each row is one number, and
-    # sorting numbers is several times as fast as sorting an index.
+    """Return the index of the first copy of each row, and the weight of all copies."""
+    # The index of a row replaces the lowest bits of its hash: sorting these numbers is
+    # several times as fast as sorting an index.
     number = np.uint64(2 ** len(digests).bit_length() - 1)
     keys = digests & ~number | np.arange(len(digests), dtype=np.uint64)
     keys.sort()
@@ -331,7 +329,7 @@ def _distinct(digests: Digests, weight: FloatArray) -> tuple[IntArray, FloatArra
 
 
 def sample_size(n_rows: int, n_features: int) -> int:
-    """Give how many of the distinct rows of a class a sample has."""
+    """Return the size of the sample of a class of `n_rows` distinct rows."""
     least, most = _SAMPLE_ROWS
     most = max(1, min(most, _SAMPLE_NUMBERS // n_features))
     return int(min(n_rows, most, max(least, _SAMPLE_SHARE * n_rows)))
@@ -340,9 +338,9 @@ def sample_size(n_rows: int, n_features: int) -> int:
 def _draw(
     contents: Digests, weight: FloatArray, size: int
 ) -> tuple[IntArray, FloatArray]:
-    """Rows drawn with the weights that make their sums those of all rows on average.
+    """Draw rows by priority sampling (Duffield, Lund and Thorup, 2007).
 
-    Priority sampling (Duffield, Lund and Thorup, 2007).
+    Return their index, and weights by which their sums are unbiased.
     """
     if size == len(weight):
         return np.arange(size), weight
@@ -360,7 +358,7 @@ def _priorities(contents: Digests, weight: FloatArray) -> FloatArray:
 def _basis(vectors: FloatArray, row_space: FloatArray) -> FloatArray:
     inside = to_null_space(vectors, row_space)
     lengths, before = (np.linalg.norm(each, axis=0) for each in (inside, vectors))
-    # What is left of a vector outside the null space is rounding.
+    # The projection of a vector outside the null space is rounding.
     basis = orthonormal(inside[:, lengths > _LEAST_INSIDE * before])
-    # Again, since what was nearly dependent has had its rounding errors magnified.
+    # Again, since rounding errors of nearly dependent vectors are magnified.
     return orthonormal(to_null_space(basis, row_space))

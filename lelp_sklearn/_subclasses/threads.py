@@ -1,4 +1,4 @@
-"""Blocks of rows over threads, as many as the caller's limits allow."""
+"""Threads for blocks of rows, within the caller's limits."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -16,27 +16,27 @@ Result = TypeVar("Result")
 
 
 def n_threads() -> int:
-    """Threads that both Numba's limit and OpenMP's allow.
+    """Return the number of threads within the limits of both Numba and OpenMP.
 
-    Joblib's workers set both, threadpoolctl the second.
+    Joblib's workers set both, threadpoolctl sets OpenMP's.
     """
     from numba import config, get_num_threads
     from numba.np.ufunc import parallel
 
-    # Numba's limit is asked for only where its threads run already: they would start,
-    # and change OpenMP's limit. What is configured, type checkers do not see.
-    started = getattr(parallel, "_is_initialized", False)
-    limit = get_num_threads() if started else getattr(config, "NUMBA_NUM_THREADS", 1)
+    # `get_num_threads` starts Numba's threads, which changes OpenMP's limit: call it
+    # only if they run already. Type checkers do not see Numba's configuration.
+    is_running = getattr(parallel, "_is_initialized", False)
+    limit = get_num_threads() if is_running else getattr(config, "NUMBA_NUM_THREADS", 1)
     return int(min(limit, _openmp_effective_n_threads()))
 
 
 def map_parts(
     work: Callable[[Part], Result], parts: Iterable[Part]
 ) -> Iterator[Result]:
-    """Call `work`, which releases the interpreter lock, on every part; keep the order.
+    """Call `work`, which releases the interpreter lock, on all parts; keep the order.
 
-    The threads are Python's own and end with the iteration: no pool of OpenMP's or
-    Numba's that a fork or a second caller could meet. No more than two results a thread
+    The threads are Python's and end with the iteration: unlike the pools of OpenMP and
+    Numba they survive no fork and serve no other caller. At most two results a thread
     wait to be taken.
     """
     parts = list(parts)
@@ -54,18 +54,18 @@ def map_parts(
             while waiting:
                 yield waiting.popleft().result()
         finally:
-            # After an error nothing more is begun.
+            # After an error no other part starts.
             for future in waiting:
                 future.cancel()
 
 
 class _OneBlasThread:
-    """Keeps BLAS to the thread that calls it, while anyone is in the context.
+    """Context in which BLAS uses only the thread that calls it.
 
-    After a product its other threads go on spinning for a while, at the cost of those
-    that `map_parts` starts next; and small products are slower on several. The limit is
-    that of the process: the first to enter sets it and the last to leave restores it,
-    where each by itself might restore the limit of another.
+    The other threads of BLAS spin for a while after a product, which slows the threads
+    of `map_parts`, and small products are slower on several threads. The limit is
+    global to the process: the first caller to enter sets it and the last to leave
+    restores it.
     """
 
     def __init__(self) -> None:

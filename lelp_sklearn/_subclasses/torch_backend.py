@@ -185,9 +185,9 @@ class Groups:
         ends = np.cumsum(counts.tolist()).tolist()
         return cls(order, ends, rows.beside(weight / unit, rows.precision), unit)
 
-    def index(self, code: int) -> "torch.Tensor":
+    def index(self, c: int) -> "torch.Tensor":
         """Ascending indices of the rows of a class."""
-        return self.order[self.ends[code] : self.ends[code + 1]]
+        return self.order[self.ends[c] : self.ends[c + 1]]
 
 
 def as_rows(tensor: "torch.Tensor") -> "NDArray[Any] | TensorRows":
@@ -365,8 +365,8 @@ def distinct_rows(
     X = cast("TensorRows", data.X)
     digests, weights = X.kept(data.digests), X.kept(data.weight)
     found = []
-    for code in range(n_classes):
-        index = X.groups(data, n_classes).index(code)
+    for c in range(n_classes):
+        index = X.groups(data, n_classes).index(c)
         own = digests[index]
         # As of arrays: a number that sorts by content, then by place.
         number = 2 ** len(own).bit_length() - 1
@@ -439,18 +439,18 @@ def moments(
     total = _Sums(X, (n_classes, width + 1, width))
     held = _Sums(X, (n_classes,))
     centres = torch.zeros((n_classes, width), dtype=precision, device=X.tensor.device)
-    for code in range(n_classes):
-        index = X.groups(data, n_classes).index(code)
+    for c in range(n_classes):
+        index = X.groups(data, n_classes).index(c)
         few = index[:: max(1, len(index) // _CENTRE_ROWS)]
         if len(few):
-            centres[code] = joint_rows(few).mean(dim=0)
-    for code, index, weight in _blocks(data, n_classes):
+            centres[c] = joint_rows(few).mean(dim=0)
+    for c, index, weight in _blocks(data, n_classes):
         weight = weight.to(precision)
-        rows = joint_rows(index) - centres[code]
+        rows = joint_rows(index) - centres[c]
         ones = torch.ones_like(rows[:, :1])
         weighted = torch.cat([rows, ones], dim=1) * weight[:, None]
-        total.add(code, _inner(weighted, rows, X.double))
-        held.add(code, weight.to(X.double).sum())
+        total.add(c, _inner(weighted, rows, X.double))
+        held.add(c, weight.to(X.double).sum())
     unit = X.groups(data, n_classes).unit
     sums, weights = total.array(), held.array()
     step = sums[:, -1] / np.where(weights > 0, weights, 1)[:, None]
@@ -459,10 +459,10 @@ def moments(
     return weights * unit, _host(centres) + step, scatter * unit
 
 
-def products(
+def product_sums(
     data: "LabelledRows", centres: FloatArray, bases: list[FloatArray]
-) -> list[FloatArray]:
-    """Products (d, k_c) of each class, sums of rows (C, d) and squares (C,)."""
+) -> tuple[list[FloatArray], FloatArray, FloatArray]:
+    """Return the fields of `moments.ProductSums`."""
     X = cast("TensorRows", data.X)
     precision = X.precision_of(centres.dtype)
     own_centres = X.beside(centres, precision)
@@ -470,24 +470,24 @@ def products(
     n_columns = [basis.shape[1] + 1 for basis in bases]
     total = _Sums(X, (len(bases), max(n_columns), X.shape[1]))
     squares = _Sums(X, (len(bases),))
-    for code, index, weight in _blocks(data, len(bases)):
-        rows = X.tensor[index].to(precision) - own_centres[code]
+    for c, index, weight in _blocks(data, len(bases)):
+        rows = X.tensor[index].to(precision) - own_centres[c]
         ones = torch.ones_like(rows[:, :1])
-        scores = torch.cat([rows @ own_bases[code], ones], dim=1) * weight[:, None]
-        total.add((code, slice(n_columns[code])), _inner(scores, rows, X.double))
+        scores = torch.cat([rows @ own_bases[c], ones], dim=1) * weight[:, None]
+        total.add((c, slice(n_columns[c])), _inner(scores, rows, X.double))
         lengths = torch.linalg.vector_norm(rows, dim=1)
-        squares.add(code, weight.to(X.double) @ lengths.square().to(X.double))
+        squares.add(c, weight.to(X.double) @ lengths.square().to(X.double))
     unit = X.groups(data, len(bases)).unit
     sums = total.array() * unit
     moved = [own[: n - 1].T for own, n in zip(sums, n_columns, strict=True)]
     last = sums[np.arange(len(bases)), np.array(n_columns) - 1]
-    return [*moved, last, squares.array() * unit]
+    return moved, last, squares.array() * unit
 
 
-def nearest_sums(
+def cluster_sums(
     data: "LabelledRows", mean: FloatArray, centroids: list[FloatArray]
-) -> list[FloatArray]:
-    """Sums (k_c, d) and then weights (k_c,) of the rows nearest to each centroid."""
+) -> tuple[list[FloatArray], list[FloatArray]]:
+    """Return the fields of `kmeans.ClusterSums`."""
     X = cast("TensorRows", data.X)
     sizes = [len(each) for each in centroids]
     means = X.beside(mean, X.precision)
@@ -496,25 +496,28 @@ def nearest_sums(
     tie = tie_share(X.dtype)
     sums = _Sums(X, (len(sizes), max(sizes), X.shape[1]))
     held = _Sums(X, (len(sizes), max(sizes)))
-    for code, index, weight in _blocks(data, len(sizes)):
-        rows = X.tensor[index] - means[code]
-        scores = rows @ known[code].T - half_squares[code]
-        least = scores.amax(dim=1, keepdim=True) - tie * half_squares[code]
+    for c, index, weight in _blocks(data, len(sizes)):
+        rows = X.tensor[index] - means[c]
+        scores = rows @ known[c].T - half_squares[c]
+        least = scores.amax(dim=1, keepdim=True) - tie * half_squares[c]
         # The first that is near enough.
         labels = (scores >= least).int().argmax(dim=1)
-        names = torch.arange(sizes[code], device=labels.device)
+        names = torch.arange(sizes[c], device=labels.device)
         members = (labels[:, None] == names) * weight[:, None]
-        place = code, slice(sizes[code])
+        place = c, slice(sizes[c])
         sums.add(place, _inner(members, rows, X.double))
         held.add(place, members.to(X.double).sum(dim=0))
     unit = X.groups(data, len(sizes)).unit
     totals = sums.array() * unit, held.array() * unit
-    return [own[:k] for each in totals for own, k in zip(each, sizes, strict=True)]
+    own_sums, own_weights = (
+        [own[:k] for own, k in zip(each, sizes, strict=True)] for each in totals
+    )
+    return own_sums, own_weights
 
 
 def farthest(
     data: "LabelledRows",
-    code: int,
+    c: int,
     mean: FloatArray,
     row_space: FloatArray,
     centroids: FloatArray,
@@ -523,12 +526,12 @@ def farthest(
     X = cast("TensorRows", data.X)
     share = 10 * torch.finfo(X.precision).eps
     own_mean, space, known = (
-        X.beside(each, X.double) for each in (mean[code], row_space, centroids)
+        X.beside(each, X.double) for each in (mean[c], row_space, centroids)
     )
     half_squares = torch.linalg.vector_norm(known, dim=1) ** 2 / 2
     found: tuple[float, FloatArray] = (0.0, centroids[0])
     for mine, index, _ in _blocks(data, len(mean)):
-        if mine != code:
+        if mine != c:
             continue
         centred = X.tensor[index].to(X.double) - own_mean
         offsets = centred - (centred @ space) @ space.T
@@ -543,17 +546,17 @@ def farthest(
     return found
 
 
-def preferences(
+def importances(
     data: "LabelledRows", mean: FloatArray, row_space: FloatArray, spread: FloatArray
 ) -> FloatArray:
     """How much more each row (n,) is to be drawn, by its share of the variance."""
     X = cast("TensorRows", data.X)
-    preferred = torch.ones(len(X), dtype=X.precision, device=X.tensor.device)
+    importance = torch.ones(len(X), dtype=X.precision, device=X.tensor.device)
     means, space = (X.beside(each, X.precision) for each in (mean, row_space))
-    for code, index, _ in _blocks(data, len(mean)):
-        rows = X.tensor[index] - means[code]
-        preferred[index] = _preference(rows, space, spread[code])
-    return _host(preferred)
+    for c, index, _ in _blocks(data, len(mean)):
+        rows = X.tensor[index] - means[c]
+        importance[index] = _importance(rows, space, spread[c])
+    return _host(importance)
 
 
 def at_places(
@@ -564,28 +567,28 @@ def at_places(
     axes: list[FloatArray],
     spread: FloatArray,
 ) -> list[list[tuple[FloatArray, FloatArray]]]:
-    """Coordinates and preferences of those of the places that lie in these rows."""
+    """Coordinates and importances of those of the places that lie in these rows."""
     X = cast("TensorRows", data.X)
     means, space = (X.beside(each, X.precision) for each in (mean, row_space))
     size, result = X.block_rows(), []
-    for code, place in enumerate(places):
+    for c, place in enumerate(places):
         start, stop = np.searchsorted(
             place, [data.first_row, data.first_row + len(X)]
         ).tolist()
         index = X.beside(place[start:stop] - data.first_row)
-        own_axes, blocks = X.beside(axes[code], X.precision), []
+        own_axes, blocks = X.beside(axes[c], X.precision), []
         # One block too where there are no places: its shape is asked for.
         for first in range(0, max(1, len(index)), size):
-            rows = X.tensor[index[first : first + size]] - means[code]
+            rows = X.tensor[index[first : first + size]] - means[c]
             points = (rows @ own_axes).cpu().numpy()
-            preference = _preference(rows, space, spread[code])
-            blocks.append((points, _host(preference)))
+            importance = _importance(rows, space, spread[c])
+            blocks.append((points, _host(importance)))
         result.append(blocks)
     return result
 
 
-def _preference(rows: "Tensor", row_space: "Tensor", spread: float) -> "Tensor":
-    """Return the preference of rows less the mean of their class."""
+def _importance(rows: "Tensor", row_space: "Tensor", spread: float) -> "Tensor":
+    """Return the importance of rows less the mean of their class."""
     # In units of the spread: the squares of others may overflow.
     rows = rows * float(1 / np.sqrt(spread))
     squares = torch.linalg.vector_norm(rows, dim=1) ** 2
@@ -610,15 +613,15 @@ class _Sums:
 def _blocks(
     data: "LabelledRows", n_classes: int
 ) -> Iterator[tuple[int, "Tensor", "Tensor"]]:
-    """Give code, indices and weights of the rows of each class, block by block."""
+    """Yield class index, indices and weights of rows, by class and block."""
     X = cast("TensorRows", data.X)
     groups = X.groups(data, n_classes)
     size = X.block_rows()
-    for code in range(n_classes):
-        index = groups.index(code)
+    for c in range(n_classes):
+        index = groups.index(c)
         for start in range(0, len(index), size):
             own = index[start : start + size]
-            yield code, own, groups.weight[own]
+            yield c, own, groups.weight[own]
 
 
 def _inner(left: "Tensor", right: "Tensor", double: "torch.dtype") -> "Tensor":
