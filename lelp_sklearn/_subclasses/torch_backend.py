@@ -40,8 +40,7 @@ else:
 
     torch = _LazyTorch()
 
-# A block has at most so many numbers: enough for a device to be busy for longer than it
-# takes to ask it.
+# Largest number of entries of a block: enough to keep a device busy.
 _MANY_NUMBERS = 2**26
 # Arrays of a block's size that are alive at once.
 _BLOCK_TEMPORARIES = 4
@@ -49,9 +48,9 @@ _BLOCK_TEMPORARIES = 4
 _NEAR = ("cpu",)
 # Dtypes that NumPy has too: on the CPU such a tensor is an array already.
 _VIEWABLE = ("torch.float16", "torch.float32", "torch.float64")
-# So many rows are summed in their own precision, the sums of them in double.
+# Number of rows that are summed in their own precision; their sums are in double.
 _PART_ROWS = 4096
-# As many rows, spread over a class, have a mean near enough to that of all.
+# Number of rows, spread over a class, whose mean is the centre of the class.
 _CENTRE_ROWS = 256
 
 # The lower half and the sign of a 64-bit number, as torch's signed ones hold them.
@@ -67,7 +66,7 @@ def is_tensor(array: object) -> bool:
 
 
 class TensorRows:
-    """A 2-D tensor whose rows are read where they lie.
+    """A 2-D tensor whose rows are read on its device.
 
     Serves the dtypes and devices that NumPy cannot view (bfloat16, CUDA). An index
     gives NumPy copies of rows: of all of them, block by block, on the CPU. On another
@@ -93,7 +92,7 @@ class TensorRows:
 
     @property
     def precision(self) -> "torch.dtype":
-        """The dtype in which rows are computed with."""
+        """The dtype of computations with the rows."""
         return torch.float64 if self.dtype == np.float64 else torch.float32
 
     def precision_of(self, dtype: np.dtype[Any]) -> "torch.dtype":
@@ -180,7 +179,7 @@ class Groups:
         unit = float(weight.max(initial=0)) or 1.0
         own_index = rows.beside(class_index.astype(np.int32))
         counts = torch.bincount(own_index + 1, minlength=n_classes + 1)
-        # Stable: rows are read in the order in which they lie.
+        # Stable, so that the rows of a class stay in order.
         order = torch.argsort(own_index, stable=True)
         ends = np.cumsum(counts.tolist()).tolist()
         return cls(order, ends, rows.beside(weight / unit, rows.precision), unit)
@@ -191,7 +190,7 @@ class Groups:
 
 
 def as_rows(tensor: "torch.Tensor") -> "NDArray[Any] | TensorRows":
-    """View `tensor` as a NumPy array where that needs no copy, else as rows."""
+    """View `tensor` as a NumPy array if that needs no copy, else as `TensorRows`."""
     if tensor.device.type == "cpu" and str(tensor.dtype) in _VIEWABLE:
         view: NDArray[Any] = tensor.detach().numpy()
         return view
@@ -206,7 +205,7 @@ def is_on_device(rows: object) -> TypeGuard[TensorRows]:
 def dispatch_to_device(
     twin: Callable[..., Result],
 ) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
-    """Have `twin` make a pass over labelled rows that lie on another device.
+    """Call `twin` instead for labelled rows on another device than the CPU.
 
     For a function of labelled rows, as the first argument, and more.
     """
@@ -522,7 +521,7 @@ def farthest(
     row_space: FloatArray,
     centroids: FloatArray,
 ) -> tuple[float, FloatArray]:
-    """Squared distance to its centroid of the row farthest from all; the row (d,)."""
+    """Return the largest squared distance of a row to its centroid, and the row."""
     X = cast("TensorRows", data.X)
     share = 10 * torch.finfo(X.precision).eps
     own_mean, space, known = (
@@ -549,7 +548,7 @@ def farthest(
 def importances(
     data: "LabelledRows", mean: FloatArray, row_space: FloatArray, spread: FloatArray
 ) -> FloatArray:
-    """How much more each row (n,) is to be drawn, by its share of the variance."""
+    """Return the importance of each row (n,), 1 for rows without a class."""
     X = cast("TensorRows", data.X)
     importance = torch.ones(len(X), dtype=X.precision, device=X.tensor.device)
     means, space = (X.beside(each, X.precision) for each in (mean, row_space))
@@ -567,7 +566,7 @@ def at_places(
     axes: list[FloatArray],
     spread: FloatArray,
 ) -> list[list[tuple[FloatArray, FloatArray]]]:
-    """Coordinates and importances of those of the places that lie in these rows."""
+    """Return coordinates and importances of the `places` that are in these rows."""
     X = cast("TensorRows", data.X)
     means, space = (X.beside(each, X.precision) for each in (mean, row_space))
     size, result = X.block_rows(), []
@@ -577,7 +576,7 @@ def at_places(
         ).tolist()
         index = X.beside(place[start:stop] - data.first_row)
         own_axes, blocks = X.beside(axes[c], X.precision), []
-        # One block too where there are no places: its shape is asked for.
+        # At least one block, whose shape is needed.
         for first in range(0, max(1, len(index)), size):
             rows = X.tensor[index[first : first + size]] - means[c]
             points = (rows @ own_axes).cpu().numpy()
@@ -597,7 +596,7 @@ def _importance(rows: "Tensor", row_space: "Tensor", spread: float) -> "Tensor":
 
 
 class _Sums:
-    """Sums in double precision: on the device, or on the host where it has none."""
+    """Sums in double precision, on the host if the device does not have it."""
 
     def __init__(self, X: TensorRows, shape: tuple[int, ...]) -> None:
         self._device = X.tensor.device if X.double == torch.float64 else "cpu"
