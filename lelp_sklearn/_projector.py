@@ -96,7 +96,7 @@ class LELPProjector(  # type: ignore[call-arg]
         head, unless `null_space` is False.
     head : None, (coef, intercept), linear classifier or torch.nn.Linear, default=None
         The linear map from embeddings to the teacher's logits, ``coef`` (C, d). An
-        intercept of None stands for zeros. A layer is refused where its output is not
+        intercept of None stands for zeros. A layer is refused if its output is not
         its weights times its input plus its bias. The one row of a sigmoid head, w,
         stands for the two rows -w/2 and w/2. Rows are in the order of the sorted
         labels; those of a classifier are in the order of its `classes_`. A fitted
@@ -121,7 +121,7 @@ class LELPProjector(  # type: ignore[call-arg]
     subclass_temperature : float or "auto", default="auto"
         :math:`\beta` in root mean squares of z over the training rows (each in its own
         class). 0 assigns each row to one subclass. "auto" is 0.1 for "kmeans" and 0.3
-        for other directions. Ignored where S is 1, and where no class varies along
+        for other directions. Ignored if S is 1, and if no class varies along
         its directions: then subclasses share the mass of their class alike.
     unlabeled : object, default=None
         The value in y that marks rows without a label (-1, NaN, a string): they take
@@ -157,7 +157,7 @@ class LELPProjector(  # type: ignore[call-arg]
     n_subclasses_ : int
         S.
     components_ : ndarray of shape (n_classes, n_subclasses, n_features)
-        The directions u. Zeros where S is 1, which needs none.
+        The directions u. Zeros if S is 1, which needs none.
     offsets_ : ndarray of shape (n_classes, n_subclasses)
         The offsets o, so that ``z = X @ components_[c].T - offsets_[c]``.
     mean_ : ndarray of shape (n_classes, n_features)
@@ -177,7 +177,7 @@ class LELPProjector(  # type: ignore[call-arg]
         The absolute :math:`\beta` that divides z.
     n_features_in_ : int
     feature_names_in_ : ndarray of shape (n_features,)
-        Only where X has feature names that are all strings.
+        Only if X has feature names that are all strings.
 
     See Also
     --------
@@ -189,7 +189,7 @@ class LELPProjector(  # type: ignore[call-arg]
 
     Sample weights act as repetitions of a row. The order of rows changes nothing but
     rounding, with two exceptions: principal directions of equal variance are not
-    determined, nor is the subclass of a row at equal distance from two centroids where
+    determined, nor is the subclass of a row at equal distance from two centroids if
     `subclass_temperature` is 0.
     "kmeans" and the randomized solver start from a sample of the distinct rows of a
     class if there are more than 2048; which rows are drawn depends on their content.
@@ -506,7 +506,7 @@ class LELPProjector(  # type: ignore[call-arg]
             return np.lib.format.open_memmap(out, mode="r")
         if out is not None:
             _check_out(out, shape, dtype, [rows, logits])
-            # Raises where a row is not finite, before the caller's array is changed;
+            # Raises if a row is not finite, before the caller's array is changed;
             # the hashes are not needed.
             hash_rows(rows)
             labeller.write(rows, logits, out)

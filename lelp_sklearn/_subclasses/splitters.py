@@ -211,7 +211,7 @@ def random_split(problem: SplitProblem) -> Split:
     if n_subclasses is None:
         n_subclasses = min(AUTO_N_SUBCLASSES, max(1, n_dimensions))
     if n_subclasses > max(1, n_dimensions):
-        # Unlike too few rows, no further block of a stream changes this.
+        # Unlike too few rows, no other block of a stream changes this.
         raise ValueError(
             f"n_subclasses={n_subclasses} is more than splitter='random' allows: "
             f"{problem.space} has {n_dimensions} dimensions. Use n_subclasses <= "
