@@ -27,8 +27,8 @@ TEST_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
 }
 
-# Tests that share a cluster of processes stay together.
-IN_PARALLEL = "-n", "2", "--dist", "loadgroup"
+# The tests of a file stay together: what they share is made once.
+IN_PARALLEL = "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"
 
 FIRST_USE = """
 from sklearn.datasets import load_digits

@@ -26,6 +26,12 @@ settings.register_profile(
 settings.load_profile("default")
 
 
+def pytest_collection_modifyitems(items):
+    """Run files with slow tests first, so that all workers end at about one time."""
+    slow_files = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow_files)
+
+
 def _thread_limits():
     limits = {pool["filepath"]: pool["num_threads"] for pool in threadpool_info()}
     return limits | {"torch": torch.get_num_threads()}

@@ -24,9 +24,6 @@ from sklearn.linear_model import LogisticRegression
 from lelp_sklearn import LELPProjector
 from tests.problems import integer_weights, make_problem
 
-# One cluster, where tests run in several processes.
-pytestmark = pytest.mark.xdist_group("cluster")
-
 SPLITTERS = ["kmeans", "pca", "random"]
 N_ROWS = 400
 PROBLEM = make_problem(n_classes=3, n_rows=N_ROWS)

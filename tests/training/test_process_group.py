@@ -17,9 +17,6 @@ from lelp_sklearn._training.process_group import Ranks
 from tests.student_problems import MatrixTeacher, MyNet, make_soft_targets
 from tests.test_student_checkpoint import fit_arguments, make_student
 
-# One process trains them all, once.
-pytestmark = pytest.mark.xdist_group("ranks")
-
 ROOT = Path(__file__).parents[2]
 TORCHRUN = "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"
 
