@@ -59,6 +59,7 @@ from lelp_sklearn._validation import as_numbers, check_dense, check_numbers
 SPLITTERS = {"kmeans": KMEANS, "pca": PCA, "random": RANDOM}
 
 
+# scikit-learn has no types.
 class LELPProjector(  # type: ignore[call-arg]
     CallbackSupportMixin,
     TransformerMixin,  # type: ignore[misc]

@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of CSV")
     options = parser.parse_args(arguments)
     table = TABLES["questions"]
-    results = Records.open(options.results / "questions.csv", table, anew=False)
+    results = Records.open(options.results / "questions.csv", table, overwrite=False)
     scores = scores_of(table, results.lines)
     paths = Paths(options.data_dir, options.cache)
     lines, summary = [], []

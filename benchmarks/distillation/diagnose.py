@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.layers:
         try:
             trials, results = (
-                Records.open(options.results / f"layers{end}", table, anew=False)
+                Records.open(options.results / f"layers{end}", table, overwrite=False)
                 for end in ("_trials.csv.gz", ".csv")
             )
         except OtherResultsError as error:

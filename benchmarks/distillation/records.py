@@ -42,20 +42,20 @@ class Records:
     lines: list[Line]
 
     @classmethod
-    def open(cls, path: Path, table: Table, *, anew: bool) -> "Records":
+    def open(cls, path: Path, table: Table, *, overwrite: bool) -> "Records":
         """Read the file of a table.
 
-        Lines of another configuration or code are dropped where `anew`, else refused.
+        Lines of another configuration or code are dropped if `overwrite`, else refused.
         """
         lines = list(read(path)) if path.exists() else []
         current = _digests(table)
         fit = [x for x in lines if current.get(place_of(x)) == x["made_with"]]
-        if len(fit) < len(lines) and not anew:
+        if len(fit) < len(lines) and not overwrite:
             odd = sorted({", ".join(place_of(x)) for x in lines if x not in fit})
             raise OtherResultsError(
                 f"{path} has results that another configuration or version made: "
                 f"{'; '.join(odd[:3])}{' and others' if len(odd) > 3 else ''}. "
-                "Run with --anew to drop them, or move the file away to keep them."
+                "Run with --overwrite to drop them, or move the file away to keep them."
             )
         return cls(path, fit)
 

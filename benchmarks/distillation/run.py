@@ -45,8 +45,8 @@ from benchmarks.distillation.tables import TABLES
 RESULTS = files.RESULTS / "distillation"
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run a table, or report what is there."""
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("table", choices=TABLES)
     parser.add_argument("--data-dir", type=Path, help="folder of data sets")
@@ -62,9 +62,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="minutes, not a result")
     parser.add_argument("--report", action="store_true", help="only tables and figures")
     parser.add_argument(
-        "--anew", action="store_true", help="drop results of other code"
+        "--overwrite", action="store_true", help="drop results of other code"
     )
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of CSV")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a table, or report what is there."""
+    parser = make_parser()
     options = parser.parse_args(arguments)
     name, table = options.table, TABLES[options.table]
     if options.quick:
@@ -86,7 +92,7 @@ def main(arguments: list[str] | None = None) -> None:
                 lock = FileLock(options.results / f"{name}.lock", timeout=0)
                 stack.enter_context(lock)
             trials, results = (
-                Records.open(options.results / file, table, anew=options.anew)
+                Records.open(options.results / file, table, overwrite=options.overwrite)
                 for file in (f"{name}_trials.csv.gz", f"{name}.csv")
             )
             if table.shares and not options.report:

@@ -366,6 +366,7 @@ def _naming_rows(inputs: Any, indices: IntArray) -> Iterator[None]:
         yield
     except _OUT_OF_MEMORY:
         raise
+    # A user's model may fail in any way.
     except Exception as reason:
         first, last = int(indices.min()), int(indices.max())
         rows = f"rows {first} to {last}"

@@ -91,7 +91,7 @@ def test_sweep_is_drawn_and_leaves_out_means_over_tasks(tiny, finished):
         config.Panel("its accuracy", (1, 2), names, shows_gain=False),
     )
     results = [
-        records.Records.open(finished / name, table, anew=False)
+        records.Records.open(finished / name, table, overwrite=False)
         for name in ("tiny_trials.csv.gz", "tiny.csv")
     ]
     sweep = replace(table, panels=panels)

@@ -83,16 +83,18 @@ def test_results_of_other_code_are_refused_or_begun_anew(
         call(tiny, finished)
     error = capsys.readouterr().err
     assert "another configuration" in error
-    assert "--anew" in error
+    assert "--overwrite" in error
     assert (finished / "tiny.csv").read_text() == before
-    call(tiny, finished, "--anew")
+    call(tiny, finished, "--overwrite")
     assert len(lines_of(finished / "tiny.csv")) == len(before.splitlines()) - 1
 
 
 def test_another_best_setting_makes_results_void(tiny, finished):
     """More trials may find one: what was reported of the old one is measured again."""
     table = tiny.TABLES["tiny"]
-    trials = records.Records.open(finished / "tiny_trials.csv.gz", table, anew=False)
+    trials = records.Records.open(
+        finished / "tiny_trials.csv.gz", table, overwrite=False
+    )
     task, method = table.tasks[0].name, table.methods[0]
     worst = min(trials.of(task, method), key=lambda x: x["accuracy"])
     setting = records.setting_of(worst)
@@ -101,7 +103,7 @@ def test_another_best_setting_makes_results_void(tiny, finished):
             line["accuracy"] = 1.0
     trials.write(table)
     call(tiny, finished)
-    results = records.Records.open(finished / "tiny.csv", table, anew=False)
+    results = records.Records.open(finished / "tiny.csv", table, overwrite=False)
     assert len(results.of(task, method)) == 3
     for line in results.of(task, method):
         assert records.setting_of(line)["learning_rate"] == setting["learning_rate"]
@@ -109,11 +111,13 @@ def test_another_best_setting_makes_results_void(tiny, finished):
 
 def test_setting_that_fails_on_another_seed_is_not_reported_on(tiny, finished):
     table = tiny.TABLES["tiny"]
-    trials = records.Records.open(finished / "tiny_trials.csv.gz", table, anew=False)
+    trials = records.Records.open(
+        finished / "tiny_trials.csv.gz", table, overwrite=False
+    )
     task, method = table.tasks[0].name, table.methods[0]
     in_final = [line for line in trials.of(task, method) if line["seed"] == 102]
     assert len(in_final) == 2
-    results = records.Records.open(finished / "tiny.csv", table, anew=False)
+    results = records.Records.open(finished / "tiny.csv", table, overwrite=False)
     reported = records.setting_of(results.of(task, method)[0])
     (other,) = (s for s in map(records.setting_of, in_final) if s != reported)
     for line in in_final:
@@ -121,7 +125,7 @@ def test_setting_that_fails_on_another_seed_is_not_reported_on(tiny, finished):
             line["accuracy"] = 0.0
     trials.write(table)
     call(tiny, finished)
-    results = records.Records.open(finished / "tiny.csv", table, anew=False)
+    results = records.Records.open(finished / "tiny.csv", table, overwrite=False)
     assert [records.setting_of(x) for x in results.of(task, method)] == [other] * 3
 
 
