@@ -97,6 +97,18 @@ def soft_label_peers(
     }
 
 
+def products_alone(
+    X: Array, projector: LELPProjector
+) -> dict[str, Callable[[], object]]:
+    """Return the product that all soft labels need, by the libraries of the peers."""
+    columns, _ = soft_label_columns(projector, X.dtype)
+    rows, transposed = torch.from_numpy(X), torch.from_numpy(columns.T.copy())
+    return {
+        "product alone, NumPy": lambda: columns @ X.T,
+        "product alone, torch": lambda: rows @ transposed,
+    }
+
+
 def outside_head(rows: Array, coef: Array) -> Array:
     """Return rows without what is in the head's row space."""
     basis = orth(coef.T).astype(rows.dtype)
