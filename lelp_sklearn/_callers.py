@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any, cast
 
 _LIBRARIES = ("joblib", "lelp_sklearn", "sklearn")
 # The modules of scikit-learn that fit classifiers on an encoded y. In a process of its
@@ -40,6 +41,24 @@ def warned_once() -> Iterator[None]:
         yield
     finally:
         _WARNED.reset(token)
+
+
+@contextmanager
+def ignored_warnings() -> Iterator[None]:
+    """Ignore all warnings in the block.
+
+    `warnings.catch_warnings` of another thread may begin or end in the block. So the
+    filter is added to the list of filters by hand, and removed from each list that has
+    it.
+    """
+    ignored = "ignore", None, Warning, None, 0
+    filters = cast(list[Any], warnings.filters)
+    try:
+        filters.insert(0, ignored)
+        yield
+    finally:
+        for changed in (filters, cast(list[Any], warnings.filters)):
+            changed[:] = [each for each in changed if each is not ignored]
 
 
 def _find_stacklevel() -> int:

@@ -98,7 +98,8 @@ class LELPStudentClassifier(
         :class:`torch.nn.Linear` of the copy whose output it returns for the first rows
         is replaced by a new one of K outputs. Training starts from the other weights of
         the template. None is a multilayer perceptron with ReLU on the flattened rows;
-        its `module_params` are ``hidden_layer_sizes``, by default ``(128,)``.
+        its `module_params` are ``hidden_layer_sizes``, by default ``(128,)``; ``()`` is
+        a linear student.
     module_params : dict, default=None
         Further arguments of the callable.
     projector : LELPProjector, FrozenEstimator or None, default=None
@@ -160,9 +161,9 @@ class LELPStudentClassifier(
         Rows per step, of all processes together. A last batch of one row is merged with
         the previous batch.
     augment : callable, default=None
-        Takes the inputs of a training batch, a tensor on the training device, and
-        returns inputs for the same rows; the targets stay the same. Its torch random
-        numbers are controlled by `random_state`.
+        Takes the inputs of a training batch, a tensor on the training device, in CSR
+        format if X is sparse, and returns inputs for the same rows; the targets stay
+        the same. Its torch random numbers are controlled by `random_state`.
     early_stopping : bool, default=False
         Whether to stop if the score on validation rows has not risen for
         `n_iter_no_change` epochs, and to keep the weights of the best epoch. The score
@@ -247,11 +248,19 @@ class LELPStudentClassifier(
     as floats otherwise. On the CPU, fits with the same `random_state` and number of
     threads give identical results.
 
+    Sparse X is converted to CSR format once and never made dense as a whole. The first
+    layer of the default module reads the stored entries only, and the result is that of
+    dense X up to rounding. A custom `module` is given tensors of layout
+    ``torch.sparse_csr``, which :class:`torch.nn.Linear` takes; any other has to call
+    ``x.to_dense()`` first in its `forward`. TfidfVectorizer returns float64, with which
+    training takes about twice the time: construct it with ``dtype=np.float32``.
+
     If an exception ends `fit`, KeyboardInterrupt included, the complete epochs are
     kept: the module has the weights of the last, or with `early_stopping` of the best.
     Before the first is complete, and in `partial_fit`, the student stays as it was.
 
-    The loss is copied from the device once per epoch; no step waits for it.
+    The loss is copied from the device once per epoch; no step waits for it. With sparse
+    X on an accelerator a step waits for the number of entries of its batch.
 
     A fitted student is pickled as NumPy arrays and loaded on the CPU; ``module_.to``
     moves it. Loading a pickle of other versions issues a
@@ -307,7 +316,7 @@ class LELPStudentClassifier(
         ],
         "class_weight": [dict, StrOptions({"balanced"}), None],
         "unlabeled": "no_validation",
-        "optimizer": [StrOptions({"adamw"}), callable],
+        "optimizer": [StrOptions({"adamw", "sparse_adam"}), callable],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "learning_rate_schedule": [
             StrOptions({"constant", "cosine", "one_cycle"}),
@@ -441,14 +450,18 @@ class LELPStudentClassifier(
         """Train the student.
 
         The targets are `soft_targets`, if given. Otherwise the projector makes them of
-        `teacher_embeddings`, else of the embeddings of `teacher`, else of X. In the
-        last case, unless `teacher_logits` or a `head` of the projector give the class
-        probabilities, there is no teacher: the class targets are the labels.
+        `teacher_embeddings`, else of the embeddings of `teacher`, else of X, or of its
+        :class:`~sklearn.decomposition.TruncatedSVD` of at most 100 components if X is
+        sparse. In the last case, unless `teacher_logits` or a `head` of the projector
+        give the class probabilities, there is no teacher: the class targets are the
+        labels.
 
         Parameters
         ----------
-        X : {array-like, torch.Tensor} of shape (n_samples, n_features, ...)
-            Inputs of the student: two dimensions or more, such as images or token ids.
+        X : {array-like, sparse matrix, torch.Tensor} of shape (n_samples, n_features, \
+                ...)
+            Inputs of the student: two dimensions or more, such as images or token ids,
+            or a sparse matrix or array of SciPy.
         y : array-like of shape (n_samples,), default=None
             Class labels. Rows marked `unlabeled`, or all rows if y is None, take the
             class that is likeliest by the teacher.
@@ -469,8 +482,8 @@ class LELPStudentClassifier(
             only if `n_subclasses` is a number.
         sample_weight : array-like of shape (n_samples,), default=None
             Row weights. A row of weight 0 is left out.
-        X_val : {array-like, torch.Tensor} of shape (n_val, n_features, ...), \
-                default=None
+        X_val : {array-like, sparse matrix, torch.Tensor} of shape (n_val, n_features, \
+                ...), default=None
             Validation rows for `early_stopping`.
         y_val : array-like of shape (n_val,), default=None
             Their labels, against which they are scored if the teacher's class
@@ -491,7 +504,7 @@ class LELPStudentClassifier(
             If arguments hold NaN or infinity, do not fit together, or leave the classes
             or targets unknown; if the module does not make K outputs.
         TypeError
-            If X is sparse, or the module or the optimizer cannot be built.
+            If teacher data are sparse, or the module or the optimizer cannot be built.
         FloatingPointError
             If the loss of a step or a weight was not finite, at the end of the epoch.
 
@@ -594,7 +607,8 @@ class LELPStudentClassifier(
 
         Parameters
         ----------
-        X : {array-like, torch.Tensor} of shape (n_samples, n_features, ...)
+        X : {array-like, sparse matrix, torch.Tensor} of shape (n_samples, n_features, \
+                ...)
             As in :meth:`fit`. If a projector is fitted, the first block must have rows
             of every class, by label or by the teacher, enough for `n_subclasses`.
         y : array-like of shape (n_samples,), default=None
@@ -675,7 +689,8 @@ class LELPStudentClassifier(
 
         Parameters
         ----------
-        X : {array-like, torch.Tensor} of shape (n_samples, n_features, ...)
+        X : {array-like, sparse matrix, torch.Tensor} of shape (n_samples, n_features, \
+                ...)
             Rows of the shape seen in fit.
 
         Returns
@@ -692,7 +707,8 @@ class LELPStudentClassifier(
 
         Parameters
         ----------
-        X : {array-like, torch.Tensor} of shape (n_samples, n_features, ...)
+        X : {array-like, sparse matrix, torch.Tensor} of shape (n_samples, n_features, \
+                ...)
             Rows of the shape seen in fit.
 
         Returns
@@ -710,7 +726,8 @@ class LELPStudentClassifier(
 
         Parameters
         ----------
-        X : {array-like, torch.Tensor} of shape (n_samples, n_features, ...)
+        X : {array-like, sparse matrix, torch.Tensor} of shape (n_samples, n_features, \
+                ...)
             Rows of the shape seen in fit.
 
         Returns
@@ -728,7 +745,8 @@ class LELPStudentClassifier(
 
         Parameters
         ----------
-        X : {array-like, torch.Tensor} of shape (n_samples, n_features, ...)
+        X : {array-like, sparse matrix, torch.Tensor} of shape (n_samples, n_features, \
+                ...)
             Rows of the shape seen in fit.
 
         Returns
@@ -748,7 +766,8 @@ class LELPStudentClassifier(
 
         Parameters
         ----------
-        X : {array-like, torch.Tensor} of shape (n_samples, n_features, ...)
+        X : {array-like, sparse matrix, torch.Tensor} of shape (n_samples, n_features, \
+                ...)
             Rows of the shape seen in fit.
 
         Returns
@@ -776,7 +795,7 @@ class LELPStudentClassifier(
             if X was float64; no parameter requires a gradient. Takes a tensor of shape
             (n, n_features, ...), of any number of rows and in its own precision, or
             int64 if X were ids, and returns one of shape (n, n_classes) in the order of
-            `classes_`.
+            `classes_`. If X was sparse, the layout is ``torch.sparse_csr`` or dense.
 
         Raises
         ------
@@ -802,11 +821,12 @@ class LELPStudentClassifier(
     def to_onnx(self, path: str | os.PathLike[str]) -> None:
         """Write class probabilities as an ONNX file.
 
-        The input ``X`` is a tensor of rows, float32 even if the student computes in
-        float64, or int64 if X were ids. The first output ``probabilities``, of shape
-        (n, n_classes), equals `predict_proba`, in the order of `classes_`. The
-        number of rows is free. The weights are in the same file, in single precision;
-        it contains no source paths.
+        The input ``X`` is a dense tensor of rows, float32 even if the student computes
+        in float64, or int64 if X were ids. Also if X was sparse, rows are dense, of 4
+        bytes per feature: 1 MiB per row of 2¹⁸ features. The first output
+        ``probabilities``, of shape (n, n_classes), equals `predict_proba`, in the order
+        of `classes_`. The number of rows is free. The weights are in the same file, in
+        single precision; it contains no source paths.
 
         Parameters
         ----------
@@ -836,7 +856,9 @@ class LELPStudentClassifier(
     def _logits(self, X: Any) -> Tensor:
         check_is_fitted(self)
         module = self._state.module
-        inputs = as_tensor(check_rows(self, X, self._state.row_format))
+        rows = check_rows(self, X, self._state.row_format)
+        module.check_layout(rows)
+        inputs = as_tensor(rows)
         batches = batched_outputs(
             module.net, inputs, int(self.batch_size), module.dtype
         )
@@ -987,6 +1009,11 @@ class LELPStudentClassifier(
             if len(state.curves.loss) > n_epochs_before:
                 # All at once, so that an interrupt cannot mix two fits.
                 self.__dict__.update(state.attributes())
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
 
     # --- copies and pickles -----------------------------------------------------------
 

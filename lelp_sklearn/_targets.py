@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import diags_array, issparse
 from sklearn.base import clone
+from sklearn.decomposition import TruncatedSVD
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_is_fitted
 
@@ -34,6 +36,8 @@ from lelp_sklearn._training.inputs import (
 from lelp_sklearn._typing import BoolArray, FloatArray, IntArray, StudentParams
 from lelp_sklearn.exceptions import NoTeacherWarning
 
+_MAX_SVD_COMPONENTS = 100
+
 
 @dataclass
 class TargetSource:
@@ -44,9 +48,10 @@ class TargetSource:
     projector : LELPProjector, FrozenEstimator or None
         Fitted; None if soft targets are given instead.
     teacher : transformer or None
-        Fitted; None without a teacher.
+        Fitted; None without a teacher. If `reads_inputs`, the TruncatedSVD of sparse X.
     reads_inputs : bool
-        Whether X takes the place of the embeddings.
+        Whether X, or its TruncatedSVD if it is sparse, takes the place of the
+        embeddings.
     has_teacher : bool
         The result of `has_teacher` in the first fit. If False, the labels take the
         place of the teacher's class probabilities.
@@ -99,13 +104,15 @@ class TargetSource:
             teacher, OmittedTeacher
         ):
             teacher = None
+        reads_inputs = inputs.teacher_embeddings is None and teacher is None
+        if reads_inputs and issparse(inputs.X_array):
+            teacher = _fit_truncated_svd(projector, inputs, is_train, seed)
         if inputs.teacher_embeddings is not None or teacher is None:
             _check_embedding_width(projector, inputs, embed(inputs, None))
         labels = np.unique(inputs.labels[inputs.is_labelled])
         lacks_classes = classes is not None and not np.isin(classes, labels).all()
         if lacks_classes and not isinstance(projector, FrozenEstimator):
             _check_block_classes(inputs, projector, teacher, labels, classes)
-        reads_inputs = inputs.teacher_embeddings is None and teacher is None
         teacher, embeddings = _fit_and_embed(teacher, inputs, is_train)
         fitted_on = _hash_of_rows(inputs) if has_own_fit_transform(teacher) else None
         asks_logits = _asks_logits(
@@ -120,7 +127,7 @@ class TargetSource:
             some_classes = classes if lacks_classes else None
             with (
                 task.delegate("fit-projector", projector),
-                _in_projector(inputs, teacher),
+                _in_projector(inputs, teacher, reads_inputs=reads_inputs),
             ):
                 _fit_projector(projector, embeddings, inputs, is_train, some_classes)
         # Fitted on too few rows it has none, and its transform raises the error.
@@ -231,7 +238,7 @@ class TargetSource:
             logits = distance * inputs.class_indicator(self.classes)
         options = {} if logits is None else {"teacher_logits": logits}
         embeddings = embed(inputs, self.teacher)
-        with _in_projector(inputs, self.teacher):
+        with _in_projector(inputs, self.teacher, reads_inputs=self.reads_inputs):
             targets = as_array(self.projector.transform(embeddings, **options))
         return targets
 
@@ -253,6 +260,8 @@ class TargetSource:
         return TargetSource(**copy.deepcopy(vars(self), memo))
 
     def __getstate__(self) -> dict[str, Any]:
+        if self.reads_inputs:
+            return vars(self)
         return {**vars(self), "teacher": OmittedTeacher.of(self.teacher)}
 
 
@@ -388,6 +397,28 @@ def _check_block_classes(
     )
 
 
+def _fit_truncated_svd(
+    projector: Any, inputs: StudentInputs, is_train: BoolArray, seed: int
+) -> Any:
+    """Return the transformer that makes dense embeddings of sparse X, frozen.
+
+    Rows count by their weights, as in the projector.
+    """
+    if has_head(projector):
+        raise ValueError(
+            "teacher_embeddings are missing: X is sparse, so that its TruncatedSVD "
+            "would take their place, which the head or the fitted projector does not "
+            "read. Pass teacher_embeddings, or a teacher that makes them."
+        )
+    rows = np.flatnonzero(is_train)
+    X, weights = inputs.X_array, inputs.sample_weight
+    if len(rows) < len(inputs) or (weights != 1).any():
+        X = diags_array(np.sqrt(weights[rows]).astype(X.dtype)) @ X[rows]
+    n_components = min(_MAX_SVD_COMPONENTS, X.shape[1])
+    svd = TruncatedSVD(n_components, random_state=seed)
+    return FrozenEstimator(svd.fit(X))
+
+
 def _fit_and_embed(
     teacher: Any, inputs: StudentInputs, is_train: BoolArray
 ) -> tuple[Any, Any]:
@@ -486,13 +517,15 @@ def _check_embedding_width(
 
 
 @contextmanager
-def _in_projector(inputs: StudentInputs, teacher: Any) -> Iterator[None]:
+def _in_projector(
+    inputs: StudentInputs, teacher: Any, *, reads_inputs: bool
+) -> Iterator[None]:
     """Name the embeddings in errors as the user knows them."""
     name = "X"
     if inputs.teacher_embeddings is not None:
         name = f"teacher_embeddings{inputs.suffix}"
     elif teacher is not None:
-        name = "teacher.transform(X)"
+        name = "TruncatedSVD of X" if reads_inputs else "teacher.transform(X)"
     try:
         with add_note_on_error(
             f"(In the projector of the student, whose X is {name} here.)"

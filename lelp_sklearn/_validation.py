@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import issparse
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import column_or_1d
 
@@ -114,7 +115,8 @@ def _columns(values: Any, name: str) -> Iterator[tuple[Any, Any, str]]:
             yield column, dtype, f"Column {label!r} of {name}"
         return
     is_column = hasattr(values, "isna") or hasattr(values, "is_null")
-    if is_column or (isinstance(values, np.ndarray) and values.dtype.kind in "cmM"):
+    is_array = isinstance(values, np.ndarray) or issparse(values)
+    if is_column or (is_array and values.dtype.kind in "cmM"):
         yield values, values.dtype, name
 
 

@@ -8,15 +8,15 @@ from sklearn.exceptions import InconsistentVersionWarning
 class NoTeacherWarning(UserWarning):
     """Issued if a student is fitted without a teacher.
 
-    X is then used in place of the teacher's embeddings, and the labels in place of its
-    class probabilities.
+    X, or its TruncatedSVD if it is sparse, is then used in place of the teacher's
+    embeddings, and the labels in place of its class probabilities.
     """
 
     def __str__(self) -> str:
         return (
-            "No teacher was given; X is used as the embeddings and y as the targets. "
-            "Pass teacher_embeddings, teacher_logits or soft_targets, or set teacher= "
-            "or the projector's head=."
+            "No teacher was given; X, or its TruncatedSVD if it is sparse, is used as "
+            "the embeddings and y as the targets. Pass teacher_embeddings, "
+            "teacher_logits or soft_targets, or set teacher= or the projector's head=."
         )
 
 

@@ -152,7 +152,7 @@ def subclass_report(
         Fitted or not. Its projector, module and training parameters are used, with
         fewer epochs; it is not changed. Its learning rate and temperature should be
         about right.
-    X : {array-like, torch.Tensor} of shape (n_samples, n_features, ...)
+    X : {array-like, sparse matrix, torch.Tensor} of shape (n_samples, n_features, ...)
         Inputs of the student, as in :meth:`LELPStudentClassifier.fit`.
     y : array-like of shape (n_samples,), default=None
         Class labels, as in :meth:`LELPStudentClassifier.fit`.
@@ -181,7 +181,7 @@ def subclass_report(
     Raises
     ------
     TypeError
-        If `student` is not a student, or X is sparse.
+        If `student` is not a student.
     ValueError
         If no teacher is given, if the projector makes only one subclass or more than
         three quarters of the rows of a class allow, or as in

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import issparse
 
 _N_BYTES = 16
 _BLOCK_BYTES = 1 << 20
@@ -35,10 +36,10 @@ _NAMED = (
 def content_hash(value: Any) -> str:
     """Digest a value by its content, in 32 hexadecimal digits.
 
-    Numbers, strings, arrays, tensors and containers count by type and content, in any
-    memory layout and on any device. Functions and classes count by module and qualified
-    name. Any other object counts by its type and its pickled state. Dicts and sets have
-    no order, lists have one.
+    Numbers, strings, arrays, sparse matrices, tensors and containers count by type and
+    content, in any memory layout and on any device. Functions and classes count by
+    module and qualified name. Any other object counts by its type and its pickled
+    state. Dicts and sets have no order, lists have one.
 
     Raises
     ------
@@ -76,6 +77,8 @@ class _Digester:
             value, "UninitializedTensorMixin"
         ):
             return _of_tensor(value)
+        if issparse(value):
+            return self._of_sparse(value)
         if isinstance(value, ModuleType):
             return self._join("module", [value.__name__])
         if isinstance(value, _NAMED):
@@ -103,6 +106,14 @@ class _Digester:
         dtype = dtype.newbyteorder("<")
         about = [dtype.name, repr(dtype.descr), array.shape]
         return self._join("array", [*about, _of_buffer(array, dtype)])
+
+    def _of_sparse(self, matrix: Any) -> bytes:
+        rows = matrix.tocsr(copy=True)
+        rows.sum_duplicates()
+        # SciPy chooses the width of the indices by the size of the matrix.
+        wide = np.dtype("<i8")
+        indices = _of_buffer(rows.indices, wide), _of_buffer(rows.indptr, wide)
+        return self._join("sparse", [type(matrix), rows.shape, rows.data, *indices])
 
     def _of_name(self, value: Any) -> bytes:
         owner = getattr(value, "__self__", None)

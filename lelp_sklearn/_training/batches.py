@@ -6,7 +6,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.sparse import issparse
 from torch import Tensor, nn
+
+from lelp_sklearn._training.sparse import (
+    csr_tensor,
+    numbers_per_row,
+    select_rows,
+    split_rows,
+)
 
 # Prediction takes batches of about a million numbers.
 _PREDICTION_NUMBERS = 2**20
@@ -16,9 +24,10 @@ _PREDICTION_NUMBERS = 2**20
 class TrainingTensors:
     """Rows with their targets, as tensors on the training device.
 
-    They are X (n, ...), soft targets (n, n_classes * n_subclasses), one-hot labels
-    (n, n_classes), zero for rows without one, and row weights (n,). Labels are None if
-    the loss does not use them, and weights are None if all are equal.
+    They are X (n, ...), in CSR format if it is sparse, soft targets (n, n_classes *
+    n_subclasses), one-hot labels (n, n_classes), zero for rows without one, and row
+    weights (n,). Labels are None if the loss does not use them, and weights are None if
+    all are equal.
     """
 
     X: Tensor
@@ -30,7 +39,7 @@ class TrainingTensors:
         """Return a copy of some of the rows."""
         labels, weight = self.label_targets, self.weight
         return TrainingTensors(
-            self.X.index_select(0, index),
+            select_rows(self.X, index),
             self.soft_targets.index_select(0, index),
             None if labels is None else labels.index_select(0, index),
             None if weight is None else weight.index_select(0, index),
@@ -40,7 +49,15 @@ class TrainingTensors:
 def as_tensor(
     array: Any, device: torch.device | None = None, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """Return an array as a tensor, which shares its memory if possible."""
+    """Return an array as a tensor, which shares its memory if possible.
+
+    A CSR matrix becomes a CSR tensor, whose values have the `dtype`.
+    """
+    if issparse(array):
+        csr: Any = array
+        crow, col = as_tensor(csr.indptr, device), as_tensor(csr.indices, device)
+        values = as_tensor(csr.data, device, dtype)
+        return csr_tensor(crow, col, values, csr.shape[1])
     if isinstance(array, Tensor):
         return array.detach().to(device=device, dtype=dtype)
     array = np.asarray(array)
@@ -108,10 +125,10 @@ def batched_outputs(
     """
     parameter = next(module.parameters(), X)
     number = dtype if dtype.is_floating_point else torch.float32
-    step = max(batch_size, _PREDICTION_NUMBERS // X[0].numel())
+    step = max(batch_size, _PREDICTION_NUMBERS // numbers_per_row(module, X))
     module.eval()
     with torch.inference_mode():
-        for batch in X.split(step):
+        for batch in split_rows(X, step):
             # A module may work in place, and X may be the caller's own memory.
             inputs = batch.to(device=parameter.device, dtype=dtype, copy=True)
             # It may also compute in a precision of its own.

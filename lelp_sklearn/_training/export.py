@@ -1,17 +1,17 @@
 """Export of a student: a torch module of class probabilities, and an ONNX file."""
 
 import logging
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lelp_sklearn._callers import ignored_warnings
 from lelp_sklearn._files import check_writable, new_file
 from lelp_sklearn._locks import copied
 from lelp_sklearn._training.device import torch_lock
@@ -233,23 +233,14 @@ def _strip(message: Any) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the logs and warnings of the exporter about itself and its libraries.
-
-    `warnings.catch_warnings` of another thread may begin or end in the block. So the
-    filter is added to the list of filters by hand, and removed from each list that has
-    it.
-    """
+    """Silence the logs and warnings of the exporter about itself and its libraries."""
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]
-    ignored = "ignore", None, Warning, None, 0
-    filters = cast(list[Any], warnings.filters)
     try:
         for logger in loggers:
             logger.setLevel(logging.CRITICAL + 1)
-        filters.insert(0, ignored)
-        yield
+        with ignored_warnings():
+            yield
     finally:
-        for changed in (filters, cast(list[Any], warnings.filters)):
-            changed[:] = [each for each in changed if each is not ignored]
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

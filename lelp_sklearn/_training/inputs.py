@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import issparse
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import (
@@ -41,7 +42,7 @@ class StudentInputs:
     Parameters
     ----------
     X, X_array
-        The rows as they were passed, and as an array or a tensor.
+        The rows as they were passed, and as an array, a CSR matrix or a tensor.
     labels, is_labelled : ndarray of shape (n,)
         y as a column, and which rows have a label; in other rows y has no meaning.
     sample_weight : ndarray of shape (n,)
@@ -86,7 +87,7 @@ class StudentInputs:
         takes; None in a first fit, which sets the features.
         """
         X_array = check_rows(student, X, row_format)
-        n_samples = len(X_array)
+        n_samples = X_array.shape[0]
         if y is not None:
             y = as_array(y) if hasattr(y, "detach") else _validation.label_array(y)
         unlabeled = student.unlabeled
@@ -158,7 +159,8 @@ class StudentInputs:
     def row_format(self, module: Any) -> RowFormat:
         """Return the format of these rows; integers may be token ids to a `module`."""
         X = self.X_array
-        return RowFormat(tuple(X.shape[1:]), module is not None and is_integer(X))
+        may_be_ids = module is not None and is_integer(X) and not issparse(X)
+        return RowFormat(tuple(X.shape[1:]), may_be_ids)
 
     def arguments(self) -> dict[str, Any]:
         """Return the data by argument name."""
@@ -288,7 +290,8 @@ class StudentInputs:
 def check_rows(student: Any, X: Any, row_format: RowFormat | None) -> Any:
     """Return X as an array or a tensor of finite numbers, two dimensions or more.
 
-    Its features are compared with the features of the student. In a first fit, with
+    A sparse X is returned in CSR format, with sorted columns and no duplicates. The
+    features are compared with the features of the student. In a first fit, with
     `row_format` None, they are set.
     """
     reset = row_format is None
@@ -298,14 +301,26 @@ def check_rows(student: Any, X: Any, row_format: RowFormat | None) -> Any:
         _check_n_features(student, X, reset=reset)
     else:
         check_numbers(X, "X")
+        if issparse(X) and dtype_name(X) == "object":
+            raise TypeError(
+                "X is a sparse matrix of dtype object: convert it to numbers, "
+                "X.astype(np.float32)."
+            )
         X = validate_data(
-            student, X, reset=reset, allow_nd=True, ensure_all_finite=False
+            student,
+            X,
+            reset=reset,
+            accept_sparse="csr",
+            allow_nd=True,
+            ensure_all_finite=False,
         )
         # An object array is a table of unlike columns that all hold numbers.
         # torch has no wider numbers than double precision.
         if X.dtype.kind == "O" or (X.dtype.kind == "f" and X.dtype.itemsize > 8):
             X = X.astype(np.float64)
-        if X.dtype.kind == "f":
+        if issparse(X):
+            X = _canonical(X)
+        elif X.dtype.kind == "f":
             _validation.check_finite_block(X, 0, "X")
     if row_format is None:
         return X
@@ -314,10 +329,29 @@ def check_rows(student: Any, X: Any, row_format: RowFormat | None) -> Any:
             f"X has rows of shape {tuple(X.shape[1:])} and the student was fitted on "
             f"rows of shape {row_format.shape}: pass rows of that shape."
         )
-    if row_format.is_token_ids and not is_integer(X):
+    if row_format.is_token_ids and (issparse(X) or not is_integer(X)):
+        kind = "sparse" if issparse(X) else X.dtype
         raise ValueError(
-            f"X is {X.dtype} and the student was fitted on integers, which its module "
-            "takes as token ids: pass integers."
+            f"X is {kind} and the student was fitted on integers, which its module "
+            "takes as token ids: pass a dense array of integers."
+        )
+    return X
+
+
+def _canonical(X: Any) -> Any:
+    """Return a CSR matrix of finite entries with sorted columns and no duplicates."""
+    if not X.has_canonical_format:
+        X = X.copy()
+        X.sum_duplicates()
+    is_finite = np.isfinite(X.data)
+    if not is_finite.all():
+        entry = int(np.argmin(is_finite))
+        row = int(np.searchsorted(X.indptr, entry, side="right")) - 1
+        found = "NaN" if np.isnan(X.data[entry]) else "infinity (inf)"
+        raise _validation.NotFiniteError(
+            "X",
+            f"contains {found}, first in row {row}, column {X.indices[entry]}; remove "
+            "or impute such entries.",
         )
     return X
 

@@ -155,7 +155,9 @@ class Trainer:
         """Steps that are captured and replayed; None if all run plainly."""
         device = self.rows.X.device
         is_plain = self.ranks.size > 1 or self.augment or self.precision.scaler
-        if device.type != "cuda" or is_plain:
+        # The number of stored entries differs from batch to batch.
+        is_sparse = self.rows.X.layout == torch.sparse_csr
+        if device.type != "cuda" or is_plain or is_sparse:
             return None
         if not can_capture(self.module, self.optimizer):
             return None

@@ -5,16 +5,18 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from scipy.sparse import issparse
 from torch import Tensor, nn
 
 from lelp_sklearn._locks import copied
 from lelp_sklearn._training.batches import as_tensor
 from lelp_sklearn._training.device import input_dtype, seeded
 from lelp_sklearn._training.layers import find_output
+from lelp_sklearn._training.sparse import SparseLinear
 
 ModuleBuilder = Callable[..., nn.Module]
 ModuleParam = nn.Module | ModuleBuilder | None
@@ -22,7 +24,7 @@ ModuleParam = nn.Module | ModuleBuilder | None
 
 def multilayer_perceptron(
     n_features: int, n_outputs: int, hidden_layer_sizes: Sequence[int] = (128,)
-) -> nn.Module:
+) -> nn.Sequential:
     """Return the default student: linear layers with ReLU between them."""
     layers: list[nn.Module] = []
     for size in hidden_layer_sizes:
@@ -61,11 +63,14 @@ def build_module(
     row_shape: tuple[int, ...],
     n_outputs: int,
     widened_layer: str | None = None,
+    *,
+    is_sparse: bool = False,
 ) -> nn.Module:
     """Build a module for rows of a shape; the user's own module never changes.
 
     The linear layer `widened_layer` of a template, if any, gets `n_outputs` outputs. A
-    callable gets the first entry of `row_shape` as ``n_features``.
+    callable gets the first entry of `row_shape` as ``n_features``. The default module
+    for sparse rows has the initial weights of that for dense ones.
     """
     if isinstance(module, nn.Module):
         template = _copy_with_hooks(module)
@@ -75,6 +80,8 @@ def build_module(
     params = module_params or {}
     if module is None:
         net = multilayer_perceptron(prod(row_shape), n_outputs, **params)
+        if is_sparse:
+            net[0] = SparseLinear(cast(nn.Linear, net[0]))
         return net if len(row_shape) == 1 else nn.Sequential(nn.Flatten(), net)
     built = module(row_shape[0], n_outputs, **params)
     if not isinstance(built, nn.Module):
@@ -148,10 +155,16 @@ def _try(net: nn.Module, first_rows: Tensor, widened_layer: str | None = None) -
             return net(first_rows.clone())
     # A user's module may fail in any way; the error says which module and rows.
     except Exception as reason:
+        kind, fix = "", "X must have the shape and dtype that it takes."
+        if first_rows.layout == torch.sparse_csr:
+            kind = "sparse CSR "
+            fix = (
+                "a module that cannot read sparse rows must call x.to_dense() first, "
+                "in its forward method."
+            )
         raise ValueError(
-            "module fails on the first rows of X, a tensor of shape "
-            f"{tuple(first_rows.shape)} and dtype {first_rows.dtype}: {reason}; X must "
-            "have the shape and dtype that it takes."
+            f"module fails on the first rows of X, a {kind}tensor of shape "
+            f"{tuple(first_rows.shape)} and dtype {first_rows.dtype}: {reason}; {fix}"
             f"{_note_on_widening(widened_layer)}"
         ) from reason
 
@@ -168,7 +181,8 @@ def _note_on_widening(widened_layer: str | None) -> str:
 class StudentModule:
     """A module with the arguments that build it; its weights are pickled as arrays.
 
-    The inputs have `dtype`. The first rows show which layer of a template to widen.
+    The inputs have `dtype`. The first rows show which layer of a template to widen, and
+    whether rows are sparse.
     """
 
     def __init__(
@@ -185,6 +199,7 @@ class StudentModule:
         self.row_shape = row_shape
         self.n_outputs = n_outputs
         self.dtype = dtype
+        self.is_sparse = first_rows.layout == torch.sparse_csr
         self.widened_layer: str | None = None
         if isinstance(module, nn.Module):
             self.widened_layer = layer_to_widen(module, n_outputs, first_rows)
@@ -202,6 +217,7 @@ class StudentModule:
             self.row_shape,
             self.n_outputs,
             self.widened_layer,
+            is_sparse=self.is_sparse,
         )
         return net if self.takes_token_ids else net.to(self.dtype)
 
@@ -216,6 +232,12 @@ class StudentModule:
                 f"({n_rows}, {self.n_outputs}), n_classes * n_subclasses columns of "
                 f"logits.{_note_on_widening(self.widened_layer)}"
             )
+
+    def check_layout(self, inputs: Any) -> None:
+        """Raise if the module refuses sparse rows after dense ones, or dense ones."""
+        if issparse(inputs) != self.is_sparse:
+            device = next(self.net.parameters()).device
+            self.check_outputs(as_tensor(inputs[:2], device, self.dtype))
 
     def check_augmented(
         self,

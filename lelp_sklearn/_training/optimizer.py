@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 from lelp_sklearn._training.device import torch_lock
+from lelp_sklearn._training.sparse import SparseLinear
+from lelp_sklearn._training.sparse_adam import SparseAdamW
 
 Optimizer = torch.optim.Optimizer
 OptimizerParam = str | Callable[..., Optimizer]
@@ -19,7 +21,13 @@ def make_optimizer(
     learning_rate: float,
     weight_decay: float,
 ) -> Optimizer:
-    """Return the optimizer of a module's trainable parameters."""
+    """Return the optimizer of a module's trainable parameters.
+
+    It decides whether the gradients of the layers for sparse rows are sparse.
+    """
+    for layer in module.modules():
+        if isinstance(layer, SparseLinear):
+            layer.sparse_gradient = optimizer == "sparse_adam"
     parameters = [p for p in module.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError(
@@ -30,6 +38,8 @@ def make_optimizer(
         if callable(optimizer):
             made = optimizer(parameters, lr=learning_rate, weight_decay=weight_decay)
             return _check_returned(made)
+        if optimizer == "sparse_adam":
+            return SparseAdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
         return torch.optim.AdamW(
             parameters,
             lr=learning_rate,

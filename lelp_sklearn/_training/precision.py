@@ -63,9 +63,24 @@ class Precision:
         if max_grad_norm is not None:
             if self.scaler is not None:
                 self.scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+            _clip_gradients(parameters, max_grad_norm)
         if self.scaler is None:
             optimizer.step()
         else:
             self.scaler.step(optimizer)
             self.scaler.update()
+
+
+def _clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> None:
+    """Clip the gradients, some of which may be sparse, to a norm of all together."""
+    gradients = []
+    for parameter in parameters:
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.coalesce()
+            gradients.append(parameter.grad.values())
+        elif parameter.grad is not None:
+            gradients.append(parameter.grad)
+    norm = nn.utils.get_total_norm(gradients)
+    factor = (max_norm / (norm + 1e-6)).clamp(max=1)
+    for gradient in gradients:
+        gradient.mul_(factor.to(gradient.device))

@@ -129,6 +129,7 @@ class TrainingState:
             state = cls(source, module, objective, seeds)
         else:
             state = replace(previous, objective=objective)
+            state.module.check_layout(inputs.X_array)
         module = state.module
         if n_outputs != module.n_outputs:
             raise ValueError(

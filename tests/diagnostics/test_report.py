@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy import sparse, stats
+from scipy import stats
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import make_pipeline
@@ -333,11 +333,6 @@ def test_without_a_teacher_there_is_no_one_to_agree_with():
 def test_one_subclass_is_nothing_to_compare():
     _, _, _, head = make_groups()
     refused(ValueError, "n_subclasses=1", student=student_of(head, 1))
-
-
-def test_sparse_rows_are_refused_as_in_fit():
-    X, y, E, head = make_groups()
-    refused(TypeError, "[Ss]parse", of=(sparse.csr_matrix(X), y, E, head))
 
 
 def test_more_subclasses_than_a_split_allows_say_where():

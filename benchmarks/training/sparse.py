@@ -1,0 +1,356 @@
+"""Sparse rows: the seconds and the memory of training, and what its optimizers reach.
+
+    python benchmarks/training/sparse.py [speed] [memory] [--quick]
+    python benchmarks/training/sparse.py accuracy --data-dir FOLDER [--quick]
+
+Rows of 2¹⁸ columns with 50 stored entries in single precision, towards 2 × 20 subclass
+targets; 32 hidden units, batches of 256, the other parameters are the defaults.
+
+speed
+    An epoch on 100 000 rows, by the default optimizer and by "sparse_adam", beside a
+    loop written by hand (``torch.nn.EmbeddingBag`` as the first layer, batches sliced
+    from the three arrays, fused AdamW, the same loss and schedules) and beside
+    scikit-learn's ``MLPClassifier`` of the same size on the labels. An epoch is the
+    difference between fits of one and of two epochs. ``predict_proba`` stands beside
+    the module by itself under ``torch.inference_mode``. One thread, seconds of the
+    processor; medians over the turns, and of the ratios with their quartiles.
+memory
+    The peak of a process that fits one epoch on 1 000 000 such rows, rows included.
+accuracy
+    The test accuracy of both optimizers on TF-IDF rows of Banking77, 20 Newsgroups and
+    IMDB, without a teacher, 20 epochs, five seeds, and the paired difference with its
+    95 % interval.
+
+Writes ``results/sparse.json``.
+"""
+
+import argparse
+import json
+import math
+import resource
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+if __package__ is None:  # run as a script
+    sys.path[0] = str(Path(__file__).parents[2])
+
+import numpy as np
+import torch
+from scipy import sparse, stats
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.neural_network import MLPClassifier
+from torch import Tensor, nn
+
+from benchmarks import files
+from benchmarks.files import markdown, write_json
+from benchmarks.text.data import read_table
+from benchmarks.timing import machine, one_thread, ratio, take_turns
+from lelp_sklearn import LELPStudentClassifier, NoTeacherWarning
+from lelp_sklearn.losses import subclass_cross_entropy
+
+RESULTS = files.RESULTS
+N_FEATURES, N_ENTRIES, N_CLASSES, N_SUBCLASSES = 2**18, 50, 2, 20
+N_HIDDEN, BATCH_SIZE = 32, 256
+N_ROWS, N_ROWS_IN_MEMORY = 100_000, 1_000_000
+# Ours may take so many times the seconds of the other.
+BARS = {"bare loop": 1.1, "MLPClassifier": 0.5, "adamw": 0.5, "forward pass": 1.5}
+LARGEST_PEAK = 2.0
+DATASETS = ("banking77", "newsgroups20", "imdb")
+OPTIMIZERS = ("adamw", "sparse_adam")
+N_EPOCHS, N_SEEDS = 20, 5
+# Texts have so many rows only, of which a word has to be in two.
+N_ROWS_QUICK, MIN_DF = 2_000, 2
+
+Array = np.ndarray
+
+
+def make_data(n_rows: int) -> tuple[sparse.csr_array, Array, Array]:
+    """Draw rows, labels and soft targets, without intermediate arrays of their size."""
+    rng = np.random.default_rng(0)
+    columns = rng.integers(0, N_FEATURES, (n_rows, N_ENTRIES), dtype=np.int32)
+    columns.sort(axis=1)
+    values = rng.random(n_rows * N_ENTRIES, dtype=np.float32)
+    offsets = np.arange(0, n_rows * N_ENTRIES + 1, N_ENTRIES, dtype=np.int32)
+    X = sparse.csr_array((values, columns.ravel(), offsets), shape=(n_rows, N_FEATURES))
+    X.sum_duplicates()
+    soft = rng.standard_exponential(
+        (n_rows, N_CLASSES * N_SUBCLASSES), dtype=np.float32
+    )
+    soft /= soft.sum(axis=1, keepdims=True)
+    y = soft.reshape(n_rows, N_CLASSES, N_SUBCLASSES).sum(axis=2).argmax(axis=1)
+    return X, y, soft
+
+
+def make_student(optimizer: str, n_epochs: int) -> LELPStudentClassifier:
+    """Return the student of the library."""
+    return LELPStudentClassifier(
+        module_params={"hidden_layer_sizes": (N_HIDDEN,)},
+        optimizer=optimizer,
+        max_epochs=n_epochs,
+        batch_size=BATCH_SIZE,
+        device="cpu",
+        random_state=0,
+    )
+
+
+class BareModule(nn.Module):
+    """The same module as a user would write it for entries of rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bag = nn.EmbeddingBag(
+            N_FEATURES, N_HIDDEN, mode="sum", include_last_offset=True
+        )
+        nn.init.uniform_(self.bag.weight, -(N_FEATURES**-0.5), N_FEATURES**-0.5)
+        self.bias = nn.Parameter(torch.zeros(N_HIDDEN))
+        self.top = nn.Linear(N_HIDDEN, N_CLASSES * N_SUBCLASSES)
+
+    def forward(self, columns: Tensor, offsets: Tensor, values: Tensor) -> Tensor:
+        """Return the outputs of rows, given as three arrays."""
+        sums = self.bag(columns, offsets, per_sample_weights=values)
+        return self.top(torch.relu(sums + self.bias))
+
+
+def entries_of_rows(X: tuple[Tensor, Tensor, Tensor], index: Tensor) -> tuple:
+    """Slice some rows from the three arrays."""
+    columns, offsets, values = X
+    starts = offsets[index]
+    lengths = offsets[index + 1] - starts
+    new = torch.cat([lengths.new_zeros(1), lengths.cumsum(0, dtype=lengths.dtype)])
+    shift = (starts - new[:-1]).repeat_interleave(lengths)
+    entries = torch.arange(len(shift), dtype=shift.dtype) + shift
+    return columns.index_select(0, entries), new, values.index_select(0, entries)
+
+
+def train_by_hand(X: sparse.csr_array, soft: Array, n_epochs: int) -> list[float]:
+    """Train the same module by a loop of one's own; return the loss of each epoch."""
+    defaults = LELPStudentClassifier()
+    columns, offsets, values = map(torch.from_numpy, (X.indices, X.indptr, X.data))
+    targets, module = torch.from_numpy(soft), BareModule()
+    optimizer = torch.optim.AdamW(
+        module.parameters(),
+        lr=defaults.learning_rate,
+        weight_decay=defaults.weight_decay,
+        fused=True,
+    )
+    n_steps, curve = -(-len(soft) // BATCH_SIZE), []
+    for epoch in range(n_epochs):
+        total = torch.zeros(())
+        for step, index in enumerate(torch.randperm(len(soft)).split(BATCH_SIZE)):
+            progress = (epoch + step / n_steps) / n_epochs
+            rate = 0.5 * (1 + math.cos(math.pi * progress)) * defaults.learning_rate
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.zero_grad()
+            loss = subclass_cross_entropy(
+                module(*entries_of_rows((columns, offsets, values), index)),
+                targets.index_select(0, index),
+                N_CLASSES,
+                subclass_weight=max(0.0, 1 - 2 * progress),
+            ).mean()
+            loss.backward()
+            optimizer.step()
+            total += loss.detach()
+        curve.append(float(total) / n_steps)
+    return curve
+
+
+def train_mlp(X: sparse.csr_array, y: Array, n_epochs: int) -> MLPClassifier:
+    """Train scikit-learn's perceptron of the same size on the labels."""
+    mlp = MLPClassifier(
+        (N_HIDDEN,), batch_size=BATCH_SIZE, max_iter=n_epochs, random_state=0
+    )
+    with warnings.catch_warnings():
+        # So few epochs are not enough for it.
+        warnings.simplefilter("ignore")
+        return mlp.fit(X, y)
+
+
+def time_epochs(data: tuple, repeats: int) -> dict[str, Array]:
+    """Return the seconds of an epoch of each trainer in each turn."""
+    X, y, soft = data
+    trainers: dict[str, Callable[[int], object]] = {
+        name: lambda n, name=name: make_student(name, n).fit(X, y, soft_targets=soft)
+        for name in OPTIMIZERS
+    }
+    trainers["bare loop"] = lambda n: train_by_hand(X, soft, n)
+    trainers["MLPClassifier"] = lambda n: train_mlp(X, y, n)
+    fits = {
+        (name, n): (lambda train=train, n=n: train(n))
+        for name, train in trainers.items()
+        for n in (1, 2)
+    }
+    seconds = take_turns(fits, repeats, warm=True, clock=time.process_time)
+    return {name: seconds[name, 2] - seconds[name, 1] for name in trainers}
+
+
+def time_prediction(data: tuple, repeats: int) -> dict[str, Array]:
+    """Return the seconds of a prediction of all rows in each turn."""
+    X, y, soft = data
+    student = make_student("sparse_adam", 1).fit(X, y, soft_targets=soft)
+    module = student.module_.eval()
+    rows = torch.sparse_csr_tensor(
+        *map(torch.from_numpy, (X.indptr, X.indices, X.data)),
+        X.shape,
+        check_invariants=False,
+    )
+
+    def forward() -> Tensor:
+        with torch.inference_mode():
+            return module(rows)
+
+    contestants = {"ours": lambda: student.predict_proba(X), "forward pass": forward}
+    return take_turns(contestants, 3 * repeats, clock=time.process_time)
+
+
+def compare(seconds: dict[str, Array], ours: str, others: list[str]) -> dict:
+    """Return the medians and how many times the seconds of each other ours takes."""
+    found = {}
+    for name in others:
+        middle, low, high = ratio(seconds[name], seconds[ours])
+        found[f"{ours} / {name}"] = {
+            "seconds": float(np.median(seconds[ours])),
+            "seconds of the other": float(np.median(seconds[name])),
+            # `ratio` is that of the other to ours.
+            "ratio": [1 / middle, 1 / high, 1 / low],
+            "bar": BARS[name],
+        }
+    return found
+
+
+def measure_speed(quick: bool) -> dict:
+    """Time training and prediction on one thread, and print the ratios."""
+    data = make_data(N_ROWS_QUICK if quick else N_ROWS)
+    repeats = 1 if quick else 3
+    with one_thread():
+        seconds = time_epochs(data, repeats)
+        prediction = time_prediction(data, repeats)
+    found = compare(seconds, "adamw", ["bare loop", "MLPClassifier"])
+    found |= compare(seconds, "sparse_adam", ["adamw"])
+    found |= compare(prediction, "ours", ["forward pass"])
+    titles = ["", "s", "s of the other", "ratio", "bar"]
+    rows = []
+    for name, each in found.items():
+        middle, low, high = each["ratio"]
+        ratios = f"{middle:.2f} [{low:.2f}, {high:.2f}]"
+        times = f"{each['seconds']:.3f}", f"{each['seconds of the other']:.3f}"
+        rows.append([name, *times, ratios, f"{each['bar']:.2g}"])
+    print(markdown(titles, rows))
+    return {"turns": repeats, **found}
+
+
+def measure_memory(quick: bool) -> dict:
+    """Fit in a process of its own, and print its peak."""
+    n_rows = N_ROWS_QUICK if quick else N_ROWS_IN_MEMORY
+    child = subprocess.run(
+        [sys.executable, __file__, "child", str(n_rows)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    found = json.loads(child.stdout)
+    print(
+        f"{n_rows} rows: peak {found['GB']:.2f} GB, bar {LARGEST_PEAK:.2g}, an epoch "
+        f"{found['seconds']:.0f} s"
+    )
+    return found
+
+
+def fit_in_child(n_rows: int) -> None:
+    """Fit one epoch, and print the peak of this process as JSON."""
+    X, y, soft = make_data(n_rows)
+    start = time.process_time()
+    with one_thread():
+        make_student("adamw", 1).fit(X, y, soft_targets=soft)
+    seconds = time.process_time() - start
+    kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(
+        json.dumps({"rows": n_rows, "GB": 1024 * kibibytes / 1e9, "seconds": seconds})
+    )
+
+
+def read_texts(folder: Path, quick: bool) -> tuple:
+    """Return TF-IDF rows and labels, to train on and to test on."""
+    train, test = (read_table(folder / f"{part}.tsv.gz") for part in ("train", "test"))
+    if quick:
+        train = train.sample(N_ROWS_QUICK, random_state=0)
+    tfidf = TfidfVectorizer(dtype=np.float32, min_df=MIN_DF)
+    X = tfidf.fit_transform(train["text"])
+    labels = train["label"].to_numpy(), test["label"].to_numpy()
+    return X, labels[0], tfidf.transform(test["text"]), labels[1]
+
+
+def accuracies(data: tuple, optimizer: str, n_epochs: int, n_seeds: int) -> list[float]:
+    """Return the test accuracy of each seed, in points."""
+    X, y, X_test, y_test = data
+    scores = []
+    for seed in range(n_seeds):
+        student = LELPStudentClassifier(
+            module_params={"hidden_layer_sizes": (N_HIDDEN,)},
+            optimizer=optimizer,
+            max_epochs=n_epochs,
+            random_state=seed,
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NoTeacherWarning)
+            student.fit(X, y)
+        scores.append(100 * float(student.score(X_test, y_test)))
+        print(f"{optimizer}, seed {seed}: {scores[-1]:.2f}", flush=True)
+    return scores
+
+
+def measure_accuracy(folder: Path | None, quick: bool) -> dict:
+    """Compare the accuracies of both optimizers, and print the differences."""
+    found, rows = {}, []
+    n_epochs, n_seeds = (2, 2) if quick else (N_EPOCHS, N_SEEDS)
+    for name in DATASETS:
+        if folder is None or not (folder / name).exists():
+            print(f"Skipped: {name}, which is not in --data-dir.")
+            continue
+        data = read_texts(folder / name, quick)
+        print(f"{name}: {data[0].shape[0]} rows of {data[0].shape[1]} words")
+        dense, touched = (
+            np.array(accuracies(data, each, n_epochs, n_seeds)) for each in OPTIMIZERS
+        )
+        gains = touched - dense
+        half = stats.t.ppf(0.975, len(gains) - 1) * stats.sem(gains)
+        found[name] = {
+            "adamw": dense.tolist(),
+            "sparse_adam": touched.tolist(),
+            "difference": [float(gains.mean()), float(half)],
+        }
+        difference = f"{gains.mean():+.2f} ± {half:.2f}"
+        rows.append([name, f"{dense.mean():.2f}", f"{touched.mean():.2f}", difference])
+    print(markdown(["accuracy in %", *OPTIMIZERS, "difference"], rows))
+    return found
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure the parts that are named, and keep their results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", help="speed, memory (both), accuracy")
+    parser.add_argument("--data-dir", type=Path, help="holds the texts")
+    parser.add_argument("--quick", action="store_true", help="seconds, not a result")
+    options = parser.parse_args(arguments)
+    if options.parts[:1] == ["child"]:
+        fit_in_child(int(options.parts[1]))
+        return
+    measures = {
+        "speed": lambda: measure_speed(options.quick),
+        "memory": lambda: measure_memory(options.quick),
+        "accuracy": lambda: measure_accuracy(options.data_dir, options.quick),
+    }
+    path = RESULTS / "sparse.json"
+    for part in options.parts or ["speed", "memory"]:
+        found = measures[part]()
+        if not options.quick:
+            kept = json.loads(path.read_text("utf-8")) if path.exists() else {}
+            write_json(path, {**kept, part: {"machine": machine(), **found}})
+
+
+if __name__ == "__main__":
+    main()
