@@ -6,6 +6,7 @@ from lelp_sklearn._diagnostics.display import SubclassDisplay
 from lelp_sklearn._diagnostics.report import SubclassReport, subclass_report
 from lelp_sklearn._diagnostics.scoring import labeled_scorer
 from lelp_sklearn._diagnostics.table import subclass_table
+from lelp_sklearn._meta import LELPMetaClassifier
 from lelp_sklearn._projector import LELPProjector
 from lelp_sklearn.exceptions import (
     ClassOrderWarning,
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ClassOrderWarning",
     "EmbeddingExtractor",
+    "LELPMetaClassifier",
     "LELPProjector",
     "LELPStudentClassifier",
     "NoLinearHeadWarning",

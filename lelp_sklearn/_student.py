@@ -29,10 +29,16 @@ from lelp_sklearn._callbacks import (
 )
 from lelp_sklearn._callers import warned_once
 from lelp_sklearn._extraction.content_hash import content_hash
-from lelp_sklearn._extraction.sklearn_teachers import OmittedTeacher, check_teacher
+from lelp_sklearn._extraction.sklearn_teachers import OmittedTeacher
 from lelp_sklearn._locks import exclusive
 from lelp_sklearn._projector import LELPProjector
-from lelp_sklearn._targets import make_targets, usable_rows
+from lelp_sklearn._targets import (
+    TargetSource,
+    check_nested_params,
+    check_target_params,
+    make_targets,
+    usable_rows,
+)
 from lelp_sklearn._training import export, schedules
 from lelp_sklearn._training.batches import as_tensor, batched_outputs
 from lelp_sklearn._training.checkpoint import (
@@ -55,8 +61,8 @@ from lelp_sklearn._training.state import (
     make_validation,
     optimizer_state,
 )
-from lelp_sklearn._typing import FloatArray
-from lelp_sklearn._validation import features_kept_on_error
+from lelp_sklearn._typing import BoolArray, FloatArray
+from lelp_sklearn._validation import check_class_weight, features_kept_on_error
 from lelp_sklearn.exceptions import OtherVersionsWarning
 
 # Parameters that the result of a fit does not depend on.
@@ -420,16 +426,7 @@ class LELPStudentClassifier(
             If a parameter does not exist, or is one of a `projector` or a `teacher`
             that is None.
         """
-        for name, needed in (
-            ("projector", "projector=LELPProjector()"),
-            ("teacher", "the teacher, such as teacher=EmbeddingExtractor(model)"),
-        ):
-            nested = [each for each in params if each.startswith(f"{name}__")]
-            if nested and params.get(name, getattr(self, name)) is None:
-                raise ValueError(
-                    f"{nested[0]} cannot be set: {name} is None, which has no "
-                    f"parameters. Construct the student with {needed}."
-                )
+        check_nested_params(self, params)
         super().set_params(**params)
         return self
 
@@ -544,7 +541,7 @@ class LELPStudentClassifier(
             placement = Placement.resolve(self, inputs, ranks)
             # 3. Rows to train on, and rows to stop by.
             source = previous.source if previous else None
-            is_train, held_out_index = usable_rows(self, inputs, source), None
+            is_train, held_out_index = self._usable_rows(inputs, source), None
             seeds = ranks.broadcast_from_rank0(
                 lambda: Seeds.of(self.random_state, previous)
             )
@@ -657,7 +654,7 @@ class LELPStudentClassifier(
             placement = Placement.resolve(self, inputs, SINGLE_PROCESS)
             # 3. Rows to train on; none are held out.
             source = previous.source if previous else None
-            is_train = usable_rows(self, inputs, source)
+            is_train = self._usable_rows(inputs, source)
             seeds = Seeds.of(self.random_state, previous)
             # 4. Teacher and projector make the targets.
             source, targets = make_targets(
@@ -877,6 +874,12 @@ class LELPStudentClassifier(
 
     # --- the parts of a fit -----------------------------------------------------------
 
+    def _usable_rows(
+        self, inputs: StudentInputs, source: TargetSource | None
+    ) -> BoolArray:
+        """Return which rows have a target and a positive weight."""
+        return usable_rows(self, inputs, source, label_weight=float(self.label_weight))
+
     @contextmanager
     def _fitting(self) -> Iterator[None]:
         """Warn of each thing once; restore the features seen in fit after an error."""
@@ -890,23 +893,8 @@ class LELPStudentClassifier(
     def _check_params(self, ranks: Ranks = SINGLE_PROCESS) -> None:
         """Raise, before work starts, if a parameter cannot be used."""
         self._validate_params()
-        if isinstance(self.projector, FrozenEstimator) and not isinstance(
-            self.projector.estimator, LELPProjector
-        ):
-            raise TypeError(
-                "projector is a FrozenEstimator of "
-                f"{type(self.projector.estimator).__name__}; it must hold a fitted "
-                "LELPProjector."
-            )
-        if not isinstance(self.teacher, OmittedTeacher | None):
-            check_teacher(self.teacher)
-        if isinstance(self.class_weight, dict):
-            for label, value in self.class_weight.items():
-                if not isinstance(value, Real) or not 0 <= float(value) < np.inf:
-                    raise ValueError(
-                        f"class_weight[{label!r}]={value!r}: weights must be finite "
-                        "numbers that are not negative."
-                    )
+        check_target_params(self)
+        check_class_weight(self.class_weight)
         check_resumable(self.checkpoint, self.random_state)
         if self.checkpoint is not None:
             ranks.broadcast_from_rank0(lambda: check_path(self.checkpoint))

@@ -1,7 +1,7 @@
 """The soft targets of a student: given, or made by teacher and projector."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +20,7 @@ from lelp_sklearn._callers import warn_user
 from lelp_sklearn._extraction.content_hash import content_hash
 from lelp_sklearn._extraction.sklearn_teachers import (
     OmittedTeacher,
+    check_teacher,
     fit_teacher,
     fit_transform_teacher,
     has_own_fit_transform,
@@ -33,7 +34,7 @@ from lelp_sklearn._training.inputs import (
     as_array,
     has_head,
 )
-from lelp_sklearn._typing import BoolArray, FloatArray, IntArray, StudentParams
+from lelp_sklearn._typing import BoolArray, FloatArray, IntArray, TargetParams
 from lelp_sklearn.exceptions import NoTeacherWarning
 
 _MAX_SVD_COMPONENTS = 100
@@ -78,7 +79,7 @@ class TargetSource:
     @classmethod
     def resolve(
         cls,
-        params: StudentParams,
+        params: TargetParams,
         inputs: StudentInputs,
         is_train: BoolArray,
         *,
@@ -265,22 +266,55 @@ class TargetSource:
         return {**vars(self), "teacher": OmittedTeacher.of(self.teacher)}
 
 
-def has_teacher(params: StudentParams, inputs: StudentInputs) -> bool:
+def has_teacher(params: TargetParams, inputs: StudentInputs) -> bool:
     """Return whether a first fit has class probabilities besides the labels."""
     given = inputs.teacher_embeddings, inputs.teacher_logits, inputs.soft_targets
     has_any = any(each is not None for each in (*given, params.teacher))
     return has_any or has_head(params.projector)
 
 
+def check_target_params(params: TargetParams) -> None:
+    """Raise unless the projector and the teacher are of the right kind."""
+    projector = params.projector
+    if isinstance(projector, FrozenEstimator) and not isinstance(
+        projector.estimator, LELPProjector
+    ):
+        raise TypeError(
+            "projector is a FrozenEstimator of "
+            f"{type(projector.estimator).__name__}; it must hold a fitted "
+            "LELPProjector."
+        )
+    if not isinstance(params.teacher, OmittedTeacher | None):
+        check_teacher(params.teacher)
+
+
+def check_nested_params(params: TargetParams, new: Mapping[str, Any]) -> None:
+    """Raise if `set_params` is given parameters of a projector or a teacher of None."""
+    for name, needed in (
+        ("projector", "projector=LELPProjector()"),
+        ("teacher", "the teacher, such as teacher=EmbeddingExtractor(model)"),
+    ):
+        nested = [each for each in new if each.startswith(f"{name}__")]
+        if nested and new.get(name, getattr(params, name)) is None:
+            raise ValueError(
+                f"{nested[0]} cannot be set: {name} is None, which has no "
+                f"parameters. Construct the student with {needed}."
+            )
+
+
 def usable_rows(
-    params: StudentParams, inputs: StudentInputs, source: TargetSource | None = None
+    params: TargetParams,
+    inputs: StudentInputs,
+    source: TargetSource | None = None,
+    *,
+    label_weight: float = 0.0,
 ) -> BoolArray:
     """Return which rows have a target and a positive weight.
 
     `source` is the source of an earlier fit; None in a first fit.
     """
-    if params.label_weight:
-        needed_by = f"label_weight={params.label_weight!r} needs labels"
+    if label_weight:
+        needed_by = f"label_weight={label_weight!r} needs labels"
         inputs.check_some_label(needed_by, "set label_weight=0")
     has_weight: BoolArray = inputs.sample_weight > 0
     if source is None and has_teacher(params, inputs):
@@ -294,7 +328,7 @@ def usable_rows(
 
 
 def make_targets(
-    params: StudentParams,
+    params: TargetParams,
     inputs: StudentInputs,
     is_train: BoolArray,
     seed: int,

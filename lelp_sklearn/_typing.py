@@ -11,18 +11,23 @@ IntArray = NDArray[np.intp]
 BoolArray = NDArray[np.bool_]
 
 
-class StudentParams(Protocol):
+class TargetParams(Protocol):
+    """Parameters of a classifier that its soft targets depend on."""
+
+    projector: Any
+    teacher: Any
+    unlabeled: object
+
+
+class StudentParams(TargetParams, Protocol):
     """Parameters of `LELPStudentClassifier` that its targets and training depend on."""
 
     module: Any
     module_params: Mapping[str, Any] | None
-    projector: Any
-    teacher: Any
     label_weight: float
     subclass_weight: float | str | Callable[[float], float]
     within_class_temperature: float | str
     class_weight: Mapping[Any, float] | str | None
-    unlabeled: object
     optimizer: str | Callable[..., Any]
     learning_rate: float
     learning_rate_schedule: str | Callable[[float], float]

@@ -453,6 +453,18 @@ def encode(
     return class_index
 
 
+def check_class_weight(class_weight: object) -> None:
+    """Raise if a dict of class weights has a value that is no weight."""
+    if not isinstance(class_weight, dict):
+        return
+    for label, value in class_weight.items():
+        if not isinstance(value, numbers.Real) or not 0 <= float(value) < np.inf:
+            raise ValueError(
+                f"class_weight[{label!r}]={value!r}: weights must be finite numbers "
+                "that are not negative."
+            )
+
+
 def check_every_class(weight: FloatArray, classes: NDArray[Any]) -> None:
     """Raise if a class has no row of positive weight."""
     if np.any(weight == 0):

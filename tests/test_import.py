@@ -28,6 +28,25 @@ def test_import_loads_what_is_slow_at_its_first_use(library):
     )
 
 
+def test_a_student_of_scikit_learn_needs_no_torch():
+    run_in_new_process(
+        """
+        import sys
+        import numpy as np
+        from sklearn.linear_model import LogisticRegression
+        from lelp_sklearn import LELPMetaClassifier, LELPProjector
+
+        X = np.random.RandomState(0).normal(size=(60, 4))
+        y = np.arange(60) % 2
+        head = np.ones((1, 4)), np.zeros(1)
+        projector = LELPProjector(2, head=head, splitter="random")
+        classifier = LELPMetaClassifier(LogisticRegression(), projector=projector)
+        classifier.fit(X, y, teacher_embeddings=X).predict_proba(X)
+        assert "torch" not in sys.modules
+        """
+    )
+
+
 def test_import_compiles_nothing():
     run_in_new_process(
         """

@@ -17,6 +17,7 @@ from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import (
     _check_feature_names,
     _check_n_features,
+    _num_samples,
     validate_data,
 )
 
@@ -74,6 +75,7 @@ class StudentInputs:
         X: Any,
         y: Any,
         *,
+        X_array: Any = None,
         row_format: RowFormat | None = None,
         teacher_embeddings: Any = None,
         teacher_logits: Any = None,
@@ -83,11 +85,13 @@ class StudentInputs:
     ) -> "StudentInputs":
         """Check the arguments of `fit` before work starts.
 
-        `student` is a LELPStudentClassifier. `row_format` is the format that its module
-        takes; None in a first fit, which sets the features.
+        `X_array` are the rows if the student has checked them; None if they are for a
+        module. `row_format` is the format that its module takes; None in a first fit,
+        which sets the features.
         """
-        X_array = check_rows(student, X, row_format)
-        n_samples = X_array.shape[0]
+        if X_array is None:
+            X_array = check_rows(student, X, row_format)
+        n_samples = _num_samples(X_array)
         if y is not None:
             y = as_array(y) if hasattr(y, "detach") else _validation.label_array(y)
         unlabeled = student.unlabeled
@@ -208,8 +212,8 @@ class StudentInputs:
         """Raise if no row has a label; `needed_by` says why labels are needed."""
         if not self.is_labelled.any():
             raise ValueError(
-                "LELPStudentClassifier requires y to be passed, but the target y is "
-                f"None or has no labels, and {needed_by}: pass y, or {fix}."
+                "The student requires y to be passed, but the target y is None or has "
+                f"no labels, and {needed_by}: pass y, or {fix}."
             )
 
     def draw(self, is_usable: BoolArray, fraction: float, seed: int) -> IntArray:
@@ -264,27 +268,50 @@ class StudentInputs:
     ) -> tuple[BoolArray, FloatArray | None]:
         """Return which rows enter the loss, and their weights, None if all are equal.
 
-        For `class_weight` a row without a label has the class that is likeliest by its
-        soft targets; "balanced" makes the total weights of the classes equal.
+        The arguments are those of `row_weights`. The weights have mean 1.
         """
-        weights = self.sample_weight
-        if class_weight is not None:
-            index = self.class_index(classes)
-            mass = soft_targets.reshape(len(self), len(classes), -1).sum(axis=2)
-            index = np.where(index >= 0, index, mass.argmax(axis=1))
-            totals: Any = np.bincount(index, weights * is_train, minlength=len(classes))
-            factors: Any = _class_factors(class_weight, classes, totals)
-            weights = weights * factors[index]
-            is_train = is_train & (weights > 0)
-            if not is_train.any():
-                raise ValueError(
-                    f"class_weight={class_weight!r} gives every row of positive weight "
-                    "the weight 0: give a class that has rows a positive weight."
-                )
+        is_train, weights = self.row_weights(
+            is_train, soft_targets, classes, class_weight
+        )
         if np.ptp(weights[self.sample_weight > 0]) == 0:
             return is_train, None
         # Of mean 1, so that single precision holds weights of any scale.
         return is_train, weights / weights[is_train].mean()
+
+    def row_weights(
+        self,
+        is_train: BoolArray,
+        soft_targets: FloatArray,
+        classes: NDArray[Any],
+        class_weight: Mapping[Any, float] | str | None,
+    ) -> tuple[BoolArray, FloatArray]:
+        """Return which rows are learnt from, and sample weights times class weights.
+
+        For `class_weight` a row without a label has the class that is likeliest by its
+        soft targets; "balanced" makes the total weights of the classes equal.
+        """
+        weights = self.sample_weight
+        if class_weight is None:
+            return is_train, weights
+        index = self.likeliest_class(soft_targets, classes)
+        totals: Any = np.bincount(index, weights * is_train, minlength=len(classes))
+        factors: Any = _class_factors(class_weight, classes, totals)
+        weights = weights * factors[index]
+        is_train = is_train & (weights > 0)
+        if not is_train.any():
+            raise ValueError(
+                f"class_weight={class_weight!r} gives every row of positive weight "
+                "the weight 0: give a class that has rows a positive weight."
+            )
+        return is_train, weights
+
+    def likeliest_class(
+        self, soft_targets: FloatArray, classes: NDArray[Any]
+    ) -> IntArray:
+        """Return the index of each label, else of the class with the largest target."""
+        index = self.class_index(classes)
+        mass = soft_targets.reshape(len(self), len(classes), -1).sum(axis=2)
+        return np.where(index >= 0, index, mass.argmax(axis=1))
 
 
 def check_rows(student: Any, X: Any, row_format: RowFormat | None) -> Any:
