@@ -5,6 +5,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import issparse
 from sklearn import config_context
 from sklearn.base import (
     BaseEstimator,
@@ -248,8 +249,9 @@ class LELPMetaClassifier(
         ----------
         X : array-like or sparse matrix of shape (n_samples, n_features), or list of str
             Rows as the estimator takes them. Without embeddings, soft targets and
-            teacher they take the place of the embeddings, and must be numbers; NaN
-            count as 0 there.
+            teacher they, or their TruncatedSVD if they are sparse, take the place of
+            the embeddings, and must be numbers; NaN count as 0 there, and are an error
+            if X is sparse.
         y : array-like of shape (n_samples,), default=None
             Class labels. Rows marked `unlabeled`, or all rows if y is None, take the
             class that is likeliest by the teacher.
@@ -477,8 +479,7 @@ class LELPMetaClassifier(
         tags = super().__sklearn_tags__()
         inner = get_tags(self.estimator)
         tags.input_tags.allow_nan = inner.input_tags.allow_nan
-        # Without a teacher X takes the place of the embeddings, which are dense.
-        tags.input_tags.sparse = inner.input_tags.sparse and self.teacher is not None
+        tags.input_tags.sparse = inner.input_tags.sparse
         return tags
 
     def __getstate__(self) -> dict[str, Any]:
@@ -519,10 +520,11 @@ def _switch_off_inner_splits(estimator: Any) -> None:
 
 
 def _as_embeddings(X: Any) -> Any:
-    """Return X in place of the teacher's embeddings, 0 for NaN."""
+    """Return X as embeddings, with 0 for NaN; a sparse X must be finite."""
     check_numbers(X, "X")
-    X = check_array(X, ensure_all_finite="allow-nan", input_name="X")
-    return np.nan_to_num(X)
+    if issparse(X):
+        return check_array(X, accept_sparse="csr", input_name="X")
+    return np.nan_to_num(check_array(X, ensure_all_finite="allow-nan", input_name="X"))
 
 
 def _likeliest_subclasses(

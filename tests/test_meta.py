@@ -362,6 +362,13 @@ def test_without_a_teacher_missing_values_count_as_zero():
     assert_allclose(given.predict_proba(missing), boosted.predict_proba(missing))
 
 
+def test_sparse_rows_without_a_teacher():
+    rows = csr_array(np.where(np.abs(X) > 1, X, 0))
+    with pytest.warns(NoTeacherWarning):
+        linear = LELPMetaClassifier(exact(), random_state=0).fit(rows, Y)
+    assert linear.score(rows, Y) > 0.8
+
+
 def test_teacher_makes_the_embeddings():
     matrix = np.random.RandomState(0).normal(size=(6, 9))
     head = LogisticRegression().fit(X @ matrix, Y)

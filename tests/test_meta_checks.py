@@ -23,7 +23,9 @@ pytestmark = [
 @parametrize_with_checks(
     [
         LELPMetaClassifier(LogisticRegression(max_iter=300)),
-        LELPMetaClassifier(HistGradientBoostingClassifier(max_iter=3, max_leaf_nodes=8)),
+        LELPMetaClassifier(
+            HistGradientBoostingClassifier(max_iter=3, max_leaf_nodes=8)
+        ),
     ]
 )
 def test_meta_classifier_check(estimator, check):
