@@ -5,7 +5,6 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import issparse
 from sklearn import config_context
 from sklearn.base import (
     BaseEstimator,
@@ -19,7 +18,6 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.utils import (
     _safe_indexing,
-    check_array,
     check_random_state,
     gen_batches,
     get_tags,
@@ -40,7 +38,7 @@ from lelp_sklearn._targets import (
 )
 from lelp_sklearn._training.inputs import StudentInputs, has_head
 from lelp_sklearn._typing import FloatArray, IntArray
-from lelp_sklearn._validation import check_class_weight, check_numbers
+from lelp_sklearn._validation import check_class_weight
 
 # The share of a row's mass at which its likeliest subclasses are enough.
 _ENOUGH_MASS = 0.99
@@ -292,7 +290,8 @@ class LELPMetaClassifier(
             # 1. Parameters.
             estimator = self._check_params()
             # 2. Data.
-            inputs = self._read(
+            inputs = StudentInputs.from_user(
+                self,
                 X,
                 y,
                 teacher_embeddings=teacher_embeddings,
@@ -300,6 +299,8 @@ class LELPMetaClassifier(
                 soft_targets=soft_targets,
                 sample_weight=sample_weight,
             )
+            if not has_head(self.projector):
+                inputs.check_several_labels()
             # 3. Teacher and projector make the targets.
             is_train = usable_rows(self, inputs)
             seed = check_random_state(self.random_state).randint(2**31 - 1)
@@ -429,17 +430,6 @@ class LELPMetaClassifier(
             )
         return estimator
 
-    def _read(self, X: Any, y: Any, **data: Any) -> StudentInputs:
-        """Check the data; X itself only if it takes the place of the embeddings."""
-        replacing = data.get("teacher_embeddings"), data.get("soft_targets")
-        X_array = X
-        if self.teacher is None and all(each is None for each in replacing):
-            X_array = _as_embeddings(X)
-        inputs = StudentInputs.from_user(self, X, y, X_array=X_array, **data)
-        if not has_head(self.projector):
-            inputs.check_several_labels()
-        return inputs
-
     def _make_examples(
         self, estimator: Any, targets: FloatArray, weights: FloatArray
     ) -> Examples:
@@ -517,14 +507,6 @@ def _switch_off_inner_splits(estimator: Any) -> None:
                 f"({name}={value!r}), and would find examples of one row in both "
                 f"parts: {fixes[short]}."
             )
-
-
-def _as_embeddings(X: Any) -> Any:
-    """Return X as embeddings, with 0 for NaN; a sparse X must be finite."""
-    check_numbers(X, "X")
-    if issparse(X):
-        return check_array(X, accept_sparse="csr", input_name="X")
-    return np.nan_to_num(check_array(X, ensure_all_finite="allow-nan", input_name="X"))
 
 
 def _likeliest_subclasses(

@@ -148,10 +148,11 @@ def subclass_report(
 
     Parameters
     ----------
-    student : LELPStudentClassifier
+    student : LELPStudentClassifier or LELPMetaClassifier
         Fitted or not. Its projector, module and training parameters are used, with
-        fewer epochs; it is not changed. Its learning rate and temperature should be
-        about right.
+        fewer epochs, or its estimator; it is not changed. Its learning rate,
+        regularization and temperature should be about right. An estimator has to
+        predict probabilities.
     X : {array-like, sparse matrix, torch.Tensor} of shape (n_samples, n_features, ...)
         Inputs of the student, as in :meth:`LELPStudentClassifier.fit`.
     y : array-like of shape (n_samples,), default=None
@@ -307,7 +308,7 @@ class ReportData:
         random_state: np.random.RandomState,
     ) -> "ReportData":
         """Check all rows, draw some, and fit teacher and projector to them."""
-        quick = _quick_student(student, student.max_epochs, _draw_seed(random_state))
+        quick = _quick_student(student, 1, _draw_seed(random_state))
         quick._check_params()
         sample = StudentInputs.from_user(
             quick,
@@ -375,7 +376,7 @@ class ReportData:
         student = _quick_student(self.student, max_epochs, seed)
         student.set_params(projector=projector, teacher=None)
         return student.fit(
-            _safe_indexing(self.sample.X_array, rows),
+            _safe_indexing(self.sample.X, rows),
             None if self.sample.y is None else self.sample.y[rows],
             soft_targets=targets[rows],
         )
@@ -420,7 +421,7 @@ class _Pilot:
         vanilla = data.fit_student(rest, projector, summed, max_epochs, seed)
         n_subclasses = projector.n_subclasses_
         partition = _likeliest_in_class(soft, n_subclasses, data.class_index)
-        inputs = _safe_indexing(data.sample.X_array, held_out)
+        inputs = _safe_indexing(data.sample.X, held_out)
         class_index = data.class_index[held_out]
         predicted = _likeliest_in_class(
             split.predict_subclass_proba(inputs), n_subclasses, class_index
@@ -447,10 +448,13 @@ class _Pilot:
 
 def _quick_student(student: Any, max_epochs: int, seed: int) -> Any:
     """Return a student of the same parameters that trains briefly and saves nothing."""
-    params = student.get_params(deep=False)
-    params["max_epochs"] = min(params["max_epochs"], max_epochs)
-    params |= {"early_stopping": False, "warm_start": False, "checkpoint": None}
-    return type(student)(**params | {"verbose": 0, "random_state": seed})
+    params = student.get_params(deep=False) | {"random_state": seed}
+    # A LELPMetaClassifier has no epochs, and its estimator is fitted as it is.
+    if "max_epochs" in params:
+        params["max_epochs"] = min(params["max_epochs"], max_epochs)
+        params |= {"early_stopping": False, "warm_start": False}
+        params |= {"checkpoint": None, "verbose": 0}
+    return type(student)(**params)
 
 
 def _draw_seed(random_state: np.random.RandomState) -> int:
@@ -494,7 +498,10 @@ def _mean_by_class(
 def _check_student(student: object) -> None:
     if hasattr(student, "predict_subclass_proba") and hasattr(student, "projector"):
         return
-    fix = "pass a LELPStudentClassifier"
+    fix = (
+        "pass a LELPStudentClassifier, or a LELPMetaClassifier whose estimator "
+        "predicts probabilities"
+    )
     if hasattr(student, "steps"):
         fix = "pass its last step, and X as transformed by the steps before it"
     elif hasattr(student, "n_subclasses"):

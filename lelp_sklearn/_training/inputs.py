@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import issparse
 from sklearn.frozen import FrozenEstimator
-from sklearn.utils import _safe_indexing
+from sklearn.utils import _safe_indexing, check_array
 from sklearn.utils.validation import (
     _check_feature_names,
     _check_n_features,
@@ -43,7 +43,9 @@ class StudentInputs:
     Parameters
     ----------
     X, X_array
-        The rows as they were passed, and as an array, a CSR matrix or a tensor.
+        The rows as they were passed, and as an array, a CSR matrix or a tensor. As
+        they were passed too, if only a teacher and an estimator of scikit-learn read
+        them.
     labels, is_labelled : ndarray of shape (n,)
         y as a column, and which rows have a label; in other rows y has no meaning.
     sample_weight : ndarray of shape (n,)
@@ -75,7 +77,6 @@ class StudentInputs:
         X: Any,
         y: Any,
         *,
-        X_array: Any = None,
         row_format: RowFormat | None = None,
         teacher_embeddings: Any = None,
         teacher_logits: Any = None,
@@ -85,12 +86,17 @@ class StudentInputs:
     ) -> "StudentInputs":
         """Check the arguments of `fit` before work starts.
 
-        `X_array` are the rows if the student has checked them; None if they are for a
-        module. `row_format` is the format that its module takes; None in a first fit,
-        which sets the features.
+        `row_format` is the format that the module of the student takes; None in a
+        first fit, which sets the features, and for a LELPMetaClassifier, whose
+        estimator checks the rows itself.
         """
-        if X_array is None:
+        replacing = teacher_embeddings, soft_targets, student.teacher
+        if hasattr(student, "module"):
             X_array = check_rows(student, X, row_format)
+        elif all(each is None for each in replacing):
+            X_array = _as_embeddings(X)
+        else:
+            X_array = X
         n_samples = _num_samples(X_array)
         if y is not None:
             y = as_array(y) if hasattr(y, "detach") else _validation.label_array(y)
@@ -312,6 +318,14 @@ class StudentInputs:
         index = self.class_index(classes)
         mass = soft_targets.reshape(len(self), len(classes), -1).sum(axis=2)
         return np.where(index >= 0, index, mass.argmax(axis=1))
+
+
+def _as_embeddings(X: Any) -> Any:
+    """Return X as embeddings, with 0 for NaN; a sparse X must be finite."""
+    check_numbers(X, "X")
+    if issparse(X):
+        return check_array(X, accept_sparse="csr", input_name="X")
+    return np.nan_to_num(check_array(X, ensure_all_finite="allow-nan", input_name="X"))
 
 
 def check_rows(student: Any, X: Any, row_format: RowFormat | None) -> Any:

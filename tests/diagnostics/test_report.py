@@ -9,10 +9,12 @@ import torch
 from scipy import stats
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression, SGDClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from lelp_sklearn import (
+    LELPMetaClassifier,
     LELPProjector,
     LELPStudentClassifier,
     SubclassReport,
@@ -346,3 +348,21 @@ def test_a_clone_of_the_student_gives_the_same_report():
     _, _, _, head = make_groups()
     student = student_of(head, 3)
     assert quick_report(student=student) == quick_report(student=clone(student))
+
+
+@pytest.mark.parametrize(
+    ("problem", "verdict"), [(union, "helps"), (plain, "does not help")]
+)
+def test_a_classifier_of_scikit_learn_as_student(problem, verdict):
+    X, y, E, head = problem()
+    student = LELPMetaClassifier(
+        LogisticRegression(max_iter=500), projector=LELPProjector(20, head=head)
+    )
+    table = pd.DataFrame(X, columns=list("abcdefgh"))
+    report = subclass_report(
+        student, table, y, teacher_embeddings=E, n_splits=2, random_state=0
+    )
+    assert report.verdict == verdict
+    student.set_params(estimator=SGDClassifier())
+    with pytest.raises(TypeError, match="whose estimator predicts probabilities"):
+        subclass_report(student, table, y, teacher_embeddings=E)
