@@ -18,6 +18,7 @@ from lelp_sklearn.exceptions import (
 if TYPE_CHECKING:
     from lelp_sklearn._extractor import EmbeddingExtractor
     from lelp_sklearn._student import LELPStudentClassifier
+    from lelp_sklearn._student_cv import LELPStudentClassifierCV
 
 __version__ = "0.1.0"
 
@@ -27,6 +28,7 @@ __all__ = [
     "LELPMetaClassifier",
     "LELPProjector",
     "LELPStudentClassifier",
+    "LELPStudentClassifierCV",
     "NoLinearHeadWarning",
     "NoTeacherWarning",
     "ProbabilitiesAsLogitsWarning",
@@ -49,6 +51,10 @@ def __getattr__(name: str) -> Any:
         from lelp_sklearn._student import LELPStudentClassifier
 
         return LELPStudentClassifier
+    if name == "LELPStudentClassifierCV":
+        from lelp_sklearn._student_cv import LELPStudentClassifierCV
+
+        return LELPStudentClassifierCV
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

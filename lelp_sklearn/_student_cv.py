@@ -1,0 +1,658 @@
+"""LELPStudentClassifierCV: a student whose parameters are chosen on held-out rows."""
+
+import copy
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from numbers import Integral, Real
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.frozen import FrozenEstimator
+from sklearn.metrics import get_scorer_names
+from sklearn.model_selection import ParameterGrid, check_cv
+from sklearn.utils import check_random_state, get_tags
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted
+from torch import nn
+
+from lelp_sklearn._callbacks import (
+    CallbackSupportMixin,
+    begin_fit,
+    with_callbacks,
+)
+from lelp_sklearn._callers import warned_once
+from lelp_sklearn._extraction.content_hash import content_hash
+from lelp_sklearn._extraction.sklearn_teachers import OmittedTeacher
+from lelp_sklearn._locks import exclusive
+from lelp_sklearn._projector import LELPProjector
+from lelp_sklearn._search import (
+    Candidate,
+    Search,
+    Split,
+    Trial,
+    as_mask,
+    call_scorer,
+    halving_rounds,
+    results_of,
+)
+from lelp_sklearn._student import LELPStudentClassifier
+from lelp_sklearn._targets import usable_rows
+from lelp_sklearn._training.checkpoint import (
+    Checkpoint,
+    check_path,
+    check_resumable,
+    open_checkpoint,
+)
+from lelp_sklearn._training.inputs import StudentInputs, add_note_on_error, has_head
+from lelp_sklearn._typing import FloatArray
+
+_FEATURES = "n_features_in_", "feature_names_in_"
+_FITTED_BY_REFIT = "best_estimator_", "refit_time_", "classes_", *_FEATURES
+# Parameters of the student that a search does not depend on.
+_PARAMS_WITHOUT_EFFECT = "checkpoint", "checkpoint_interval", "device", "verbose"
+
+
+class LELPStudentClassifierCV(
+    CallbackSupportMixin,
+    ClassifierMixin,  # type: ignore[misc]
+    BaseEstimator,  # type: ignore[misc]
+):
+    """Student whose parameters are chosen on held-out rows.
+
+    Every combination of parameters is trained on some of the rows and judged on the
+    others: by how often it predicts the class that is likeliest by the teacher, or by
+    `scoring`. The best one is trained again on all rows. Candidates with the same
+    layers, number of outputs, batch size and number of epochs are trained together, in
+    batched products over stacked weights, which takes a fraction of the time of
+    :class:`~sklearn.model_selection.GridSearchCV` and gives the same students up to
+    rounding.
+
+    Parameters
+    ----------
+    student : LELPStudentClassifier or None, default=None
+        The student; clones of it are trained. None is ``LELPStudentClassifier()``. If
+        its `projector` is None, it is ``LELPProjector()``, so that parameters of the
+        projector can be searched.
+    param_grid : dict, list of dict or None, default=None
+        Values of parameters by name, such as ``learning_rate``, ``max_epochs``,
+        ``projector__n_subclasses`` or ``teacher__layer``, as in
+        :class:`~sklearn.model_selection.GridSearchCV`. None is a grid of
+        `n_subclasses` (1, which is vanilla distillation, and "auto"), `learning_rate`
+        and `max_epochs`; with `soft_targets` or a frozen projector, of the last two.
+    cv : int, splitter or iterable, default=None
+        None holds out `validation_fraction` of the rows once, stratified by label. An
+        int is a number of stratified folds; a splitter and an iterable of (train, test)
+        indices are used as in :func:`~sklearn.model_selection.check_cv`, a row that is
+        drawn several times counting once.
+    validation_fraction : float, default=0.1
+        Fraction of the rows that is held out if `cv` is None.
+    scoring : str, callable or None, default=None
+        None is the agreement with the teacher: the share, weighted by `sample_weight`,
+        of held-out rows in which the student predicts the teacher's likeliest class;
+        without a teacher, the label. Otherwise the name of a scorer of scikit-learn, or
+        a callable ``(estimator, X, y)``; it scores the held-out rows that have a label.
+    refit : bool, default=True
+        Whether to train the best candidate on all rows. Prediction requires it.
+    factor : float, default=None
+        Successive halving, as in
+        :class:`~sklearn.model_selection.HalvingGridSearchCV`: all candidates begin on a
+        part of the training rows, and the best ``1 / factor`` of them go on with
+        `factor` times as many rows, until some of them are trained on all. None trains
+        every candidate on all training rows.
+    checkpoint : path-like, default=None
+        Where to store the scores that are known, after each group of candidates: called
+        again with the same data and parameters, `fit` trains only the others. A file
+        that ends in ``.ckpt`` is for this search; any other path is a folder, in which
+        each search has a file of its own. Requires an integer `random_state`. The
+        `checkpoint` of `student` is for the last fit alone.
+    verbose : int, default=0
+        1 prints a line for each group of candidates, and says if they cannot be trained
+        together.
+    random_state : int, RandomState instance or None, default=None
+        Controls the rows that are held out or drawn, and is the source of the
+        `random_state` of a student that has None. All candidates have the same.
+
+    Attributes
+    ----------
+    best_estimator_ : LELPStudentClassifier
+        The student with `best_params_`, trained on all rows. Only with `refit`.
+    best_params_ : dict
+        The parameters of the candidate with the best mean score; of equal candidates
+        the first.
+    best_score_ : float
+        Its mean score.
+    best_index_ : int
+        Its position in `cv_results_`.
+    cv_results_ : dict of ndarray
+        An entry for each candidate, as in
+        :class:`~sklearn.model_selection.GridSearchCV`: `params`, ``param_...``,
+        ``split0_test_score`` and so on, `mean_test_score`, `std_test_score`,
+        `rank_test_score`, and the means and standard deviations of `fit_time` and
+        `score_time` in seconds. The time of candidates that are trained together is
+        divided equally. NaN is the score of a candidate whose loss was not finite. With
+        `factor`, `iter` and `n_resources` are the iteration and its number of rows.
+    n_splits_ : int
+        Number of splits.
+    n_resources_ : list of int
+        Number of rows of each iteration, of which a split holds out its part. Only with
+        `factor`.
+    n_candidates_ : list of int
+        Number of candidates of each iteration. Only with `factor`.
+    refit_time_ : float
+        Seconds of the last fit. Only with `refit`.
+    classes_ : ndarray of shape (n_classes,)
+        The classes.
+    n_features_in_ : int
+        ``X.shape[1]``.
+    feature_names_in_ : ndarray of shape (n_features,)
+        Names of the features, if X has names that are strings.
+
+    See Also
+    --------
+    LELPStudentClassifier : The student.
+    subclass_report : Estimates before training whether subclasses help.
+
+    Notes
+    -----
+    The teacher and its embeddings are computed once for each split, unless parameters
+    of the teacher are searched, and the projector is fitted once for each of its
+    settings. They see the training rows of the split only.
+
+    Trained together are perceptrons (the default student, linear students and other
+    sequences of :class:`torch.nn.Linear` and :class:`torch.nn.ReLU`) and modules that
+    :func:`torch.func.functional_call` and :func:`torch.func.vmap` can call, with the
+    default optimizer, in full precision and without early stopping. All others are
+    trained one after the other.
+
+    Embeddings, logits, soft targets and `sample_weight` are metadata of `fit` that are
+    requested by default, as in :class:`LELPStudentClassifier`. The teacher of `student`
+    is not stored when a fitted search is pickled.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from lelp_sklearn import (
+    ...     LELPProjector,
+    ...     LELPStudentClassifier,
+    ...     LELPStudentClassifierCV,
+    ... )
+    >>> X, digit = load_digits(return_X_y=True)
+    >>> X, y = X / 16, digit % 2
+    >>> head = LogisticRegression().fit(X, y)
+    >>> student = LELPStudentClassifier(
+    ...     projector=LELPProjector(head=head), max_epochs=5
+    ... )
+    >>> grid = {"projector__n_subclasses": [1, 5], "learning_rate": [0.003, 0.01]}
+    >>> search = LELPStudentClassifierCV(student, grid, random_state=0)
+    >>> search = search.fit(X, y, teacher_embeddings=X)
+    >>> sorted(search.best_params_)
+    ['learning_rate', 'projector__n_subclasses']
+    >>> search.predict(X).shape
+    (1797,)
+    """
+
+    __metadata_request__fit: ClassVar[dict[str, Any]] = {
+        "teacher_embeddings": True,
+        "teacher_logits": True,
+        "soft_targets": True,
+        "sample_weight": True,
+    }
+
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
+        "student": [LELPStudentClassifier, None],
+        "param_grid": [dict, list, None],
+        "cv": ["cv_object"],
+        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+        "scoring": [StrOptions(set(get_scorer_names())), callable, None],
+        "refit": ["boolean"],
+        "factor": [Interval(Real, 1, None, closed="neither"), None],
+        "checkpoint": [str, os.PathLike, None],
+        "verbose": ["verbose"],
+        "random_state": ["random_state"],
+    }
+
+    def __init__(
+        self,
+        student: Any = None,
+        param_grid: Any = None,
+        *,
+        cv: Any = None,
+        validation_fraction: Any = 0.1,
+        scoring: Any = None,
+        refit: Any = True,
+        factor: Any = None,
+        checkpoint: Any = None,
+        verbose: Any = 0,
+        random_state: Any = None,
+    ) -> None:
+        self.student = student
+        self.param_grid = param_grid
+        self.cv = cv
+        self.validation_fraction = validation_fraction
+        self.scoring = scoring
+        self.refit = refit
+        self.factor = factor
+        self.checkpoint = checkpoint
+        self.verbose = verbose
+        self.random_state = random_state
+
+    @with_callbacks
+    def fit(
+        self,
+        X: Any,
+        y: Any = None,
+        *,
+        teacher_embeddings: Any = None,
+        teacher_logits: Any = None,
+        soft_targets: Any = None,
+        sample_weight: Any = None,
+    ) -> "LELPStudentClassifierCV":
+        """Choose the parameters of the student, and train it on all rows.
+
+        Parameters
+        ----------
+        X : {array-like, torch.Tensor} of shape (n_samples, n_features, ...)
+            Inputs of the student, as in :meth:`LELPStudentClassifier.fit`.
+        y : array-like of shape (n_samples,), default=None
+            Class labels.
+        teacher_embeddings : array-like of shape (n_samples, n_embedding), default=None
+            The teacher's embeddings of the rows.
+        teacher_logits : array-like of shape (n_samples, n_classes) or (n_samples, 1), \
+                default=None
+            The teacher's logits.
+        soft_targets : array-like of shape (n_samples, n_classes * n_subclasses), \
+                default=None
+            Output of :meth:`LELPProjector.transform`, made elsewhere.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Row weights. A row of weight 0 is left out.
+
+        Returns
+        -------
+        self : LELPStudentClassifierCV
+            The fitted search.
+
+        Raises
+        ------
+        ValueError
+            If a name in `param_grid` is not a parameter of the student, if no row is
+            held out, if `scoring` is set and no held-out row has a label, and as in
+            :meth:`LELPStudentClassifier.fit`.
+        TypeError
+            As in :meth:`LELPStudentClassifier.fit`.
+        FloatingPointError
+            If the loss of every candidate, or of the last fit, was not finite.
+        """
+        with warned_once():
+            # 1. Parameters.
+            self._check_params()
+            student, seed = self._make_student()
+            can_split = soft_targets is None
+            candidates = self._make_candidates(student, can_split=can_split)
+            # 2. Data.
+            inputs = StudentInputs.from_user(
+                student,
+                X,
+                y,
+                teacher_embeddings=teacher_embeddings,
+                teacher_logits=teacher_logits,
+                soft_targets=soft_targets,
+                sample_weight=sample_weight,
+            )
+            # 3. Rows to judge by.
+            splits = self._make_splits(student, inputs, seed)
+            # 4. Search.
+            rounds = self._make_rounds(candidates, inputs, len(splits))
+            n_fits = len(splits) * sum(n for n, _ in rounds)
+            task = begin_fit(
+                self,
+                **inputs.for_callbacks(y, sample_weight),
+                max_subtasks=n_fits + bool(self.refit),
+            )
+            search = Search(
+                student, inputs, splits, self.scoring, bool(self.verbose), task=task
+            )
+            with self._open_checkpoint(search, candidates) as search.checkpoint:
+                trials = search.run(candidates, rounds, seed)
+            fitted = self._choose(trials, rounds)
+            # 5. The best candidate on all rows.
+            if self.refit:
+                best = clone(student)
+                best.set_params(**clone(fitted["best_params_"], safe=False))
+                start = time.perf_counter()
+                with task.delegate("refit", best):
+                    best.fit(
+                        X,
+                        y,
+                        teacher_embeddings=teacher_embeddings,
+                        teacher_logits=teacher_logits,
+                        soft_targets=soft_targets,
+                        sample_weight=sample_weight,
+                    )
+                fitted["refit_time_"] = time.perf_counter() - start
+                fitted["best_estimator_"] = best
+                names = "classes_", *_FEATURES
+                fitted |= {n: getattr(best, n) for n in names if hasattr(best, n)}
+            # All at once, so that an error leaves the last search as it was.
+            for name in _FITTED_BY_REFIT:
+                self.__dict__.pop(name, None)
+            self.__dict__.update(fitted)
+            task.end({})
+        return self
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Predict the class of each row by the best student.
+
+        Parameters
+        ----------
+        X : {array-like, torch.Tensor} of shape (n_samples, n_features, ...)
+            Rows of the shape seen in fit.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+            The likeliest classes.
+        """
+        return self._best().predict(X)
+
+    def predict_proba(self, X: Any) -> FloatArray:
+        """Predict class probabilities by the best student.
+
+        Parameters
+        ----------
+        X : {array-like, torch.Tensor} of shape (n_samples, n_features, ...)
+            Rows of the shape seen in fit.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes)
+            Probabilities, in the order of `classes_`.
+        """
+        return self._best().predict_proba(X)
+
+    def predict_log_proba(self, X: Any) -> FloatArray:
+        """Predict the logarithms of class probabilities by the best student.
+
+        Parameters
+        ----------
+        X : {array-like, torch.Tensor} of shape (n_samples, n_features, ...)
+            Rows of the shape seen in fit.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes)
+            Log-probabilities, in the order of `classes_`.
+        """
+        return self._best().predict_log_proba(X)
+
+    def predict_subclass_proba(self, X: Any) -> FloatArray:
+        """Predict the probabilities of subclasses by the best student.
+
+        Parameters
+        ----------
+        X : {array-like, torch.Tensor} of shape (n_samples, n_features, ...)
+            Rows of the shape seen in fit.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes * n_subclasses)
+            Probabilities, subclass s of class c in column ``c * n_subclasses + s``.
+        """
+        return self._best().predict_subclass_proba(X)
+
+    def decision_function(self, X: Any) -> FloatArray:
+        """Compute the class logits by the best student.
+
+        Parameters
+        ----------
+        X : {array-like, torch.Tensor} of shape (n_samples, n_features, ...)
+            Rows of the shape seen in fit.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes) or (n_samples,)
+            As in :meth:`LELPStudentClassifier.decision_function`.
+        """
+        return self._best().decision_function(X)
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return the score of the best student: `scoring`, or the accuracy if None.
+
+        Parameters
+        ----------
+        X : {array-like, torch.Tensor} of shape (n_samples, n_features, ...)
+            Rows of the shape seen in fit.
+        y : array-like of shape (n_samples,)
+            Their labels.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Row weights, for a `scoring` that takes them.
+
+        Returns
+        -------
+        float
+            The score.
+        """
+        best = self._best()
+        if self.scoring is None:
+            return float(best.score(X, y, sample_weight))
+        return call_scorer(self.scoring, best, X, y, sample_weight)
+
+    def to_module(self) -> nn.Module:
+        """Return a torch module of class probabilities of the best student.
+
+        Returns
+        -------
+        torch.nn.Module
+            As in :meth:`LELPStudentClassifier.to_module`.
+        """
+        return self._best().to_module()
+
+    def to_onnx(self, path: str | os.PathLike[str]) -> None:
+        """Write class probabilities of the best student as an ONNX file.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+            As in :meth:`LELPStudentClassifier.to_onnx`.
+        """
+        self._best().to_onnx(path)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        student = LELPStudentClassifier() if self.student is None else self.student
+        tags.input_tags = get_tags(student).input_tags
+        return tags
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "cv_results_")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state to pickle, without the teacher of a fitted search."""
+        state = dict(super().__getstate__())
+        if self.__sklearn_is_fitted__() and self.student is not None:
+            student = copy.copy(self.student)
+            student.teacher = OmittedTeacher.of(student.teacher)
+            state["student"] = student
+        return state
+
+    # --- the parts of a fit -----------------------------------------------------------
+
+    def _best(self) -> LELPStudentClassifier:
+        """Return the best student; raise if there is none."""
+        check_is_fitted(self)
+        if not self.refit:
+            raise AttributeError(
+                "refit=False leaves no student to predict with: set refit=True, or "
+                "train one with best_params_."
+            )
+        best: LELPStudentClassifier = self.best_estimator_
+        return best
+
+    def _check_params(self) -> None:
+        """Raise, before work starts, if a parameter cannot be used."""
+        self._validate_params()
+        check_resumable(self.checkpoint, self.random_state)
+        if self.checkpoint is not None:
+            check_path(self.checkpoint)
+
+    def _make_student(self) -> tuple[LELPStudentClassifier, int]:
+        """Return the student whose parameters are searched, and the seed of splits."""
+        drawn = check_random_state(self.random_state).randint(2**31 - 1, size=2)
+        student = LELPStudentClassifier()
+        if self.student is not None:
+            student = clone(self.student)
+        if student.projector is None:
+            student.set_params(projector=LELPProjector())
+        if student.random_state is None:
+            student.set_params(random_state=int(drawn[0]))
+        return student, int(drawn[1])
+
+    def _make_candidates(
+        self, student: LELPStudentClassifier, *, can_split: bool
+    ) -> list[Candidate]:
+        """Return a candidate for each combination of parameters, all of them checked.
+
+        `can_split` tells whether targets are made here, with any number of subclasses.
+        """
+        grid = self.param_grid
+        if grid is None:
+            is_frozen = isinstance(student.projector, FrozenEstimator)
+            grid = default_grid(student, can_split=can_split and not is_frozen)
+        candidates = []
+        for position, params in enumerate(ParameterGrid(grid)):
+            candidate = Candidate(position, params)
+            with add_note_on_error(f"(In the candidate {params} of param_grid.)"):
+                candidate.make_student(student)._check_params()
+            candidates.append(candidate)
+        return candidates
+
+    def _make_splits(
+        self, student: LELPStudentClassifier, inputs: StudentInputs, seed: int
+    ) -> list[Split]:
+        """Return the rows to train on and those to judge by, of each split."""
+        if not has_head(student.projector):
+            inputs.check_several_labels()
+        is_usable = usable_rows(student, inputs)
+        if self.cv is None:
+            name = f"validation_fraction={self.validation_fraction}"
+            drawn = inputs.draw(is_usable, float(self.validation_fraction), seed)
+            is_held_out = np.zeros(len(inputs), dtype=bool)
+            is_held_out[drawn] = True
+            pairs = [(~is_held_out, is_held_out)]
+        else:
+            name = f"cv={self.cv!r}"
+            splitter = check_cv(self.cv, inputs.y, classifier=True)
+            pairs = [
+                (as_mask(train, len(inputs)), as_mask(test, len(inputs)))
+                for train, test in splitter.split(inputs.X, inputs.y)
+            ]
+        splits = []
+        for train, test in pairs:
+            judged = is_usable & test
+            if not judged.any():
+                raise ValueError(
+                    f"{name} holds out none of the {is_usable.sum()} rows that have a "
+                    "target and a positive weight: give more rows, or another "
+                    "validation_fraction or cv."
+                )
+            if self.scoring is not None:
+                judged &= inputs.is_labelled
+                if not judged.any():
+                    raise ValueError(
+                        f"scoring={self.scoring!r} needs labels, and no row that "
+                        f"{name} holds out has one: pass y, or scoring=None, which "
+                        "compares with the teacher."
+                    )
+            splits.append(Split(is_usable & train, np.flatnonzero(judged)))
+        return splits
+
+    def _make_rounds(
+        self, candidates: list[Candidate], inputs: StudentInputs, n_splits: int
+    ) -> list[tuple[int, int]]:
+        """Return the numbers of candidates and of rows of each iteration."""
+        n_rows = len(inputs)
+        if self.factor is None:
+            return [(len(candidates), n_rows)]
+        labels = inputs.labels[inputs.is_labelled]
+        n_classes = max(2, len(np.unique(labels)))
+        numbers = [c.params.get("projector__n_subclasses", 1) for c in candidates]
+        most = max(int(n) for n in numbers if isinstance(n, Integral | int) or n == 1)
+        fewest_rows = 2 * n_splits * n_classes * most
+        return halving_rounds(len(candidates), n_rows, float(self.factor), fewest_rows)
+
+    def _choose(
+        self, trials: list[Trial], rounds: list[tuple[int, int]]
+    ) -> dict[str, Any]:
+        """Return the fitted attributes that a search leaves, the best among them."""
+        last = [trial for trial in trials if trial.iteration == len(rounds) - 1]
+        best = min(last, key=lambda trial: trial.rank_key)
+        if best.mean_score == -math.inf:
+            raise FloatingPointError(
+                "the score of every candidate is NaN, since losses were not finite: "
+                "search lower values of learning_rate, set max_grad_norm or "
+                "standardise X."
+            )
+        has_halving = self.factor is not None
+        fitted: dict[str, Any] = {
+            "cv_results_": results_of(trials, with_halving=has_halving),
+            "best_index_": trials.index(best),
+            "best_params_": best.candidate.params,
+            "best_score_": best.mean_score,
+            "n_splits_": len(best.results),
+        }
+        if has_halving:
+            fitted["n_candidates_"] = [n for n, _ in rounds]
+            fitted["n_resources_"] = [n for _, n in rounds]
+        return fitted
+
+    @contextmanager
+    def _open_checkpoint(
+        self, search: Search, candidates: list[Candidate]
+    ) -> Iterator[Checkpoint | None]:
+        """Yield the checkpoint of this search; None if the parameter is None."""
+        if self.checkpoint is None:
+            yield None
+            return
+        student = search.student
+        params = student.get_params(deep=False)
+        for name in _PARAMS_WITHOUT_EFFECT:
+            del params[name]
+        values = {
+            **{f"student.{name}": value for name, value in params.items()},
+            **search.inputs.arguments(),
+            "param_grid": [candidate.params for candidate in candidates],
+            "cv": [(split.is_train, split.held_out) for split in search.splits],
+            "scoring": self.scoring,
+            "factor": self.factor,
+            "random_state": self.random_state,
+        }
+        # While another thread runs the teacher, it has hooks and another mode.
+        with exclusive(*student.get_params().values()):
+            identity = {name: content_hash(value) for name, value in values.items()}
+        with open_checkpoint(self.checkpoint, identity, interval=1) as checkpoint:
+            yield checkpoint
+
+
+def default_grid(
+    student: LELPStudentClassifier, *, can_split: bool
+) -> list[dict[str, list[Any]]]:
+    """Return the grid of a search without one, vanilla distillation first.
+
+    `can_split` tells whether the number of subclasses is free.
+    """
+    max_epochs = int(student.max_epochs)
+    training: dict[str, list[Any]] = {
+        "learning_rate": [0.003, 0.01, 0.03, 0.1],
+        "max_epochs": sorted({max(1, max_epochs // 10), max_epochs}, reverse=True),
+    }
+    if not can_split:
+        return [training]
+    return [
+        {"projector__n_subclasses": [1], **training},
+        {"projector__n_subclasses": ["auto"], **training},
+    ]

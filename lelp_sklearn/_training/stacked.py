@@ -1,0 +1,422 @@
+"""Several students trained together, as `EpochLoop` trains them one after the other.
+
+The weights of modules with equal layers are stacked, so that a step of all of them is a
+few batched products. The last axis of logits, targets and losses is that of the
+students: what is one number for each of them broadcasts along it, and the loss is that
+of `Objective` as it is.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from lelp_sklearn._locks import copied
+from lelp_sklearn._training.batches import TrainingTensors, shuffled_batches
+from lelp_sklearn._training.device import denormals_are_zero, derive_seed, seeded
+from lelp_sklearn._training.loop import Trainer
+from lelp_sklearn._training.objective import Objective
+from lelp_sklearn._training.schedules import Schedule, check_schedule_value
+
+_MODULE_HOOKS = (
+    "_forward_pre_hooks",
+    "_forward_hooks",
+    "_backward_pre_hooks",
+    "_backward_hooks",
+)
+
+# Weights by name, of shape (n_students, ...).
+Weights = dict[str, Tensor]
+# Returns the outputs (n_outputs, n_rows, n_students) of rows, transposed or not.
+Forward = Callable[[Weights, Tensor], Tensor]
+
+
+def group_alike(trainers: Sequence[Trainer]) -> tuple[list[list[int]], list[int]]:
+    """Group the positions of trainers that `train_together` can train together.
+
+    The trainers have the same rows, and modules that are built alike: only sizes and
+    weights may differ. Also returns the positions of those that it cannot train.
+    """
+    groups: dict[Hashable, list[int]] = {}
+    for position, trainer in enumerate(trainers):
+        groups.setdefault(_key(trainer), []).append(position)
+    together, alone = [], []
+    for positions in groups.values():
+        first = trainers[positions[0]]
+        if _uses_adamw(first) and _can_stack(first):
+            together.append(positions)
+        else:
+            alone += positions
+    return together, alone
+
+
+def train_together(trainers: Sequence[Trainer]) -> list[bool]:
+    """Train the modules of a group in place, over all epochs.
+
+    Returns, for each student, whether its losses and weights were finite throughout.
+    """
+    stack = _Stack(trainers)
+    for epoch in range(trainers[0].max_epochs):
+        stack.run_epoch(epoch)
+    stack.unstack()
+    return stack.is_finite.tolist()
+
+
+class _Stack:
+    """Trains a group of students in a common order of rows."""
+
+    def __init__(self, trainers: Sequence[Trainer]) -> None:
+        first = trainers[0]
+        self.trainers, self.first = trainers, first
+        self.device = first.rows.X.device
+        modules = [trainer.module.train() for trainer in trainers]
+        self.weights = stack_weights(modules)
+        self.forward = _make_forward(modules[0])
+        self.optimizer = StackedAdamW(trainers, self._trainable())
+        self.objective = _stack_objectives(trainers)
+        self.targets, self.targets_of = _stack_targets(trainers)
+        labels = [trainer.rows.label_targets for trainer in trainers]
+        self.labels = next((each for each in labels if each is not None), None)
+        self.row_weights = _stack_row_weights(trainers)
+        self.is_finite = torch.ones(len(trainers), dtype=torch.bool, device=self.device)
+
+    def run_epoch(self, epoch: int) -> None:
+        """Train for one epoch, which counts from 0."""
+        losses = []
+        with denormals_are_zero(), torch.enable_grad(), ExitStack() as contexts:
+            seed = derive_seed(self.first.seed, epoch)
+            contexts.enter_context(seeded(seed, self.device))
+            batches = shuffled_batches(self.first.train_index, self.first.batch_size)
+            for step, index in enumerate(batches):
+                progress = (epoch + step / len(batches)) / self.first.max_epochs
+                losses.append(self._step(index, progress, (epoch, step)))
+        finite = [torch.stack(losses).isfinite().all(0)]
+        finite += [weight.isfinite().flatten(1).all(1) for weight in self._trainable()]
+        self.is_finite &= torch.stack(finite).all(0)
+
+    def unstack(self) -> None:
+        """Copy the weights into the modules."""
+        with torch.no_grad():
+            for i, trainer in enumerate(self.trainers):
+                trainer.module.zero_grad()
+                trainer.module.eval()
+                for name, parameter in trainer.module.named_parameters():
+                    parameter.copy_(self.weights[name][i])
+
+    def _step(self, index: Tensor, progress: float, at: tuple[int, int]) -> Tensor:
+        """Update the weights; return the loss (n_students,) of the batch."""
+        X = self.first.rows.X.index_select(0, index)
+        if self.first.augment is not None:
+            X = self.first.augment(X)
+        self.optimizer.zero_grad()
+        targets = self._select_targets(index)
+        logits = self.forward(self.weights, X).to(targets.soft_targets.dtype)
+        losses = self.objective.losses(
+            logits, targets, self._subclass_weight(progress, at)
+        )
+        if targets.weight is None:
+            loss = losses.mean(0)
+        else:
+            loss = (losses * (targets.weight / targets.weight.sum(0))).sum(0)
+        # The students share no weight, so that each has the gradient of its own loss.
+        loss.sum().backward()
+        self.optimizer.step(progress, at)
+        return loss.detach()
+
+    def _select_targets(self, index: Tensor) -> TrainingTensors:
+        """Return the targets of a batch, the students along the last axis."""
+        labels, weights = self.labels, self.row_weights
+        soft_targets = self.targets.index_select(1, index)
+        # In this order the products with logits, whose rows are innermost, are fast.
+        soft_targets = soft_targets.mT.index_select(0, self.targets_of)
+        if labels is not None:
+            labels = labels.index_select(0, index).unsqueeze(2)
+        return TrainingTensors(
+            self.first.rows.X,
+            soft_targets.permute(2, 1, 0),
+            labels,
+            None if weights is None else weights.index_select(0, index),
+        )
+
+    def _subclass_weight(self, progress: float, at: tuple[int, int]) -> float | Tensor:
+        """Return λ of each student; 0.0, which skips a part of the loss, for none."""
+        schedules = [trainer.subclass_weight_schedule for trainer in self.trainers]
+        values = _evaluate(schedules, "subclass_weight", progress, at)
+        return self._as_tensor(values) if any(values) else 0.0
+
+    def _trainable(self) -> list[Tensor]:
+        return [weight for weight in self.weights.values() if weight.requires_grad]
+
+    def _as_tensor(self, values: list[float]) -> Tensor:
+        return torch.tensor(values, dtype=self.targets.dtype, device=self.device)
+
+
+class StackedAdamW:
+    """AdamW as torch has it, with a learning rate and a decay for each student."""
+
+    def __init__(self, trainers: Sequence[Trainer], weights: list[Tensor]) -> None:
+        groups = [trainer.optimizer.param_groups[0] for trainer in trainers]
+        self.weights = weights
+        self.schedules = [trainer.learning_rate_schedule for trainer in trainers]
+        self.rates = [float(group["lr"]) for group in groups]
+        self.decays = self._as_tensor(
+            [float(group["weight_decay"]) for group in groups]
+        )
+        self.max_grad_norm = trainers[0].max_grad_norm
+        self.betas, self.eps = groups[0]["betas"], groups[0]["eps"]
+        self.means = [torch.zeros_like(weight) for weight in weights]
+        self.squares = [torch.zeros_like(weight) for weight in weights]
+        self.n_steps = 0
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for weight in self.weights:
+            weight.grad = None
+
+    @torch.no_grad()
+    def step(self, progress: float, at: tuple[int, int]) -> None:
+        """Update all weights, at the learning rates of a progress."""
+        if self.max_grad_norm is not None:
+            self._clip(self.max_grad_norm)
+        self.n_steps += 1
+        beta, beta_square = self.betas
+        factors = _evaluate(self.schedules, "learning_rate_schedule", progress, at)
+        rates = self._as_tensor(
+            [r * f for r, f in zip(self.rates, factors, strict=True)]
+        )
+        keeps = 1 - rates * self.decays
+        rates = rates / (1 - beta**self.n_steps)
+        root = (1 - beta_square**self.n_steps) ** 0.5
+        for weight, mean, square in zip(
+            self.weights, self.means, self.squares, strict=True
+        ):
+            gradient = weight.grad
+            if gradient is None:
+                continue
+            mean.lerp_(gradient, 1 - beta)
+            square.mul_(beta_square).addcmul_(gradient, gradient, value=1 - beta_square)
+            scale = square.sqrt().div_(root).add_(self.eps)
+            weight.mul_(_along(keeps, weight))
+            weight.sub_(torch.div(mean, scale, out=scale).mul_(_along(rates, weight)))
+
+    def _clip(self, max_norm: float) -> None:
+        """Clip the gradients of each student to a norm."""
+        gradients = [weight.grad for weight in self.weights if weight.grad is not None]
+        norms = [gradient.flatten(1).norm(dim=1) for gradient in gradients]
+        factors = (max_norm / (torch.stack(norms).norm(dim=0) + 1e-6)).clamp(max=1.0)
+        for gradient in gradients:
+            gradient.mul_(_along(factors, gradient))
+
+    def _as_tensor(self, values: list[float]) -> Tensor:
+        first = self.weights[0]
+        return torch.tensor(values, dtype=first.dtype, device=first.device)
+
+
+def stack_weights(modules: Sequence[nn.Module]) -> Weights:
+    """Return the weights of modules with equal layers, (n_students, ...) by name."""
+    parameters = [dict(module.named_parameters()) for module in modules]
+    return {
+        name: torch.stack([of_one[name].detach() for of_one in parameters])
+        .contiguous()
+        .requires_grad_(parameter.requires_grad)
+        for name, parameter in parameters[0].items()
+    }
+
+
+def _make_forward(module: nn.Module) -> Forward:
+    """Return the function that computes the outputs of all students."""
+    layers = _perceptron_layers(module)
+    if layers is not None:
+        return _PerceptronForward(layers)
+
+    def forward(weights: Weights, X: Tensor) -> Tensor:
+        return _call_stacked(module, weights, X).permute(1, 2, 0)
+
+    return forward
+
+
+def _call_stacked(module: nn.Module, weights: Weights, X: Tensor) -> Tensor:
+    """Return the outputs (n_students, n_rows, n_outputs) of any module."""
+
+    def call(of_one: Weights) -> Tensor:
+        outputs: Tensor = functional_call(module, of_one, (X,))
+        return outputs
+
+    # All students draw the same numbers, as they do one by one.
+    outputs: Tensor = vmap(call, randomness="same")(weights)
+    return outputs
+
+
+class _PerceptronForward:
+    """Outputs of stacked perceptrons by batched products.
+
+    Between two layers values have the shape (n_students, n_units, n_rows).
+    """
+
+    def __init__(self, layers: list[tuple[str, nn.Module]]) -> None:
+        self.layers = layers
+
+    def __call__(self, weights: Weights, X: Tensor) -> Tensor:
+        """Return outputs (n_rows, n_outputs, n_students)."""
+        # The first layers of all students have the same rows: one product.
+        hidden = X.flatten(1).T
+        for name, layer in self.layers:
+            if isinstance(layer, nn.ReLU):
+                hidden = hidden.relu_()
+            elif isinstance(layer, nn.Linear):
+                weight = weights[f"{name}weight"]
+                if hidden.ndim == 2:
+                    product = weight.flatten(0, 1) @ hidden
+                    hidden = product.unflatten(0, weight.shape[:2])
+                    if layer.bias is not None:
+                        hidden = hidden + weights[f"{name}bias"].unsqueeze(2)
+                elif layer.bias is None:
+                    hidden = torch.bmm(weight, hidden)
+                else:
+                    bias = weights[f"{name}bias"].unsqueeze(2)
+                    hidden = torch.baddbmm(bias, weight, hidden)
+        return hidden.permute(2, 1, 0)
+
+
+def _perceptron_layers(module: nn.Module) -> list[tuple[str, nn.Module]] | None:
+    """Return the layers of a perceptron with ReLU by name; None for other modules."""
+    layers = [
+        (f"{name}." if name else "", layer)
+        for name, layer in module.named_modules(remove_duplicate=False)
+        if type(layer) is not nn.Sequential
+    ]
+    kinds = [type(layer) for _, layer in layers]
+    # A flattening of the rows at the beginning is part of the forward pass.
+    if kinds[:1] == [nn.Flatten]:
+        layers, kinds = layers[1:], kinds[1:]
+    n_linear = kinds.count(nn.Linear)
+    n_different = len({id(layer) for _, layer in layers if type(layer) is nn.Linear})
+    if not set(kinds) <= {nn.Linear, nn.ReLU} or _has_hooks(module):
+        return None
+    return layers if n_linear and n_linear == n_different else None
+
+
+def _can_stack(trainer: Trainer) -> bool:
+    """Return whether a module gives the same outputs if it is called on a stack."""
+    if _perceptron_layers(trainer.module) is not None:
+        return True
+    if _has_hooks(trainer.module):
+        return False
+    module = copied(trainer.module).train()
+    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    X, seed = trainer.rows.X[:2].clone(), trainer.seed
+    try:
+        with torch.no_grad():
+            with seeded(seed, X.device):
+                stacked = _call_stacked(module, stack_weights([module, module]), X)
+            with seeded(seed, X.device):
+                alone = module(X)
+    # Whatever a module does that vmap does not take.
+    except Exception:
+        return False
+    is_unchanged = all(
+        torch.equal(before[name], buffer) for name, buffer in module.named_buffers()
+    )
+    return is_unchanged and torch.allclose(stacked[0], alone, rtol=1e-4, atol=1e-5)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Return whether hooks are set, which a call on a stack would not run."""
+    hooks = [getattr(layer, n) for layer in module.modules() for n in _MODULE_HOOKS]
+    for parameter in module.parameters():
+        hooks += [parameter._backward_hooks, parameter._post_accumulate_grad_hooks]
+    return any(hooks)
+
+
+def _key(trainer: Trainer) -> Hashable:
+    """Return what students that are trained together have in common."""
+    group = trainer.optimizer.param_groups[0]
+    module, rows, precision = trainer.module, trainer.rows, trainer.precision
+    parameters = [
+        (name, tuple(p.shape), str(p.dtype), p.requires_grad)
+        for name, p in module.named_parameters()
+    ]
+    return (
+        str(module),
+        tuple(parameters),
+        (str(rows.X.device), str(rows.X.dtype), rows.soft_targets.shape),
+        trainer.train_index.cpu().numpy().tobytes(),
+        (trainer.max_epochs, trainer.batch_size, trainer.max_grad_norm, trainer.seed),
+        (id(trainer.augment), precision.dtype, trainer.ranks.size),
+        (type(trainer.optimizer), group.get("betas"), group.get("eps")),
+    )
+
+
+def _uses_adamw(trainer: Trainer) -> bool:
+    """Return whether the steps are those of `StackedAdamW`, in full precision."""
+    optimizer, (group, *others) = trainer.optimizer, trainer.optimizer.param_groups
+    return (
+        type(optimizer) is torch.optim.AdamW
+        and not others
+        and not group["amsgrad"]
+        and not group["maximize"]
+        and trainer.precision.dtype is None
+        and trainer.ranks.size == 1
+    )
+
+
+def _stack_objectives(trainers: Sequence[Trainer]) -> Objective:
+    """Return the objective of all students, its numbers of shape (n_students,)."""
+    first = trainers[0]
+    objectives = [trainer.objective for trainer in trainers]
+    names = "temperature", "within_class_temperature", "label_weight"
+    numbers: dict[str, Any] = {
+        name: torch.tensor(
+            [float(getattr(objective, name)) for objective in objectives],
+            dtype=first.rows.soft_targets.dtype,
+            device=first.rows.X.device,
+        )
+        for name in names
+    }
+    return replace(first.objective, **numbers)
+
+
+def _stack_targets(trainers: Sequence[Trainer]) -> tuple[Tensor, Tensor]:
+    """Return the different targets, (n_targets, n, n_outputs), and which has each."""
+    different: list[Tensor] = []
+    positions = []
+    for trainer in trainers:
+        targets = trainer.rows.soft_targets
+        same = [torch.equal(targets, other) for other in different]
+        if not any(same):
+            different.append(targets)
+            same.append(True)
+        positions.append(same.index(True))
+    device = different[0].device
+    return torch.stack(different), torch.tensor(positions, device=device)
+
+
+def _stack_row_weights(trainers: Sequence[Trainer]) -> Tensor | None:
+    """Return the row weights (n, n_students); None if all are equal."""
+    weights = [trainer.rows.weight for trainer in trainers]
+    if all(weight is None for weight in weights):
+        return None
+    ones = trainers[0].rows.soft_targets.new_ones(len(trainers[0].rows.X))
+    return torch.stack([ones if each is None else each for each in weights], dim=1)
+
+
+def _evaluate(
+    schedules: Sequence[Schedule | None],
+    name: str,
+    progress: float,
+    at: tuple[int, int],
+) -> list[float]:
+    """Return the value of each schedule, 1 where there is none."""
+    values = [1.0 if each is None else each(progress) for each in schedules]
+    for value in values:
+        check_schedule_value(value, name, progress, at)
+    return [float(value) for value in values]
+
+
+def _along(values: Tensor, stacked: Tensor) -> Tensor:
+    """Return values (n_students,) in a shape that broadcasts over stacked tensors."""
+    return values.view(-1, *[1] * (stacked.ndim - 1))
