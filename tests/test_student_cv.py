@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy.sparse import csr_array
 from sklearn import config_context
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
@@ -52,11 +53,11 @@ class DropoutNet(MyNet):
         self.body.append(nn.Dropout(0.3))
 
 
-class CountingNet(MyNet):
-    """Decides by the values of the rows, which no call on a stack can."""
+class BranchNet(MyNet):
+    """Decides by the values of its weights, which no call on a stack can."""
 
     def forward(self, X):
-        return super().forward(X if X.sum() > 0 else X + 1e-3)
+        return super().forward(X if self.top.bias.sum() > 0 else X + 1e-3)
 
 
 def probabilities_of_search(student, grid, X, y, **options):
@@ -69,40 +70,50 @@ def probabilities_of_search(student, grid, X, y, **options):
 
     train, test = next(CV.split(X, y))
     search = LELPStudentClassifierCV(
-        student, grid, cv=[(train, test)], scoring=remember, refit=False
+        student, grid, cv=[(train, test)], scoring=remember, refit=False, verbose=1
     )
     search.fit(X, y, **options)
     order = search.cv_results_["mean_test_score"].astype(int) - 1
     return [seen[i] for i in order], train, test
 
 
+TOGETHER = [
+    (None, {}, {"projector__temperature": [1.0, 2.0]}),
+    (None, {}, {"weight_decay": [0.0, 1.0], "subclass_weight": ["anneal", 1.0]}),
+    (None, {"max_grad_norm": 0.3}, {"class_weight": [None, "balanced"]}),
+    (None, {"module_params": {"hidden_layer_sizes": ()}}, {"batch_size": [32, 50]}),
+    (None, {"learning_rate_schedule": "constant"}, {"label_weight": [0.0, 0.5]}),
+    (
+        None,
+        {"augment": lambda X: X + 0.1 * torch.randn_like(X)},
+        {"module_params": [{"hidden_layer_sizes": n} for n in ((8,), (8, 4))]},
+    ),
+    ("sparse", {}, {"weight_decay": [0.0, 0.1]}),
+    (nn.Linear, {}, {"projector__n_subclasses": [1, 3], "max_epochs": [3, 2]}),
+    (MyNet, {}, {"module_params": [{"hidden": 4}, {"hidden": 8}]}),
+    (DropoutNet, {}, {}),
+    (TemplateNet(), {}, {}),
+]
+ONE_BY_ONE = [
+    (BufferNet, {}, {}),
+    (BranchNet, {}, {}),
+    (None, {"optimizer": torch.optim.SGD}, {}),
+    (None, {"early_stopping": True}, {"n_iter_no_change": [1, 2]}),
+]
+
+
 @pytest.mark.parametrize(
-    ("module", "options", "searched"),
-    [
-        (None, {}, {"projector__temperature": [1.0, 2.0]}),
-        (None, {}, {"weight_decay": [0.0, 1.0], "subclass_weight": ["anneal", 1.0]}),
-        (None, {"max_grad_norm": 0.3}, {"class_weight": [None, "balanced"]}),
-        (None, {"module_params": {"hidden_layer_sizes": ()}}, {"batch_size": [32, 50]}),
-        (None, {"learning_rate_schedule": "constant"}, {"label_weight": [0.0, 0.5]}),
-        (
-            None,
-            {"augment": lambda X: X + 0.1 * torch.randn_like(X)},
-            {"module_params": [{"hidden_layer_sizes": n} for n in ((8,), (8, 4))]},
-        ),
-        (nn.Linear, {}, {"projector__n_subclasses": [1, 3], "max_epochs": [3, 2]}),
-        (MyNet, {}, {"module_params": [{"hidden": 4}, {"hidden": 8}]}),
-        (DropoutNet, {}, {}),
-        (TemplateNet(), {}, {}),
-        (BufferNet, {}, {}),
-        (CountingNet, {}, {}),
-        (None, {"optimizer": torch.optim.SGD}, {}),
-        (None, {"early_stopping": True}, {"n_iter_no_change": [1, 2]}),
-    ],
+    ("module", "options", "searched", "together"),
+    [(*case, True) for case in TOGETHER] + [(*case, False) for case in ONE_BY_ONE],
 )
-def test_candidates_are_those_of_separate_fits(module, options, searched, problem):
+def test_candidates_are_those_of_separate_fits(
+    module, options, searched, together, problem, capsys
+):
     """In single precision, after three epochs."""
     X, y, E, head = problem
     X, weight = X.astype(np.float32), 1 + y / 2
+    if module == "sparse":
+        X, module = csr_array(np.where(X > 1, X, 0)), None
     student = make_student(head, module, **options)
     student.projector.set_params(n_subclasses=3)
     grid = {"learning_rate": [0.003, 0.03], **searched}
@@ -118,6 +129,7 @@ def test_candidates_are_those_of_separate_fits(module, options, searched, proble
             sample_weight=weight[train],
         )
         assert_allclose(probabilities, alone.predict_proba(X[test]), atol=2e-5)
+    assert ("one after the other" in capsys.readouterr().out) != together
 
 
 def test_images_are_flattened(problem):

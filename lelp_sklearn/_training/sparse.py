@@ -30,16 +30,24 @@ class SparseLinear(nn.Module):
         """Return the outputs (n, n_outputs) of rows."""
         if X.layout != torch.sparse_csr:
             return linear(X, self.weight.t(), self.bias)
-        sums = embedding_bag(
-            X.col_indices(),
-            self.weight,
-            X.crow_indices(),
-            mode="sum",
-            per_sample_weights=X.values(),
-            include_last_offset=True,
-            sparse=self.sparse_gradient,
-        )
-        return sums + self.bias
+        product = sparse_product(X, self.weight, sparse_gradient=self.sparse_gradient)
+        return product + self.bias
+
+
+def sparse_product(
+    X: Tensor, weight: Tensor, *, sparse_gradient: bool = False
+) -> Tensor:
+    """Return the product (n, n_outputs) of CSR rows and a weight."""
+    product: Tensor = embedding_bag(
+        X.col_indices(),
+        weight,
+        X.crow_indices(),
+        mode="sum",
+        per_sample_weights=X.values(),
+        include_last_offset=True,
+        sparse=sparse_gradient,
+    )
+    return product
 
 
 def csr_tensor(crow: Tensor, col: Tensor, values: Tensor, n_columns: int) -> Tensor:

@@ -9,11 +9,12 @@ of `Objective` as it is.
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.optim.adamw import adamw
 
 from lelp_sklearn._locks import copied
 from lelp_sklearn._training.batches import TrainingTensors, shuffled_batches
@@ -21,6 +22,7 @@ from lelp_sklearn._training.device import denormals_are_zero, derive_seed, seede
 from lelp_sklearn._training.loop import Trainer
 from lelp_sklearn._training.objective import Objective
 from lelp_sklearn._training.schedules import Schedule, check_schedule_value
+from lelp_sklearn._training.sparse import SparseLinear, select_rows, sparse_product
 
 _MODULE_HOOKS = (
     "_forward_pre_hooks",
@@ -109,7 +111,7 @@ class _Stack:
 
     def _step(self, index: Tensor, progress: float, at: tuple[int, int]) -> Tensor:
         """Update the weights; return the loss (n_students,) of the batch."""
-        X = self.first.rows.X.index_select(0, index)
+        X = select_rows(self.first.rows.X, index)
         if self.first.augment is not None:
             X = self.first.augment(X)
         self.optimizer.zero_grad()
@@ -144,33 +146,38 @@ class _Stack:
 
     def _subclass_weight(self, progress: float, at: tuple[int, int]) -> float | Tensor:
         """Return λ of each student; 0.0, which skips a part of the loss, for none."""
-        schedules = [trainer.subclass_weight_schedule for trainer in self.trainers]
-        values = _evaluate(schedules, "subclass_weight", progress, at)
-        return self._as_tensor(values) if any(values) else 0.0
+        values = [each.subclass_weight_schedule(progress) for each in self.trainers]
+        for value in values:
+            check_schedule_value(value, "subclass_weight", progress, at)
+        if not any(values):
+            return 0.0
+        values = [float(value) for value in values]
+        return torch.tensor(values, dtype=self.targets.dtype, device=self.device)
 
     def _trainable(self) -> list[Tensor]:
         return [weight for weight in self.weights.values() if weight.requires_grad]
 
-    def _as_tensor(self, values: list[float]) -> Tensor:
-        return torch.tensor(values, dtype=self.targets.dtype, device=self.device)
-
 
 class StackedAdamW:
-    """AdamW as torch has it, with a learning rate and a decay for each student."""
+    """torch's AdamW over stacked weights.
+
+    Students with the same learning rate and decay share a call of the fused kernel.
+    """
 
     def __init__(self, trainers: Sequence[Trainer], weights: list[Tensor]) -> None:
-        groups = [trainer.optimizer.param_groups[0] for trainer in trainers]
         self.weights = weights
-        self.schedules = [trainer.learning_rate_schedule for trainer in trainers]
-        self.rates = [float(group["lr"]) for group in groups]
-        self.decays = self._as_tensor(
-            [float(group["weight_decay"]) for group in groups]
-        )
         self.max_grad_norm = trainers[0].max_grad_norm
-        self.betas, self.eps = groups[0]["betas"], groups[0]["eps"]
-        self.means = [torch.zeros_like(weight) for weight in weights]
-        self.squares = [torch.zeros_like(weight) for weight in weights]
-        self.n_steps = 0
+        self.options = trainers[0].optimizer.param_groups[0]
+        alike: dict[tuple[float, float, Schedule | None], list[int]] = {}
+        for position, trainer in enumerate(trainers):
+            (group,) = trainer.optimizer.param_groups
+            schedule = trainer.learning_rate_schedule
+            key = float(group["lr"]), float(group["weight_decay"]), schedule
+            alike.setdefault(key, []).append(position)
+        self.parts = [
+            _AdamWPart(rate, weight_decay, schedule, positions, weights)
+            for (rate, weight_decay, schedule), positions in alike.items()
+        ]
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
@@ -180,40 +187,77 @@ class StackedAdamW:
     @torch.no_grad()
     def step(self, progress: float, at: tuple[int, int]) -> None:
         """Update all weights, at the learning rates of a progress."""
+        # As in an optimizer, a weight that the loss does not depend on stays.
+        used = [i for i, w in enumerate(self.weights) if w.grad is not None]
+        gradients = {i: cast(Tensor, self.weights[i].grad) for i in used}
         if self.max_grad_norm is not None:
-            self._clip(self.max_grad_norm)
-        self.n_steps += 1
-        beta, beta_square = self.betas
-        factors = _evaluate(self.schedules, "learning_rate_schedule", progress, at)
-        rates = self._as_tensor(
-            [r * f for r, f in zip(self.rates, factors, strict=True)]
-        )
-        keeps = 1 - rates * self.decays
-        rates = rates / (1 - beta**self.n_steps)
-        root = (1 - beta_square**self.n_steps) ** 0.5
-        for weight, mean, square in zip(
-            self.weights, self.means, self.squares, strict=True
-        ):
-            gradient = weight.grad
-            if gradient is None:
-                continue
-            mean.lerp_(gradient, 1 - beta)
-            square.mul_(beta_square).addcmul_(gradient, gradient, value=1 - beta_square)
-            scale = square.sqrt().div_(root).add_(self.eps)
-            weight.mul_(_along(keeps, weight))
-            weight.sub_(torch.div(mean, scale, out=scale).mul_(_along(rates, weight)))
+            _clip(list(gradients.values()), self.max_grad_norm)
+        slices = {i: gradient.unbind(0) for i, gradient in gradients.items()}
+        beta1, beta2 = self.options["betas"]
+        for part in self.parts:
+            chosen = [(i, position) for position in part.positions for i in used]
+            adamw(
+                [part.weights[key] for key in chosen],
+                [slices[i][position] for i, position in chosen],
+                [part.means[key] for key in chosen],
+                [part.squares[key] for key in chosen],
+                [],
+                [part.n_steps[key] for key in chosen],
+                fused=True,
+                lr=part.learning_rate(progress, at),
+                weight_decay=part.weight_decay,
+                beta1=beta1,
+                beta2=beta2,
+                eps=self.options["eps"],
+                amsgrad=False,
+                maximize=False,
+            )
 
-    def _clip(self, max_norm: float) -> None:
-        """Clip the gradients of each student to a norm."""
-        gradients = [weight.grad for weight in self.weights if weight.grad is not None]
-        norms = [gradient.flatten(1).norm(dim=1) for gradient in gradients]
-        factors = (max_norm / (torch.stack(norms).norm(dim=0) + 1e-6)).clamp(max=1.0)
-        for gradient in gradients:
-            gradient.mul_(_along(factors, gradient))
 
-    def _as_tensor(self, values: list[float]) -> Tensor:
-        first = self.weights[0]
-        return torch.tensor(values, dtype=first.dtype, device=first.device)
+class _AdamWPart:
+    """Weights with the same learning rate and decay, and their running averages.
+
+    Tensors are known by the number of the weight and the position of the student.
+    """
+
+    def __init__(
+        self,
+        rate: float,
+        weight_decay: float,
+        schedule: Schedule | None,
+        positions: list[int],
+        weights: list[Tensor],
+    ) -> None:
+        self.rate, self.weight_decay, self.schedule = rate, weight_decay, schedule
+        self.positions = positions
+        slices = [weight.detach().unbind(0) for weight in weights]
+        self.weights = {
+            (i, position): of_weight[position]
+            for i, of_weight in enumerate(slices)
+            for position in positions
+        }
+        self.means = {k: torch.zeros_like(w) for k, w in self.weights.items()}
+        self.squares = {k: torch.zeros_like(w) for k, w in self.weights.items()}
+        # torch's fused kernels count in single precision.
+        self.n_steps = {
+            k: w.new_zeros((), dtype=torch.float32) for k, w in self.weights.items()
+        }
+
+    def learning_rate(self, progress: float, at: tuple[int, int]) -> float:
+        """Return the learning rate at a progress."""
+        if self.schedule is None:
+            return self.rate
+        factor = self.schedule(progress)
+        check_schedule_value(factor, "learning_rate_schedule", progress, at)
+        return self.rate * float(factor)
+
+
+def _clip(gradients: list[Tensor], max_norm: float) -> None:
+    """Clip the gradients of each student to a norm, as `clip_grad_norm_` does."""
+    norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients])
+    factors = (max_norm / (norms.norm(dim=0) + 1e-6)).clamp(max=1.0)
+    for gradient in gradients:
+        gradient.mul_(factors.view(-1, *[1] * (gradient.ndim - 1)))
 
 
 def stack_weights(modules: Sequence[nn.Module]) -> Weights:
@@ -262,23 +306,26 @@ class _PerceptronForward:
 
     def __call__(self, weights: Weights, X: Tensor) -> Tensor:
         """Return outputs (n_rows, n_outputs, n_students)."""
-        # The first layers of all students have the same rows: one product.
-        hidden = X.flatten(1).T
-        for name, layer in self.layers:
+        (name, first), *others = self.layers
+        weight, bias = weights[f"{name}weight"], weights.get(f"{name}bias")
+        if isinstance(first, SparseLinear):
+            products = [sparse_product(X, of_one) for of_one in weight.unbind(0)]
+            hidden = torch.stack(products).mT
+        else:
+            # The first layers of all students have the same rows: one product.
+            product = weight.flatten(0, 1) @ X.flatten(1).T
+            hidden = product.unflatten(0, weight.shape[:2])
+        if bias is not None:
+            hidden = hidden + bias.unsqueeze(2)
+        for name, layer in others:
             if isinstance(layer, nn.ReLU):
                 hidden = hidden.relu_()
-            elif isinstance(layer, nn.Linear):
-                weight = weights[f"{name}weight"]
-                if hidden.ndim == 2:
-                    product = weight.flatten(0, 1) @ hidden
-                    hidden = product.unflatten(0, weight.shape[:2])
-                    if layer.bias is not None:
-                        hidden = hidden + weights[f"{name}bias"].unsqueeze(2)
-                elif layer.bias is None:
-                    hidden = torch.bmm(weight, hidden)
-                else:
-                    bias = weights[f"{name}bias"].unsqueeze(2)
-                    hidden = torch.baddbmm(bias, weight, hidden)
+                continue
+            weight, bias = weights[f"{name}weight"], weights.get(f"{name}bias")
+            if bias is None:
+                hidden = torch.bmm(weight, hidden)
+            else:
+                hidden = torch.baddbmm(bias.unsqueeze(2), weight, hidden)
         return hidden.permute(2, 1, 0)
 
 
@@ -293,18 +340,22 @@ def _perceptron_layers(module: nn.Module) -> list[tuple[str, nn.Module]] | None:
     # A flattening of the rows at the beginning is part of the forward pass.
     if kinds[:1] == [nn.Flatten]:
         layers, kinds = layers[1:], kinds[1:]
-    n_linear = kinds.count(nn.Linear)
-    n_different = len({id(layer) for _, layer in layers if type(layer) is nn.Linear})
-    if not set(kinds) <= {nn.Linear, nn.ReLU} or _has_hooks(module):
-        return None
-    return layers if n_linear and n_linear == n_different else None
+    linear = [layer for _, layer in layers if type(layer) is not nn.ReLU]
+    if (
+        kinds[:1] in ([nn.Linear], [SparseLinear])
+        and set(kinds[1:]) <= {nn.Linear, nn.ReLU}
+        and len(set(linear)) == len(linear)
+        and not _has_hooks(module)
+    ):
+        return layers
+    return None
 
 
 def _can_stack(trainer: Trainer) -> bool:
     """Return whether a module gives the same outputs if it is called on a stack."""
     if _perceptron_layers(trainer.module) is not None:
         return True
-    if _has_hooks(trainer.module):
+    if _has_hooks(trainer.module) or trainer.rows.X.layout != torch.strided:
         return False
     module = copied(trainer.module).train()
     before = {name: buffer.clone() for name, buffer in module.named_buffers()}
@@ -359,6 +410,7 @@ def _uses_adamw(trainer: Trainer) -> bool:
         and not others
         and not group["amsgrad"]
         and not group["maximize"]
+        and group["fused"]
         and trainer.precision.dtype is None
         and trainer.ranks.size == 1
     )
@@ -402,21 +454,3 @@ def _stack_row_weights(trainers: Sequence[Trainer]) -> Tensor | None:
         return None
     ones = trainers[0].rows.soft_targets.new_ones(len(trainers[0].rows.X))
     return torch.stack([ones if each is None else each for each in weights], dim=1)
-
-
-def _evaluate(
-    schedules: Sequence[Schedule | None],
-    name: str,
-    progress: float,
-    at: tuple[int, int],
-) -> list[float]:
-    """Return the value of each schedule, 1 where there is none."""
-    values = [1.0 if each is None else each(progress) for each in schedules]
-    for value in values:
-        check_schedule_value(value, name, progress, at)
-    return [float(value) for value in values]
-
-
-def _along(values: Tensor, stacked: Tensor) -> Tensor:
-    """Return values (n_students,) in a shape that broadcasts over stacked tensors."""
-    return values.view(-1, *[1] * (stacked.ndim - 1))
