@@ -74,7 +74,7 @@ def test_wide_embeddings_need_no_square_matrix(svd_solver):
         assert traced_peak(lambda: projector.fit(X, y)) < square
 
 
-def test_kmeans_keeps_a_few_coordinates_of_a_row():
+def test_kmeans_keeps_a_sample_of_the_rows():
     X, y, head = embeddings(20_000, 512, np.float32)
     projector = LELPProjector(n_subclasses=2, splitter="kmeans", head=head)
     with sklearn.config_context(working_memory=1):

@@ -4,7 +4,7 @@ import numpy as np
 from scipy import linalg
 
 from lelp_sklearn._subclasses.directions import to_null_space
-from lelp_sklearn._subclasses.kmeans import assign, cluster
+from lelp_sklearn._subclasses.kmeans import cluster
 from lelp_sklearn._typing import FloatArray, IntArray
 
 _N_CLUSTERS = 20
@@ -39,7 +39,7 @@ def clusters_of(points: FloatArray) -> IntArray:
     weight = np.full(len(points), 1 / len(points))
     # Rows that differ by the rounding of single precision are one.
     rounding = float(np.finfo(np.float32).eps ** 2 * np.mean(points**2))
-    return assign(points, cluster(points, weight, n_clusters, rounding))
+    return cluster(points, weight, n_clusters, rounding)
 
 
 def gap_ratio(points: FloatArray, random_state: np.random.RandomState) -> float:

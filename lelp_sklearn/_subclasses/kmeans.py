@@ -1,8 +1,8 @@
 """Split by k-means of each class in the head's null space.
 
-Clusters are found in a coreset of each class, in memory, and then move among all rows,
-one pass at a time. The search in memory draws no random numbers: points are divided
-along principal directions, so that the order of rows, and copies of a row in place of a
+Clusters are found in a sample of each class and then move among all rows, one pass at a
+time. The search in the sample draws no random numbers: points are divided along
+principal directions, so that the order of rows, and copies of a row in place of a
 weight, change nothing but rounding.
 """
 
@@ -12,12 +12,10 @@ from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import linalg
 
 from lelp_sklearn._subclasses import torch_backend
-from lelp_sklearn._subclasses.coreset import Coreset, class_coresets
-from lelp_sklearn._subclasses.directions import to_null_space
+from lelp_sklearn._subclasses.directions import tidy, to_null_space
 from lelp_sklearn._subclasses.moments import Covariance, class_weights
 from lelp_sklearn._subclasses.rows import (
     Data,
@@ -31,6 +29,11 @@ from lelp_sklearn._subclasses.splitters import (
     Split,
     SplitProblem,
     Splitter,
+)
+from lelp_sklearn._subclasses.subsample import (
+    ClassSample,
+    importance_samples,
+    sampled_subspace,
 )
 from lelp_sklearn._subclasses.threads import map_parts, one_blas_thread
 from lelp_sklearn._subclasses.torch_backend import dispatch_to_device, tie_share
@@ -46,6 +49,17 @@ _TOLERANCE = 1e-4
 _MAX_ITERATIONS = 100
 # Number of ways to dissolve one cluster and divide another that are tried in a round.
 _MAX_EXCHANGES = 10
+# Later iterations are not expected to gain more than so many times what one did.
+_PATIENCE = 3.0
+# Number of principal axes of a sample beyond the number of clusters, and the
+# multiplications by its covariance that find them: few, since clusters move among the
+# rows themselves afterwards.
+_EXTRA_AXES = 10
+_POWERS = 2
+# Relative error of a fitted head, and so of rows projected to its null space.
+_HEAD_ROUNDING = 1e-12
+# Largest relative change of a point's distance from the mean that breaks ties.
+_STRETCH = 1e-4
 
 
 def centroid_split(problem: SplitProblem) -> Split:
@@ -56,7 +70,10 @@ def centroid_split(problem: SplitProblem) -> Split:
     """
     centroids = _find_centroids(problem)
     n_subclasses = problem.resolve_n_subclasses(
-        [len(each) for each in centroids], "distinct rows"
+        [len(each) for each in centroids],
+        "distinct rows",
+        # In a space without dimensions all rows are alike.
+        most=np.inf if problem.n_dimensions else 1,
     )
     if n_subclasses == 1:
         return Split.single(problem.covariance)
@@ -104,10 +121,10 @@ def class_centroids(
     """
     centroids = []
     with one_blas_thread:
-        coresets = class_coresets(data, covariance, n_clusters, random_state)
-        for c, coreset in enumerate(coresets):
-            means = _cluster(coreset, n_clusters)
-            if not coreset.is_whole and len(means) < n_clusters:
+        samples = importance_samples(data, covariance, random_state)
+        for c, sample in enumerate(samples):
+            means = _cluster_sample(sample, c, covariance, n_clusters, random_state)
+            if not sample.is_whole and len(means) < n_clusters:
                 means = _add_rare(data, c, covariance, means, n_clusters)
             centroids.append(means)
         return _settle_among_rows(data, covariance, centroids)
@@ -142,10 +159,9 @@ class RunningCentroids:
 
     def add(self, data: Data, covariance: Covariance) -> None:
         """Assign a block of the stream to the centroids, then move them."""
-        centroids, mean = self.relative(covariance), covariance.mean
-        sums, weights = data.map_reduce(_exact_cluster_sums, add_sums, mean, centroids)
+        sums, weights = _sum_clusters(data, covariance, self.relative(covariance))
         for points, total, own_mean, own, gained in zip(
-            self.points, self.weights, mean, sums, weights, strict=True
+            self.points, self.weights, covariance.mean, sums, weights, strict=True
         ):
             total += gained
             divisor = np.maximum(total, np.finfo(np.float64).tiny)[:, None]
@@ -162,41 +178,73 @@ class ClusterSums(NamedTuple):
     weights: list[FloatArray]
 
 
-def _cluster_sums_of_tensors(
-    data: LabelledRows, mean: FloatArray, centroids: list[FloatArray]
-) -> ClusterSums:
-    return ClusterSums(*torch_backend.cluster_sums(data, mean, centroids))
-
-
-@dispatch_to_device(_cluster_sums_of_tensors)
-def _exact_cluster_sums(
-    data: LabelledRows, mean: FloatArray, centroids: list[FloatArray]
-) -> ClusterSums:
-    """Return the sums of `_cluster_sums` in double precision."""
-    sums = [np.zeros_like(each) for each in centroids]
-    weights: list[FloatArray] = [np.zeros(len(each)) for each in centroids]
-    for c, block, weight, _ in class_blocks(data, len(centroids)):
-        centred = block - mean[c]
-        labels = assign(centred, centroids[c])
-        members = _membership(labels, weight, len(centroids[c]))
-        sums[c] += members @ centred
-        weights[c] += members.sum(axis=1)
-    return ClusterSums(sums, weights)
-
-
-def _cluster(coreset: Coreset, n_clusters: int) -> FloatArray:
-    """Return centroids (k, d) of a coreset, in the whole space."""
-    chosen, rounding = coreset.sample, coreset.rounding
-    points, weight = coreset.points, coreset.weight
-    means = cluster(points[chosen], coreset.sample_weight, n_clusters, rounding)
-    if len(chosen) < len(points):
-        means = cluster(points, weight, n_clusters, rounding, means)
+def _cluster_sample(
+    sample: ClassSample,
+    c: int,
+    covariance: Covariance,
+    n_clusters: int,
+    random_state: np.random.RandomState,
+) -> FloatArray:
+    """Return at most `n_clusters` centroids (k, d) of a sample of class `c`."""
+    row_space = covariance.row_space
+    untied = replace(sample, rows=_untied(sample.rows, row_space))
+    axes = _principal_axes(untied, row_space, n_clusters, random_state)
+    points, untied_points = (
+        (each.rows @ axes.astype(each.rows.dtype)).astype(np.float64)
+        for each in (sample, untied)
+    )
+    labels = cluster(untied_points, sample.weight, n_clusters, _rounding(untied))
+    members = _membership(labels, sample.weight, labels.max() + 1)
+    means = members @ points / members.sum(axis=1)[:, None]
     # Sorted along the first principal direction: the order in which clusters were found
     # depends on rounding.
     if means.size:
         means = means[means[:, 0].argsort()]
-    centroids: FloatArray = means @ coreset.axes.T
+    shift = to_null_space((sample.mean - covariance.mean[c])[:, None], row_space)
+    centroids: FloatArray = means @ axes.T + shift.T
     return centroids
+
+
+def _untied(points: FloatArray, row_space: FloatArray) -> FloatArray:
+    """Stretch points (n, d) slightly, by their place along a fixed random direction.
+
+    This breaks ties of distances in symmetric data, which rounding, and with it the
+    order of rows, would decide otherwise.
+    """
+    draw = np.random.RandomState(0).standard_normal((len(row_space), 1))
+    along = points @ to_null_space(draw, row_space)[:, 0].astype(points.dtype)
+    farthest = np.abs(along).max(initial=0)
+    if not farthest:
+        return points
+    stretched: FloatArray = points * (1 + _STRETCH / farthest * along)[:, None]
+    return stretched
+
+
+def _principal_axes(
+    sample: ClassSample,
+    row_space: FloatArray,
+    n_clusters: int,
+    random_state: np.random.RandomState,
+) -> FloatArray:
+    """Return approximate principal axes (d, k) of a sample."""
+    n_vectors = n_clusters + _EXTRA_AXES
+    basis = sampled_subspace(sample, row_space, n_vectors, random_state, _POWERS)
+    if not basis.size:
+        return basis
+    points = (sample.rows @ basis.astype(sample.rows.dtype)).astype(np.float64)
+    values, turn = linalg.eigh(points.T @ (sample.weight[:, None] * points))
+    return tidy(basis @ turn[:, ::-1], values[::-1], basis[:, :0], -1.0).vectors
+
+
+def _rounding(sample: ClassSample) -> float:
+    """Return the squared distance between equal rows that rounding may cause."""
+    rows = sample.rows
+    with np.errstate(over="ignore"):
+        farthest = rows[np.einsum("nd,nd->n", rows, rows).argmax()].astype(np.float64)
+    eps = float(np.finfo(rows.dtype).eps)
+    # The rows are relative to their mean, whose rounding counts too.
+    share, digits = max(10 * eps, _HEAD_ROUNDING), 4 * eps * sample.mean
+    return float(rows.shape[1] * share**2 * (farthest @ farthest) + digits @ digits)
 
 
 def _add_rare(
@@ -274,23 +322,36 @@ def _lloyd_pass(
     data: Data, covariance: Covariance, centroids: list[FloatArray]
 ) -> tuple[list[FloatArray], float]:
     """Return the means of the rows of each centroid, and the variation explained."""
-    dtype = np.result_type(data.dtype, np.float32)
-    with np.errstate(over="ignore"):
-        check_no_overflow(
-            [np.vdot(each, each).astype(dtype) for each in centroids], dtype
-        )
-    mean = covariance.mean.astype(dtype)
-    sums, weights = data.map_reduce(_cluster_sums, add_sums, mean, centroids)
     moved = []
     explained = 0.0
+    sums, weights = _sum_clusters(data, covariance, centroids)
     for total, weight, old in zip(sums, weights, centroids, strict=True):
         # A cluster that lost all its rows stays where it was.
         divisor = np.where(weight > 0, weight, 1)[:, None]
         new = to_null_space((total / divisor).T, covariance.row_space).T
         moved.append(np.where(weight[:, None] > 0, new, old))
         explained += float(weight @ np.einsum("kd,kd->k", new, new))
-    check_no_overflow(explained, dtype)
+    check_no_overflow(explained, np.result_type(data.dtype, np.float32))
     return moved, explained
+
+
+def _sum_clusters(
+    data: Data, covariance: Covariance, centroids: list[FloatArray]
+) -> ClusterSums:
+    """Return the sums of the rows nearest to each centroid, in one pass."""
+    dtype = np.result_type(data.dtype, np.float32)
+    with np.errstate(over="ignore"):
+        check_no_overflow(
+            [np.vdot(each, each).astype(dtype) for each in centroids], dtype
+        )
+    mean = covariance.mean.astype(dtype)
+    return data.map_reduce(_cluster_sums, add_sums, mean, centroids)
+
+
+def _cluster_sums_of_tensors(
+    data: LabelledRows, mean: FloatArray, centroids: list[FloatArray]
+) -> ClusterSums:
+    return ClusterSums(*torch_backend.cluster_sums(data, mean, centroids))
 
 
 @dispatch_to_device(_cluster_sums_of_tensors)
@@ -331,32 +392,26 @@ def _cluster_sums(
 
 
 def cluster(
-    points: FloatArray,
-    weight: FloatArray,
-    n_clusters: int,
-    rounding: float,
-    start: FloatArray | None = None,
-) -> FloatArray:
-    """Return at most `n_clusters` centroids (k, m) of points (n, m) near the origin.
+    points: FloatArray, weight: FloatArray, n_clusters: int, rounding: float
+) -> IntArray:
+    """Return the labels (n,) of at most `n_clusters` clusters of points (n, m).
 
-    Points whose squared distance is at most `rounding` count as one. `start` are
-    centroids of a sample of the points, after which fewer changes are tried.
+    Points whose squared distance is at most `rounding` count as one. Fewer clusters
+    than asked for mean that there are no more distinct points.
 
     Lloyd's iterations find the nearest local optimum. From there the most promising
     changes are tried: dissolve one cluster and divide another, or divide two anew. The
-    first that lowers the inertia starts the next round. Fewer clusters than asked for
-    mean that there are no more distinct points.
+    first that lowers the inertia starts the next round.
     """
     # Division by a power of two rounds nothing, and keeps squares from overflow.
     unit = 2.0 ** np.frexp(np.abs(points).max(initial=0))[1]
-    cloud = _Cloud.of(points / unit, weight / weight.sum(), rounding / unit**2)
-    clusters = _start(cloud, None if start is None else start / unit, n_clusters)
+    cloud = _Cloud(points / unit, weight / weight.sum(), rounding / unit**2)
+    clusters = _divide(cloud, n_clusters)
     for _ in range(n_clusters):
         inertia = clusters.inertias.sum()
-        changes = [_exchanges(cloud, clusters, np.inf if start is None else 0.0)]
-        if start is None:
-            changes.append(_divisions_anew(cloud, clusters))
-        for changed in chain(*changes):
+        for changed in chain(
+            _exchanges(cloud, clusters), _divisions_anew(cloud, clusters)
+        ):
             other = _settle(cloud, changed, inertia * (1 - _TOLERANCE))
             gain = inertia - other.inertias.sum()
             if len(other.sizes) == len(clusters.sizes) and gain > _TOLERANCE * inertia:
@@ -364,97 +419,118 @@ def cluster(
                 break
         else:
             break
-    centroids: FloatArray = clusters.centroids * unit
-    return centroids
+    return clusters.labels
+
+
+def lloyd(
+    points: FloatArray, weight: FloatArray, centroids: FloatArray, goal: float = np.inf
+) -> tuple[FloatArray, IntArray]:
+    """Move centroids (k, m) to the means of their points until that gains little.
+
+    It ends when no point moves, when an iteration lowers the inertia by a small share,
+    or when the inertia is not expected to fall to `goal`. A centroid without points
+    stays where it is.
+
+    Returns
+    -------
+    centroids (k, m), labels (n,) of the points of which they are the means
+    """
+    total = float(weight @ np.einsum("nm,nm->n", points, points))
+    explained = 0.0
+    labels = np.full(len(points), -1)
+    for iteration in range(_MAX_ITERATIONS):
+        nearest = assign(points, centroids)
+        if np.array_equal(nearest, labels):
+            break
+        labels = nearest
+        members = _membership(labels, weight, len(centroids))
+        sizes = members.sum(axis=1)
+        used = sizes > 0
+        means = (members @ points)[used] / sizes[used, None]
+        centroids = centroids.copy()
+        centroids[used] = means
+        before, explained = explained, float(sizes[used] @ np.sum(means**2, axis=1))
+        # Less than this share of what is explained may be rounding.
+        inertia = max(total - explained, _TOLERANCE * explained)
+        least = max(_TOLERANCE * inertia, (inertia - goal) / _PATIENCE)
+        if iteration and explained - before <= least:
+            break
+    return centroids, labels
 
 
 def assign(points: FloatArray, centroids: FloatArray) -> IntArray:
     """Return the nearest centroid (k, m) of each point (n, m)."""
     half_squares = np.einsum("km,km->k", centroids, centroids) / 2
-    labels: IntArray = np.argmax(points @ centroids.T - half_squares, axis=1)
+    labels: IntArray = np.argmax(centroids @ points.T - half_squares[:, None], axis=0)
     return labels
 
 
 def _membership(labels: IntArray, weight: FloatArray, n: int) -> FloatArray:
     """Return the matrix (n, m) that times rows (m, d) gives the sums of n clusters."""
     # Dense: sparse matrices take longer to build than these to multiply.
-    return np.where(labels == np.arange(n)[:, None], weight, 0.0)
+    members = np.zeros((n, len(labels)))
+    members[labels, np.arange(len(labels))] = weight
+    return members
 
 
-@dataclass(frozen=True)
-class _Cloud:
-    """Points (n, m), also in the tiles that kernels read, and weights (n,)."""
+class _Cloud(NamedTuple):
+    """Points (n, m) with weights (n,); within `rounding` squared they are equal."""
 
     points: FloatArray
-    tiles: FloatArray
     weight: FloatArray
     rounding: float
-
-    @classmethod
-    def of(cls, points: FloatArray, weight: FloatArray, rounding: float) -> "_Cloud":
-        # Imported at the first call: numba would slow the import of the package.
-        from lelp_sklearn._subclasses.kernels import class_sums
-
-        points = np.ascontiguousarray(points, dtype=np.float64)
-        return cls(points, class_sums.point_tiles(points), weight, rounding)
 
     def mean(self) -> FloatArray:
         mean: FloatArray = self.weight @ self.points / self.weight.sum()
         return mean
 
 
-@dataclass(frozen=True)
-class _Clusters:
-    """Centroids (k, m), and the labels (n,) of the points.
+class _Clusters(NamedTuple):
+    """Centroids (k, m), labels (n,) of the points, and for each cluster (k,) two sums.
 
-    `sizes` (k,) are sums of the weights of a cluster, `inertias` (k,) of its weights
-    times squared distances; `farthest` (k,) is its point farthest from the centroid.
+    They are those of the weights, and of weights times squared distances.
     """
 
     centroids: FloatArray
-    labels: NDArray[np.int32]
+    labels: IntArray
     sizes: FloatArray
     inertias: FloatArray
-    farthest: IntArray
 
     def divided(self, k: int, index: IntArray, halves: "_Clusters") -> "_Clusters":
         """Put two halves in place of cluster k, whose points are `index`."""
         labels = self.labels.copy()
         labels[index[halves.labels == 1]] = len(self.sizes)
-        joined = (
+        centroids, sizes, inertias = (
             np.concatenate([left[:k], right[:1], left[k + 1 :], right[1:]])
             for left, right in (
                 (self.centroids, halves.centroids),
                 (self.sizes, halves.sizes),
                 (self.inertias, halves.inertias),
-                (self.farthest, index[halves.farthest]),
             )
         )
-        centroids, sizes, inertias, farthest = joined
-        return _Clusters(centroids, labels, sizes, inertias, farthest)
+        return _Clusters(centroids, labels, sizes, inertias)
 
 
 def _settle(cloud: _Cloud, centroids: FloatArray, goal: float = np.inf) -> _Clusters:
     """Run Lloyd's iterations; drop centroids that are nearest to no point."""
-    from lelp_sklearn._subclasses.kernels import class_sums
-
-    centroids = centroids.copy()
-    labels = np.empty(len(cloud.points), np.int32)
-    class_sums.lloyd(
-        cloud.tiles, cloud.weight, centroids, labels, _TOLERANCE, _MAX_ITERATIONS, goal
-    )
-    sizes, inertias, farthest = class_sums.measure(
-        cloud.points, cloud.weight, centroids, labels, cloud.rounding
-    )
-    used = farthest >= 0
+    centroids, labels = lloyd(cloud.points, cloud.weight, centroids, goal)
+    n_clusters = len(centroids)
+    used = np.bincount(labels, minlength=n_clusters) > 0
     if not used.all():
         return _settle(cloud, centroids[used])
-    return _Clusters(centroids, labels, sizes, inertias, farthest)
+    apart = cloud.points - centroids[labels]
+    squares = np.einsum("nm,nm->n", apart, apart)
+    squares[squares <= cloud.rounding] = 0
+    sizes, inertias = (
+        np.bincount(labels, each, n_clusters).astype(np.float64)
+        for each in (cloud.weight, cloud.weight * squares)
+    )
+    return _Clusters(centroids, labels, sizes, inertias)
 
 
-def _start(cloud: _Cloud, centroids: FloatArray | None, n_clusters: int) -> _Clusters:
+def _divide(cloud: _Cloud, n_clusters: int) -> _Clusters:
     """Divide the cluster of largest inertia until there are enough; then settle."""
-    clusters = _settle(cloud, cloud.mean()[None] if centroids is None else centroids)
+    clusters = _settle(cloud, cloud.mean()[None])
     # Repeated, because clusters may lose all their points.
     for _ in range(n_clusters):
         while len(clusters.sizes) < n_clusters and clusters.inertias.any():
@@ -476,7 +552,7 @@ def _halves(cloud: _Cloud, index: IntArray) -> _Clusters:
     Return the better of two starts: across their first principal direction, or the
     farthest point and the rest, which is often better for heavy tails.
     """
-    part = _Cloud.of(cloud.points[index], cloud.weight[index], cloud.rounding)
+    part = _Cloud(cloud.points[index], cloud.weight[index], cloud.rounding)
     mean = part.mean()
     centred = part.points - mean
     scatter = centred.T @ (part.weight[:, None] * centred)
@@ -492,11 +568,8 @@ def _halves(cloud: _Cloud, index: IntArray) -> _Clusters:
     return min(tried, key=lambda halves: float(halves.inertias.sum()))
 
 
-def _exchanges(cloud: _Cloud, clusters: _Clusters, most: float) -> Iterator[FloatArray]:
-    """Yield centroids with one cluster dissolved and another divided, best first.
-
-    Only those whose inertia, before they settle, grows by less than `most`.
-    """
+def _exchanges(cloud: _Cloud, clusters: _Clusters) -> Iterator[FloatArray]:
+    """Yield centroids with one cluster dissolved and another divided, best first."""
     n_clusters = len(clusters.sizes)
     if n_clusters < 3:
         return
@@ -509,7 +582,7 @@ def _exchanges(cloud: _Cloud, clusters: _Clusters, most: float) -> Iterator[Floa
     np.fill_diagonal(balance, np.inf)
     for place in np.argsort(balance, axis=None, kind="stable")[:_MAX_EXCHANGES]:
         gone, divided = np.unravel_index(place, balance.shape)
-        if len(halves[divided].sizes) == 2 and balance[gone, divided] < most:
+        if len(halves[divided].sizes) == 2 and gone != divided:
             exchanged = moved[gone].copy()
             exchanged[[divided, gone]] = halves[divided].centroids
             yield exchanged

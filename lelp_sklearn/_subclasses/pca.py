@@ -44,6 +44,7 @@ def principal_split(problem: SplitProblem) -> Split:
     n_subclasses = problem.resolve_n_subclasses(
         [each.variances.size for each in directions],
         "directions along which it varies",
+        most=problem.n_dimensions,
     )
     if n_subclasses == 1:
         return Split.single(problem.covariance)

@@ -135,20 +135,27 @@ class SplitProblem:
         has_row_space = self.covariance.row_space.shape[1] > 0
         return "the null space of the head" if has_row_space else "the space of X"
 
-    def resolve_n_subclasses(self, available: Sequence[int], what: str) -> int:
+    @property
+    def n_dimensions(self) -> int:
+        """Dimensions of the space of the directions."""
+        n_features, rank = self.covariance.row_space.shape
+        return int(n_features - rank)
+
+    def resolve_n_subclasses(
+        self, available: Sequence[int], what: str, most: float
+    ) -> int:
         """Return the number of subclasses that every class allows.
 
-        Raises
-        ------
-        TooFewRowsError
-            If more are asked for than the scarcest class has of `what`.
+        More than the scarcest class has of `what` is an error: a `TooFewRowsError` if
+        further rows could bring as many, of which there are at most `most`.
         """
         scarcest = int(np.argmin(available))
         allowed = max(1, available[scarcest])
         if self.n_subclasses is None:
             return min(AUTO_N_SUBCLASSES, allowed)
         if self.n_subclasses > allowed:
-            raise TooFewRowsError(
+            error = ValueError if self.n_subclasses > most else TooFewRowsError
+            raise error(
                 f"n_subclasses={self.n_subclasses} is more than class "
                 f"{self.classes.tolist()[scarcest]!r} allows: it has "
                 f"{available[scarcest]} {what} in {self.space}. Use n_subclasses <= "
@@ -205,8 +212,7 @@ class Solver:
 def random_split(problem: SplitProblem) -> Split:
     """Split along random orthonormal directions in the null space."""
     covariance = problem.covariance
-    n_features, rank = covariance.row_space.shape
-    n_dimensions = n_features - rank
+    n_dimensions = problem.n_dimensions
     n_subclasses = problem.n_subclasses
     if n_subclasses is None:
         n_subclasses = min(AUTO_N_SUBCLASSES, max(1, n_dimensions))
@@ -222,7 +228,7 @@ def random_split(problem: SplitProblem) -> Split:
     components = []
     for _ in problem.classes:
         draw = problem.random_states.directions.standard_normal(
-            (n_features, n_subclasses)
+            (len(covariance.row_space), n_subclasses)
         )
         inside = to_null_space(draw, covariance.row_space)
         components.append(np.linalg.qr(inside)[0].T)

@@ -558,34 +558,6 @@ def importances(
     return _host(importance)
 
 
-def at_places(
-    data: "LabelledRows",
-    places: list[IntArray],
-    mean: FloatArray,
-    row_space: FloatArray,
-    axes: list[FloatArray],
-    spread: FloatArray,
-) -> list[list[tuple[FloatArray, FloatArray]]]:
-    """Return coordinates and importances of the `places` that are in these rows."""
-    X = cast("TensorRows", data.X)
-    means, space = (X.beside(each, X.precision) for each in (mean, row_space))
-    size, result = X.block_rows(), []
-    for c, place in enumerate(places):
-        start, stop = np.searchsorted(
-            place, [data.first_row, data.first_row + len(X)]
-        ).tolist()
-        index = X.beside(place[start:stop] - data.first_row)
-        own_axes, blocks = X.beside(axes[c], X.precision), []
-        # At least one block, whose shape is needed.
-        for first in range(0, max(1, len(index)), size):
-            rows = X.tensor[index[first : first + size]] - means[c]
-            points = (rows @ own_axes).cpu().numpy()
-            importance = _importance(rows, space, spread[c])
-            blocks.append((points, _host(importance)))
-        result.append(blocks)
-    return result
-
-
 def _importance(rows: "Tensor", row_space: "Tensor", spread: float) -> "Tensor":
     """Return the importance of rows less the mean of their class."""
     # In units of the spread: the squares of others may overflow.

@@ -319,3 +319,21 @@ def test_a_stream_recovers_from_a_small_first_block(splitter):
     projector.partial_fit(X[6:200], codes[6:200]).partial_fit(X[200:], codes[200:])
     assert projector.transform(X).shape == (400, 8)
     assert_allclose(projector.mean_, [X[codes == c].mean(axis=0) for c in range(2)])
+
+
+@pytest.mark.parametrize(
+    ("splitter", "n_features", "n_subclasses"), [("pca", 4, 4), ("kmeans", 2, 2)]
+)
+def test_more_subclasses_than_any_stream_can_have_are_refused(
+    splitter, n_features, n_subclasses
+):
+    rng = np.random.RandomState(0)
+    X, y = rng.normal(size=(40, n_features)), np.arange(40) % 2
+    head = rng.normal(size=(2, n_features)), np.zeros(2)
+    projector = LELPProjector(n_subclasses, splitter=splitter, head=head)
+    with pytest.raises(ValueError, match=f"n_subclasses={n_subclasses}"):
+        projector.fit(X, y)
+    # Whether the block has rows enough or not.
+    for rows in (slice(4), slice(40)):
+        with pytest.raises(ValueError, match=f"n_subclasses={n_subclasses}"):
+            projector.partial_fit(X[rows], y[rows])

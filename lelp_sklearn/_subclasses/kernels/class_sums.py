@@ -1,4 +1,4 @@
-"""Sums over the rows of each class, and k-means of points in memory, compiled.
+"""Sums over the rows of each class, compiled.
 
 Nothing is validated: callers are trusted. Three sums repeat one loop, over tiles that
 fill up with rows of a class: compiled code that takes a function is not kept on disk.
@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lelp_sklearn._subclasses.kernels import fallback
-from lelp_sklearn._subclasses.kernels.fallback import CENTRE_ROWS, PATIENCE
 from lelp_sklearn._subclasses.kernels.jit import compiled, with_plain_twin
 from lelp_sklearn._subclasses.kernels.simd import (
     COLUMNS_AT_ONCE,
@@ -27,7 +26,6 @@ from lelp_sklearn._subclasses.kernels.tiles import (
     TILE_ROWS,
     ClassRows,
     class_rows,
-    readable,
     zeros,
 )
 from lelp_sklearn._typing import FloatArray, IntArray
@@ -38,10 +36,8 @@ _TILE_BYTES = 2**18
 _SPARE = 8
 # So many rows are summed in single precision, the sums of them in double.
 _PART_ROWS = 4096
-# Points of a tile of k-means: a multiple of three vectors, whatever the processor.
-_TILE_POINTS = 192
-# Centroids that are multiplied at once.
-_CENTROIDS_AT_ONCE = 4
+# The first rows of a class in a block, whose mean is its centre.
+_CENTRE_ROWS = 64
 
 
 class _Tiles(NamedTuple):
@@ -66,22 +62,6 @@ class _Sums(NamedTuple):
 
     part: FloatArray
     total: FloatArray
-
-
-class _Lloyd(NamedTuple):
-    """Centroids (k, m) in k-means, and sums over their points.
-
-    `factors` (>= k, m) are the centroids and rows of zeros, to a number of rows that is
-    multiplied at once.
-    """
-
-    factors: FloatArray
-    half_squares: FloatArray
-    scores: FloatArray
-    nearest: NDArray[np.int32]
-    sums: FloatArray
-    sizes: FloatArray
-    counts: IntArray
 
 
 @with_plain_twin(fallback.class_products)
@@ -126,7 +106,9 @@ def class_scatters(
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Return weights (C,), means (C, d) and scatters (C, d, d) of rows."""
     centres = np.zeros((n_classes, X.shape[1]), dtype)
-    find_centres(readable(X, dtype), class_index, centres)
+    for c in np.unique(class_index[class_index >= 0]):
+        first = np.flatnonzero(class_index == c)[:_CENTRE_ROWS]
+        centres[c] = X[first].mean(axis=0, dtype=dtype)
     rows = class_rows(X, class_index, weight, centres)
     scatter, sums, weights = scatters(rows)
     step = sums / np.where(weights > 0, weights, 1)[:, None]
@@ -190,86 +172,6 @@ def cluster_sums(
         rows, tiles, packed, half_squares, ties, scores, nearest, best, sums, weights
     )
     return sums.total * rows.unit, weights * rows.unit
-
-
-@with_plain_twin(fallback.find_centres)
-def find_centres(X: NDArray[Any], class_index: IntArray, centres: FloatArray) -> None:
-    """Write the mean of the first rows of each class; `centres` (C, d) is zeros."""
-    _find_centres(X, class_index, centres)
-
-
-def point_tiles(points: FloatArray) -> FloatArray:
-    """Copy points (n, m) into tiles (n_tiles, m, points), zeros after the last."""
-    n_points, n_axes = points.shape
-    n_tiles = -(-n_points // _TILE_POINTS)
-    padded = np.zeros((n_tiles * _TILE_POINTS, n_axes), points.dtype)
-    padded[:n_points] = points
-    by_tile = padded.reshape(n_tiles, _TILE_POINTS, n_axes)
-    return np.ascontiguousarray(by_tile.transpose(0, 2, 1))
-
-
-@with_plain_twin(fallback.lloyd)
-def lloyd(
-    tiles: FloatArray,
-    weight: FloatArray,
-    centroids: FloatArray,
-    labels: NDArray[np.int32],
-    tolerance: float,
-    max_iterations: int,
-    goal: float,
-) -> None:
-    """Move centroids (k, m) to the means of their points until that gains little.
-
-    Writes the centroids and the labels (n,) of the points of which they are the means;
-    a centroid without points stays where it is. The end comes when no point moves, when
-    an iteration lowers the inertia by less than `tolerance` of itself, or when it is
-    not expected to fall to `goal`. `tiles` are those of `point_tiles`.
-    """
-    n_clusters, n_axes = centroids.shape
-    n_rows = -(-n_clusters // _CENTROIDS_AT_ONCE) * _CENTROIDS_AT_ONCE
-    clusters = _Lloyd(
-        np.zeros((n_rows, n_axes)),
-        np.zeros(n_clusters),
-        np.zeros((n_rows, _TILE_POINTS)),
-        np.zeros(_TILE_POINTS, np.int32),
-        np.zeros((n_clusters, n_axes)),
-        np.zeros(n_clusters),
-        np.zeros(n_clusters, np.int64),
-    )
-    labels[:] = -1
-    _lloyd(tiles, weight, centroids, labels, clusters, tolerance, max_iterations, goal)
-
-
-@with_plain_twin(fallback.measure)
-def measure(
-    points: FloatArray,
-    weight: FloatArray,
-    centroids: FloatArray,
-    labels: NDArray[np.int32],
-    rounding: float,
-) -> tuple[FloatArray, FloatArray, IntArray]:
-    """Return weight, inertia and farthest point (k,) of each cluster; -1 for no point.
-
-    A squared distance of at most `rounding` counts as none. First the centroids are
-    moved by the mean of what points are off them: that is what rounding left in the
-    long sums of which they came.
-    """
-    sizes, inertias, most = np.zeros((3, len(centroids)))
-    farthest = np.full(len(centroids), -1)
-    shifts = np.zeros(centroids.shape)
-    _measure(
-        points,
-        weight,
-        centroids,
-        labels,
-        rounding,
-        shifts,
-        sizes,
-        inertias,
-        most,
-        farthest,
-    )
-    return sizes, inertias, farthest
 
 
 def _empty_tiles(centres: FloatArray, width: int) -> _Tiles:
@@ -409,24 +311,6 @@ def _add_to_nearest(
 
 
 @compiled
-def _find_centres(X: NDArray[Any], class_index: IntArray, centres: FloatArray) -> None:
-    n_classes = len(centres)
-    taken, n_full = np.zeros(n_classes, np.int64), 0
-    for r in range(len(X)):
-        c = class_index[r]
-        if c >= 0 and taken[c] < CENTRE_ROWS:
-            for k in range(X.shape[1]):
-                centres[c, k] += as_number(X[r, k])
-            taken[c] += 1
-            n_full += taken[c] == CENTRE_ROWS
-        if n_full == n_classes:
-            break
-    for c in range(n_classes):
-        for k in range(X.shape[1]):
-            centres[c, k] /= max(taken[c], 1)
-
-
-@compiled
 def _fill(rows: ClassRows, tiles: _Tiles) -> int:
     """Read the next rows, less the centre of their class, each into its tile.
 
@@ -524,123 +408,3 @@ def _add_product(
             for r in range(0, n_rows, 8):
                 multiply_add(rows[r:], own, sums[r:], 8, 1)
         first = panel.stop
-
-
-@compiled
-def _lloyd(
-    tiles: FloatArray,
-    weight: FloatArray,
-    centroids: FloatArray,
-    labels: NDArray[np.int32],
-    clusters: _Lloyd,
-    tolerance: float,
-    max_iterations: int,
-    goal: float,
-) -> None:
-    """Do what `lloyd` does, from labels of -1 and sums of 0.
-
-    Sums change only by the points that move: after a few iterations these are few.
-    """
-    n_clusters, n_axes = centroids.shape
-    sums, sizes, counts = clusters.sums, clusters.sizes, clusters.counts
-    squares, explained = 0.0, 0.0
-    for iteration in range(max_iterations):
-        for k in range(n_clusters):
-            clusters.half_squares[k] = 0
-            for j in range(n_axes):
-                clusters.factors[k, j] = centroids[k, j]
-                clusters.half_squares[k] += centroids[k, j] * centroids[k, j] / 2
-        n_moved = 0
-        for t in range(len(tiles)):
-            tile, start = tiles[t], t * _TILE_POINTS
-            _find_nearest(tile, clusters)
-            for r in range(min(_TILE_POINTS, len(labels) - start)):
-                old, new = labels[start + r], clusters.nearest[r]
-                if old == new:
-                    continue
-                n_moved += 1
-                labels[start + r] = new
-                w = weight[start + r]
-                sizes[new] += w
-                counts[new] += 1
-                for j in range(n_axes):
-                    sums[new, j] += w * tile[j, r]
-                    if old < 0:
-                        squares += w * tile[j, r] * tile[j, r]
-                    else:
-                        sums[old, j] -= w * tile[j, r]
-                if old >= 0:
-                    sizes[old] -= w
-                    counts[old] -= 1
-        if not n_moved:
-            break
-        before, explained = explained, 0.0
-        for k in range(n_clusters):
-            if counts[k]:
-                for j in range(n_axes):
-                    centroids[k, j] = sums[k, j] / sizes[k]
-                    explained += sums[k, j] * centroids[k, j]
-        # Less than this part of what is explained may be rounding.
-        inertia = max(squares - explained, tolerance * explained)
-        gain = explained - before
-        if iteration and gain <= max(tolerance * inertia, (inertia - goal) / PATIENCE):
-            break
-
-
-@compiled
-def _find_nearest(tile: FloatArray, clusters: _Lloyd) -> None:
-    """Write the first of the centroids nearest to each point of a tile.
-
-    That is the one whose product with the point less half of its own square is largest.
-    """
-    factors, scores, nearest = clusters.factors, clusters.scores, clusters.nearest
-    width = 3 * (REGISTER_BYTES // tile.itemsize)
-    n_clusters = len(clusters.half_squares)
-    for k in range(n_clusters):
-        scores[k] = -clusters.half_squares[k]
-    for first in range(0, _TILE_POINTS, width):
-        panel = slice(first, first + width)
-        columns, sums = tile[:, panel], scores[:, panel]
-        for k in range(0, len(factors), _CENTROIDS_AT_ONCE):
-            multiply_add(factors[k:], columns, sums[k:], 4, 3)
-    top = scores[0]
-    nearest[:] = 0
-    for k in range(1, n_clusters):
-        mine = scores[k]
-        for r in range(_TILE_POINTS):
-            nearest[r] = k if mine[r] > top[r] else nearest[r]
-            top[r] = max(mine[r], top[r])
-
-
-@compiled
-def _measure(
-    points: FloatArray,
-    weight: FloatArray,
-    centroids: FloatArray,
-    labels: NDArray[np.int32],
-    rounding: float,
-    shifts: FloatArray,
-    sizes: FloatArray,
-    inertias: FloatArray,
-    most: FloatArray,
-    farthest: IntArray,
-) -> None:
-    """Do what `measure` does, from sums of 0; `most` are the largest distances."""
-    for i in range(len(points)):
-        k = labels[i]
-        sizes[k] += weight[i]
-        for j in range(points.shape[1]):
-            shifts[k, j] += weight[i] * (points[i, j] - centroids[k, j])
-    for k in range(len(centroids)):
-        if sizes[k] > 0:
-            for j in range(points.shape[1]):
-                centroids[k, j] += shifts[k, j] / sizes[k]
-    for i in range(len(points)):
-        k, square = labels[i], 0.0
-        for j in range(points.shape[1]):
-            apart = points[i, j] - centroids[k, j]
-            square += apart * apart
-        if square > rounding:
-            inertias[k] += weight[i] * square
-        if farthest[k] < 0 or square > most[k]:
-            most[k], farthest[k] = square, i

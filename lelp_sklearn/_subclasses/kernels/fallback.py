@@ -21,10 +21,6 @@ from lelp_sklearn._typing import FloatArray, IntArray
 # Rows of a batch. Its sums are in the precision of the kernel, those of the batches in
 # double precision.
 _ROWS = 1024
-# The first rows of a class whose mean is its centre.
-CENTRE_ROWS = 64
-# Later iterations are not expected to gain more than so many times what one did.
-PATIENCE = 3.0
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -119,70 +115,6 @@ def cluster_sums(
         sums[c] += members @ block
         weights[c] += members.sum(axis=1, dtype=np.float64)
     return sums * rows.unit, weights * rows.unit
-
-
-@_like_compiled
-def find_centres(X: NDArray[Any], class_index: IntArray, centres: FloatArray) -> None:
-    for c in range(len(centres)):
-        first = np.flatnonzero(class_index == c)[:CENTRE_ROWS]
-        if first.size:
-            centres[c] = _numbers(X[first]).mean(axis=0)
-
-
-@_like_compiled
-def lloyd(
-    tiles: FloatArray,
-    weight: FloatArray,
-    centroids: FloatArray,
-    labels: NDArray[np.int32],
-    tolerance: float,
-    max_iterations: int,
-    goal: float,
-) -> None:
-    n_clusters = len(centroids)
-    points = np.concatenate([tile.T for tile in tiles])[: len(labels)]
-    total = float(weight @ np.einsum("nm,nm->n", points, points))
-    explained = 0.0
-    labels[:] = -1
-    for iteration in range(max_iterations):
-        half_squares = np.einsum("km,km->k", centroids, centroids) / 2
-        nearest = np.argmax(points @ centroids.T - half_squares, axis=1)
-        if np.array_equal(nearest, labels):
-            break
-        labels[:] = nearest
-        members = _members(nearest, weight, n_clusters)
-        sizes, sums = members.sum(axis=1), members @ points
-        used = np.bincount(nearest, minlength=n_clusters) > 0
-        centroids[used] = sums[used] / sizes[used, None]
-        before, explained = explained, float(np.vdot(sums[used], centroids[used]))
-        # Less than this part of what is explained may be rounding.
-        inertia = max(total - explained, tolerance * explained)
-        if iteration and explained - before <= max(
-            tolerance * inertia, (inertia - goal) / PATIENCE
-        ):
-            break
-
-
-@_like_compiled
-def measure(
-    points: FloatArray,
-    weight: FloatArray,
-    centroids: FloatArray,
-    labels: NDArray[np.int32],
-    rounding: float,
-) -> tuple[FloatArray, FloatArray, IntArray]:
-    members = _members(labels, weight, len(centroids))
-    sizes = members.sum(axis=1)
-    used = sizes > 0
-    shifts = members @ (points - centroids[labels])
-    centroids[used] += shifts[used] / sizes[used, None]
-    squares = np.sum((points - centroids[labels]) ** 2, axis=1)
-    inertias = members @ np.where(squares > rounding, squares, 0)
-    farthest = np.full(len(centroids), -1)
-    for k in np.unique(labels):
-        own = np.flatnonzero(labels == k)
-        farthest[k] = own[squares[own].argmax()]
-    return sizes, inertias, farthest
 
 
 def _numbers(X: NDArray[Any]) -> FloatArray:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from numpy.testing import assert_allclose, assert_array_equal
+from numpy.testing import assert_allclose
 
 from lelp_sklearn._subclasses.kernels import class_sums, fallback, tiles
 
@@ -102,15 +102,3 @@ def test_sums_of_the_nearest(shape, dtype, precision, rtol, module):
             atol = rtol * (1 + w[mine].sum())
             assert_allclose(sums[c, k], w[mine] @ E[mine], rtol=0, atol=atol)
             assert_allclose(weights[c, k], w[mine].sum(), rtol=rtol)
-
-
-@compiled_and_plain
-@every_precision
-def test_centres_lie_amid_the_rows_of_a_class(dtype, precision, rtol, module):
-    rows = Rows((1000, 5), dtype, precision)
-    centres = np.zeros((N_CLASSES + 1, 5), precision)
-    module.find_centres(rows.given.X, rows.codes, centres)
-    for c in range(N_CLASSES):
-        own = rows.X[rows.codes == c]
-        assert_allclose(centres[c], own.mean(axis=0), atol=own.std() / 2)
-    assert_array_equal(centres[N_CLASSES], 0)
