@@ -144,6 +144,48 @@ def test_rows_may_change_their_kind_in_a_stream():
         assert_same_logits(student, students[0])
 
 
+# --- updates of touched rows ----------------------------------------------------------
+
+
+def test_touched_rows_only_are_updated():
+    rows = sparse.csr_array(X * (np.arange(N_FEATURES) != 3))
+    student = fitted(rows, optimizer="sparse_adam", max_epochs=30)
+    first_layer = student.module_[0].weight
+    start = fitted(rows, optimizer="sparse_adam", max_epochs=1).module_[0].weight
+    is_equal = (first_layer == start).all(dim=1)
+    assert is_equal.nonzero().ravel().tolist() == [3]
+    dense = fitted(rows, max_epochs=30)
+    assert student.loss_curve_[-1] == pytest.approx(dense.loss_curve_[-1], rel=0.05)
+
+
+def test_stream_of_touched_rows_goes_on_after_a_pickle():
+    student = quick(optimizer="sparse_adam")
+    student.partial_fit(CSR, Y, [0, 1], soft_targets=SOFT)
+    twin = pickle.loads(pickle.dumps(student))
+    for each in (student, twin):
+        each.partial_fit(CSR, Y, soft_targets=SOFT)
+    assert_array_equal(weights_of(twin), weights_of(student))
+    # Another optimizer starts anew.
+    twin.set_params(optimizer="adamw").partial_fit(CSR, Y, soft_targets=SOFT)
+    assert len(twin.loss_curve_) == 3
+
+
+def test_gradients_of_touched_rows_are_clipped_too():
+    options = {"optimizer": "sparse_adam", "weight_decay": 0.0, "max_epochs": 1}
+    free, clipped, tiny = (
+        weights_of(fitted(max_grad_norm=norm, batch_size=1000, **options))
+        for norm in (None, 1e6, 1e-7)
+    )
+    assert_array_equal(clipped, free)
+    # So short a gradient is not large beside the epsilon of Adam.
+    assert np.abs(tiny - free).max() > 1e-3
+
+
+def test_with_dense_rows_it_is_adamw():
+    student = fitted(X, optimizer="sparse_adam")
+    assert_allclose(weights_of(student), weights_of(fitted(X)), atol=1e-10)
+
+
 # --- what is sparse -------------------------------------------------------------------
 
 
@@ -274,7 +316,7 @@ def test_pickled_student_goes_on_as_if_it_had_not_been():
     assert_array_equal(weights_of(twin), weights_of(student))
 
 
-@pytest.mark.parametrize("optimizer", ["adamw"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sparse_adam"])
 def test_interrupted_fit_goes_on_from_its_checkpoint(tmp_path, optimizer):
     options = {"checkpoint": tmp_path / "student.ckpt", "optimizer": optimizer}
 

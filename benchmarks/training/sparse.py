@@ -170,15 +170,25 @@ def train_mlp(X: sparse.csr_array, y: Array, n_epochs: int) -> MLPClassifier:
         return mlp.fit(X, y)
 
 
+def make_trainers(data: tuple) -> dict[str, Callable[[int], object]]:
+    """Return functions of the number of epochs, by name."""
+    X, y, soft = data
+    return {
+        "adamw": lambda n: make_student("adamw", n).fit(X, y, soft_targets=soft),
+        "sparse_adam": lambda n: make_student("sparse_adam", n).fit(
+            X, y, soft_targets=soft
+        ),
+        "bare loop": lambda n: train_by_hand(X, soft, n),
+        "MLPClassifier": lambda n: train_mlp(X, y, n),
+    }
+
+
 def time_epochs(data: tuple, repeats: int) -> dict[str, Array]:
     """Return the seconds of an epoch of each trainer in each turn."""
-    X, y, soft = data
-    trainers: dict[str, Callable[[int], object]] = {
-        name: lambda n, name=name: make_student(name, n).fit(X, y, soft_targets=soft)
-        for name in OPTIMIZERS
-    }
-    trainers["bare loop"] = lambda n: train_by_hand(X, soft, n)
-    trainers["MLPClassifier"] = lambda n: train_mlp(X, y, n)
+    for train in make_trainers(make_data(N_ROWS_QUICK)).values():
+        # What comes once a process.
+        train(1)
+    trainers = make_trainers(data)
     fits = {
         (name, n): (lambda train=train, n=n: train(n))
         for name, train in trainers.items()
