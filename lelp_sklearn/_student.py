@@ -145,8 +145,14 @@ class LELPStudentClassifier(
         None too, every value is a label. Inside VotingClassifier, StackingClassifier,
         BaggingClassifier and the multiclass meta-estimators only None is allowed: they
         encode y, marks included, before the student is fitted.
-    optimizer : "adamw" or callable, default="adamw"
-        A callable ``(parameters, lr=, weight_decay=)`` returns a
+    optimizer : "adamw", "sparse_adam" or callable, default="adamw"
+        "sparse_adam" is a faster optimizer for sparse X with many features, and another
+        one: a step changes the weights only of features that occur in its batch, and
+        those of the first layer have no momentum (:math:`\beta_1 = 0`). Their second
+        moments and their weight decay are made up when a feature occurs again. It
+        applies to every parameter whose gradient is sparse, as that of
+        ``nn.Embedding(sparse=True)`` is; all others, and all if X is dense, are updated
+        as by "adamw". It trains in one process only. A callable ``(parameters, lr=, weight_decay=)`` returns a
         :class:`torch.optim.Optimizer` whose `step` needs no closure, such as
         ``torch.optim.SGD``.
     learning_rate : float, default=0.01
@@ -903,6 +909,11 @@ class LELPStudentClassifier(
             if callable(value := getattr(self, name)):
                 schedules.check_schedule(value, name, int(self.max_epochs))
         check_optimizer(self.optimizer, self.learning_rate, self.weight_decay)
+        if self.optimizer == "sparse_adam" and ranks.size > 1:
+            raise ValueError(
+                f"optimizer='sparse_adam' trains in one process and there are "
+                f"{ranks.size}: set optimizer='adamw'."
+            )
 
     def _check_partial_fit(self, classes: Any, *, is_first: bool) -> None:
         """Raise if a parameter needs all the data, or the classes are not known."""

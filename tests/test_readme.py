@@ -43,7 +43,8 @@ def test_snippet_runs_as_a_reader_would_run_it():
     (snippet,) = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.S)
     X, y, _, _ = make_groups(n_rows=60)
     model = train_teacher(X, y)
-    names = {"MyNet": MyNet, "model": model, "X": X, "y": y}
+    texts = [f"word{i % 7} of class{label}" for i, label in enumerate(y)]
+    names = {"MyNet": MyNet, "model": model, "X": X, "y": y, "texts": texts}
     exec(compile(snippet, str(README), "exec"), names)
     assert names["E"].shape == (60, 30)
     assert names["soft"].shape == (60, 16)
@@ -55,6 +56,7 @@ def test_snippet_runs_as_a_reader_would_run_it():
     ]
     assert len(names["grid"].cv_results_["params"]) == len(searched)
     assert np.isfinite(names["grid"].cv_results_["mean_test_score"]).all()
+    assert names["pipe"].score(texts, y) > 0.9
     probabilities = names["net"](torch.tensor(X, dtype=torch.float64))
     np.testing.assert_allclose(
         probabilities, names["student"].predict_proba(X), atol=1e-6

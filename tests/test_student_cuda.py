@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
+from scipy.sparse import csr_array
 from torch import nn
 
 from lelp_sklearn import EmbeddingExtractor, LELPProjector, LELPStudentClassifier
@@ -258,6 +259,19 @@ def test_is_exported_from_the_gpu(problem, tmp_path):
     with torch.inference_mode():
         probabilities = module(torch.tensor(X, device=device)).cpu()
     assert_allclose(probabilities, student.predict_proba(X), atol=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sparse_adam"])
+def test_sparse_rows_learn_what_they_learn_on_the_cpu(problem, optimizer, captured):
+    X, y, targets = problem
+    rows = csr_array(np.where(np.abs(X) > 1, X, 0).astype(np.float32))
+    on_gpu = quick(optimizer=optimizer).fit(rows, y, soft_targets=targets)
+    on_cpu = quick(optimizer=optimizer, device="cpu").fit(rows, y, soft_targets=targets)
+    assert not captured
+    assert_allclose(on_gpu.loss_curve_, on_cpu.loss_curve_, rtol=2e-2)
+    assert_allclose(
+        on_gpu.predict_proba(rows), on_gpu.predict_proba(rows.toarray()), atol=1e-5
+    )
 
 
 def test_stops_at_a_loss_that_is_no_number(problem):

@@ -25,6 +25,7 @@ from lelp_sklearn import (
     subclass_report,
 )
 from lelp_sklearn._extraction.content_hash import content_hash
+from lelp_sklearn._training.process_group import Ranks
 from tests.student_problems import MyNet, TemplateNet, make_soft_targets, weights_of
 
 N_FEATURES = 30
@@ -179,6 +180,11 @@ def test_gradients_of_touched_rows_are_clipped_too():
     assert_array_equal(clipped, free)
     # So short a gradient is not large beside the epsilon of Adam.
     assert np.abs(tiny - free).max() > 1e-3
+
+
+def test_touched_rows_are_of_one_process():
+    with pytest.raises(ValueError, match="trains in one process and there are 2"):
+        quick(optimizer="sparse_adam")._check_params(Ranks(0, 2))
 
 
 def test_with_dense_rows_it_is_adamw():

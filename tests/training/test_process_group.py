@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy.sparse import csr_array
 from sklearn.model_selection import GridSearchCV
 from torch import nn
 
@@ -91,6 +92,7 @@ STUDENTS = {
         "max_epochs": 2,
     },
     "teacher, validation rows": {"teacher": MatrixTeacher(MATRIX), "max_epochs": 3},
+    "sparse rows": {"batch_size": 7, "max_epochs": 2},
 }
 
 
@@ -107,6 +109,8 @@ def test_parts_of_a_batch_are_the_batch_and_none_is_of_one_row(size, n_rows):
 
 def fit_student(name):
     X, y, metadata = fit_arguments()
+    if name == "sparse rows":
+        X = csr_array(X)
     if "teacher" in STUDENTS[name]:
         metadata = {"X_val": X[::3], "y_val": y[::3]}
     student = make_student(**STUDENTS[name]).fit(X, y, **metadata)
