@@ -152,9 +152,9 @@ class LELPStudentClassifier(
         moments and their weight decay are made up when a feature occurs again. It
         applies to every parameter whose gradient is sparse, as that of
         ``nn.Embedding(sparse=True)`` is; all others, and all if X is dense, are updated
-        as by "adamw". It trains in one process only. A callable ``(parameters, lr=, weight_decay=)`` returns a
-        :class:`torch.optim.Optimizer` whose `step` needs no closure, such as
-        ``torch.optim.SGD``.
+        as by "adamw". It trains in one process only. A callable
+        ``(parameters, lr=, weight_decay=)`` returns a :class:`torch.optim.Optimizer`
+        whose `step` needs no closure, such as ``torch.optim.SGD``.
     learning_rate : float, default=0.01
         The learning rate, which `learning_rate_schedule` multiplies.
     learning_rate_schedule : str or callable, default="cosine"
