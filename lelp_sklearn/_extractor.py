@@ -19,6 +19,7 @@ from sklearn.base import (
     ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,
 )
+from sklearn.utils import _safe_indexing
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import (
     _check_feature_names,
@@ -30,6 +31,10 @@ from sklearn.utils.validation import (
 from lelp_sklearn import _validation
 from lelp_sklearn._callers import warn_user
 from lelp_sklearn._extraction import runner
+from lelp_sklearn._extraction.fitted_sklearn import (
+    ClassifierTeacher,
+    is_classifier_teacher,
+)
 from lelp_sklearn._extraction.resumable import ResumableNpy, only_writer
 from lelp_sklearn._extraction.runner import BatchFunction, ModelRunner
 from lelp_sklearn._files import check_writable
@@ -65,10 +70,13 @@ class EmbeddingExtractor(
 
     Parameters
     ----------
-    model : torch.nn.Module
+    model : torch.nn.Module or classifier
         The teacher: called with a batch of rows; a sequence classifier of Hugging Face,
         called with what `tokenizer` makes of a list of texts; or a model of
-        sentence-transformers, whose output is the embedding. Clones share it.
+        sentence-transformers, whose output is the embedding. Or a fitted classifier of
+        scikit-learn: a linear one, an :class:`~sklearn.neural_network.MLPClassifier`,
+        gradient boosting, a forest, or a Pipeline that ends in one; the other
+        parameters do not matter for it, and X is what it takes. Clones share the model.
     layer : str or None, default=None
         The layer whose input is the embedding, by its name in
         ``model.named_modules()``. None: the layer of the head, else the layer nearest
@@ -227,7 +235,8 @@ class EmbeddingExtractor(
         Raises
         ------
         TypeError
-            If the model is not a torch module, if X is a single text, a generator, a
+            If the model is not a torch module, if a classifier has no embeddings that
+            are known, if X is a single text, a generator, a
             dict, a DataLoader or a Dataset, or if X mixes texts with something else.
         ValueError
             If there is no such layer or none with weights, if a layer that is named
@@ -243,6 +252,9 @@ class EmbeddingExtractor(
             closest with the largest difference.
         """
         self._validate_params()
+        self._classifier: ClassifierTeacher | None = None
+        if is_classifier_teacher(self.model):
+            return self._fit_classifier(X)
         if not isinstance(self.model, torch.nn.Module):
             raise TypeError(
                 f"model is of type {type(self.model).__name__}; it must be a "
@@ -284,6 +296,8 @@ class EmbeddingExtractor(
             The embeddings, in the order of the rows.
         """
         check_is_fitted(self)
+        if self._classifier is not None:
+            return np.asarray(self._classifier.transform(X))
         rows = self._check_rows(X, reset=False)
         with self._fitted_runner().embedding_fn() as embed:
             return self._compute(embed, rows, self._n_features_out, "embedding")
@@ -317,6 +331,8 @@ class EmbeddingExtractor(
                 "model has no logits: it does not return one vector for each row. Omit "
                 "teacher_logits, or compute them from what the model returns."
             )
+        if self._classifier is not None:
+            return self._classifier.predict_logits(X)
         rows = self._check_rows(X, reset=False)
         with self._fitted_runner().logits_fn() as compute_logits:
             return self._compute(compute_logits, rows, self.n_logits_, "logits")
@@ -373,6 +389,11 @@ class EmbeddingExtractor(
         if dtype not in ("float16", "float32"):
             raise ValueError(f"dtype={dtype!r} must be 'float16' or 'float32'.")
         check_writable(path, 0, "path")
+        if is_classifier_teacher(self.model):
+            raise TypeError(
+                "extract is for models of torch: for a classifier of scikit-learn save "
+                "the result of transform by numpy.save."
+            )
         with only_writer(path):
             self.fit(X)
             rows = self._check_rows(X, reset=False)
@@ -383,6 +404,17 @@ class EmbeddingExtractor(
                 self._fill(file, rows)
                 file.finish()
             return file.open()
+
+    def _fit_classifier(self, X: Any) -> "EmbeddingExtractor":
+        """Find the embeddings of a fitted classifier of scikit-learn."""
+        check_is_fitted(self.model)
+        self._classifier = ClassifierTeacher.of(self.model, X)
+        self.layer_ = type(self._classifier.embedder).__name__
+        self.head_, self.head_layer_ = self._classifier.head_, None
+        self.n_logits_ = self._classifier.n_logits_
+        first_row = _safe_indexing(X, [0])
+        self._n_features_out = self._classifier.transform(first_row).shape[1]
+        return self
 
     def _fill(self, file: ResumableNpy, rows: Any) -> None:
         """Write the embeddings that a file still lacks."""

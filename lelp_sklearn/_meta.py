@@ -96,9 +96,14 @@ class LELPMetaClassifier(
     projector : LELPProjector, FrozenEstimator or None, default=None
         Makes the targets, as in :class:`LELPStudentClassifier`; None is
         ``LELPProjector()``. ``n_subclasses=1`` is vanilla knowledge distillation.
-    teacher : transformer or None, default=None
+    teacher : transformer, classifier or None, default=None
         Turns X into embeddings, unless they are given, as in
         :class:`LELPStudentClassifier`.
+    teacher_cv : int, cross-validation generator, iterable or None, default=5
+        Splits the rows for a `teacher` that is an unfitted classifier: the class
+        targets of a row come from a fit that did not see it, and the embeddings from a
+        fit to all rows. None takes both from the latter, which is too sure of the rows
+        that it has seen.
     max_subclasses : int, default=5
         A row becomes at most so many examples, fewer if its likeliest subclasses have
         99 % of its mass. With one subclass per class nothing is left out: there is an
@@ -180,6 +185,7 @@ class LELPMetaClassifier(
         "estimator": [HasMethods("fit")],
         "projector": [LELPProjector, FrozenEstimator, None],
         "teacher": "no_validation",
+        "teacher_cv": ["cv_object"],
         "max_subclasses": [Interval(Integral, 1, None, closed="left")],
         "class_weight": [dict, StrOptions({"balanced"}), None],
         "unlabeled": "no_validation",
@@ -192,6 +198,7 @@ class LELPMetaClassifier(
         *,
         projector: Any = None,
         teacher: Any = None,
+        teacher_cv: Any = 5,
         max_subclasses: Any = 5,
         class_weight: Any = None,
         unlabeled: Any = None,
@@ -200,6 +207,7 @@ class LELPMetaClassifier(
         self.estimator = estimator
         self.projector = projector
         self.teacher = teacher
+        self.teacher_cv = teacher_cv
         self.max_subclasses = max_subclasses
         self.class_weight = class_weight
         self.unlabeled = unlabeled

@@ -112,7 +112,7 @@ class LELPStudentClassifier(
         Makes the targets; None is ``LELPProjector()``. A clone is fitted. If its
         `random_state` is None, it is derived from that of the student. A
         :class:`~sklearn.frozen.FrozenEstimator` of a fitted projector is used as it is.
-    teacher : transformer or None, default=None
+    teacher : transformer, classifier or None, default=None
         Turns X into embeddings, unless they are given. A clone is fitted by
         ``teacher.fit(X, y)``, even if `teacher_embeddings` are given; wrap it in a
         :class:`~sklearn.frozen.FrozenEstimator` to avoid this. In a Pipeline, X is the
@@ -125,6 +125,16 @@ class LELPStudentClassifier(
         none; an :class:`EmbeddingExtractor` without a head is also asked for the
         logits, unless they are given. The teacher is not stored when a fitted student
         is pickled. A torch module has to be wrapped in an :class:`EmbeddingExtractor`.
+        An unfitted classifier of scikit-learn is fitted on the labelled rows and
+        cross-fitted: linear models, :class:`~sklearn.neural_network.MLPClassifier`,
+        gradient boosting, forests, and Pipelines that end in one. A fitted one is
+        wrapped in an :class:`EmbeddingExtractor` or a
+        :class:`~sklearn.frozen.FrozenEstimator`.
+    teacher_cv : int, cross-validation generator, iterable or None, default=5
+        Splits the rows for a `teacher` that is an unfitted classifier: the class
+        targets of a row come from a fit that did not see it, and the embeddings from a
+        fit to all rows. None takes both from the latter, which is too sure of the rows
+        that it has seen.
     label_weight : float, default=0.0
         The weight α of the true labels. Rows without a label have no such term.
     subclass_weight : float, "anneal" or callable, default="anneal"
@@ -316,6 +326,7 @@ class LELPStudentClassifier(
         "module_params": [dict, None],
         "projector": [LELPProjector, FrozenEstimator, None],
         "teacher": "no_validation",
+        "teacher_cv": ["cv_object"],
         "label_weight": [Interval(Real, 0, 1, closed="both")],
         "subclass_weight": [
             Interval(Real, 0, None, closed="left"),
@@ -360,6 +371,7 @@ class LELPStudentClassifier(
         module_params: Any = None,
         projector: Any = None,
         teacher: Any = None,
+        teacher_cv: Any = 5,
         label_weight: Any = 0.0,
         subclass_weight: Any = "anneal",
         within_class_temperature: Any = "auto",
@@ -388,6 +400,7 @@ class LELPStudentClassifier(
         self.module_params = module_params
         self.projector = projector
         self.teacher = teacher
+        self.teacher_cv = teacher_cv
         self.label_weight = label_weight
         self.subclass_weight = subclass_weight
         self.within_class_temperature = within_class_temperature

@@ -18,6 +18,10 @@ from lelp_sklearn import _validation
 from lelp_sklearn._callbacks import NO_TASK, FitTask
 from lelp_sklearn._callers import warn_user
 from lelp_sklearn._extraction.content_hash import content_hash
+from lelp_sklearn._extraction.fitted_sklearn import (
+    fit_classifier_teacher,
+    is_classifier_teacher,
+)
 from lelp_sklearn._extraction.sklearn_teachers import (
     OmittedTeacher,
     check_teacher,
@@ -64,7 +68,9 @@ class TargetSource:
         Whether the teacher is asked for logits that are not given.
     fitted_on : str or None
         Content hash of the rows that the teacher was fitted on, if the teacher has a
-        `fit_transform` of its own.
+        `fit_transform` of its own or was cross-fitted.
+    unseen_logits : ndarray of shape (n, n_classes) or None
+        Logits of the rows of the first fit by a cross-fitted teacher.
     """
 
     projector: Any
@@ -75,6 +81,7 @@ class TargetSource:
     temperature: float
     asks_logits: bool = False
     fitted_on: str | None = None
+    unseen_logits: FloatArray | None = None
 
     @classmethod
     def resolve(
@@ -105,6 +112,11 @@ class TargetSource:
             teacher, OmittedTeacher
         ):
             teacher = None
+        unseen_logits = None
+        if is_classifier_teacher(teacher):
+            teacher, unseen_logits = _fit_classifier(params, inputs, is_train)
+            if unseen_logits is not None and inputs.teacher_logits is None:
+                inputs = replace(inputs, teacher_logits=unseen_logits)
         reads_inputs = inputs.teacher_embeddings is None and teacher is None
         if reads_inputs and issparse(inputs.X_array):
             teacher = _fit_truncated_svd(projector, inputs, is_train, seed)
@@ -115,7 +127,8 @@ class TargetSource:
         if lacks_classes and not isinstance(projector, FrozenEstimator):
             _check_block_classes(inputs, projector, teacher, labels, classes)
         teacher, embeddings = _fit_and_embed(teacher, inputs, is_train)
-        fitted_on = _hash_of_rows(inputs) if has_own_fit_transform(teacher) else None
+        is_of_rows = has_own_fit_transform(teacher) or unseen_logits is not None
+        fitted_on = _hash_of_rows(inputs) if is_of_rows else None
         asks_logits = _asks_logits(
             projector, teacher, len(labels if classes is None else classes)
         )
@@ -143,6 +156,7 @@ class TargetSource:
             temperature=float(projector.temperature),
             asks_logits=asks_logits,
             fitted_on=fitted_on,
+            unseen_logits=unseen_logits,
         )
         if teacher is not None:
             inputs = replace(inputs, teacher_embeddings=embeddings)
@@ -205,6 +219,7 @@ class TargetSource:
     ) -> StudentInputs:
         """Refit a clone of the teacher to rows that it was fitted on, and embed them.
 
+        If the teacher was cross-fitted, the logits of the first fit are taken again.
         Only its own `fit_transform` makes the embeddings of training rows. Other rows
         are returned as they are; `transform` makes their embeddings.
         """
@@ -214,6 +229,8 @@ class TargetSource:
             or self.fitted_on != _hash_of_rows(inputs)
         ):
             return inputs
+        if self.unseen_logits is not None:
+            return replace(inputs, teacher_logits=self.unseen_logits)
         _, embeddings = fit_transform_teacher(
             self.teacher, inputs.X, inputs.y, is_train
         )
@@ -263,7 +280,9 @@ class TargetSource:
     def __getstate__(self) -> dict[str, Any]:
         if self.reads_inputs:
             return vars(self)
-        return {**vars(self), "teacher": OmittedTeacher.of(self.teacher)}
+        # Without its teacher, a source makes no targets of these rows again.
+        teacher = OmittedTeacher.of(self.teacher)
+        return {**vars(self), "teacher": teacher, "unseen_logits": None}
 
 
 def has_teacher(params: TargetParams, inputs: StudentInputs) -> bool:
@@ -451,6 +470,20 @@ def _fit_truncated_svd(
     n_components = min(_MAX_SVD_COMPONENTS, X.shape[1])
     svd = TruncatedSVD(n_components, random_state=seed)
     return FrozenEstimator(svd.fit(X))
+
+
+def _fit_classifier(
+    params: TargetParams, inputs: StudentInputs, is_train: BoolArray
+) -> tuple[Any, FloatArray | None]:
+    """Fit a classifier as teacher to the labelled rows; also return unseen logits."""
+    if not isinstance(params.teacher, FrozenEstimator):
+        inputs.check_some_label(
+            "the teacher is fitted on labels", "wrap a fitted one in a FrozenEstimator"
+        )
+    rows = np.flatnonzero(is_train & inputs.is_labelled)
+    return fit_classifier_teacher(
+        params.teacher, inputs.X, inputs.labels, rows, params.teacher_cv
+    )
 
 
 def _fit_and_embed(

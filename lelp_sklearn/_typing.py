@@ -16,6 +16,7 @@ class TargetParams(Protocol):
 
     projector: Any
     teacher: Any
+    teacher_cv: Any
     unlabeled: object
 
 

@@ -12,6 +12,11 @@ from sklearn.utils import _safe_indexing
 from sklearn.utils._param_validation import InvalidParameterError
 
 from lelp_sklearn import _validation
+from lelp_sklearn._extraction.fitted_sklearn import (
+    ClassifierTeacher,
+    is_classifier_teacher,
+    is_fitted,
+)
 from lelp_sklearn._training.inputs import mean_over_members
 from lelp_sklearn._typing import BoolArray
 
@@ -27,17 +32,28 @@ class OmittedTeacher:
         """Return the stand-in for a teacher; None and a stand-in stay."""
         if teacher is None or isinstance(teacher, cls):
             return teacher
+        if isinstance(teacher, ClassifierTeacher):
+            teacher = teacher.model
         return cls(type(teacher).__name__)
 
 
 def check_teacher(teacher: Any) -> None:
     """Raise unless a teacher can make embeddings."""
+    if is_classifier_teacher(teacher):
+        if isinstance(teacher, FrozenEstimator) or not is_fitted(teacher):
+            return
+        name = type(teacher).__name__
+        raise ValueError(
+            f"teacher is a fitted {name}, which would be cloned and fitted again: pass "
+            f"FrozenEstimator(teacher) or EmbeddingExtractor(teacher) to use it as it "
+            f"is, or an unfitted one."
+        )
     if all(callable(getattr(teacher, name, None)) for name in ("fit", "transform")):
         return
     wrapped = " Wrap a torch module, EmbeddingExtractor(module)."
     raise InvalidParameterError(
-        "The 'teacher' parameter of LELPStudentClassifier must be a transformer with "
-        "fit and transform, such as EmbeddingExtractor, or None. Got "
+        "The 'teacher' parameter must be a transformer with fit and transform, such as "
+        "EmbeddingExtractor, a classifier of scikit-learn, or None. Got "
         f"{type(teacher).__name__}.{wrapped if hasattr(teacher, 'forward') else ''}"
     )
 
@@ -61,7 +77,7 @@ def transform_teacher(teacher: Any, X: Any, n_samples: int) -> Any:
 
 def fit_teacher(teacher: Any, X: Any, y: Any, is_train: BoolArray) -> Any:
     """Return a clone of the teacher, fitted on some rows; a frozen one as it is."""
-    if isinstance(require_teacher(teacher), FrozenEstimator):
+    if isinstance(require_teacher(teacher), FrozenEstimator | ClassifierTeacher):
         return teacher
     return clone(teacher).fit(*_select(X, y, is_train))
 

@@ -1,0 +1,301 @@
+"""Embeddings, head and logits of fitted classifiers of scikit-learn.
+
+A further kind of classifier is a further class with `embed` and `head`, named in
+`_embedder_of`. It imports no torch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from scipy.special import expit, log_softmax
+from sklearn.base import clone, is_classifier
+from sklearn.decomposition import TruncatedSVD
+from sklearn.ensemble import (
+    ExtraTreesClassifier,
+    GradientBoostingClassifier,
+    HistGradientBoostingClassifier,
+    RandomForestClassifier,
+)
+from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
+from sklearn.model_selection import cross_val_predict
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import OneHotEncoder
+from sklearn.utils import _safe_indexing
+from sklearn.utils.extmath import safe_sparse_dot
+from sklearn.utils.validation import _num_samples, check_is_fitted
+
+from lelp_sklearn._callers import warn_user
+from lelp_sklearn._typing import FloatArray, IntArray
+from lelp_sklearn.exceptions import NoLinearHeadWarning
+
+# The activations of MLPClassifier.
+_ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
+    "identity": lambda values: values,
+    "logistic": expit,
+    "tanh": np.tanh,
+    "relu": lambda values: np.maximum(values, 0),
+}
+_LEAF_COMPONENTS = 32
+_ROWS_TO_COMPARE = 64
+_SMALLEST_PROBABILITY = 1e-7
+_TOLERANCE = 1e-5
+
+Head = tuple[FloatArray, FloatArray]
+
+
+class Embedder(Protocol):
+    """Makes embeddings of rows with a fitted classifier."""
+
+    def embed(self, X: Any) -> Any:
+        """Return the embeddings (n, d) of rows."""
+
+    def head(self) -> Head | None:
+        """Return weights and intercepts of the logits; None if they are not linear."""
+
+
+@dataclass(frozen=True)
+class LinearEmbedder:
+    """What a linear classifier reads is the embedding."""
+
+    model: Any
+
+    def embed(self, X: Any) -> Any:
+        """Return the rows as they are."""
+        return X
+
+    def head(self) -> Head:
+        """Return the weights of the classifier."""
+        coef = np.asarray(self.model.coef_)
+        return coef, np.broadcast_to(self.model.intercept_, len(coef))
+
+
+@dataclass(frozen=True)
+class PerceptronEmbedder:
+    """The last hidden layer of a multilayer perceptron is the embedding."""
+
+    model: Any
+
+    def embed(self, X: Any) -> Any:
+        """Return the last hidden layer."""
+        activate = _ACTIVATIONS[self.model.activation]
+        hidden = X
+        layers = zip(self.model.coefs_[:-1], self.model.intercepts_[:-1], strict=True)
+        for coef, intercept in layers:
+            hidden = activate(safe_sparse_dot(np.asanyarray(hidden), coef) + intercept)
+        return hidden
+
+    def head(self) -> Head:
+        """Return the weights of the output layer."""
+        return self.model.coefs_[-1].T, self.model.intercepts_[-1]
+
+
+@dataclass(frozen=True)
+class BoostingEmbedder:
+    """What each round of boosting adds to the logits is the embedding.
+
+    The first round has what boosting begins with too.
+    """
+
+    model: Any
+
+    def embed(self, X: Any) -> FloatArray:
+        """Return (n, n_rounds * n_logits), the logits of a round side by side."""
+        rounds = [
+            np.reshape(logits, (_num_samples(X), -1))
+            for logits in self.model.staged_decision_function(X)
+        ]
+        sums = np.stack(rounds, axis=1)
+        added: FloatArray = np.diff(sums, axis=1, prepend=0)
+        return added.reshape(len(added), -1)
+
+    def head(self) -> Head:
+        """Return ones, which sum up the rounds of each logit."""
+        n_classes = len(self.model.classes_)
+        n_logits = 1 if n_classes == 2 else n_classes
+        is_histogram = hasattr(self.model, "n_iter_")
+        n_rounds = self.model.n_iter_ if is_histogram else self.model.n_estimators_
+        return np.tile(np.eye(n_logits), n_rounds), np.zeros(n_logits)
+
+
+@dataclass(frozen=True)
+class LeafEmbedder:
+    """The leaves that a row falls into, reduced to some components."""
+
+    model: Any
+    reduction: Any
+
+    @classmethod
+    def fit(cls, model: Any, X: Any) -> "LeafEmbedder":
+        """Find the components of the leaves of rows."""
+        one_hot = OneHotEncoder(handle_unknown="ignore")
+        n_leaves = one_hot.fit_transform(model.apply(X)).shape[1]
+        n_components = min(_LEAF_COMPONENTS, n_leaves)
+        svd = TruncatedSVD(n_components, random_state=0)
+        return cls(model, make_pipeline(one_hot, svd).fit(model.apply(X)))
+
+    def embed(self, X: Any) -> Any:
+        """Return the components of the leaves."""
+        return self.reduction.transform(self.model.apply(X))
+
+    def head(self) -> None:
+        """Return None: probabilities are means over the trees."""
+
+
+@dataclass(frozen=True)
+class PipelineEmbedder:
+    """The embedding of the last step, after the steps before it."""
+
+    first_steps: Any
+    last: Embedder
+
+    def embed(self, X: Any) -> Any:
+        """Return the embeddings of the last step."""
+        return self.last.embed(self.first_steps.transform(X))
+
+    def head(self) -> Head | None:
+        """Return the head of the last step."""
+        return self.last.head()
+
+
+@dataclass(frozen=True)
+class ClassifierTeacher:
+    """A fitted classifier as a teacher.
+
+    Parameters
+    ----------
+    model : classifier
+    embedder : Embedder
+    head_ : tuple of ndarray (n_outputs, n_embedding), (n_outputs,) or None
+        None if it does not give the logits of the model.
+    n_logits_ : int
+        Number of columns of `predict_logits`.
+    """
+
+    model: Any
+    embedder: Embedder
+    head_: Head | None
+    n_logits_: int
+
+    @classmethod
+    def of(cls, model: Any, X: Any) -> "ClassifierTeacher":
+        """Return the teacher, with a head if it gives the logits of the first rows."""
+        embedder = _embedder_of(model, X)
+        head = embedder.head()
+        rows = _safe_indexing(X, np.arange(min(_num_samples(X), _ROWS_TO_COMPARE)))
+        logits = logits_of(model, rows)
+        if head is not None and not _gives_logits(head, embedder.embed(rows), logits):
+            head = None
+            warn_user(
+                "The weights of the classifier times its embeddings are not the logits "
+                f"of {type(model).__name__}: head_ is None, and the logarithms of its "
+                "probabilities are the logits.",
+                NoLinearHeadWarning,
+            )
+        return cls(model, embedder, head, logits.shape[1])
+
+    def fit(self, X: Any, y: Any = None) -> "ClassifierTeacher":
+        """Return the teacher as it is."""
+        return self
+
+    def transform(self, X: Any) -> Any:
+        """Return the embeddings (n, d) of rows."""
+        return self.embedder.embed(X)
+
+    def predict_logits(self, X: Any) -> FloatArray:
+        """Return the logits (n, n_classes) of rows."""
+        return logits_of(self.model, X)
+
+
+def is_classifier_teacher(teacher: Any) -> bool:
+    """Return whether a teacher is a classifier that makes no embeddings itself."""
+    if isinstance(teacher, type) or not hasattr(teacher, "__sklearn_tags__"):
+        return False
+    return bool(is_classifier(teacher)) and not hasattr(teacher, "transform")
+
+
+def is_fitted(model: Any) -> bool:
+    """Return whether a model of scikit-learn is fitted."""
+    try:
+        check_is_fitted(model)
+    except NotFittedError:
+        return False
+    return True
+
+
+def fit_classifier_teacher(
+    teacher: Any, X: Any, y: Any, rows: IntArray, cv: Any
+) -> tuple[ClassifierTeacher, FloatArray | None]:
+    """Fit a classifier to some rows; return it as a teacher, and logits of all rows.
+
+    The logits of these rows come from folds that did not hold them, those of the others
+    from the teacher of all `rows`. They are None if `cv` is None or the teacher is
+    frozen: then there is nothing to mend.
+    """
+    if isinstance(teacher, FrozenEstimator):
+        return ClassifierTeacher.of(teacher.estimator, X), None
+    X_fit, y_fit = _safe_indexing(X, rows), y[rows]
+    model = clone(teacher).fit(X_fit, y_fit)
+    fitted = ClassifierTeacher.of(model, X_fit)
+    if cv is None:
+        return fitted, None
+    method = "predict_proba" if hasattr(model, "predict_proba") else "decision_function"
+    unseen = cross_val_predict(clone(teacher), X_fit, y_fit, cv=cv, method=method)
+    logits = fitted.predict_logits(X)
+    logits[rows] = _as_logits(unseen, are_probabilities=method == "predict_proba")
+    return fitted, logits
+
+
+def logits_of(model: Any, X: Any) -> FloatArray:
+    """Return log-probabilities of rows (n, C), else what the model decides by."""
+    if hasattr(model, "predict_proba"):
+        return _as_logits(model.predict_proba(X), are_probabilities=True)
+    return _as_logits(model.decision_function(X), are_probabilities=False)
+
+
+def _as_logits(scores: Any, *, are_probabilities: bool) -> FloatArray:
+    """Return logits, of one column for two classes if they are no probabilities."""
+    logits: FloatArray = np.asarray(scores, dtype=np.float64)
+    if are_probabilities:
+        return np.log(np.maximum(logits, _SMALLEST_PROBABILITY))
+    return logits.reshape(len(logits), -1)
+
+
+def _embedder_of(model: Any, X: Any) -> Embedder:
+    """Return what makes embeddings with a fitted classifier."""
+    if isinstance(model, FrozenEstimator):
+        return _embedder_of(model.estimator, X)
+    if isinstance(model, Pipeline) and len(model.steps) > 1:
+        first_steps = model[:-1]
+        last = _embedder_of(model.steps[-1][1], first_steps.transform(X))
+        return PipelineEmbedder(first_steps, last)
+    if isinstance(model, MLPClassifier):
+        return PerceptronEmbedder(model)
+    if isinstance(model, HistGradientBoostingClassifier | GradientBoostingClassifier):
+        return BoostingEmbedder(model)
+    if isinstance(model, RandomForestClassifier | ExtraTreesClassifier):
+        return LeafEmbedder.fit(model, X)
+    if hasattr(model, "coef_"):
+        return LinearEmbedder(model)
+    raise TypeError(
+        f"{type(model).__name__} has no embeddings that are known here: pass "
+        "teacher_embeddings, or a teacher that is linear, an MLPClassifier, gradient "
+        "boosting, a forest, or a Pipeline that ends in one."
+    )
+
+
+def _gives_logits(head: Head, embeddings: Any, logits: FloatArray) -> bool:
+    """Return whether a head gives logits, up to a constant of each row."""
+    made = np.asarray(safe_sparse_dot(embeddings, head[0].T)) + head[1]
+    if made.shape[1] == logits.shape[1] == 1:
+        return bool(np.allclose(made, logits, atol=_TOLERANCE))
+    if made.shape[1] == 1:
+        made = np.hstack([-made / 2, made / 2])
+    made, logits = (
+        np.maximum(log_softmax(each, axis=1), np.log(_SMALLEST_PROBABILITY))
+        for each in (made, logits)
+    )
+    return bool(np.allclose(made, logits, atol=_TOLERANCE))
