@@ -46,20 +46,12 @@ else:
 
 @dataclass(frozen=True)
 class FitTask:
-    """`fit` as a whole or one of its steps, for the callbacks.
-
-    Parameters
-    ----------
-    estimator : estimator
-        The estimator that is being fitted.
-    data : dict
-        ``X``, ``y`` and ``metadata`` of `fit`, passed to callbacks that request them.
-    context : sklearn.callback.CallbackContext or None
-        The context of this task; None if scikit-learn has no callbacks.
-    """
+    """`fit` as a whole or one of its steps, for the callbacks."""
 
     estimator: Any
+    # X, y and metadata of `fit`, for callbacks that request them.
     data: dict[str, Any]
+    # A CallbackContext of scikit-learn; None if it has no callbacks.
     context: Any
 
     def begin(self, name: str) -> "FitTask":
@@ -75,9 +67,8 @@ class FitTask:
     ) -> bool:
         """End this task; return whether a callback asks to stop the iteration.
 
-        `attributes` are the fitted attributes with which a copy of the estimator can
-        predict as if `fit` had stopped here, or a function that returns them, called
-        only if a callback needs that copy.
+        With `attributes`, or those that a function returns, a copy of the estimator can
+        predict as if `fit` had stopped here.
         """
         if self.context is None:
             return False
@@ -119,8 +110,7 @@ def begin_fit(
 ) -> FitTask:
     """Set up the callbacks of `estimator` and begin its fit.
 
-    X, y and `sample_weight` are in the form that `score` takes. `max_subtasks` is the
-    largest number of steps, None if it is not known.
+    X, y and `sample_weight` are as `score` takes them; `max_subtasks` None is unknown.
     """
     metadata = None if sample_weight is None else {"sample_weight": sample_weight}
     data = {"X": X, "y": y, "metadata": metadata}

@@ -62,10 +62,7 @@ def ignored_warnings() -> Iterator[None]:
 
 
 def _find_stacklevel() -> int:
-    """Return the `stacklevel` with which a warning points to the user's own line.
-
-    The number of calls between depends on the caller and on scikit-learn's wrappers.
-    """
+    """Return the `stacklevel` with which a warning points to the user's own line."""
     level, frame = 1, sys._getframe(1)
     while frame.f_back is not None:
         if frame.f_globals.get("__name__", "").partition(".")[0] not in _LIBRARIES:
@@ -75,10 +72,7 @@ def _find_stacklevel() -> int:
 
 
 def encoding_caller() -> str | None:
-    """Name the meta-estimator that calls, if it encodes y as 0 to C - 1.
-
-    The labels alone do not tell: 0, 1 and 2 are labels too.
-    """
+    """Name the meta-estimator that calls, if it encodes y as 0 to C - 1."""
     outermost, frame = None, sys._getframe(1).f_back
     while frame is not None:
         outermost = _ENCODERS.get(frame.f_globals.get("__name__", ""), outermost)

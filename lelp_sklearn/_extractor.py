@@ -71,33 +71,34 @@ class EmbeddingExtractor(
     Parameters
     ----------
     model : torch.nn.Module or classifier
-        The teacher: called with a batch of rows; a sequence classifier of Hugging Face,
-        called with what `tokenizer` makes of a list of texts; or a model of
+        The teacher: a module that is called with a batch of rows, a sequence classifier
+        of Hugging Face, which is called with the output of `tokenizer`, or a model of
         sentence-transformers, whose output is the embedding. Or a fitted classifier of
         scikit-learn: a linear one, an :class:`~sklearn.neural_network.MLPClassifier`,
         gradient boosting, a forest, or a Pipeline that ends in one; the other
-        parameters do not matter for it, and X is what it takes. Clones share the model.
+        parameters are then ignored. Clones share the model.
     layer : str or None, default=None
-        The layer whose input is the embedding, by its name in
-        ``model.named_modules()``. None: the layer of the head, else the layer nearest
-        to the output. The input of an earlier one may keep more of the groups in a
-        class; then `predict_logits` has the logits. The input of a convolution is
-        averaged over positions. If the head runs on every token and the model then
-        takes one token, as decoder-only classifiers do, that token is taken.
+        The name in ``model.named_modules()`` of the layer whose input is the embedding.
+        None is the layer of the head, else the layer nearest to the output. The input
+        of an earlier layer may keep more of the groups in a class; `predict_logits`
+        then returns the logits. The input of a convolution is averaged over positions.
+        If the head runs on every token and the model returns the logits of one token,
+        as decoder-only classifiers do, the embedding is that of this token.
     tokenizer : callable or None, default=None
-        The tokenizer of a Hugging Face model, which texts require. They are truncated
-        to `max_length` tokens. Not used by a model of sentence-transformers.
+        The tokenizer of a Hugging Face model, required if X is texts. Ignored for a
+        model of sentence-transformers.
     max_length : int or None, default=None
-        Tokens of a text that are read, also by a model of sentence-transformers. None:
-        the maximum of the tokenizer or of that model.
+        Number of tokens to which texts are truncated. None is the maximum of the
+        tokenizer or of the model of sentence-transformers.
     batch_size : int, default=64
-        Number of rows that the model sees at once. A batch for which memory does not
-        suffice is halved, with a warning.
+        Number of rows in a call of the model. A batch that does not fit into memory is
+        halved, with a warning.
     device : str or torch.device, default="auto"
-        Where the model runs; it is moved there and back. "auto": its own device.
+        Device on which the model runs; it is moved there and back. "auto" is the device
+        of the model.
     precision : {"float32", "bfloat16", "float16"}, default="float32"
-        "float32" runs the model in the dtype of its weights; the others are automatic
-        mixed precision.
+        "float32" runs the model in the dtype of its weights; "bfloat16" and "float16"
+        use automatic mixed precision.
     verbose : bool, default=False
         Whether to print the number of rows done, their rate and the time that remains,
         every five seconds.
@@ -105,20 +106,20 @@ class EmbeddingExtractor(
     Attributes
     ----------
     head_ : tuple of ndarray (n_outputs, n_embedding), (n_outputs,) or None
-        Weights and intercepts of the layer, a `head` for :class:`LELPProjector`: with
-        the embeddings they make the logits that the model returns for the first rows,
-        up to a log-softmax or a softmax after the layer. None if they do not, as for an
-        earlier layer.
+        Weights and intercepts of the layer, to pass as `head` to
+        :class:`LELPProjector`. Applied to the embeddings of the first rows, they give
+        the logits of the model, up to a log-softmax or a softmax after the layer. None
+        if they do not, as for an earlier layer.
     head_layer_ : str or None
-        The name of the linear layer that makes the logits, whichever layer is taken;
-        None if there is none.
+        The name of the linear layer whose output is the logits, also if `layer` names
+        another one; None if there is none.
     n_logits_ : int
         Number of logits that the model returns for a row; 0 if it does not return one
         vector per row.
     layer_ : str
         The name of the layer; "sentence_embedding" for a sentence encoder.
     n_features_in_ : int
-        Number of features seen in fit. Only if X is numbers.
+        Number of features seen during :meth:`fit`. Only defined if X is numeric.
 
     See Also
     --------
@@ -126,8 +127,8 @@ class EmbeddingExtractor(
 
     Notes
     -----
-    In a search each fit of a clone extracts again. Extract once and search on
-    ``teacher_embeddings`` instead.
+    In a search, every fit of a clone runs the model again. Call :meth:`extract` once
+    and pass ``teacher_embeddings`` to the search instead.
 
     Examples
     --------
@@ -148,7 +149,7 @@ class EmbeddingExtractor(
     >>> projector.fit_transform(embeddings, likeliest).shape
     (100, 4)
 
-    Of an earlier layer, with the logits in place of a head:
+    Use the input of an earlier layer, and the logits in place of a head:
 
     >>> extractor = EmbeddingExtractor(teacher, layer="1")
     >>> embeddings = extractor.fit_transform(X)
@@ -223,7 +224,7 @@ class EmbeddingExtractor(
         Parameters
         ----------
         X : list of str or array-like, torch.Tensor of shape (n_samples, ...)
-            Texts, or rows of numbers as the model takes them.
+            Texts, or numeric rows in the shape that the model takes.
         y : None
             Ignored.
 
@@ -305,10 +306,10 @@ class EmbeddingExtractor(
     def predict_logits(self, X: Any) -> FloatArray:
         """Compute the logits of rows, the `teacher_logits` if `head_` is None.
 
-        They are the tensor that the model returns, else the entry "logits" of what it
-        returns, else the first tensor in it. If the model returns probabilities, rows
-        that sum to one, their logarithms are returned; for a single sigmoid column, its
-        logit. The model runs again, as often as in :meth:`transform`.
+        The logits are the tensor that the model returns, the entry "logits" of its
+        output, or the first tensor in it. If the model returns probabilities, their
+        logarithms are returned; for a single sigmoid column, its logit. The model runs
+        again, as in :meth:`transform`.
 
         Parameters
         ----------
@@ -388,7 +389,7 @@ class EmbeddingExtractor(
         path = Path(path)
         if dtype not in ("float16", "float32"):
             raise ValueError(f"dtype={dtype!r} must be 'float16' or 'float32'.")
-        check_writable(path, 0, "path")
+        check_writable(path, "path")
         if is_classifier_teacher(self.model):
             raise TypeError(
                 "extract is for models of torch: for a classifier of scikit-learn save "
@@ -473,20 +474,19 @@ class EmbeddingExtractor(
         return replace(unfitted, output=self._output, run=self._run)
 
     def _make_runner(self, layer: str | None, takes_token_ids: bool) -> ModelRunner:
+        """Return a runner of a layer with the current parameters."""
         if self.device == "auto":
             device = runner.module_device(self.model)
         else:
             device = resolve_device(self.device, None)
-        max_length = None if self.max_length is None else int(self.max_length)
-        precision = getattr(torch, self.precision)
         return ModelRunner(
-            self.model,
-            layer,
-            self.tokenizer,
-            max_length,
-            device,
-            precision,
-            takes_token_ids,
+            model=self.model,
+            layer=layer,
+            tokenizer=self.tokenizer,
+            max_length=None if self.max_length is None else int(self.max_length),
+            device=device,
+            precision=getattr(torch, self.precision),
+            takes_token_ids=takes_token_ids,
         )
 
     def _check_rows(self, X: Any, *, reset: bool) -> Any:
@@ -580,26 +580,20 @@ def _first_nonfinite_row(block: FloatArray, indices: IntArray) -> int | None:
 
 def _check_is_rows(X: Any) -> None:
     """Raise if X is no table and no list of rows, or an empty one."""
-    kind = f"X is of type {type(X).__name__}"
-    rows = None
-    if isinstance(X, torch.utils.data.DataLoader):
-        rows = "torch.cat([batch[0] for batch in loader])"
-    elif isinstance(X, torch.utils.data.Dataset):
-        rows = "torch.stack([X[i][0] for i in range(len(X))])"
-    if rows is not None:
-        raise TypeError(
-            f"{kind}: pass the rows, a list of texts, an array or a tensor, for "
-            f"instance {rows}; batch_size says how many the model sees at once."
-        )
-    if isinstance(X, str):
-        raise TypeError(f"X is one text, {X[:30]!r}: pass a list of texts.")
     # A sparse matrix may be a Mapping, and has an error of its own.
-    if isinstance(X, Mapping | Set) and not hasattr(X, "shape"):
-        raise TypeError(
-            f"{kind}: pass a list of texts, whose rows are in order, or an array."
-        )
-    if isinstance(X, Iterator):
-        raise TypeError(f"{kind}, which can be read once only: pass list(X).")
+    fix = None
+    if isinstance(X, torch.utils.data.DataLoader):
+        fix = "the rows, such as torch.cat([batch[0] for batch in loader])"
+    elif isinstance(X, torch.utils.data.Dataset):
+        fix = "the rows, such as torch.stack([X[i][0] for i in range(len(X))])"
+    elif isinstance(X, str):
+        fix = f"a list of texts, not the one text {X[:30]!r}"
+    elif isinstance(X, Mapping | Set) and not hasattr(X, "shape"):
+        fix = "a list of texts, whose rows are in order, or an array"
+    elif isinstance(X, Iterator):
+        fix = "list(X); an iterator can be read once only"
+    if fix is not None:
+        raise TypeError(f"X is of type {type(X).__name__}: pass {fix}.")
     if isinstance(X, Sequence) and not len(X):
         raise ValueError("X is empty, []: at least one row is required.")
 

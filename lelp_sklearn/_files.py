@@ -25,20 +25,10 @@ _BLOCK_BYTES = 1 << 20
 def new_npy(
     path: str | os.PathLike[str], shape: tuple[int, ...], dtype: np.dtype[Any]
 ) -> Iterator[NDArray[Any]]:
-    """Give a memory map to fill, renamed to `path` when the block ends well.
-
-    The map is written beside `path` under a name of its own. An error removes it, so
-    that `path` is never half-written and an older file there stays as it was.
-
-    Raises
-    ------
-    ValueError
-        If `path` does not end in ``.npy``, its folder does not exist or cannot be
-        written, or the disk has less room than the file needs.
-    """
+    """Give a memory map to fill, renamed to `path` when the block ends well."""
     target = Path(path)
     n_bytes = npy_size(shape, dtype)
-    check_writable(target, n_bytes, "out")
+    check_writable(target, "out")
     with new_file(target, n_bytes, "out") as file:
         array = map_new_npy(file, shape, dtype)
         yield array
@@ -76,11 +66,6 @@ def new_file(target: Path, n_bytes: int, argument: str) -> Iterator[BinaryIO]:
 
     It is on the disk before it is renamed. An error removes it, so that `target` stays
     as it was. Its name is random and new, so that no link is followed.
-
-    Raises
-    ------
-    ValueError
-        If the disk has less room, which names the argument.
     """
     partial = target.with_name(f".{target.name}.{uuid4().hex}.part")
     try:
@@ -97,10 +82,7 @@ def new_file(target: Path, n_bytes: int, argument: str) -> Iterator[BinaryIO]:
 
 
 def remove_leftovers(target: Path) -> None:
-    """Remove what killed processes left of `new_file`.
-
-    Only for who holds the lock of `target`: others may be writing.
-    """
+    """Remove what killed processes left of `new_file`, under the lock of `target`."""
     pattern = f".{glob.escape(target.name)}.{'[0-9a-f]' * 32}.part"
     for partial in target.parent.glob(pattern):
         partial.unlink()
@@ -108,13 +90,7 @@ def remove_leftovers(target: Path) -> None:
 
 @contextmanager
 def locked(target: Path, argument: str) -> Iterator[bool]:
-    """Hold a lock that goes with the process; tell whether nobody else holds it.
-
-    Raises
-    ------
-    ValueError
-        If a symbolic link is in the place of the lock's file.
-    """
+    """Hold a lock that ends with the process; yield whether nobody else holds it."""
     # Imported with the first lock, since this takes as long as NumPy.
     from filelock import FileLock, Timeout
 
@@ -149,10 +125,8 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def check_writable(
-    target: Path, n_bytes: int, argument: str, suffix: str = ".npy"
-) -> None:
-    """Raise unless a file of so many bytes can be written."""
+def check_writable(target: Path, argument: str, suffix: str = ".npy") -> None:
+    """Raise unless a file can be written in an existing folder."""
     if target.suffix != suffix:
         raise ValueError(
             f"{argument}={str(target)!r} must name a file that ends in {suffix!r}."
@@ -165,39 +139,37 @@ def check_writable(
             f"{argument}={str(target)!r}: there is no folder {str(folder)!r}; make it "
             "first."
         )
+    check_folder_writable(folder, target, argument)
+
+
+def check_folder_writable(folder: Path, target: Path, argument: str) -> None:
+    """Raise unless a folder, in which `target` is, can be written to."""
     if not os.access(folder, os.W_OK):
         raise ValueError(
             f"{argument}={str(target)!r}: the folder {str(folder)!r} is not writable; "
             "change its permissions, or choose another folder."
         )
-    free = shutil.disk_usage(folder).free
-    if n_bytes > free:
-        raise _full_disk(target, n_bytes, free, argument)
-
-
-def n_missing_bytes(path: Path, n_bytes: int) -> int:
-    """How many of so many bytes a file has no room for: it may have holes."""
-    if not path.exists():
-        return n_bytes
-    found = path.stat()
-    # Where blocks are not counted, on Windows, a file of an array has no holes.
-    held = 512 * found.st_blocks if hasattr(found, "st_blocks") else found.st_size
-    return max(0, n_bytes - held)
 
 
 def reserve(file: BinaryIO, n_bytes: int, target: Path, argument: str) -> None:
-    """Give a file that becomes `target` room for so many bytes, or raise.
-
-    What it holds stays. Who writes through a memory map where the disk has no room is
-    killed and cannot say why.
-    """
+    """Give a file that becomes `target` room for so many bytes; what it holds stays."""
+    # A process that writes through a memory map where the disk has no room is killed.
     free = shutil.disk_usage(target.parent).free
     try:
         _allocate(file, n_bytes)
     except OSError as reason:
         if reason.errno not in _NO_ROOM:
             raise
-        raise _full_disk(target, n_bytes, free, argument) from reason
+        left = f"the disk has {free:,} left"
+        if free > n_bytes:
+            left += (
+                ", which the system does not give (there may be a quota, or a limit on "
+                "the size of a file)"
+            )
+        raise ValueError(
+            f"{argument}={str(target)!r} needs {n_bytes:,} bytes and {left}; free some "
+            "space or choose another folder."
+        ) from reason
 
 
 def _allocate(file: BinaryIO, n_bytes: int) -> None:
@@ -218,16 +190,3 @@ def _allocate(file: BinaryIO, n_bytes: int) -> None:
         file.write(held.ljust(size, b"\0"))
     file.flush()
     file.seek(0)
-
-
-def _full_disk(target: Path, n_bytes: int, free: int, argument: str) -> ValueError:
-    left = f"the disk has {free:,} left"
-    if free > n_bytes:
-        left += (
-            ", which the system does not give (there may be a quota, or a limit on the "
-            "size of a file)"
-        )
-    return ValueError(
-        f"{argument}={str(target)!r} needs {n_bytes:,} bytes and {left}; free some "
-        "space or choose another folder."
-    )

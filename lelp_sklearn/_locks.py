@@ -20,11 +20,7 @@ def hold_at_fork(lock: Any) -> None:
 
 
 class ForkSafeLock:
-    """A reentrant lock that is free in a forked child.
-
-    The thread that holds a plain lock at the time of a fork never releases it in the
-    child.
-    """
+    """A reentrant lock that is free in a forked child, whose threads are gone."""
 
     def __init__(self) -> None:
         self._renew()

@@ -53,8 +53,7 @@ def check_dense(values: Any, name: str) -> None:
 def check_numbers(values: Any, name: str) -> None:
     """Raise if a table (pandas, polars), a column or an array is not numeric.
 
-    Texts and categories that can be converted to numbers are accepted, as in
-    scikit-learn.
+    As in scikit-learn, texts and categories may be numbers.
     """
     for column, dtype, what in _columns(values, name):
         kind = _kind(dtype)
@@ -140,11 +139,7 @@ def _odd_row(values: Any) -> str:
 
 @contextmanager
 def features_kept_on_error(estimator: Any, fitted: str) -> Iterator[None]:
-    """Let the features be those of the last fit if an error ends this one.
-
-    They are set while the rows are checked. `fitted` names an attribute that the fit
-    replaces once it has succeeded.
-    """
+    """Restore the features if an error ends a fit before it replaces `fitted`."""
     attributes = estimator.__dict__
     before = attributes.get(fitted)
     features = {name: attributes[name] for name in _FEATURES if name in attributes}
@@ -291,11 +286,7 @@ def check_some_weight(any_weight: bool) -> None:
 def check_labels(
     y: ArrayLike | None, n_samples: int, unlabeled: object, first_row: int = 0
 ) -> tuple[NDArray[Any], BoolArray]:
-    """Return labels (n,) and `is_labelled` (n,), whether each row has one.
-
-    `unlabeled` is the value that marks rows without one, None for no such value. If y
-    is None, no row has a label.
-    """
+    """Return labels (n,), and which rows (n,) have one: none of them if y is None."""
     caller = None if unlabeled is None else encoding_caller()
     if caller is not None:
         raise ValueError(
@@ -326,10 +317,7 @@ def check_labels(
 
 
 def label_array(y: Any) -> NDArray[Any]:
-    """Return labels as an array; nullable integers and booleans keep their type.
-
-    NumPy and scikit-learn convert them to floats. A tensor may be on any device.
-    """
+    """Return labels as an array; nullable integers and booleans keep their type."""
     if hasattr(y, "detach"):
         y = y.detach().cpu()
     missing = getattr(getattr(y, "dtype", None), "na_value", None)
@@ -387,11 +375,9 @@ def _is_missing_of_pandas(value: object) -> bool:
 def check_classes(
     labels: NDArray[Any], given: ArrayLike | None, n_outputs: int | None, owner: str
 ) -> NDArray[Any]:
-    """Return the classes, at least two.
+    """Return the classes, at least two: those given by `owner`, else of the labels.
 
-    They are `given` (those of a classifier as head, or of `partial_fit`), which must
-    contain every label; else those of the labels; without labels 0 to C - 1 for a
-    teacher of C outputs. The error says whose the given ones are: those of `owner`.
+    Without labels they are 0 to C - 1 for a teacher of C outputs.
     """
     if given is None and len(labels):
         return check_several_classes(np.unique(labels), "y")
@@ -576,11 +562,8 @@ def warn_of_class_order(
 ) -> None:
     """Warn if another order of the teacher's classes agrees far better with the labels.
 
-    Parameters
-    ----------
-    likeliest : (n,) most likely class of the teacher
-    class_index : (n,) class of the label
-    classes : (C,)
+    `likeliest` (n,) is the most likely class of the teacher, `class_index` (n,) that of
+    the label.
     """
     n_rows = len(class_index)
     if n_rows < _FEWEST_ROWS:

@@ -323,9 +323,9 @@ def test_texts_that_do_not_fit_are_refused():
     ("X", "error", "message"),
     [
         ([], ValueError, r"X is empty, \[\]: at least one row"),
-        ((text for text in ["a", "b"]), TypeError, r"type generator, .*pass list\(X\)"),
-        (map(str, [1, 2]), TypeError, r"type map, .*pass list\(X\)"),
-        ("a text", TypeError, r"X is one text, 'a text': pass a list"),
+        ((text for text in ["a", "b"]), TypeError, r"type generator: pass list\(X\)"),
+        (map(str, [1, 2]), TypeError, r"type map: pass list\(X\)"),
+        ("a text", TypeError, r"a list of texts, not the one text 'a text'"),
         ({"input_ids": [[1, 2]]}, TypeError, "X is of type dict: pass a list of texts"),
     ],
 )

@@ -154,8 +154,10 @@ def test_every_solver(svd_solver):
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("chunks", [1, 33, (90, 0, 310), N_ROWS])
 def test_chunks_of_any_size(chunks):
-    found = projector().fit(chunked(X, chunks), chunked(CODES, chunks))
-    assert_same_fit(found, projector().fit(X, CODES), X, atol=1e-9)
+    step = 8 if chunks == 1 else 1
+    rows, labels = X[::step], CODES[::step]
+    found = projector().fit(chunked(rows, chunks), chunked(labels, chunks))
+    assert_same_fit(found, projector().fit(rows, labels), rows, atol=1e-9)
 
 
 @pytest.mark.usefixtures("one_thread")

@@ -82,13 +82,12 @@ def test_progress_bar_runs_over_the_epochs(problem, capsys):
     assert "LELPProjector" in shown
 
 
-@pytest.mark.parametrize("n_jobs", [1, 2])
-def test_progress_of_a_search_goes_down_to_the_epochs(n_jobs, problem, capsys):
+def test_progress_of_a_search_goes_down_to_the_epochs(problem, capsys):
     pytest.importorskip("rich")
     X, y, E, head = problem
     pipe = make_pipeline(StandardScaler(), make_student(head))
     parameters = {"lelpstudentclassifier__projector__n_subclasses": [1, 2]}
-    search = GridSearchCV(pipe, parameters, cv=2, n_jobs=n_jobs)
+    search = GridSearchCV(pipe, parameters, cv=2)
     search.set_callbacks(callback.ProgressBar(max_propagation_depth=None))
     search.fit(X, y, lelpstudentclassifier__teacher_embeddings=E)
     shown = capsys.readouterr().out

@@ -20,12 +20,13 @@ Panel = dict[str, Any]
 class SubclassDisplay:
     """Plots of the subclasses of a fitted projector, or of a search over their number.
 
-    Made by :meth:`from_estimator` or :meth:`from_search`, which also plot.
+    Use :meth:`from_estimator` or :meth:`from_search` to create a display, which is then
+    plotted.
 
     Parameters
     ----------
     kind : {"spectrum", "embedding", "mass", "search"}
-        What is shown.
+        What the display shows.
     panels : dict of dict
         The data of each panel by its title: arrays ``x`` and ``y``, and depending on
         the kind ``colour`` (labels), ``error``, ``baseline``, ``auto`` (score and error

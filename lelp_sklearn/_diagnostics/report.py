@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import linalg
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.metrics import (
@@ -17,9 +18,9 @@ from sklearn.metrics import (
 from sklearn.utils import _safe_indexing, check_random_state
 
 from lelp_sklearn._callers import warned_once
-from lelp_sklearn._diagnostics import gap
 from lelp_sklearn._diagnostics.table import check_at_least, class_logits
-from lelp_sklearn._subclasses.directions import row_space_basis
+from lelp_sklearn._subclasses.directions import row_space_basis, to_null_space
+from lelp_sklearn._subclasses.kmeans import cluster
 from lelp_sklearn._targets import TargetSource, embed, has_teacher, usable_rows
 from lelp_sklearn._training.inputs import StudentInputs, add_note_on_error, as_array
 from lelp_sklearn._typing import FloatArray, IntArray
@@ -27,6 +28,12 @@ from lelp_sklearn._typing import FloatArray, IntArray
 _HELD_OUT = 0.25
 # A gain in agreement that is worth having: benchmarks/README.md has the tasks.
 _WORTHWHILE = 0.01
+
+_N_CLUSTERS = 20
+# With fewer rows a cluster the inertia says little.
+_ROWS_A_CLUSTER = 5
+# Clusters are found in a few dimensions more than there are clusters.
+_N_AXES = _N_CLUSTERS + 10
 
 
 @dataclass(frozen=True)
@@ -275,25 +282,16 @@ def subclass_report(
 
 @dataclass(frozen=True)
 class ReportData:
-    """The rows of a report, and a projector that is fitted to all of them.
-
-    Parameters
-    ----------
-    student : LELPStudentClassifier
-    sample : StudentInputs
-    embeddings : ndarray of shape (n, d)
-    logits : ndarray of shape (n, C)
-        The teacher's.
-    class_index : ndarray of shape (n,)
-        The class of each row by its label, else by the teacher.
-    projector : LELPProjector or FrozenEstimator
-    """
+    """The rows of a report, and a projector that is fitted to all of them."""
 
     student: Any
     sample: StudentInputs
+    # (n, d) and (n, C), those of the teacher.
     embeddings: FloatArray
     logits: FloatArray
+    # (n,), by the label of a row, else by the teacher.
     class_index: IntArray
+    # A LELPProjector or a FrozenEstimator of one.
     projector: Any
 
     @classmethod
@@ -388,11 +386,11 @@ class ReportData:
         in_class = self.class_index == c
         embeddings = self.embeddings[in_class].astype(np.float64)
         row_space = row_space_basis(self.projector.coef_)
-        points = gap.principal_points(embeddings, row_space)
+        points = principal_points(embeddings, row_space)
         logits = self.logits[in_class].astype(np.float64)
         margin = logits[:, c] - np.delete(logits, c, axis=1).max(axis=1)
-        r2 = gap.adjusted_r2(gap.clusters_of(points), margin)
-        return gap.gap_ratio(points, random_state), r2
+        r2 = adjusted_r2(clusters_of(points), margin)
+        return inertia_ratio(points, random_state), r2
 
 
 @dataclass(frozen=True)
@@ -444,6 +442,67 @@ class _Pilot:
             n_subclasses=n_subclasses,
             size_ratio=len(held_out) / len(rest),
         )
+
+
+def principal_points(rows: FloatArray, row_space: FloatArray) -> FloatArray:
+    """Return coordinates (n, m) of rows (n, d) along principal axes in the null space.
+
+    `row_space` (d, r) is an orthonormal basis of the head's rows.
+    """
+    inside = to_null_space((rows - rows.mean(axis=0)).T, row_space).T
+    is_wide = inside.shape[0] < inside.shape[1]
+    products = inside @ inside.T if is_wide else inside.T @ inside
+    last = len(products) - 1
+    values, vectors = linalg.eigh(
+        products, subset_by_index=(max(0, last - _N_AXES + 1), last)
+    )
+    if is_wide:
+        vectors = vectors * np.sqrt(np.maximum(values, 0))
+    points: FloatArray = vectors if is_wide else inside @ vectors
+    return points
+
+
+def clusters_of(points: FloatArray) -> IntArray:
+    """Return the cluster (n,) of each point (n, m), about the origin."""
+    n_clusters = max(1, min(_N_CLUSTERS, len(points) // _ROWS_A_CLUSTER))
+    weight = np.full(len(points), 1 / len(points))
+    # Rows that differ by the rounding of single precision are one.
+    rounding = float(np.finfo(np.float32).eps ** 2 * np.mean(points**2))
+    return cluster(points, weight, n_clusters, rounding)
+
+
+def inertia_ratio(points: FloatArray, random_state: np.random.RandomState) -> float:
+    """Return the inertia after k-means of a Gaussian like the points, over theirs."""
+    deviations = np.sqrt(np.mean(points**2, axis=0))
+    gaussian = random_state.normal(size=points.shape) * deviations
+    left, left_of_gaussian = _unexplained(points), _unexplained(gaussian)
+    if not deviations.any():
+        return 1.0
+    return left_of_gaussian / left if left > 0 else np.inf
+
+
+def _unexplained(points: FloatArray) -> float:
+    """Return the share of the variance of points that clusters do not explain."""
+    centred = points - points.mean(axis=0)
+    clusters = clusters_of(centred)
+    explained = sum(_explained_squares(clusters, axis) for axis in centred.T)
+    return 1 - explained / max(float(np.sum(centred**2)), np.finfo(float).tiny)
+
+
+def adjusted_r2(clusters: IntArray, values: FloatArray) -> float:
+    """Return the adjusted R² of values (n,) by their clusters (n,), 0 for constants."""
+    n_rows, n_clusters = len(values), len(np.unique(clusters))
+    centred = values - values.mean()
+    total = float(centred @ centred)
+    if n_rows <= n_clusters or not total > 0:
+        return 0.0
+    explained = _explained_squares(clusters, centred) / total
+    return 1 - (1 - explained) * (n_rows - 1) / (n_rows - n_clusters)
+
+
+def _explained_squares(clusters: IntArray, centred: FloatArray) -> float:
+    sizes, sums = np.bincount(clusters), np.bincount(clusters, centred)
+    return float(np.sum(sums**2 / np.maximum(sizes, 1)))
 
 
 def _quick_student(student: Any, max_epochs: int, seed: int) -> Any:

@@ -82,17 +82,7 @@ def labeled_scorer(
 
 # scikit-learn's monitors accept its own kind of scorers only.
 class _LabeledScorer(_BaseScorer):  # type: ignore[misc]
-    """Scores the labelled rows by another scorer.
-
-    Parameters
-    ----------
-    scoring : str or callable
-        As passed to `labeled_scorer`.
-    scorer : callable
-        Scores (estimator, X, y).
-    unlabeled : object
-        The value in y that marks rows without a label.
-    """
+    """Scores the labelled rows by another scorer, which `scoring` names."""
 
     def __init__(
         self, scoring: object, scorer: Callable[..., Any], unlabeled: object

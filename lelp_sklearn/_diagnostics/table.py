@@ -36,8 +36,9 @@ def subclass_table(
     y : array-like of shape (n_rows,)
         Class labels.
     samples : sequence, array, Series or DataFrame of length n_rows, default=None
-        What the rows are, texts for instance, in the order of X: an index is ignored.
-        The rows of a DataFrame are shown as dicts. If None, no samples are shown.
+        The samples that the rows of X are embeddings of, such as texts, in the order of
+        X; an index is ignored. The rows of a DataFrame are shown as dicts. If None, no
+        samples are shown.
     n_samples : int, default=3
         Number of typical samples of each subclass, at least 1.
     teacher_logits : array-like of shape (n_rows, n_classes), default=None
@@ -120,25 +121,17 @@ def subclass_table(
 
 @dataclass(frozen=True)
 class ClassData:
-    """The rows of one class, and what a fitted projector makes of them.
+    """The rows of one class, and what a fitted projector makes of them."""
 
-    Parameters
-    ----------
-    rows : ndarray of shape (n,)
-        Indices of the rows.
-    embeddings : ndarray of shape (n, d)
-        In the null space, about the mean of the class.
-    shares : ndarray of shape (n, S)
-        Soft labels within the class: each row sums to one.
-    scores : ndarray of shape (n, S)
-    margins : ndarray of shape (n,)
-        Logit of the class minus the largest other.
-    """
-
+    # Indices (n,).
     rows: IntArray
+    # (n, d), in the null space, about the mean of the class.
     embeddings: FloatArray
+    # Soft labels (n, S) within the class: each row sums to one.
     shares: FloatArray
+    # (n, S).
     scores: FloatArray
+    # (n,), the logit of the class minus the largest other.
     margins: FloatArray
 
     @cached_property
@@ -195,24 +188,16 @@ class ClassData:
 
 @dataclass(frozen=True)
 class ProjectedData:
-    """Rows with their classes, and what a fitted projector makes of them.
-
-    Parameters
-    ----------
-    classes : ndarray of shape (C,)
-    class_index : ndarray of shape (n,)
-    embeddings : ndarray of shape (n, d)
-        In the null space, about the mean of the class.
-    soft_labels, scores : ndarray of shape (n, C, S)
-    margins : ndarray of shape (n, C)
-        Logit of each class minus the largest other.
-    """
+    """Rows with their classes, and what a fitted projector makes of them."""
 
     classes: NDArray[Any]
     class_index: IntArray
+    # (n, d), in the null space, about the mean of the class.
     embeddings: FloatArray
+    # (n, C, S) each.
     soft_labels: FloatArray
     scores: FloatArray
+    # (n, C), the logit of each class minus the largest other.
     margins: FloatArray
 
     @classmethod

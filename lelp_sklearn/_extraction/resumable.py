@@ -17,7 +17,6 @@ from lelp_sklearn._files import (
     check_writable,
     locked,
     map_new_npy,
-    n_missing_bytes,
     new_file,
     npy_size,
     remove_leftovers,
@@ -35,13 +34,7 @@ _CHECKED_ROWS = 4096
 
 @contextmanager
 def only_writer(path: Path) -> Iterator[None]:
-    """Keep other calls from writing `path`; a complete file is free to read.
-
-    Raises
-    ------
-    ValueError
-        If another call writes it.
-    """
+    """Keep other calls from writing `path`; a complete file is free to read."""
     if path.exists():
         yield
         return
@@ -61,16 +54,8 @@ class ResumableNpy:
 
     It is written as ``<path>.part`` and renamed when it is complete; ``<path>.journal``
     has the identity of the array, the number of rows on the disk and their checksum.
-    Rows that the journal does not count are written again, and are the same.
-
-    Parameters
-    ----------
-    path : Path
-        Ends in ``.npy``.
-    shape : (n, d)
-    dtype : numpy dtype
-    identity : dict of str
-        What the array depends on: a file of another identity is refused.
+    Rows that the journal does not count are written again, and are the same. A file of
+    another identity, what the array depends on, is refused.
     """
 
     path: Path
@@ -101,8 +86,7 @@ class ResumableNpy:
                 "it was made: delete it or choose another path."
             )
         if not self.path.exists():
-            n_bytes = n_missing_bytes(self._part, self._n_bytes)
-            check_writable(self.path, n_bytes, "path")
+            check_writable(self.path, "path")
 
     @property
     def n_done(self) -> int:

@@ -53,7 +53,7 @@ _OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 # How much of the rows, and how many texts, are hashed at once.
 _BLOCK_BYTES = 1 << 20
 _BLOCK_TEXTS = 256
-# Settings of a Hugging Face tokenizer in its backend that each call sets anew, and
+# Settings of a Hugging Face tokenizer in its backend that each call replaces, and
 # settings outside its backend.
 _SET_BY_CALLS = ("truncation", "padding")
 _BESIDE_BACKEND = (
@@ -73,37 +73,22 @@ BatchFunction = Callable[[Any, IntArray], FloatArray]
 
 @dataclass(frozen=True)
 class ModelRunner:
-    """A model and how it is called.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-    layer : str or None
-        Its input is the embedding; `SENTENCE_OUTPUT` stands for the output of a
-        sentence encoder. None until it is found.
-    tokenizer : callable or None
-        Returns the keyword arguments of the model for a list of texts.
-    max_length : int or None
-        Tokens of a text that are read; None for the maximum of the tokenizer.
-    device : torch.device
-    precision : torch.dtype
-        The precision of products; float32 for the model's own.
-    takes_token_ids : bool
-        Whether integers are token ids, or numbers.
-    output : Output
-        What the model returns, and the layers that make it.
-    run : int or None
-        Which run of the layer in a call, from the last; None if it must run once.
-    """
+    """A model, how it is called, and the layer whose input is the embedding."""
 
     model: nn.Module
+    # `SENTENCE_OUTPUT` or the name of the layer; None until it is found.
     layer: str | None
+    # Returns the keyword arguments of the model for a list of texts.
     tokenizer: Callable[..., Any] | None
+    # Tokens of a text that are read; None for the maximum of the tokenizer.
     max_length: int | None
     device: torch.device
+    # Of products; float32 for the precision of the weights.
     precision: torch.dtype
+    # Whether integers are token ids, or numbers.
     takes_token_ids: bool
     output: Output = field(default_factory=Output)
+    # Which run of the layer in a call, from the last; None if it must run once.
     run: int | None = None
 
     def head(self) -> tuple[FloatArray, FloatArray] | None:
@@ -151,10 +136,7 @@ class ModelRunner:
 
     @contextmanager
     def embedding_fn(self) -> Iterator[BatchFunction]:
-        """Give a function from rows and indices to embeddings (b, d), float32.
-
-        Afterwards the model is as it was: its mode, its hooks and its device.
-        """
+        """Yield a function from rows and indices to embeddings (b, d), float32."""
         layer_inputs: list[Any] = []
         source_outputs: list[Any] = []
         source = self.output.position_source
@@ -190,10 +172,7 @@ class ModelRunner:
 
     @contextmanager
     def logits_fn(self) -> Iterator[BatchFunction]:
-        """Give a function from rows and indices to logits (b, C), float32.
-
-        Afterwards the model is as it was.
-        """
+        """Yield a function from rows and indices to logits (b, C), float32."""
 
         def compute(rows: Any, indices: IntArray) -> FloatArray:
             logits_of = partial(self.output.logits, n_rows=len(indices))
@@ -204,6 +183,7 @@ class ModelRunner:
 
     @contextmanager
     def _running(self) -> Iterator[None]:
+        """Let the model run; afterwards its mode and its device are as before."""
         with ExitStack() as stack:
             stack.enter_context(exclusive(self.model))
             stack.enter_context(_evaluating(self.model))
@@ -311,11 +291,7 @@ class ModelRunner:
             )
 
     def hash_tokenizer(self, texts: list[str]) -> str:
-        """Return the class of the tokenizer, and a hash of its behaviour.
-
-        Its vocabulary and settings are hashed if they can be read; else its output for
-        all texts, because the state of an object may change from call to call.
-        """
+        """Return the class of the tokenizer, and a hash of its settings or output."""
         with exclusive(self.model), _tokenizer_lock.held():
             tokenizer = self.tokenizer or getattr(self.model, "tokenizer", None)
             backend: Any = getattr(tokenizer, "backend_tokenizer", None)
@@ -327,6 +303,7 @@ class ModelRunner:
                 longest = getattr(self.model, "max_seq_length", None)
                 digest = content_hash([settings, beside, longest])
             else:
+                # The state of an object may change from call to call.
                 starts = range(0, len(texts), _BLOCK_TEXTS)
                 blocks = (texts[start : start + _BLOCK_TEXTS] for start in starts)
                 digest = content_hash(
@@ -426,10 +403,7 @@ def module_device(model: nn.Module) -> torch.device:
 
 
 def copy_structure(model: Any) -> Any:
-    """Return a copy of a model that no other thread is running; its tensors are shared.
-
-    The copy has no hooks and not the mode of a run.
-    """
+    """Return a copy of a model that no thread is running; its tensors are shared."""
     if not isinstance(model, nn.Module):
         return model
     with exclusive(model):
@@ -443,11 +417,8 @@ def copy_structure(model: Any) -> Any:
 
 
 def hash_model(model: nn.Module) -> str:
-    """Return a hash of the weights and buffers of a model, and of its layers.
-
-    Layers are hashed as they print, which shows activations and pooling too.
-    """
-    # An object that prints its address has another in each process.
+    """Return a hash of the weights and buffers of a model, and of its layers."""
+    # Printed layers show activations and pooling too; addresses depend on the process.
     layers = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(model))
     with exclusive(model):
         state = model.state_dict().items()
@@ -456,10 +427,7 @@ def hash_model(model: nn.Module) -> str:
 
 
 def hash_inputs(rows: Any) -> str:
-    """Return a hash of all that rows hold, read a block at a time.
-
-    An array and a tensor of the same numbers and dtype have the same.
-    """
+    """Return a hash of rows, a block at a time; of a tensor that of an equal array."""
     if is_texts(rows):
         return content_hash(rows)
     step = max(1, _BLOCK_BYTES // max(1, as_tensor(rows[:1]).nbytes))

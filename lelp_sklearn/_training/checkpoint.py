@@ -13,7 +13,12 @@ from typing import Any
 
 import torch
 
-from lelp_sklearn._files import locked, new_file, remove_leftovers
+from lelp_sklearn._files import (
+    check_folder_writable,
+    locked,
+    new_file,
+    remove_leftovers,
+)
 
 SUFFIX = ".ckpt"
 _HEADER = b"lelp_sklearn checkpoint 1\n"
@@ -22,14 +27,10 @@ _N_SIGNED_BYTES = len(_HEADER) + hashlib.sha256().digest_size
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A file that holds the state of one fit, written every `interval` epochs.
-
-    It is replaced as a whole, so that it is complete whenever the process ends. The
-    identity is the hashes of all that the result depends on, by name; the file of a fit
-    with another identity is refused.
-    """
+    """A file that holds the state of one fit, written every `interval` epochs."""
 
     path: Path
+    # Hashes of all that the result depends on, by name.
     identity: Mapping[str, str]
     interval: int
 
@@ -45,11 +46,8 @@ class Checkpoint:
                 "or is damaged: name another file, or delete it if it is one."
             )
         saved = torch.load(io.BytesIO(body), map_location=device, weights_only=True)
-        changed = [
-            name
-            for name, digest in self.identity.items()
-            if saved["identity"].get(name) != digest
-        ]
+        found = saved["identity"]
+        changed = [n for n, digest in self.identity.items() if found.get(n) != digest]
         if changed:
             raise ValueError(
                 f"checkpoint={str(self.path)!r} is of a fit with another "
@@ -95,11 +93,6 @@ def open_checkpoint(
     A path that ends in ``.ckpt`` is the file itself. Any other path is a folder, in
     which each fit has a file named after its identity; equal fits that run at the same
     time have a file each.
-
-    Raises
-    ------
-    ValueError
-        If the path cannot be written to, or another running fit uses the file.
     """
     target = Path(path)
     check_path(target)
@@ -134,11 +127,7 @@ def check_resumable(checkpoint: Any, random_state: Any) -> None:
 
 
 def check_path(path: str | os.PathLike[str]) -> None:
-    """Raise unless a checkpoint can be written to a file or into a folder.
-
-    A path with the suffix is a file in an existing folder. Any other path is a folder,
-    which need not exist yet.
-    """
+    """Raise unless a checkpoint can be written to a file or into a folder."""
     target = Path(path)
     is_file = target.suffix == SUFFIX
     if is_file and target.is_dir():
@@ -154,11 +143,7 @@ def check_path(path: str | os.PathLike[str]) -> None:
             f"checkpoint={str(target)!r}: {str(folder)!r} is not a folder; name a file "
             f"that ends in {SUFFIX!r} in an existing folder, or a folder."
         )
-    if not os.access(folder, os.W_OK):
-        raise ValueError(
-            f"checkpoint={str(target)!r}: the folder {str(folder)!r} is not writable; "
-            "change its permissions, or choose another folder."
-        )
+    check_folder_writable(folder, target, "checkpoint")
 
 
 def _sign(body: bytes | memoryview) -> bytes:

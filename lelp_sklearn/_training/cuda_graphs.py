@@ -155,10 +155,7 @@ class GraphedSteps:
 
 
 class CapturedStep:
-    """A step as a CUDA graph, with the tensors that it reads and returns.
-
-    Nothing is computed during the capture.
-    """
+    """A step as a CUDA graph, with the tensors that it reads and returns."""
 
     def __init__(
         self, step: Step, index: Tensor, weight: float | Tensor, pool: Any

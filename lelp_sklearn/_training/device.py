@@ -1,14 +1,15 @@
-"""The device of training, the dtype of inputs, and torch's random state."""
+"""The device and the precision of training, and torch's random state."""
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import torch
 from threadpoolctl import ThreadpoolController
+from torch import Tensor, nn
 
 from lelp_sklearn._locks import ForkSafeLock, at_fork
 from lelp_sklearn._training.inputs import dtype_name, is_integer
@@ -16,6 +17,7 @@ from lelp_sklearn._training.inputs import dtype_name, is_integer
 Dtype = torch.dtype
 
 _ACCELERATORS = ("cuda", "xpu", "mps")
+_MIXED = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 # Modules draw from generators that all threads share, and the exporter of ONNX files
 # changes how optimizers are called: one epoch or export runs at a time.
@@ -23,10 +25,8 @@ torch_lock = ForkSafeLock()
 
 
 def _end_openmp_threads() -> None:
-    """End the OpenMP threads of the calling thread; its next product starts new ones.
-
-    A forked child has none of them, but GNU's OpenMP would wait for them there.
-    """
+    """End the OpenMP threads of the calling thread; its next product makes others."""
+    # A forked child has none of them, but GNU's OpenMP would wait for them there.
     soft = 1
     for library in _openmp_libraries():
         library.omp_pause_resource_all(soft)
@@ -87,6 +87,78 @@ def input_dtype(
     return torch.float64 if stays else torch.float32
 
 
+class Precision:
+    """Runs the parts of a step in one precision, mixed for "bfloat16" and "float16"."""
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        self.dtype = _MIXED.get(name)
+        self.device_type = device.type
+        self.scaler: torch.amp.GradScaler | None = None
+        if self.dtype is None:
+            return
+        reason: object = "torch does not support it there"
+        is_usable = False
+        try:
+            with torch.autocast(self.device_type, dtype=self.dtype):
+                is_usable = torch.is_autocast_enabled(self.device_type)
+            if self.dtype == torch.float16:
+                self.scaler = torch.amp.GradScaler(self.device_type)
+                is_usable = is_usable and self.scaler.is_enabled()
+        except RuntimeError as error:
+            reason, is_usable = error, False
+        if not is_usable:
+            raise ValueError(
+                f"precision={name!r} cannot be used on {str(device)!r} "
+                f"({str(reason).splitlines()[0]}): use 'float32', or another device."
+            )
+
+    def outputs(self, module: nn.Module, X: Tensor) -> Tensor:
+        """Return the outputs of a module for a batch."""
+        context: AbstractContextManager[Any] = nullcontext()
+        if self.dtype is not None:
+            context = torch.autocast(self.device_type, dtype=self.dtype)
+        with context:
+            outputs: Tensor = module(X)
+        return outputs
+
+    def backward(self, loss: Tensor) -> None:
+        """Compute the gradients of the weights."""
+        scaled = loss if self.scaler is None else self.scaler.scale(loss)
+        scaled.backward()
+
+    def step(
+        self,
+        optimizer: torch.optim.Optimizer,
+        parameters: Iterable[nn.Parameter],
+        max_grad_norm: float | None,
+    ) -> None:
+        """Update the weights, with gradients clipped to the norm."""
+        if max_grad_norm is not None:
+            if self.scaler is not None:
+                self.scaler.unscale_(optimizer)
+            _clip_gradients(parameters, max_grad_norm)
+        if self.scaler is None:
+            optimizer.step()
+        else:
+            self.scaler.step(optimizer)
+            self.scaler.update()
+
+
+def _clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> None:
+    """Clip the gradients, some of which may be sparse, to a norm of all together."""
+    gradients = []
+    for parameter in parameters:
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.coalesce()
+            gradients.append(parameter.grad.values())
+        elif parameter.grad is not None:
+            gradients.append(parameter.grad)
+    norm = nn.utils.get_total_norm(gradients)
+    factor = (max_norm / (norm + 1e-6)).clamp(max=1)
+    for gradient in gradients:
+        gradient.mul_(factor.to(gradient.device))
+
+
 def derive_seed(seed: int, *path: int) -> int:
     """Return a different seed for each path of integers, such as an epoch."""
     state = np.random.SeedSequence((seed, *path)).generate_state(1, np.uint64)
@@ -95,10 +167,7 @@ def derive_seed(seed: int, *path: int) -> int:
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's generators for the block, and restore them after it.
-
-    Blocks of other threads wait, so that what each draws depends on its seed alone.
-    """
+    """Seed torch's generators for the block, for which blocks of other threads wait."""
     with torch_lock.held(), ExitStack() as restorations:
         for place in {torch.device("cpu"), device}:
             get_state, set_state = _random_state_access(place)
@@ -109,10 +178,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def warm_up_backward(device: torch.device) -> None:
-    """Initialise a GPU in torch's thread of the backward pass.
-
-    torch warns if a matrix product is the first operation of that thread.
-    """
+    """Initialise a GPU in torch's backward thread, which else warns in a product."""
     if device.type == "cuda":
         with torch.enable_grad():
             torch.ones((), device=device, requires_grad=True).exp().backward()
@@ -120,11 +186,9 @@ def warm_up_backward(device: torch.device) -> None:
 
 @contextmanager
 def denormals_are_zero() -> Iterator[None]:
-    """Flush denormal numbers of this thread to zero in the block.
-
-    Processors are slow with them. An optimizer's running averages decay to them if a
-    gradient has long been zero, as for a rare word.
-    """
+    """Flush denormal numbers of this thread to zero in the block."""
+    # Processors are slow with them. An optimizer's running averages decay to them if a
+    # gradient has long been zero, as for a rare word.
     smallest = sys.float_info.min
     before = smallest / 2 == 0
     try:

@@ -157,7 +157,7 @@ def export_onnx(
         )
     target = Path(path)
     n_bytes = 4 * sum(tensor.numel() for tensor in net.state_dict().values())
-    check_writable(target, n_bytes, "path", ".onnx")
+    check_writable(target, "path", ".onnx")
     if n_bytes > _LARGEST_FILE:
         raise ValueError(
             f"The student has {n_bytes:,} bytes of weights in single precision and one "

@@ -1,4 +1,4 @@
-"""Finder of the layers whose output a model returns, by running it on a few rows."""
+"""Find the layers whose output a model returns, by running it on a few rows."""
 
 import math
 from collections import Counter
@@ -65,21 +65,15 @@ class Output:
 
 
 def find_output(model: nn.Module, call: Callable[[], Any], n_rows: int) -> Output:
-    """Compare the outputs of all layers with what a model returns for its first rows.
-
-    `call` calls the model, which is in evaluation mode, on these rows.
-    """
+    """Compare the outputs of all layers with what `call` of the model returns."""
     answer = _vectors(answer_of(call()), n_rows)
     # Numbers between 0 and 1 may be logits too: they are the sigmoid of a logit if some
     # module puts out that logit.
-    *others, last = _readings(answer)
-    for are_probabilities in others:
+    for are_probabilities in _readings(answer):
         comparison = _Comparison(model, n_rows, answer, are_probabilities)
         comparison.run(call)
         if comparison.has_answer():
-            return comparison.output()
-    comparison = _Comparison(model, n_rows, answer, last)
-    comparison.run(call)
+            break
     return comparison.output()
 
 
@@ -132,9 +126,8 @@ class _Compared:
 class _Comparison:
     """Compares the output of each module with what the model returned.
 
-    Nothing is kept of the outputs, which may be large. A module is a layer if it has
-    weights that mix features, and no module in it has. If an adapter runs beside a
-    layer, the layer that takes the input of both counts.
+    A module is a layer if it has weights that mix features, and no module in it has. If
+    an adapter runs beside a layer, the layer that takes the input of both counts.
     """
 
     def __init__(
@@ -236,12 +229,11 @@ class _Comparison:
         return self._answer is not None and self._answer.shape[1] in shape[1:]
 
     def _may_be_logits(self, outputs: Tensor) -> bool:
-        answer = self._answer
-        if answer is None or not outputs.is_floating_point():
-            return False
         return (
-            outputs.ndim <= 3
-            and outputs.shape[-1] == answer.shape[1]
+            self._answer is not None
+            and outputs.is_floating_point()
+            and outputs.ndim <= 3
+            and outputs.shape[-1] == self._answer.shape[1]
             and outputs.numel() > 0
         )
 

@@ -21,6 +21,7 @@ from lelp_sklearn._training.batches import (
 from lelp_sklearn._training.checkpoint import Checkpoint
 from lelp_sklearn._training.cuda_graphs import GraphedSteps, Step, can_capture
 from lelp_sklearn._training.device import (
+    Precision,
     denormals_are_zero,
     derive_seed,
     seeded,
@@ -29,7 +30,6 @@ from lelp_sklearn._training.device import (
 from lelp_sklearn._training.early_stopping import EarlyStopping, copy_tensors
 from lelp_sklearn._training.objective import Objective
 from lelp_sklearn._training.optimizer import Optimizer
-from lelp_sklearn._training.precision import Precision
 from lelp_sklearn._training.process_group import Ranks
 from lelp_sklearn._training.schedules import Schedule, check_schedule_value
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -42,11 +42,8 @@ class Ranks:
         return int(os.environ["LOCAL_RANK"]) if self.size > 1 else None
 
     def share(self, index: Tensor) -> Tensor:
-        """Return this process's part, perhaps empty, of the indices of a batch.
-
-        No part has one row, which batch normalisation cannot take, unless the batch
-        has.
-        """
+        """Return this process's part, perhaps empty, of the indices of a batch."""
+        # Batch normalisation cannot take a part of one row.
         n_parts = max(1, min(self.size, len(index) // 2))
         return index[self.rank :: n_parts] if self.rank < n_parts else index[:0]
 
@@ -54,25 +51,20 @@ class Ranks:
         """Return in all processes what `make` returns, or raises, in the first."""
         if self.size == 1:
             return make()
-        made: list[T] = []
-        failure: Exception | None = None
-        sent: list[Any] = [None]
+        value, failure, sent = None, None, [b""]
         if self.is_rank0:
             try:
-                made.append(make())
-                sent[0] = pickle.dumps((made[0], None))
+                value = make()
+                sent = [pickle.dumps((value, None))]
             # Whatever it is, the others must not wait for a value that never comes.
             except Exception as error:
                 failure = error
-                sent[0] = pickle.dumps((None, _sendable(error)))
+                sent = [pickle.dumps((None, _sendable(error)))]
         dist.broadcast_object_list(sent, device=torch.device("cpu"))
+        if not self.is_rank0:
+            value, failure = pickle.loads(sent[0])
         if failure is not None:
             raise failure
-        if made:
-            return made[0]
-        value, first_error = pickle.loads(sent[0])
-        if first_error is not None:
-            raise first_error
         return cast(T, value)
 
     def on_rank0(self, make: Callable[[], T]) -> T | None:

@@ -12,7 +12,11 @@ from lelp_sklearn._callbacks import FitTask
 from lelp_sklearn._training import schedules
 from lelp_sklearn._training.batches import as_tensor, make_training_tensors
 from lelp_sklearn._training.checkpoint import Checkpoint
-from lelp_sklearn._training.device import resolve_device, warm_up_backward
+from lelp_sklearn._training.device import (
+    Precision,
+    resolve_device,
+    warm_up_backward,
+)
 from lelp_sklearn._training.early_stopping import EarlyStopping, first_final_epoch
 from lelp_sklearn._training.inputs import RowFormat, StudentInputs
 from lelp_sklearn._training.loop import (
@@ -30,7 +34,6 @@ from lelp_sklearn._training.modules import (
 )
 from lelp_sklearn._training.objective import Objective
 from lelp_sklearn._training.optimizer import continue_optimizer, make_optimizer
-from lelp_sklearn._training.precision import Precision
 from lelp_sklearn._training.process_group import Ranks
 from lelp_sklearn._typing import BoolArray, FloatArray, IntArray, StudentParams
 

@@ -172,8 +172,10 @@ def by_hand(student, X, y, E, folds):
     return scores
 
 
-@routing
-@pytest.mark.parametrize("n_jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("n_jobs", "enable_metadata_routing"),
+    [(1, False), (1, True), pytest.param(2, True, marks=pytest.mark.slow)],
+)
 def test_cross_validation(n_jobs, enable_metadata_routing, problem):
     X, y, E, head = problem
     student = student_of(head)

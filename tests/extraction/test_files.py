@@ -228,6 +228,7 @@ def test_twenty_killed_extractions_end_as_an_undisturbed_one(tmp_path):
         turn = 1 + random.randint(CALLS[name])
         how = str(name), int(turn), between
         assert run_in_process(extract_until_killed, path, *how) == -signal.SIGKILL
+        assert not path.exists()
         # Again, unless too little is left to do.
         again = str(name), int(random.randint(2, 5)), 0
         killed = run_in_process(extract_until_killed, path, *again)
@@ -236,6 +237,22 @@ def test_twenty_killed_extractions_end_as_an_undisturbed_one(tmp_path):
         assert path.read_bytes() == whole, how
         names = ["e.npy", "e.npy.journal", "e.npy.lock"]
         assert sorted(p.name for p in folder.iterdir()) == names
+
+
+@is_linux
+def test_the_journal_of_a_file_that_is_gone_does_not_vouch_for_the_next(tmp_path):
+    """A process that dies before its first entry leaves no other behind."""
+    path = tmp_path / "e.npy"
+    # The first call enters every batch, the second, of a file that is empty, none.
+    for turn, between in ((9, 0), (2, 3600)):
+        path.with_name("e.npy.part").unlink(missing_ok=True)
+        how = "forward", turn, between
+        assert run_in_process(extract_until_killed, path, *how) == -signal.SIGKILL
+    extractor = make_extractor()
+    assert_array_equal(
+        extractor.extract(rows(100), path),
+        extractor.transform(rows(100)).astype(np.float16),
+    )
 
 
 def test_a_part_with_a_later_journal_is_refused(tmp_path):

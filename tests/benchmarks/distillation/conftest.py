@@ -23,7 +23,7 @@ def tiny():
             n_student=100,
             **small,
         ),
-        replace(digits, has_rare_class=True, **small),
+        replace(digits, has_rare_class=True, n_student=200, **small),
     )
     methods = (config.BASELINE, config.OURS, config.FITNET, config.ORACLE)
     search = replace(

@@ -367,6 +367,7 @@ def test_teacher_and_students_learn_on_a_gpu(task, paths, tmp_path, name):
 def tiny(task, monkeypatch):
     """The command with a tiny table of photos."""
     table = TABLES["photos"]
+    task = replace(task, teacher_steps=3)
     larger = replace(task, name="CIFAR-10-bin, 40 000 rows", n_student=70)
     found = replace(
         table,

@@ -1,7 +1,5 @@
 """Tables and figures of made-up results."""
 
-from dataclasses import replace
-
 import numpy as np
 from scipy import stats
 
@@ -81,24 +79,6 @@ def test_surface_looks_variants_up_by_both_arguments():
     ]
     found = [float(cell) for row in rows for cell in row.split("|")[2:-1]]
     assert found == list(range(len(question.variants)))
-
-
-def test_sweep_is_drawn_and_leaves_out_means_over_tasks(tiny, finished):
-    table = tiny.TABLES["tiny"]
-    names = tuple(task.name for task in table.tasks)
-    panels = (
-        config.Panel("quantity of the sweep", (1, 2), names),
-        config.Panel("its accuracy", (1, 2), names, shows_gain=False),
-    )
-    results = [
-        records.Records.open(finished / name, table, overwrite=False)
-        for name in ("tiny_trials.csv.gz", "tiny.csv")
-    ]
-    sweep = replace(table, panels=panels)
-    report.write_report(sweep, *results, finished / "sweep")
-    assert "Means over tasks" not in (finished / "sweep.md").read_text()
-    assert "### " + names[0] in (finished / "sweep.md").read_text()
-    assert "<svg" in (finished / "sweep.svg").read_text()
 
 
 def test_summary_has_gains_of_tasks_and_means_of_kinds(tmp_path):

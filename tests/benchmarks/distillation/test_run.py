@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from filelock import FileLock
 
-from benchmarks.distillation import comparison, config, records
+from benchmarks.distillation import comparison, config, records, report
 from benchmarks.distillation.tables.tasks import TASKS
 
 
@@ -44,11 +44,8 @@ def test_run_leaves_a_line_for_each_seed_and_each_trial(tiny, finished, capsys):
     assert {(x["task"], x["method"], x["learning_rate"]) for x in results} <= settings
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("n_writings", [1, 9, 17])
-def test_run_that_was_stopped_goes_on_to_the_same_files(
-    tiny, finished, n_writings, tmp_path_factory, monkeypatch
-):
+def stop_after(monkeypatch, n_writings, *arguments):
+    """Interrupt a run after so many writings of results."""
     write, left = records.Records.write, [n_writings]
 
     def stopped(self, table):
@@ -57,11 +54,19 @@ def test_run_that_was_stopped_goes_on_to_the_same_files(
         left[0] -= 1
         write(self, table)
 
-    other = tmp_path_factory.mktemp("stopped")
     with monkeypatch.context() as patch:
         patch.setattr(records.Records, "write", stopped)
         with pytest.raises(KeyboardInterrupt):
-            call(tiny, other)
+            call(*arguments)
+
+
+@pytest.mark.slow
+def test_run_that_was_stopped_goes_on_to_the_same_files(
+    tiny, finished, tmp_path_factory, monkeypatch
+):
+    other = tmp_path_factory.mktemp("stopped")
+    for n_writings in (1, 8, 8):
+        stop_after(monkeypatch, n_writings, tiny, other)
     call(tiny, other)
     for name in ("tiny.csv", "tiny_trials.csv.gz", "tiny.md", "tiny.svg"):
         assert (other / name).read_bytes() == (finished / name).read_bytes()
@@ -73,8 +78,7 @@ def test_finished_run_trains_nothing_again(tiny, finished, monkeypatch):
     call(tiny, finished)
 
 
-@pytest.mark.slow
-def test_results_of_other_code_are_refused_or_begun_anew(
+def test_results_of_other_code_are_refused_or_replaced(
     tiny, finished, monkeypatch, capsys
 ):
     before = (finished / "tiny.csv").read_text()
@@ -85,8 +89,9 @@ def test_results_of_other_code_are_refused_or_begun_anew(
     assert "another configuration" in error
     assert "--overwrite" in error
     assert (finished / "tiny.csv").read_text() == before
-    call(tiny, finished, "--overwrite")
-    assert len(lines_of(finished / "tiny.csv")) == len(before.splitlines()) - 1
+    n_trials = len(lines_of(finished / "tiny_trials.csv.gz"))
+    stop_after(monkeypatch, 1, tiny, finished, "--overwrite")
+    assert 0 < len(lines_of(finished / "tiny_trials.csv.gz")) < n_trials
 
 
 def test_another_best_setting_makes_results_void(tiny, finished):
@@ -132,14 +137,32 @@ def test_setting_that_fails_on_another_seed_is_not_reported_on(tiny, finished):
 def test_report_shows_every_method_and_task(tiny, finished, capsys):
     call(tiny, finished, "--report")
     printed = capsys.readouterr().out
-    report = (finished / "tiny.md").read_text()
-    assert report in printed
+    written = (finished / "tiny.md").read_text()
+    assert written in printed
     for task in tiny.TABLES["tiny"].tasks:
-        assert f"### {task.name}" in report
+        assert f"### {task.name}" in written
     for method in tiny.TABLES["tiny"].methods:
-        assert report.count(f"| {method} |") >= 2
-    assert "average precision" in report
+        assert written.count(f"| {method} |") >= 2
+    assert "average precision" in written
     assert (finished / "tiny.svg").read_text().count("<svg") == 1
+
+
+def test_sweep_is_drawn_and_leaves_out_means_over_tasks(tiny, finished):
+    table = tiny.TABLES["tiny"]
+    names = tuple(task.name for task in table.tasks)
+    panels = (
+        config.Panel("quantity of the sweep", (1, 2), names),
+        config.Panel("its accuracy", (1, 2), names, shows_gain=False),
+    )
+    results = [
+        records.Records.open(finished / name, table, overwrite=False)
+        for name in ("tiny_trials.csv.gz", "tiny.csv")
+    ]
+    sweep = replace(table, panels=panels)
+    report.write_report(sweep, *results, finished / "sweep")
+    assert "Means over tasks" not in (finished / "sweep.md").read_text()
+    assert "### " + names[0] in (finished / "sweep.md").read_text()
+    assert "<svg" in (finished / "sweep.svg").read_text()
 
 
 @pytest.fixture
@@ -188,9 +211,9 @@ def test_what_another_table_has_measured_is_taken_over(
         if line["method"] in shared and line["task"] == peers.tasks[0].name:
             assert {**line, **no_work} in trials
     # A trial that the other table went on to is none of this one's.
-    report = (finished / "peers.md").read_text()
+    written = (finished / "peers.md").read_text()
     for method in peers.methods:
-        *_, row = (x for x in report.splitlines() if x.startswith(f"| {method} |"))
+        *_, row = (x for x in written.splitlines() if x.startswith(f"| {method} |"))
         assert row.endswith("| 2 |")
     before = (finished / "peers.csv").read_text()
     trained.clear()
@@ -215,12 +238,12 @@ def test_retrained_teacher_is_scored_and_its_work_counted(tiny, peers, tmp_path)
         assert float(line["student_work"]) == expected
     accuracies = [{x["teacher_accuracy"] for x in part} for part in (own, others)]
     assert accuracies[0] != accuracies[1]
-    report = (tmp_path / "peers.md").read_text()
+    written = (tmp_path / "peers.md").read_text()
     ratio = float(own[0]["teacher_work"]) / float(own[0]["student_work"])
-    assert f"| {ratio:.3g} |" in report
-    assert "- DKD: degenerates." in report
+    assert f"| {ratio:.3g} |" in written
+    assert "- DKD: degenerates." in written
     # More methods than tasks: a line a method.
-    *_, first = (x for x in report.splitlines() if x.startswith("| task |"))
+    *_, first = (x for x in written.splitlines() if x.startswith("| task |"))
     assert first.count("|") == 2 + len(peers.tasks)
     for name in ("subclasses_20_teacher_0.pt", "layout_0_100.npy"):
         assert len(list((tmp_path / "cache").glob(f"*/{name}"))) == 1
