@@ -21,12 +21,15 @@ from skl2onnx.common.data_types import (
     StringTensorType,
 )
 from skl2onnx.helpers.integration import add_onnx_graph
+from sklearn.base import is_regressor
 from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from lelp_sklearn._files import check_writable, new_file
+from lelp_sklearn._meta import LELPMetaClassifier
 from lelp_sklearn._student import LELPStudentClassifier
+from lelp_sklearn._student_cv import LELPStudentClassifierCV
 from lelp_sklearn._typing import FloatArray
 
 __all__ = ["to_onnx"]
@@ -61,8 +64,10 @@ def to_onnx(
 
     Parameters
     ----------
-    model : Pipeline or LELPStudentClassifier
-        The fitted model. Steps before the classifier are those that skl2onnx converts.
+    model : Pipeline, LELPStudentClassifier, LELPStudentClassifierCV or \
+            LELPMetaClassifier
+        The fitted model. Steps before the classifier, and the estimator of a
+        LELPMetaClassifier, must be such as skl2onnx converts.
     X : array-like of str of shape (n_samples,) or of shape (n_samples, n_features)
         Rows on which the file is compared with `model`. They should be such as the
         file will be used on.
@@ -112,7 +117,7 @@ def to_onnx(
         X = _as_strings(X)
         kind = StringTensorType([None, 1])
     else:
-        X = np.asarray(X, dtype=np.float32)
+        X = _as_numbers(X)
         kind = FloatTensorType([None, X.shape[1]])
     target = Path(path)
     check_writable(target, 0, "path", ".onnx")
@@ -129,6 +134,19 @@ def to_onnx(
     _compare(content, model, X, tolerance)
     with new_file(target, len(content), "path") as file:
         file.write(content)
+
+
+def _as_numbers(X: Any) -> FloatArray:
+    """Return rows as numbers in single precision."""
+    try:
+        rows: FloatArray = np.asarray(X, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            "X must be dense rows of numbers, since the first step of model is no "
+            "vectorizer: to export a model of text, pass a Pipeline whose first step "
+            "is a TfidfVectorizer or a CountVectorizer."
+        ) from error
+    return rows
 
 
 def _as_strings(X: Any) -> Any:
@@ -241,24 +259,76 @@ def _convert_student(scope: Any, operator: Any, container: Any) -> None:
     add_onnx_graph(scope, operator, container, model)
 
 
+def _convert_meta_classifier(scope: Any, operator: Any, container: Any) -> None:
+    """Add the graph of the inner estimator, and the sums over its subclasses."""
+    meta = operator.raw_operator
+    estimator, n_classes = meta.estimator_, len(meta.classes_)
+    last_step = estimator[-1] if isinstance(estimator, Pipeline) else estimator
+    options = None if is_regressor(last_step) else {id(last_step): {"zipmap": False}}
+    rows = operator.inputs[0].type
+    model = skl2onnx.to_onnx(
+        estimator,
+        initial_types=[("X", type(rows)([None, *rows.shape[1:]]))],
+        options=options,
+        target_opset=container.target_opset,
+    )
+    graph = model.graph
+    outputs = [output.name for output in graph.output]
+    del graph.output[:]
+    subclass_of_output = np.arange(meta._n_outputs)
+    if not is_regressor(last_step):
+        subclass_of_output = meta._seen_subclasses
+    n_subclasses = meta._n_outputs // n_classes
+    indicator = np.eye(n_classes, dtype=np.float32)[subclass_of_output // n_subclasses]
+    tiny = np.array([np.finfo(np.float32).tiny])
+    axis = np.array([1])
+    for name, value in (("indicator", indicator), ("tiny", tiny), ("axis", axis)):
+        graph.initializer.append(numpy_helper.from_array(value, f"lelp_{name}"))
+    # Predictions of a regressor are no probabilities before they are divided.
+    sums = [
+        ("Max", [outputs[-1], "lelp_tiny"], "lelp_shares"),
+        ("MatMul", ["lelp_shares", "lelp_indicator"], "lelp_masses"),
+        ("ReduceSum", ["lelp_masses", "lelp_axis"], "lelp_total"),
+        ("Div", ["lelp_masses", "lelp_total"], "lelp_probabilities"),
+    ]
+    graph.node.extend(
+        helper.make_node(kind, inputs, [output], output)
+        for kind, inputs, output in sums
+    )
+    probabilities = helper.make_tensor_value_info(
+        "lelp_probabilities", TensorProto.FLOAT, [None, n_classes]
+    )
+    graph.output.append(probabilities)
+    _add_labels(graph, meta.classes_)
+    add_onnx_graph(scope, operator, container, model)
+
+
 def _add_labels(graph: Any, classes: Any) -> None:
-    """Put the likeliest class before the probabilities."""
+    """Put the likeliest class before the probabilities, the only output so far."""
+    (probabilities,) = graph.output
     is_text = _is_text(classes)
     values = classes.astype(object if is_text else np.int64)
-    graph.initializer.append(numpy_helper.from_array(values, "classes"))
-    likeliest = helper.make_node(
-        "ArgMax", ["probabilities"], ["index"], "likeliest", axis=1, keepdims=0
+    graph.initializer.append(numpy_helper.from_array(values, "lelp_classes"))
+    index = helper.make_node(
+        "ArgMax", [probabilities.name], ["lelp_index"], "lelp_index", axis=1, keepdims=0
     )
-    name = helper.make_node("Gather", ["classes", "index"], ["label"], "name")
-    graph.node.extend([likeliest, name])
+    label = helper.make_node(
+        "Gather", ["lelp_classes", "lelp_index"], ["lelp_label"], "lelp_label"
+    )
+    graph.node.extend([index, label])
     kind = TensorProto.STRING if is_text else TensorProto.INT64
-    graph.output.insert(0, helper.make_tensor_value_info("label", kind, [None]))
+    graph.output.insert(0, helper.make_tensor_value_info("lelp_label", kind, [None]))
 
 
-skl2onnx.update_registered_converter(
-    LELPStudentClassifier,
-    "LELPStudentClassifier",
-    _set_output_types,
-    _convert_student,
-    options={"zipmap": [True, False, "columns"]},
-)
+for _classifier, _convert in (
+    (LELPStudentClassifier, _convert_student),
+    (LELPStudentClassifierCV, _convert_student),
+    (LELPMetaClassifier, _convert_meta_classifier),
+):
+    skl2onnx.update_registered_converter(
+        _classifier,
+        _classifier.__name__,
+        _set_output_types,
+        _convert,
+        options={"zipmap": [True, False, "columns"]},
+    )

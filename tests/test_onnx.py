@@ -11,10 +11,16 @@ from sklearn.feature_extraction.text import (
     HashingVectorizer,
     TfidfVectorizer,
 )
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import MaxAbsScaler, StandardScaler
 
-from lelp_sklearn import LELPProjector, LELPStudentClassifier
+from lelp_sklearn import (
+    LELPMetaClassifier,
+    LELPProjector,
+    LELPStudentClassifier,
+    LELPStudentClassifierCV,
+)
 from lelp_sklearn.onnx import to_onnx
 
 WORDS = [
@@ -83,6 +89,31 @@ def test_skl2onnx_converts_a_student_in_a_pipeline(dtype, tmp_path):
     np.testing.assert_allclose(probabilities, model.predict_proba(X), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "estimator",
+    [LogisticRegression(), make_pipeline(MaxAbsScaler(), Ridge())],
+    ids=["classifier", "regressor in a pipeline"],
+)
+def test_a_meta_classifier_takes_raw_text(estimator, texts, labels, tmp_path):
+    meta = LELPMetaClassifier(estimator, projector=LELPProjector(n_subclasses=2))
+    model = make_pipeline(TfidfVectorizer(dtype=np.float32), meta).fit(texts, labels)
+    to_onnx(model, texts, tmp_path / "text.onnx")
+    rows = np.array(texts, dtype=object)
+    label, probabilities = predictions(tmp_path / "text.onnx", rows[:, None])
+    np.testing.assert_array_equal(label, model.predict(texts))
+    np.testing.assert_allclose(probabilities, model.predict_proba(texts), atol=1e-5)
+
+
+def test_the_best_student_of_a_search_is_exported(tmp_path):
+    X, y = load_iris(return_X_y=True)
+    search = LELPStudentClassifierCV(
+        make_student(), {"learning_rate": [0.01, 0.1]}, random_state=0
+    ).fit(X, y)
+    to_onnx(search, X, tmp_path / "iris.onnx")
+    _, probabilities = predictions(tmp_path / "iris.onnx", X.astype(np.float32))
+    np.testing.assert_allclose(probabilities, search.predict_proba(X), atol=1e-5)
+
+
 def test_a_difference_is_an_error_that_names_the_row(texts, labels, tmp_path):
     # Python lowercases this letter to two characters, onnxruntime to one.
     texts = [*texts[:-1], "İstanbul cat"]
@@ -128,5 +159,7 @@ def test_bad_arguments_are_named(texts, labels, tmp_path):
     model.fit(texts, labels)
     with pytest.raises(TypeError, match="X has int in row 1"):
         to_onnx(model, ["a", 1], tmp_path / "text.onnx")
+    with pytest.raises(ValueError, match="first step of model is no vectorizer"):
+        to_onnx(model[-1], ["a", "b"], tmp_path / "text.onnx")
     with pytest.raises(ValueError, match=r"path=.*text.txt.*'\.onnx'"):
         to_onnx(model, texts, tmp_path / "text.txt")
