@@ -120,7 +120,7 @@ def to_onnx(
         X = _as_numbers(X)
         kind = FloatTensorType([None, X.shape[1]])
     target = Path(path)
-    check_writable(target, 0, "path", ".onnx")
+    check_writable(target, "path", ".onnx")
     convertible, options = model, {}
     if isinstance(model, Pipeline):
         steps = [(name, _convertible(name, step)) for name, step in model.steps]
