@@ -95,7 +95,8 @@ class LELPMetaClassifier(
         to False.
     projector : LELPProjector, FrozenEstimator or None, default=None
         Makes the targets, as in :class:`LELPStudentClassifier`; None is
-        ``LELPProjector()``. ``n_subclasses=1`` is vanilla knowledge distillation.
+        ``LELPProjector()``. ``n_subclasses=1`` is vanilla knowledge distillation. The
+        `temperature` "auto" is 1 here: an estimator predicts its targets as they are.
     teacher : transformer, classifier or None, default=None
         Turns X into embeddings, unless they are given, as in
         :class:`LELPStudentClassifier`.
@@ -312,7 +313,9 @@ class LELPMetaClassifier(
             # 3. Teacher and projector make the targets.
             is_train = usable_rows(self, inputs)
             seed = check_random_state(self.random_state).randint(2**31 - 1)
-            source, targets = make_targets(self, inputs, is_train, seed, None)
+            source, targets = make_targets(
+                self, inputs, is_train, seed, None, auto_temperature=1.0
+            )
             # 4. The rows, their targets and their weights.
             is_train, weights = inputs.row_weights(
                 is_train, targets, source.classes, self.class_weight

@@ -58,6 +58,10 @@ from lelp_sklearn._validation import as_numbers, check_dense, check_numbers
 # To add a splitter, see `_subclasses.splitters`.
 SPLITTERS = {"kmeans": KMEANS, "pca": PCA, "random": RANDOM}
 
+# The temperature "auto": the teacher's margin over the first, within these bounds.
+_MARGIN_PER_TEMPERATURE = 3
+_AUTO_TEMPERATURES = 1, 4
+
 
 # scikit-learn has no types.
 class LELPProjector(  # type: ignore[call-arg]
@@ -117,8 +121,11 @@ class LELPProjector(  # type: ignore[call-arg]
         How principal directions are turned: so that all have exactly the same variance;
         by a random rotation, as published; or not at all. Ignored unless `splitter` is
         "pca".
-    temperature : float, default=1.0
-        :math:`\tau`, the temperature of the class probabilities.
+    temperature : float or "auto", default="auto"
+        :math:`\tau`, the temperature of the class probabilities. "auto" is a third of
+        the teacher's mean margin `margin_`, but at least 1 and at most 4: the logits of
+        a teacher that is sure of every row say little at temperature 1, and those of an
+        unsure one are nearly equal at 4.
     subclass_temperature : float or "auto", default="auto"
         :math:`\beta` in root mean squares of z over the training rows (each in its own
         class). 0 assigns each row to one subclass. "auto" is 0.1 for "kmeans" and 0.3
@@ -174,6 +181,13 @@ class LELPProjector(  # type: ignore[call-arg]
     coef_ : ndarray of shape (n_classes, n_features)
         The head, with a row for each class, also for two classes.
     intercept_ : ndarray of shape (n_classes,)
+    margin_ : float
+        Weighted mean, over the rows of the fit, of the largest of the teacher's logits
+        minus the second largest. Without `teacher_logits`, a class of more than 2048
+        distinct rows is represented by a sample of them. A fit by :meth:`partial_fit`
+        has the margin of the first block with enough rows.
+    temperature_ : float
+        :math:`\tau`.
     subclass_temperature_ : float
         The absolute :math:`\beta` that divides z.
     n_features_in_ : int
@@ -237,7 +251,10 @@ class LELPProjector(  # type: ignore[call-arg]
         "head": "no_validation",
         "null_space": ["boolean"],
         "rotation": [StrOptions({"equal", "random"}), None],
-        "temperature": [Interval(Real, 0, None, closed="neither")],
+        "temperature": [
+            Interval(Real, 0, None, closed="neither"),
+            StrOptions({"auto"}),
+        ],
         "subclass_temperature": [
             Interval(Real, 0, None, closed="left"),
             StrOptions({"auto"}),
@@ -260,7 +277,7 @@ class LELPProjector(  # type: ignore[call-arg]
         head: Any = None,
         null_space: bool = True,
         rotation: str | None = "equal",
-        temperature: float = 1.0,
+        temperature: float | str = "auto",
         subclass_temperature: float | str = "auto",
         unlabeled: object = None,
         svd_solver: str = "auto",
@@ -439,7 +456,8 @@ class LELPProjector(  # type: ignore[call-arg]
                 # The stream itself stays as it is until all is well.
                 moments.merge(before.moments)
                 centroids = copy.deepcopy(before.centroids)
-            stream = Stream(inputs.classes, moments, centroids)
+            margin = None if before is None else before.margin
+            stream = Stream(inputs.classes, moments, centroids, margin)
             random_states = RandomStates.start(self.random_state)
             try:
                 inputs, _ = inputs.with_head(moments)
@@ -727,9 +745,17 @@ class LELPProjector(  # type: ignore[call-arg]
         null_variance = covariance.null_variance[:, None]
         ratio = np.zeros_like(variance)
         np.divide(variance, null_variance, out=ratio, where=null_variance > 0)
-        temperature = self.subclass_temperature
+        subclass_temperature = self.subclass_temperature
+        if subclass_temperature == "auto":
+            subclass_temperature = splitter.auto_temperature
+        margin = None if stream is None else stream.margin
+        if margin is None:
+            margin = inputs.teacher_margin()
+        if stream is not None:
+            stream.margin = margin
+        temperature = self.temperature
         if temperature == "auto":
-            temperature = splitter.auto_temperature
+            temperature = np.clip(margin / _MARGIN_PER_TEMPERATURE, *_AUTO_TEMPERATURES)
         fitted = {
             "classes_": inputs.classes,
             "n_subclasses_": split.offsets.shape[1],
@@ -740,8 +766,10 @@ class LELPProjector(  # type: ignore[call-arg]
             "intercept_": inputs.head.intercept,
             "explained_variance_": variance,
             "explained_variance_ratio_": ratio,
+            "margin_": margin,
+            "temperature_": float(temperature),
             # Without a scale all scores are 0, whatever divides them.
-            "subclass_temperature_": float(temperature) * (scale or 1.0),
+            "subclass_temperature_": float(subclass_temperature) * (scale or 1.0),
             "_stream": stream,
         }
         if splitter.uses_solver:
@@ -760,7 +788,7 @@ class LELPProjector(  # type: ignore[call-arg]
             self.coef_,
             self.intercept_,
             self.mean_.mean(axis=0),
-            self.temperature,
+            self.temperature_,
             self.subclass_temperature_,
         )
 

@@ -285,7 +285,7 @@ class Search:
         source, soft = targets.make(candidate, student, is_train, seeds.projector)
         placement = Placement.resolve(student, inputs, SINGLE_PROCESS)
         state = TrainingState.start(
-            student, inputs, source, soft, seeds, None, placement
+            student, inputs, is_train, source, soft, seeds, None, placement
         )
         trainer = make_trainer(student, state, inputs, is_train, soft, placement)
         validation_data = make_validation(state, trainer, inputs, stopping_rows, None)

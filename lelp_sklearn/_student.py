@@ -139,11 +139,18 @@ class LELPStudentClassifier(
         The weight α of the true labels. Rows without a label have no such term.
     subclass_weight : float, "anneal" or callable, default="anneal"
         The weight λ of the subclasses. 1 is the published weight; "anneal" falls
-        linearly from 1 to 0 over the first half of training; a callable takes the
-        progress of training from 0 to 1.
+        linearly to 0 over the first half of training, from 1 or, if
+        `within_class_temperature` is "auto", from r; a callable takes the progress of
+        training from 0 to 1.
     within_class_temperature : float or "auto", default="auto"
-        The temperature :math:`\tau_w` within the classes. "auto" is 1 if each class
-        has all its mass on one subclass (`subclass_temperature` 0), and τ otherwise.
+        The temperature :math:`\tau_w` within the classes. "auto" is r if each class has
+        all its mass on one subclass (`subclass_temperature` 0), and r τ otherwise. r is
+        a fifth of :math:`\log p_{(1)} - \log p_{(2)}`, of the targets of the two
+        likeliest classes of a row, on average over the training rows, and at most 1.
+        The student drives the logits of subclasses some :math:`\tau_w` apart; if they
+        were farther apart than the logits of the teacher's classes, then subclasses
+        that it learns by heart would decide the classes of new rows. r is 1 for labels,
+        and stays as it is in later calls that continue a fit.
     class_weight : dict, "balanced" or None, default=None
         Weights of the classes in the loss, by label; 1 if not given. "balanced"
         makes the classes equal in total weight. A row without a label counts as the
@@ -165,8 +172,10 @@ class LELPStudentClassifier(
         as by "adamw". It trains in one process only. A callable
         ``(parameters, lr=, weight_decay=)`` returns a :class:`torch.optim.Optimizer`
         whose `step` needs no closure, such as ``torch.optim.SGD``.
-    learning_rate : float, default=0.01
-        The learning rate, which `learning_rate_schedule` multiplies.
+    learning_rate : float or "auto", default="auto"
+        The learning rate, which `learning_rate_schedule` multiplies. "auto" is 0.015 τ,
+        but at most 0.06, and 0.01 for a `module` of the caller: the loss is of A / τ,
+        so that logits at a higher τ have farther to go.
     learning_rate_schedule : str or callable, default="cosine"
         "constant"; "cosine" falls to 0 at the end of training; "one_cycle" rises from a
         25th over the first three tenths and then falls, as in
@@ -179,7 +188,7 @@ class LELPStudentClassifier(
         Norm to which longer gradients are clipped; None clips none.
     max_epochs : int, default=100
         Number of epochs, over which progress goes from 0 to 1.
-    batch_size : int, default=128
+    batch_size : int, default=64
         Rows per step, of all processes together. A last batch of one row is merged with
         the previous batch.
     augment : callable, default=None
@@ -340,7 +349,10 @@ class LELPStudentClassifier(
         "class_weight": [dict, StrOptions({"balanced"}), None],
         "unlabeled": "no_validation",
         "optimizer": [StrOptions({"adamw", "sparse_adam"}), callable],
-        "learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "learning_rate": [
+            Interval(Real, 0, None, closed="neither"),
+            StrOptions({"auto"}),
+        ],
         "learning_rate_schedule": [
             StrOptions({"constant", "cosine", "one_cycle"}),
             callable,
@@ -378,12 +390,12 @@ class LELPStudentClassifier(
         class_weight: Any = None,
         unlabeled: Any = None,
         optimizer: Any = "adamw",
-        learning_rate: Any = 0.01,
+        learning_rate: Any = "auto",
         learning_rate_schedule: Any = "cosine",
         weight_decay: Any = 0.01,
         max_grad_norm: Any = None,
         max_epochs: Any = 100,
-        batch_size: Any = 128,
+        batch_size: Any = 64,
         augment: Any = None,
         early_stopping: Any = False,
         validation_fraction: Any = 0.1,
@@ -490,8 +502,9 @@ class LELPStudentClassifier(
             The teacher's logits, as in :meth:`LELPProjector.fit`.
         soft_targets : array-like of shape (n_samples, n_classes * n_subclasses), \
                 default=None
-            Output of :meth:`LELPProjector.transform`, made elsewhere with the
-            `temperature` of `projector`. The classes are those of a frozen projector,
+            Output of :meth:`LELPProjector.transform`, made elsewhere. Their temperature
+            is that of a frozen projector, else the `temperature` of `projector`, 1 if
+            that is "auto". The classes are those of a frozen projector,
             else of y, else, if `n_subclasses` of `projector` is a number, 0, 1 and so
             on. So y must have every class unless the projector is frozen: otherwise the
             columns of a missing class count as subclasses of others, which is an error
@@ -533,6 +546,9 @@ class LELPStudentClassifier(
             labels.
         ProbabilitiesAsLogitsWarning
             If `teacher_logits` are probabilities.
+        ConvergenceWarning
+            If, with `early_stopping`, the best epoch is in the first tenth of 10 epochs
+            or more, or the score rose by more than 2 % in the last tenth.
         """
         with self._fitting(), process_group() as ranks:
             # 1. Parameters.
@@ -578,7 +594,7 @@ class LELPStudentClassifier(
             )
             # 5. Module, loss and optimizer.
             state = TrainingState.start(
-                self, inputs, source, targets, seeds, previous, placement
+                self, inputs, is_train, source, targets, seeds, previous, placement
             )
             trainer = make_trainer(self, state, inputs, is_train, targets, placement)
             validation = ranks.on_rank0(
@@ -681,7 +697,7 @@ class LELPStudentClassifier(
             )
             # 5. Module, loss and optimizer.
             state = TrainingState.start(
-                self, inputs, source, targets, seeds, previous, placement
+                self, inputs, is_train, source, targets, seeds, previous, placement
             )
             trainer = make_trainer(
                 self, state, inputs, is_train, targets, placement, endless=True
@@ -921,7 +937,9 @@ class LELPStudentClassifier(
         for name in ("subclass_weight", "learning_rate_schedule"):
             if callable(value := getattr(self, name)):
                 schedules.check_schedule(value, name, int(self.max_epochs))
-        check_optimizer(self.optimizer, self.learning_rate, self.weight_decay)
+        # The temperature is not known yet.
+        rate = schedules.base_learning_rate(self.learning_rate, self.module, 1.0)
+        check_optimizer(self.optimizer, rate, self.weight_decay)
         if self.optimizer == "sparse_adam" and ranks.size > 1:
             raise ValueError(
                 f"optimizer='sparse_adam' trains in one process and there are "

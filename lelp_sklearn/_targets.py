@@ -93,18 +93,25 @@ class TargetSource:
         seed: int,
         task: FitTask = NO_TASK,
         classes: NDArray[Any] | None = None,
+        auto_temperature: float | None = None,
     ) -> tuple["TargetSource", StudentInputs]:
         """Fit clones of teacher and projector, unless frozen or soft targets are given.
 
         `seed` is the random state of a projector that has none, and its fit is a step
         of `task`. `classes` are all classes, sorted, if the labels of a block might
-        lack some. The returned inputs have the embeddings of the teacher, which makes
-        them once.
+        lack some. `auto_temperature` is the temperature of a projector whose
+        `temperature` is "auto"; None lets the projector choose it. The returned inputs
+        have the embeddings of the teacher, which makes them once.
         """
         is_distilled = has_teacher(params, inputs)
         if not is_distilled:
             warn_user(NoTeacherWarning())
+            # Labels are sure at every temperature.
+            auto_temperature = 1.0
         projector = _projector_to_fit(params.projector, seed, params.unlabeled)
+        is_frozen = isinstance(projector, FrozenEstimator)
+        if auto_temperature and projector.temperature == "auto" and not is_frozen:
+            projector.set_params(temperature=auto_temperature)
         if inputs.soft_targets is not None:
             return cls._of_soft_targets(inputs, projector, classes), inputs
         teacher = params.teacher
@@ -124,7 +131,7 @@ class TargetSource:
             _check_embedding_width(projector, inputs, embed(inputs, None))
         labels = np.unique(inputs.labels[inputs.is_labelled])
         lacks_classes = classes is not None and not np.isin(classes, labels).all()
-        if lacks_classes and not isinstance(projector, FrozenEstimator):
+        if lacks_classes and not is_frozen:
             _check_block_classes(inputs, projector, teacher, labels, classes)
         teacher, embeddings = _fit_and_embed(teacher, inputs, is_train)
         is_of_rows = has_own_fit_transform(teacher) or unseen_logits is not None
@@ -135,7 +142,7 @@ class TargetSource:
         if asks_logits and inputs.teacher_logits is None:
             logits = teacher.predict_logits(inputs.X)
             inputs = replace(inputs, teacher_logits=logits)
-        if not isinstance(projector, FrozenEstimator):
+        if not is_frozen:
             if not asks_logits:
                 _set_head(projector, teacher, inputs, embeddings)
             some_classes = classes if lacks_classes else None
@@ -144,8 +151,9 @@ class TargetSource:
                 _in_projector(inputs, teacher, reads_inputs=reads_inputs),
             ):
                 _fit_projector(projector, embeddings, inputs, is_train, some_classes)
-        # Fitted on too few rows it has none, and its transform raises the error.
+        # Fitted on too few rows it has neither, and its transform raises the error.
         projector_classes: Any = getattr(projector, "classes_", classes)
+        temperature = getattr(projector, "temperature_", 1.0)
         _check_projector_classes(projector_classes, classes)
         source = cls(
             projector,
@@ -153,7 +161,7 @@ class TargetSource:
             reads_inputs=reads_inputs,
             has_teacher=is_distilled,
             classes=projector_classes,
-            temperature=float(projector.temperature),
+            temperature=temperature,
             asks_logits=asks_logits,
             fitted_on=fitted_on,
             unseen_logits=unseen_logits,
@@ -193,13 +201,18 @@ class TargetSource:
                 "projector's n_subclasses to the number used, or 'auto', and check "
                 "that y has every class."
             )
+        if is_frozen:
+            temperature = projector.temperature_
+        else:
+            is_auto = projector.temperature == "auto"
+            temperature = 1.0 if is_auto else float(projector.temperature)
         return cls(
             projector if is_frozen else None,
             teacher=None,
             reads_inputs=False,
             has_teacher=True,
             classes=_validation.check_several_classes(classes, origin),
-            temperature=float(projector.temperature),
+            temperature=temperature,
         )
 
     def has_class_probabilities(self, inputs: StudentInputs) -> bool:
@@ -355,6 +368,7 @@ def make_targets(
     task: FitTask = NO_TASK,
     *,
     classes: Any = None,
+    auto_temperature: float | None = None,
 ) -> tuple[TargetSource, FloatArray]:
     """Return the source of the targets, and the targets (n, C*S) of the rows.
 
@@ -365,7 +379,13 @@ def make_targets(
     if source is None:
         classes = None if classes is None else _validation.sorted_classes(classes)
         source, inputs = TargetSource.resolve(
-            params, inputs, is_train, seed=seed, task=task, classes=classes
+            params,
+            inputs,
+            is_train,
+            seed=seed,
+            task=task,
+            classes=classes,
+            auto_temperature=auto_temperature,
         )
     else:
         inputs = source.with_refit_embeddings(inputs, is_train)

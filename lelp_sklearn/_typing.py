@@ -30,7 +30,7 @@ class StudentParams(TargetParams, Protocol):
     within_class_temperature: float | str
     class_weight: Mapping[Any, float] | str | None
     optimizer: str | Callable[..., Any]
-    learning_rate: float
+    learning_rate: float | str
     learning_rate_schedule: str | Callable[[float], float]
     weight_decay: float
     max_grad_norm: float | None

@@ -87,8 +87,9 @@ def subclass_cross_entropy(
     subclass_weight : float, default=1.0
         The weight λ of the subclasses within their class.
     within_class_temperature : float, default=None
-        The temperature τ_w within the classes; None is `temperature`. If each class has
-        all its mass on one subclass, `LELPStudentClassifier` takes 1.0.
+        The temperature τ_w within the classes; None is `temperature`.
+        `LELPStudentClassifier` takes a lower one if the teacher is unsure, and 1 or
+        less if each class has all its mass on one subclass.
 
     Returns
     -------
@@ -150,8 +151,9 @@ class SubclassCrossEntropyLoss(nn.Module):
         the steps of training: ``max(0.0, 1 - 2 * progress)``, with the progress of
         training from 0 to 1, is the default of `LELPStudentClassifier`.
     within_class_temperature : float, default=None
-        The temperature within the classes; None is `temperature`. If each class has all
-        its mass on one subclass, `LELPStudentClassifier` takes 1.0.
+        The temperature within the classes; None is `temperature`.
+        `LELPStudentClassifier` takes a lower one if the teacher is unsure, and 1 or
+        less if each class has all its mass on one subclass.
     reduction : {"mean", "sum", "none"}, default="mean"
         How the losses of the rows are reduced.
 

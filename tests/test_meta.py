@@ -64,6 +64,18 @@ def meta(estimator, n_subclasses=3, **options):
     return LELPMetaClassifier(estimator, **options)
 
 
+def test_an_automatic_temperature_is_one():
+    """The probabilities are those of the teacher, not softened ones."""
+    sure = 9 * HEAD[0], 9 * HEAD[1]
+    found, expected = (
+        LELPMetaClassifier(
+            exact(), projector=LELPProjector(3, head=sure, **options), random_state=0
+        ).fit(X, Y, teacher_embeddings=E)
+        for options in ({}, {"temperature": 1.0})
+    )
+    assert_array_equal(found.predict_proba(X), expected.predict_proba(X))
+
+
 @pytest.mark.parametrize("n_classes", [2, 3])
 def test_one_subclass_is_logistic_regression_on_soft_labels(n_classes):
     X, y, E, head = make_groups(n_classes=n_classes)

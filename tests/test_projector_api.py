@@ -51,7 +51,7 @@ def test_parameters_and_defaults_of_the_contract():
         "n_subclasses": "auto",
         "head": None,
         "null_space": True,
-        "temperature": 1.0,
+        "temperature": "auto",
         "subclass_temperature": "auto",
         "unlabeled": None,
         "svd_solver": "auto",

@@ -482,7 +482,7 @@ def test_array_of_directions_that_does_not_fit(splitter, fragments):
         ("subclass_temperature", np.nan),
         ("temperature", 0),
         ("temperature", -1.0),
-        ("temperature", "auto"),
+        ("temperature", "warm"),
         ("temperature", np.inf),
         ("null_space", "yes"),
         ("n_oversamples", -1),

@@ -33,7 +33,7 @@ def expected_soft_labels(projector, X, problem):
         projector.components_,
         projector.offsets_,
         X @ problem.coef.T + problem.intercept,
-        temperature=projector.temperature,
+        temperature=projector.temperature_,
         subclass_temperature=projector.subclass_temperature_,
     )
 
@@ -250,7 +250,7 @@ def test_logits_as_tensors_of_a_model(dtype):
     X = torch.as_tensor(problem.X, dtype=dtype)
     linear = torch.nn.Linear(12, 3, dtype=dtype)
     logits = linear(X)
-    projector = build(problem, head=linear)
+    projector = build(problem, head=linear, temperature=1.0)
     soft = projector.fit_transform(X, problem.codes, teacher_logits=logits)
     expected = reference.class_probabilities(logits.detach().double().numpy())
     assert_allclose(projector.inverse_transform(soft), expected, atol=1e-6)

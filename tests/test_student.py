@@ -79,7 +79,11 @@ SGD_STUDENT = {
 @pytest.mark.parametrize("weighted", [False, True])
 def test_training_is_that_of_a_hand_written_loop(temperature, label_weight, weighted):
     X, y, targets = make_soft_targets()
-    options = {**SGD_STUDENT, "projector": LELPProjector(temperature=temperature)}
+    options = {
+        **SGD_STUDENT,
+        "projector": LELPProjector(temperature=temperature),
+        "within_class_temperature": temperature,
+    }
     weight = np.random.RandomState(0).rand(len(X)) if weighted else None
     net, curve = hand_written_loop(
         X, targets, label_weight=label_weight, y=y, weight=weight, **options
@@ -221,8 +225,10 @@ def test_teacher_logits_are_the_class_targets():
     student = quick(**options).fit(X, y, teacher_embeddings=E, teacher_logits=logits)
     soft = clone(options["projector"]).fit(E, y, teacher_logits=logits)
     soft = soft.transform(E, teacher_logits=logits)
-    assert_allclose(soft.reshape(len(X), 2, 3).sum(2), softmax(logits, axis=1))
-    other = quick(**options).fit(X, y, soft_targets=soft)
+    tau = student.projector_.temperature_
+    assert_allclose(soft.reshape(len(X), 2, 3).sum(2), softmax(logits / tau, axis=1))
+    frozen = FrozenEstimator(student.projector_)
+    other = quick(projector=frozen).fit(X, y, soft_targets=soft)
     assert_array_equal(weights_of(student), weights_of(other))
 
 
@@ -259,7 +265,8 @@ def test_without_a_teacher_rows_without_a_label_are_left_out():
 def test_head_on_the_inputs_is_a_teacher():
     X, y, _, _ = make_groups()
     W, b = np.random.RandomState(0).normal(size=(2, 6)), np.zeros(2)
-    student = quick(projector=LELPProjector(1, head=(W, b))).fit(X, y)
+    projector = LELPProjector(1, head=(W, b), temperature=1.0)
+    student = quick(projector=projector).fit(X, y)
     other = quick().fit(X, y, soft_targets=softmax(X @ W.T, axis=1))
     assert_allclose(student.loss_curve_, other.loss_curve_, rtol=1e-9)
 
@@ -315,18 +322,86 @@ def test_label_weight_concerns_labelled_rows_only():
 
 
 @pytest.mark.parametrize("hard", [False, True])
-def test_within_class_temperature_follows_the_targets(hard):
-    X, y, E, head = make_groups()
-    beta = 0 if hard else 1.0
+@pytest.mark.parametrize("sureness", [0.2, 5.0])
+def test_subclasses_follow_the_margin_of_the_teacher(hard, sureness):
+    """Temperature and weight are r times those of a teacher that is sure."""
+    X, y, E, (W, b) = make_groups()
+    beta, head = 0 if hard else 1.0, (sureness * W, sureness * b)
     projector = LELPProjector(3, head=head, temperature=4.0, subclass_temperature=beta)
+    logits = np.sort(E @ head[0].T + head[1])
+    r = min(1.0, np.mean(logits[:, -1] - logits[:, -2]) / (5 * 4.0))
+    assert (r == 1) == (sureness > 1)
     curves = [
-        quick(projector=projector, within_class_temperature=within)
+        quick(projector=projector, within_class_temperature=within, subclass_weight=w)
         .fit(X, y, teacher_embeddings=E)
         .loss_curve_
-        for within in ("auto", 1.0, 4.0)
+        for within, w in (
+            ("auto", "anneal"),
+            (r * (1 if hard else 4.0), lambda progress: r * max(0, 1 - 2 * progress)),
+        )
     ]
-    assert curves[0] == curves[1 if hard else 2]
-    assert curves[1] != curves[2]
+    assert_allclose(*curves, rtol=1e-9)
+
+
+def test_subclasses_of_labels_have_the_temperature_and_the_weight_of_the_classes():
+    X, y, *_ = make_groups()
+    projector = LELPProjector(3, subclass_temperature=1.0)
+    curves = []
+    for options in ({}, {"within_class_temperature": 1.0}):
+        student = quick(projector=projector, **options)
+        with pytest.warns(NoTeacherWarning):
+            curves.append(student.fit(X, y).loss_curve_)
+        assert student.projector_.temperature_ == 1
+    assert curves[0] == curves[1]
+
+
+def test_the_margin_is_that_of_rows_with_weight_and_of_the_first_fit():
+    X, y, E, head = make_groups()
+    projector = LELPProjector(3, head=head, temperature=4.0, random_state=0)
+    targets = projector.fit_transform(E, y)
+    # Rows without weight, and those of a later call, are sure of their classes.
+    sure = LELPProjector(3, head=(99 * head[0], 99 * head[1]), random_state=0)
+    sure_targets = sure.fit_transform(E, y)
+    frozen = FrozenEstimator(projector)
+    alone = quick(projector=frozen).fit(X, y, soft_targets=targets)
+    together = quick(projector=frozen).fit(
+        np.vstack([X, X]),
+        np.append(y, y),
+        soft_targets=np.vstack([targets, sure_targets]),
+        sample_weight=np.repeat([1, 0], len(X)),
+    )
+    assert_allclose(together.loss_curve_, alone.loss_curve_, rtol=1e-9)
+    stream = quick(projector=frozen, max_epochs=2)
+    weighted = quick(projector=frozen, max_epochs=2)
+    logits = np.sort(E @ head[0].T + head[1])
+    r = np.mean(logits[:, -1] - logits[:, -2]) / (5 * 4.0)
+    assert r < 1
+    weighted.set_params(
+        within_class_temperature=r * 4.0,
+        subclass_weight=lambda progress: r * max(0, 1 - 2 * progress),
+    )
+    for student in (stream, weighted):
+        student.partial_fit(X, y, [0, 1], soft_targets=targets)
+        student.partial_fit(X, y, soft_targets=sure_targets)
+    assert_allclose(stream.loss_curve_, weighted.loss_curve_, rtol=1e-9)
+
+
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_class_logits_are_at_the_temperature_that_the_projector_found(is_frozen):
+    X, y, E, (W, b) = make_groups()
+    projector = LELPProjector(3, head=(4 * W, 4 * b), random_state=0)
+    if is_frozen:
+        projector = FrozenEstimator(projector.fit(E, y))
+    found = quick(projector=projector).fit(X, y, teacher_embeddings=E)
+    tau = found.projector_.temperature_
+    assert tau > 1
+    options = {"head": (4 * W, 4 * b), "temperature": tau, "random_state": 0}
+    given = quick(projector=LELPProjector(3, **options))
+    given.fit(X, y, teacher_embeddings=E)
+    assert_array_equal(found.decision_function(X), given.decision_function(X))
+    logits = found.module_(torch.tensor(X)).detach().numpy().reshape(len(X), 2, 3)
+    A = tau * logsumexp(logits / tau, axis=2)
+    assert_allclose(found.decision_function(X), A[:, 1] - A[:, 0], atol=1e-12)
 
 
 # What a fitted student says

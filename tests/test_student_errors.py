@@ -277,6 +277,7 @@ def test_device_that_is_not_there(device):
         ("class_weight", "equal"),
         ("optimizer", "adamx"),
         ("learning_rate", 0.0),
+        ("learning_rate", "fast"),
         ("learning_rate_schedule", "step"),
         ("weight_decay", -1.0),
         ("max_grad_norm", 0.0),

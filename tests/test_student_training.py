@@ -1,6 +1,7 @@
 """Schedules, early stopping, streams, warm starts and interrupted training."""
 
 import copy
+import functools
 import pickle
 import re
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.special import log_softmax
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.frozen import FrozenEstimator
 
 from lelp_sklearn import LELPProjector, LELPStudentClassifier, NoTeacherWarning
@@ -37,8 +39,8 @@ def rates_of_steps(problem, **options):
             rates.append(self.param_groups[0]["lr"])
             return super().step()
 
-    student = quick(optimizer=CapturedStep, learning_rate=0.2, **options)
-    student.fit(X, y, soft_targets=targets)
+    options = {"learning_rate": 0.2, **options}
+    quick(optimizer=CapturedStep, **options).fit(X, y, soft_targets=targets)
     return rates
 
 
@@ -59,8 +61,9 @@ def test_anneal_falls_from_one_to_zero_over_half_of_the_steps(problem):
         seen.append(progress)
         return max(0.0, 1 - 2 * progress)
 
-    named = quick().fit(X, y, soft_targets=targets)
-    given = quick(subclass_weight=schedule).fit(X, y, soft_targets=targets)
+    options = {"within_class_temperature": 1.0}
+    named = quick(**options).fit(X, y, soft_targets=targets)
+    given = quick(subclass_weight=schedule, **options).fit(X, y, soft_targets=targets)
     assert_array_equal(weights_of(named), weights_of(given))
     # 240 rows, 64 at a time: 4 steps in each of 4 epochs.
     assert_allclose(seen[-16:], np.arange(16) / 16)
@@ -86,6 +89,21 @@ def test_constant_weight_is_constant_throughout(problem):
 def test_learning_rate_follows_its_schedule(schedule, factor, problem):
     rates = rates_of_steps(problem, learning_rate_schedule=schedule)
     assert_allclose(rates, [0.2 * factor(step / 16) for step in range(16)])
+
+
+@pytest.mark.parametrize(
+    ("temperature", "module", "expected"),
+    [("auto", None, 0.015), (3.0, None, 0.045), (9.0, None, 0.06), (3.0, MyNet, 0.01)],
+)
+def test_learning_rate_follows_the_temperature(temperature, module, expected, problem):
+    rates = rates_of_steps(
+        problem,
+        learning_rate="auto",
+        learning_rate_schedule="constant",
+        projector=LELPProjector(temperature=temperature),
+        module=module,
+    )
+    assert_allclose(rates, expected)
 
 
 @pytest.mark.parametrize("name", ["learning_rate_schedule", "subclass_weight"])
@@ -242,13 +260,45 @@ def test_patience_starts_when_the_subclass_weight_has_its_final_value(problem):
     # At this rate nothing changes, so that no epoch is better than the first.
     still = {"early_stopping": True, "learning_rate": 1e-300, "n_iter_no_change": 3}
     still |= {"max_epochs": 40, "weight_decay": 0.0}
-    epochs = {
-        weight: quick(subclass_weight=weight, **still)
-        .fit(X, y, soft_targets=targets)
-        .n_epochs_
-        for weight in ("anneal", 1.0, late_step)
-    }
+    with pytest.warns(ConvergenceWarning, match="epoch 1 of 40, in the first tenth"):
+        epochs = {
+            weight: quick(subclass_weight=weight, **still)
+            .fit(X, y, soft_targets=targets)
+            .n_epochs_
+            for weight in ("anneal", 1.0, late_step)
+        }
     assert epochs == {"anneal": 20 + 3, 1.0: 1 + 3, late_step: 30 + 3}
+
+
+@pytest.mark.parametrize(
+    ("learning_rate", "n_epochs", "message"),
+    [
+        (0.2, 40, "epoch [1-4] of 40, in the first tenth of training: lower learning"),
+        (1e-3, 20, "rose by [0-9]+% in the last tenth of 20 epochs: raise max_epochs"),
+        (0.05, 40, None),
+        (1e-3, 9, None),
+    ],
+)
+def test_a_warning_names_the_parameter_of_a_training_that_is_too_long_or_too_short(
+    learning_rate, n_epochs, message
+):
+    """Inputs of noise are learned by heart; the others say the teacher's classes."""
+    X, y, E, head = make_groups()
+    if learning_rate == 0.2:
+        X = np.random.RandomState(0).normal(size=X.shape)
+    student = quick(
+        projector=LELPProjector(1, head=head),
+        early_stopping=True,
+        learning_rate=learning_rate,
+        learning_rate_schedule="constant",
+        max_epochs=n_epochs,
+    )
+    fit = functools.partial(student.fit, X, y, teacher_embeddings=E)
+    if message is None:
+        fit()
+    else:
+        with pytest.warns(ConvergenceWarning, match=message):
+            fit()
 
 
 def late_step(progress):
@@ -408,7 +458,8 @@ def test_failure_leaves_a_fitted_student_as_it_was(how, problem):
 
 def test_warm_start_takes_a_new_temperature_within_classes(problem):
     X, y, targets = problem
-    student = quick(warm_start=True, subclass_weight=1.0)
+    options = {"subclass_weight": 1.0, "within_class_temperature": 1.0}
+    student = quick(warm_start=True, **options)
     student.fit(X, y, soft_targets=targets)
     before = student.predict_subclass_proba(X)
     student.set_params(within_class_temperature=4.0, learning_rate=1e-300)
@@ -747,6 +798,7 @@ def test_weights_of_the_last_good_epoch_are_kept(problem):
     """Two epochs are good, in the third the learning rate is far too high."""
     X, y, targets = problem
     options = {"optimizer": torch.optim.SGD, "subclass_weight": 1.0}
+    options["learning_rate"] = 0.01
     good = quick(**options, learning_rate_schedule="constant", max_epochs=2)
     good.fit(X, y, soft_targets=targets)
     student = quick(
@@ -866,6 +918,7 @@ def test_half_precision_scales_gradients_that_would_vanish(problem):
     X, y, targets = problem
     options = {"max_epochs": 1, "batch_size": 1000, "optimizer": torch.optim.SGD}
     options |= {"weight_decay": 0.0, "learning_rate": 1e-3}
+    options["within_class_temperature"] = 1.0
 
     class Faint(MyNet):
         def forward(self, X):
@@ -918,7 +971,7 @@ def test_weights_that_are_not_finite_after_the_last_step_are_seen(problem):
             self.param_groups[0]["params"][0].data[0] = torch.inf
 
     student = quick(optimizer=Diverging, max_epochs=1, batch_size=1000)
-    message = "not finite after epoch 1, at learning rate 0.01: lower"
+    message = "not finite after epoch 1, at learning rate 0.015: lower"
     with pytest.raises(FloatingPointError, match=message):
         student.fit(X, y, soft_targets=targets)
     assert not hasattr(student, "module_")

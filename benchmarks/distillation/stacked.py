@@ -362,9 +362,9 @@ def subclass_objective(
         if method.labels_only:
             soft = of_data.unsqueeze(1).expand_as(soft)
         classes.append(soft.reshape(n, -1))
-    within_temperature = method.training.get("within_class_temperature", "auto")
-    # "auto" is 1 where each row has one subclass, else the temperature.
-    if within_temperature == "auto":
+    within_temperature = method.training.get("within_class_temperature")
+    # As in `methods.fit`: 1 where each row has one subclass, else the temperature.
+    if within_temperature is None:
         is_hard = all(np.isin(within, (0, 1)).all() for within in targets)
         within_temperature = 1.0 if is_hard else temperatures
     return SubclassObjective(

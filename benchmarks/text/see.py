@@ -95,6 +95,9 @@ def search_over_sizes(data: DistillationData) -> GridSearchCV:
     student = LELPStudentClassifier(
         module_params={"hidden_layer_sizes": (data.n_units,)},
         projector=LELPProjector(head=data.head, temperature=4.0, random_state=0),
+        within_class_temperature=4.0,
+        learning_rate=0.01,
+        batch_size=128,
         max_epochs=60,
         random_state=0,
     )

@@ -108,6 +108,8 @@ def train_ours(
         module,
         max_epochs=n_epochs,
         batch_size=BATCH_SIZE,
+        learning_rate=LEARNING_RATE,
+        within_class_temperature=1.0,
         device=device,
         random_state=0,
     )

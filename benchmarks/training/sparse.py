@@ -53,7 +53,7 @@ from lelp_sklearn.losses import subclass_cross_entropy
 
 RESULTS = files.RESULTS
 N_FEATURES, N_ENTRIES, N_CLASSES, N_SUBCLASSES = 2**18, 50, 2, 20
-N_HIDDEN, BATCH_SIZE = 32, 256
+N_HIDDEN, BATCH_SIZE, LEARNING_RATE = 32, 256, 0.01
 N_ROWS, N_ROWS_IN_MEMORY = 100_000, 1_000_000
 # Ours may take so many times the seconds of the other.
 BARS = {"bare loop": 1.1, "MLPClassifier": 0.5, "adamw": 0.5, "forward pass": 1.5}
@@ -88,6 +88,8 @@ def make_student(optimizer: str, n_epochs: int) -> LELPStudentClassifier:
     return LELPStudentClassifier(
         module_params={"hidden_layer_sizes": (N_HIDDEN,)},
         optimizer=optimizer,
+        learning_rate=LEARNING_RATE,
+        within_class_temperature=1.0,
         max_epochs=n_epochs,
         batch_size=BATCH_SIZE,
         device="cpu",
@@ -131,7 +133,7 @@ def train_by_hand(X: sparse.csr_array, soft: Array, n_epochs: int) -> list[float
     targets, module = torch.from_numpy(soft), BareModule()
     optimizer = torch.optim.AdamW(
         module.parameters(),
-        lr=defaults.learning_rate,
+        lr=LEARNING_RATE,
         weight_decay=defaults.weight_decay,
         fused=True,
     )
@@ -140,7 +142,7 @@ def train_by_hand(X: sparse.csr_array, soft: Array, n_epochs: int) -> list[float
         total = torch.zeros(())
         for step, index in enumerate(torch.randperm(len(soft)).split(BATCH_SIZE)):
             progress = (epoch + step / n_steps) / n_epochs
-            rate = 0.5 * (1 + math.cos(math.pi * progress)) * defaults.learning_rate
+            rate = 0.5 * (1 + math.cos(math.pi * progress)) * LEARNING_RATE
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.zero_grad()
@@ -300,6 +302,8 @@ def accuracies(data: tuple, optimizer: str, n_epochs: int, n_seeds: int) -> list
         student = LELPStudentClassifier(
             module_params={"hidden_layer_sizes": (N_HIDDEN,)},
             optimizer=optimizer,
+            learning_rate=LEARNING_RATE,
+            batch_size=128,
             max_epochs=n_epochs,
             random_state=seed,
         )

@@ -44,11 +44,13 @@ MOST_BY_CHANCE = 0.5
 def train_ours(
     task: Task, seed: int = 0, max_epochs: int = 100, batch_size: int = 128
 ) -> np.ndarray:
-    """Train `LELPStudentClassifier` with its default settings."""
+    """Train `LELPStudentClassifier` at the settings of the examples."""
     student = LELPStudentClassifier(
         make_net,
         module_params={"seed": seed},
-        projector=LELPProjector(head=task.head, random_state=0),
+        projector=LELPProjector(head=task.head, temperature=1.0, random_state=0),
+        within_class_temperature=1.0,
+        learning_rate=0.01,
         max_epochs=max_epochs,
         batch_size=batch_size,
         random_state=seed,

@@ -27,7 +27,7 @@ class Student(LightningModule):
 
 
 def train(task, seed=0, max_epochs=100, batch_size=128):
-    projector = LELPProjector(head=task.head, random_state=0)
+    projector = LELPProjector(head=task.head, temperature=1.0, random_state=0)
     targets = projector.fit_transform(task.embeddings, task.y)
     rows = TensorDataset(task.X, targets)
     student = Student(make_net(task.X.shape[1], targets.shape[1], seed))

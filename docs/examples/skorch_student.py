@@ -16,7 +16,7 @@ class CosineWithAnnealing(LRScheduler):
 
 
 def train(task, seed=0, max_epochs=100, batch_size=128):
-    projector = LELPProjector(head=task.head, random_state=0)
+    projector = LELPProjector(head=task.head, temperature=1.0, random_state=0)
     targets = projector.fit_transform(task.embeddings, task.y)
     n_steps = max_epochs * -(-len(targets) // batch_size)
     schedule = {"policy": "CosineAnnealingLR", "step_every": "batch", "T_max": n_steps}

@@ -41,7 +41,9 @@ from lelp_sklearn._subclasses.rows import (
 )
 from lelp_sklearn._subclasses.subsample import (
     class_samples,
+    class_sketches,
     initial_subspace_from_sample,
+    samples_of,
 )
 from lelp_sklearn._typing import BoolArray, FloatArray, IntArray
 from lelp_sklearn._validation import check_dense
@@ -186,6 +188,28 @@ class ProjectorInputs:
             )
             moments = unlabelled.merge(moments)
         return replace(self, head=head).completed(), moments
+
+    def teacher_margin(self) -> float:
+        """Return the weighted mean difference of a row's two largest logits.
+
+        Without the teacher's logits it is that of the head on a sample of each class.
+        """
+        if self.has_logits:
+            total, weight = self.data.map_reduce(_margin_sums, np.add)
+            return float(total / weight)
+        assert self.head is not None
+        n_classes, seed = len(self.classes), np.uint64(0)
+        weights = class_weights(self.data, n_classes)
+        sketches = class_sketches(self.data, n_classes, seed)
+        # The block of a stream may lack a class.
+        present = [c for c in range(n_classes) if weights[c] > 0]
+        samples = samples_of(self.data, [sketches[c] for c in present], seed)
+        means = []
+        for sample in samples:
+            coef = self.head.coef.astype(sample.rows.dtype)
+            logits = sample.rows @ coef.T + self.head(sample.mean)
+            means.append(sample.weight @ _margins(logits))
+        return float(np.average(means, weights=weights[present]))
 
     def quick_covariance(self, row_space: FloatArray) -> Covariance:
         """Return class covariances, summed quickly unless weights are very unequal."""
@@ -391,6 +415,21 @@ class _ReportedData:
     def take(self, places: Sequence[IntArray]) -> Iterator[NDArray[Any]]:
         """Yield copies of rows."""
         return self.data.take(places)
+
+
+def _margin_sums(rows: LabelledRows) -> FloatArray:
+    """Return the weighted sum of the margins of the teacher's logits, and Σ w."""
+    assert rows.logits is not None
+    return np.array([rows.weight @ _margins(rows.logits), rows.weight.sum()])
+
+
+def _margins(logits: FloatArray) -> FloatArray:
+    """Return the largest of each row's logits (n, C) minus the second largest (n,)."""
+    if logits.shape[1] == 1:
+        return np.full(len(logits), np.inf)
+    second, first = np.partition(logits, -2, axis=1)[:, -2:].T
+    margins: FloatArray = first.astype(np.float64) - second
+    return margins
 
 
 def _compare_with_labels(

@@ -71,6 +71,8 @@ class Stream:
     classes : ndarray of shape (C,)
     moments : ClassMoments
     centroids : RunningCentroids or None
+    margin : float or None
+        The teacher's margin on the first block with enough rows.
     not_fitted_reason : str or None
         Why there are no directions yet; None once there are.
     """
@@ -78,6 +80,7 @@ class Stream:
     classes: NDArray[Any]
     moments: ClassMoments
     centroids: Any = None
+    margin: float | None = None
     not_fitted_reason: str | None = None
 
 

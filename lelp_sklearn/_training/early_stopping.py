@@ -5,9 +5,14 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
+from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
+from lelp_sklearn._callers import warn_user
 from lelp_sklearn._training.schedules import Schedule
+
+# Relative rise of a validation score that is more than the end of every schedule adds.
+_CLEAR_RISE = 0.02
 
 
 @dataclass
@@ -52,6 +57,36 @@ def first_final_epoch(schedule: Schedule, max_epochs: int) -> int:
     while epoch and schedule((epoch - 1) / max_epochs) == final:
         epoch -= 1
     return epoch
+
+
+def warn_of_length(scores: list[float], max_epochs: int) -> None:
+    """Warn if training was too long or too short, by the scores of its epochs.
+
+    It was too long if the best epoch is in the first tenth, and too short if the score
+    clearly rose in the last tenth.
+    """
+    n_tenth = max_epochs // 10
+    if not n_tenth:
+        return
+    best = max(range(len(scores)), key=scores.__getitem__)
+    if best < n_tenth:
+        warn_user(
+            ConvergenceWarning(
+                f"the best validation score is that of epoch {best + 1} of "
+                f"{max_epochs}, in the first tenth of training: lower learning_rate, "
+                "or max_epochs."
+            )
+        )
+    elif best >= max_epochs - n_tenth:
+        before = max(scores[: max_epochs - n_tenth])
+        rise = (scores[best] - before) / max(abs(before), torch.finfo().tiny)
+        if rise > _CLEAR_RISE:
+            warn_user(
+                ConvergenceWarning(
+                    f"the validation score rose by {rise:.0%} in the last tenth of "
+                    f"{max_epochs} epochs: raise max_epochs, or learning_rate."
+                )
+            )
 
 
 def copy_tensors(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:

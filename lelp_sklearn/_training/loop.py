@@ -27,7 +27,11 @@ from lelp_sklearn._training.device import (
     seeded,
     torch_lock,
 )
-from lelp_sklearn._training.early_stopping import EarlyStopping, copy_tensors
+from lelp_sklearn._training.early_stopping import (
+    EarlyStopping,
+    copy_tensors,
+    warn_of_length,
+)
 from lelp_sklearn._training.objective import Objective
 from lelp_sklearn._training.optimizer import Optimizer
 from lelp_sklearn._training.process_group import Ranks
@@ -343,6 +347,7 @@ class EpochLoop:
                 self._run_epoch()
             if self.early_stopping is not None:
                 self._restore()
+                self._warn_of_length()
             trainer.ranks.broadcast_module(trainer.module)
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
@@ -379,6 +384,11 @@ class EpochLoop:
             self.stop_reason or self.n_complete_epochs % self.checkpoint.interval == 0
         ):
             self.checkpoint.save(self._checkpoint_state())
+
+    def _warn_of_length(self) -> None:
+        if self.trainer.ranks.is_rank0 and self.stop_reason != "callback":
+            scores = (self.curves.scores or [])[self._n_earlier_epochs :]
+            warn_of_length(scores, self.n_epochs)
 
     def _restore(self) -> None:
         """Load the weights of the last complete epoch, or of the best."""

@@ -2,21 +2,31 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lelp_sklearn._training.batches import TrainingTensors
+from lelp_sklearn._typing import FloatArray
 from lelp_sklearn.losses import _soft_cross_entropy, _subclass_losses, class_logits
+
+# The margin of the teacher's logits, in units of τ, from which on the subclasses have
+# the temperature and the weight of the classes.
+_MARGIN_PER_TEMPERATURE = 5
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The loss on subclass targets, and on labels at their weight α."""
+    """The loss on subclass targets, and on labels at their weight α.
+
+    `subclass_scale` is the result of `subclass_scale` for the rows of the first fit.
+    """
 
     n_classes: int
     temperature: float
     within_class_temperature: float
     label_weight: float
+    subclass_scale: float = 1.0
 
     def losses(
         self, logits: Tensor, batch: TrainingTensors, subclass_weight: float | Tensor
@@ -41,3 +51,16 @@ class Objective:
     def class_logits(self, logits: Tensor) -> Tensor:
         """Return the class logits (n, C)."""
         return class_logits(logits, self.n_classes, temperature=self.temperature)
+
+
+def subclass_scale(class_targets: FloatArray, weight: FloatArray) -> float:
+    """Return a fifth of the mean log-ratio of the two largest targets, at most 1.
+
+    For targets (n, C) at the temperature τ it is m / (5 τ), where m is the mean margin
+    of the teacher's logits. `weight` (n,) weighs the rows.
+    """
+    second, first = np.partition(class_targets, -2, axis=1)[:, -2:].T.astype(np.float64)
+    # The target of a class that is out of the question may be 0.
+    ratio = np.log(first) - np.log(np.maximum(second, np.finfo(np.float32).tiny))
+    mean = float(np.average(ratio, weights=weight))
+    return min(1.0, mean / _MARGIN_PER_TEMPERATURE)

@@ -7,22 +7,43 @@ from typing import Any
 
 Schedule = Callable[[float], float]
 
+# The learning rate "auto".
+_RATE_PER_TEMPERATURE, _LARGEST_RATE = 0.015, 0.06
+_MODULE_RATE = 0.01
+
 # As in torch.optim.lr_scheduler.OneCycleLR (Smith and Topin, 2018).
 _PEAK, _FIRST = 0.3, 1 / 25
 _LAST = _FIRST / 1e4
 
 
-def subclass_weight_schedule(subclass_weight: float | str | Schedule) -> Schedule:
+def subclass_weight_schedule(
+    subclass_weight: float | str | Schedule, first_weight: float = 1.0
+) -> Schedule:
     """Return the schedule of λ: a number, a function, or "anneal".
 
-    "anneal" falls linearly from 1 to 0 over the first half of training.
+    "anneal" falls linearly from `first_weight` to 0 over the first half of training.
     """
     if subclass_weight == "anneal":
-        return lambda progress: max(0.0, 1.0 - 2.0 * progress)
+        return lambda progress: first_weight * max(0.0, 1.0 - 2.0 * progress)
     if callable(subclass_weight):
         return subclass_weight
     constant = float(subclass_weight)
     return lambda progress: constant
+
+
+def base_learning_rate(
+    learning_rate: float | str, module: Any, temperature: float
+) -> float:
+    """Return the learning rate that a schedule multiplies.
+
+    "auto" follows the temperature, by which the outputs are divided in the loss; a
+    `module` of the caller, about which nothing is known, has a low one.
+    """
+    if learning_rate != "auto":
+        return float(learning_rate)
+    if module is not None:
+        return _MODULE_RATE
+    return min(_RATE_PER_TEMPERATURE * temperature, _LARGEST_RATE)
 
 
 def learning_rate_schedule(

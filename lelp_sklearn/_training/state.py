@@ -32,7 +32,7 @@ from lelp_sklearn._training.modules import (
     to_arrays,
     to_tensors,
 )
-from lelp_sklearn._training.objective import Objective
+from lelp_sklearn._training.objective import Objective, subclass_scale
 from lelp_sklearn._training.optimizer import continue_optimizer, make_optimizer
 from lelp_sklearn._training.process_group import Ranks
 from lelp_sklearn._typing import BoolArray, FloatArray, IntArray, StudentParams
@@ -106,6 +106,7 @@ class TrainingState:
         cls,
         params: StudentParams,
         inputs: StudentInputs,
+        is_train: BoolArray,
         source: Any,
         soft_targets: FloatArray,
         seeds: Seeds,
@@ -117,7 +118,16 @@ class TrainingState:
         The module of `previous` is kept; without `previous` it is built.
         """
         n_outputs, device = soft_targets.shape[1], placement.device
-        objective = _make_objective(params, source, soft_targets)
+        in_loss, weights = inputs.row_weights(
+            is_train, soft_targets, source.classes, params.class_weight
+        )
+        objective = _make_objective(
+            params,
+            source,
+            soft_targets,
+            weights * in_loss,
+            previous.objective if previous else None,
+        )
         if previous is None:
             module = build_student(
                 params.module,
@@ -217,7 +227,9 @@ def make_trainer(
     optimizer = make_optimizer(
         params.optimizer,
         module.net,
-        float(params.learning_rate),
+        schedules.base_learning_rate(
+            params.learning_rate, params.module, state.objective.temperature
+        ),
         float(params.weight_decay),
     )
     if (earlier := state.optimizer_state) is not None:
@@ -232,7 +244,10 @@ def make_trainer(
         rows=rows,
         train_index=train_index,
         subclass_weight_schedule=schedules.subclass_weight_schedule(
-            params.subclass_weight
+            params.subclass_weight,
+            state.objective.subclass_scale
+            if params.within_class_temperature == "auto"
+            else 1.0,
         ),
         learning_rate_schedule=schedules.learning_rate_schedule(
             params.learning_rate_schedule, endless=endless
@@ -311,12 +326,22 @@ def make_epoch_loop(
 
 
 def _make_objective(
-    params: StudentParams, source: Any, soft_targets: FloatArray
+    params: StudentParams,
+    source: Any,
+    soft_targets: FloatArray,
+    weights: FloatArray,
+    earlier: Objective | None,
 ) -> Objective:
+    """Return the loss; the scale of the subclasses stays that of an `earlier` one."""
     n_classes, within = len(source.classes), params.within_class_temperature
+    by_class = soft_targets.reshape(len(soft_targets), n_classes, -1)
+    class_targets = by_class.sum(axis=2)
+    if earlier is None:
+        scale = subclass_scale(class_targets, weights)
+    else:
+        scale = earlier.subclass_scale
     if within == "auto":
-        by_class = soft_targets.reshape(len(soft_targets), n_classes, -1)
-        is_hard = (by_class.max(axis=2) == by_class.sum(axis=2)).all()
-        within = 1.0 if is_hard else source.temperature
+        is_hard = (by_class.max(axis=2) == class_targets).all()
+        within = scale * (1.0 if is_hard else source.temperature)
     label_weight = float(params.label_weight)
-    return Objective(n_classes, source.temperature, float(within), label_weight)
+    return Objective(n_classes, source.temperature, float(within), label_weight, scale)

@@ -227,10 +227,7 @@ def test_embeddings_of_the_students_teacher_are_as_good_as_given_ones():
     )
     asked = {"n_splits": 2, "max_epochs": 2, "random_state": 0}
     found = subclass_report(student, X, y, **asked)
-    given = student_of(head, 3).set_params(
-        module_params=None, projector__temperature=1.0
-    )
-    given.set_params(learning_rate=0.01, batch_size=128)
+    given = LELPStudentClassifier(projector=LELPProjector(3, head=head))
     assert found == subclass_report(given, X, y, teacher_embeddings=X @ matrix, **asked)
 
 

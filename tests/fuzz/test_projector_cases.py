@@ -442,11 +442,11 @@ def check_soft_labels(case, projector):
         projector.components_,
         projector.offsets_,
         case.logits,
-        temperature=projector.temperature,
+        temperature=projector.temperature_,
         subclass_temperature=beta,
     )
-    classes = reference.class_probabilities(case.logits, projector.temperature)
-    largest = np.abs(case.logits).max() / projector.temperature
+    classes = reference.class_probabilities(case.logits, projector.temperature_)
+    largest = np.abs(case.logits).max() / projector.temperature_
     rounding = 64 * case.precision * max(1.0, largest)
     by_class = soft_labels.reshape(len(sums), *projector.offsets_.shape)
     assert_allclose(by_class.sum(axis=2), classes, atol=rounding)

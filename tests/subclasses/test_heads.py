@@ -27,7 +27,9 @@ def class_mass(projector, X, **metadata):
 def test_pair_of_coefficients_and_intercepts(n_classes, as_type):
     problem = make_problem(n_classes=n_classes)
     head = tuple(as_type(part) for part in problem.head)
-    projector = LELPProjector(n_subclasses=2, head=head).fit(problem.X, problem.codes)
+    projector = LELPProjector(n_subclasses=2, head=head, temperature=1.0).fit(
+        problem.X, problem.codes
+    )
     assert_allclose(projector.coef_, problem.coef, rtol=1e-6)
     assert_allclose(projector.intercept_, problem.intercept, rtol=1e-6)
     assert_allclose(
@@ -44,7 +46,9 @@ def test_one_row_is_a_sigmoid_head(flat):
     head = (row[0], bias) if flat else (row, np.array([bias]))
     # The row is that of the first class, here of the second.
     y = 1 - problem.codes
-    projector = LELPProjector(n_subclasses=2, head=head).fit(problem.X, y)
+    projector = LELPProjector(n_subclasses=2, head=head, temperature=1.0).fit(
+        problem.X, y
+    )
     positive = 1 / (1 + np.exp(-(problem.X @ row[0] + bias)))
     assert_allclose(class_mass(projector, problem.X)[:, 1], positive, atol=1e-12)
     coef, intercept = reference.two_rows(row, bias)
@@ -69,9 +73,9 @@ def test_linear_classifier(classifier, n_classes, fitted):
     y = NAMES[problem.codes]
     trained = clone(classifier).fit(problem.X, y)
     head = trained if fitted else clone(classifier)
-    projector = LELPProjector(n_subclasses=2, head=head, svd_solver="full").fit(
-        problem.X, y
-    )
+    projector = LELPProjector(
+        temperature=1.0, n_subclasses=2, head=head, svd_solver="full"
+    ).fit(problem.X, y)
     coef, intercept = reference.two_rows(trained.coef_, trained.intercept_)
     assert_allclose(projector.coef_, coef)
     assert_allclose(projector.intercept_, intercept)
@@ -210,7 +214,7 @@ def test_torch_linear_with_one_output_is_a_sigmoid_head():
 def test_without_head_and_logits_it_is_the_discriminant(n_classes, weighted):
     problem = make_problem(n_classes=n_classes)
     weight = integer_weights(len(problem.X)) if weighted else None
-    projector = LELPProjector(n_subclasses=2, svd_solver="full").fit(
+    projector = LELPProjector(temperature=1.0, n_subclasses=2, svd_solver="full").fit(
         problem.X, problem.codes, sample_weight=weight
     )
     coef, intercept = reference.discriminant_head(
@@ -286,7 +290,7 @@ def test_one_column_of_logits_gives_a_sigmoid_head():
     problem = make_problem()
     row, bias = problem.coef[1:], problem.intercept[1:]
     column = problem.X @ row.T + bias
-    projector = LELPProjector(n_subclasses=2).fit(
+    projector = LELPProjector(temperature=1.0, n_subclasses=2).fit(
         problem.X, problem.codes, teacher_logits=column
     )
     coef, intercept = reference.two_rows(row, bias)
@@ -298,7 +302,7 @@ def test_one_column_of_logits_gives_a_sigmoid_head():
 
 def test_least_squares_head_with_more_features_than_rows_is_the_smallest():
     problem = make_problem(n_rows=24, n_features=40, decay=0.97)
-    projector = LELPProjector(n_subclasses=1).fit(
+    projector = LELPProjector(temperature=1.0, n_subclasses=1).fit(
         problem.X, problem.codes, teacher_logits=problem.logits
     )
     coef, _ = reference.least_squares_head(problem.X, problem.logits)

@@ -57,7 +57,7 @@ def reference_soft_labels(projector, problem, weight=None, logits=None):
         directions,
         offsets,
         problem.logits if logits is None else logits,
-        temperature=projector.temperature,
+        temperature=projector.temperature_,
         subclass_temperature=beta,
     )
 

@@ -486,7 +486,7 @@ def test_the_fused_kernel_follows_a_projector_that_changes(
         lambda: projector.components_.__imul__(2),
         lambda: projector.offsets_.__iadd__(1),
         lambda: projector.coef_.__imul__(-1),
-        lambda: projector.set_params(temperature=3.0),
+        lambda: setattr(projector, "temperature_", 3.0),
     ):
         change()
         for _ in range(2):

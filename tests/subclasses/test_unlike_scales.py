@@ -157,7 +157,8 @@ def test_held_out_rows_as_well_as_shrunk_discriminant_of_scikit_learn(X, y, scal
     for train, test in StratifiedKFold(5, shuffle=True, random_state=0).split(X, y):
         lda = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
         theirs = lda.fit(X[train], y[train]).predict_proba(X[test])
-        projector = LELPProjector(n_subclasses=1).fit(X[train], y[train])
+        projector = LELPProjector(n_subclasses=1, temperature=1.0)
+        projector.fit(X[train], y[train])
         ours = class_targets(projector, X[test])
         labels = np.unique(y)
         scores.append(

@@ -15,7 +15,11 @@ from lelp_sklearn import LELPStudentClassifier
 
 
 def fit(method: Method, data: DistillationData, setting: Setting) -> ClassifierMixin:
-    """Train a student by a method, at a learning rate, a temperature and so on."""
+    """Train a student by a method, at a learning rate, a temperature and so on.
+
+    Unless the method says otherwise, the subclasses have the temperature of the
+    classes, 1 if each row has one subclass, and their weight falls from 1.
+    """
     setting = dict(setting)
     temperature = setting.pop("temperature", 1.0)
     data = method.select_layer(data)
@@ -24,6 +28,15 @@ def fit(method: Method, data: DistillationData, setting: Setting) -> ClassifierM
     module_params = data.module_params
     if data.module is None:
         module_params = {"hidden_layer_sizes": (data.n_units,)}
+    if method.within is None:
+        within, is_hard = None, method.splitting.get("subclass_temperature") == 0
+    else:
+        within = method.within(data)
+        is_hard = np.isin(within, (0, 1)).all()
+    training = {
+        "within_class_temperature": 1.0 if is_hard else temperature,
+        **method.training,
+    }
     student = LELPStudentClassifier(
         data.module,
         module_params=module_params,
@@ -31,12 +44,12 @@ def fit(method: Method, data: DistillationData, setting: Setting) -> ClassifierM
         random_state=data.seed,
         **data.training,
         **setting,
-        **method.training,
+        **training,
     )
     if method.labels_only:
         soft_targets = np.eye(2, dtype=np.float32)[data.y]
         return student.fit(data.X, data.y, soft_targets=soft_targets)
-    if method.within is None:
+    if within is None:
         return student.fit(
             data.X,
             data.y,
@@ -47,7 +60,7 @@ def fit(method: Method, data: DistillationData, setting: Setting) -> ClassifierM
     mass = classes.fit_transform(
         data.embeddings, data.y, teacher_logits=data.given_logits
     )
-    soft_targets = mass[:, :, np.newaxis] * method.within(data)
+    soft_targets = mass[:, :, np.newaxis] * within
     return student.fit(data.X, data.y, soft_targets=soft_targets.reshape(len(mass), -1))
 
 

@@ -93,7 +93,9 @@ def _linear_module(setting: Setting, seed: int) -> ClassifierMixin:
     return LELPStudentClassifier(
         module_params={"hidden_layer_sizes": ()},
         projector=LELPProjector(temperature=setting["temperature"]),
+        within_class_temperature=setting["temperature"],
         learning_rate=setting["learning_rate"],
+        batch_size=128,
         max_epochs=60,
         random_state=seed,
     )
