@@ -37,6 +37,8 @@ __all__ = ["to_onnx"]
 _DEFAULT_TOKEN_PATTERN = CountVectorizer().token_pattern
 # The same tokens, in the syntax of the regular expressions of onnxruntime.
 _TOKEN_PATTERN = r"[\p{L}\p{N}_]{2,}"
+# The version of ONNX's operators that torch's exporter writes.
+_OPSET = 20
 # Parameters of a vectorizer that ONNX has no counterpart for, and what it has instead.
 _REQUIRED = {
     "input": "content",
@@ -129,7 +131,10 @@ def to_onnx(
     classifier = convertible[-1] if isinstance(model, Pipeline) else model
     options |= {id(classifier): {"zipmap": False}}
     content = skl2onnx.to_onnx(
-        convertible, initial_types=[("X", kind)], options=options
+        convertible,
+        initial_types=[("X", kind)],
+        options=options,
+        target_opset=_OPSET,
     ).SerializeToString()
     _compare(content, model, X, tolerance)
     with new_file(target, len(content), "path") as file:

@@ -129,7 +129,7 @@ def test_fitted_teacher_is_used_as_it_is(wrap):
 def test_bare_fitted_teacher_is_refused():
     model = RandomForestClassifier(5).fit(X, Y)
     for classifier in (student(model), LELPStudentClassifier(teacher=model)):
-        with pytest.raises(ValueError, match=r"FrozenEstimator\(teacher\) or Embedding"):
+        with pytest.raises(ValueError, match=r"FrozenEstimator\(teacher\) or "):
             classifier.fit(X, Y)
 
 
