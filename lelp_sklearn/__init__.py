@@ -12,6 +12,7 @@ from lelp_sklearn.exceptions import (
     ClassOrderWarning,
     NoLinearHeadWarning,
     NoTeacherWarning,
+    OverfittedTeacherWarning,
     ProbabilitiesAsLogitsWarning,
 )
 
@@ -31,6 +32,7 @@ __all__ = [
     "LELPStudentClassifierCV",
     "NoLinearHeadWarning",
     "NoTeacherWarning",
+    "OverfittedTeacherWarning",
     "ProbabilitiesAsLogitsWarning",
     "SubclassDisplay",
     "SubclassReport",

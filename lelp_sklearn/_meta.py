@@ -294,6 +294,8 @@ class LELPMetaClassifier(
         ClassOrderWarning
             If the teacher's classes in another order would agree far better with the
             labels.
+        OverfittedTeacherWarning
+            If class targets of labelled rows are far more certain than those of others.
         """
         with warned_once():
             # 1. Parameters.

@@ -544,6 +544,8 @@ class LELPStudentClassifier(
         ClassOrderWarning
             If the teacher's classes in another order would agree far better with the
             labels.
+        OverfittedTeacherWarning
+            If class targets of labelled rows are far more certain than those of others.
         ProbabilitiesAsLogitsWarning
             If `teacher_logits` are probabilities.
         ConvergenceWarning

@@ -39,9 +39,13 @@ from lelp_sklearn._training.inputs import (
     has_head,
 )
 from lelp_sklearn._typing import BoolArray, FloatArray, IntArray, TargetParams
-from lelp_sklearn.exceptions import NoTeacherWarning
+from lelp_sklearn.exceptions import NoTeacherWarning, OverfittedTeacherWarning
 
 _MAX_SVD_COMPONENTS = 100
+# Where a teacher has seen only some rows: the fewest of each kind to compare, and the
+# least mean probability beside the likeliest class in the others.
+_FEWEST_ROWS_TO_COMPARE = 50
+_WORTHWHILE_DOUBT = 0.05
 
 
 @dataclass
@@ -393,7 +397,28 @@ def make_targets(
     soft_targets = source.soft_targets(inputs)
     if is_first and source.has_teacher:
         source.warn_of_class_order(soft_targets, class_index)
+        _warn_of_seen_rows(soft_targets, inputs.is_labelled, len(source.classes))
     return source, soft_targets
+
+
+def _warn_of_seen_rows(
+    soft_targets: FloatArray, is_labelled: BoolArray, n_classes: int
+) -> None:
+    """Warn if class targets of labelled rows are far more certain than of others."""
+    mass = soft_targets.reshape(len(soft_targets), n_classes, -1).sum(axis=2)
+    doubt = 1 - mass.max(axis=1)
+    of_labelled, of_others = doubt[is_labelled], doubt[~is_labelled]
+    if min(len(of_labelled), len(of_others)) < _FEWEST_ROWS_TO_COMPARE:
+        return
+    seen, unseen = of_labelled.mean(), of_others.mean()
+    if unseen > _WORTHWHILE_DOUBT and seen < unseen / 2:
+        warn_user(
+            f"The teacher's likeliest class has {1 - seen:.0%} on average in labelled "
+            f"rows, and {1 - unseen:.0%} in others: it has probably learned the former "
+            "by heart, and the student would learn its errors. Use class targets from "
+            "a fit that did not see the row, as teacher_cv makes.",
+            OverfittedTeacherWarning,
+        )
 
 
 def _projector_to_fit(projector: Any, seed: int, unlabeled: object) -> Any:

@@ -68,8 +68,16 @@ class ProbabilitiesAsLogitsWarning(UserWarning):
     """
 
 
+class OverfittedTeacherWarning(UserWarning):
+    """Issued if the teacher is far surer of labelled rows than of rows without a label.
+
+    It has probably been trained on the former. Class targets from a fit that did not
+    see the row teach more.
+    """
+
+
 class NoLinearHeadWarning(UserWarning):
-    """Issued if no linear layer of a torch teacher makes the logits that it returns.
+    """Issued if no linear layer of a teacher makes the logits that it returns.
 
     The teacher then has no head; its logits are used together with its embeddings.
     """

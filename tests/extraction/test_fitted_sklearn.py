@@ -28,6 +28,7 @@ from lelp_sklearn import (
     LELPProjector,
     LELPStudentClassifier,
     NoLinearHeadWarning,
+    OverfittedTeacherWarning,
 )
 
 X, Y = make_classification(300, 8, n_informative=6, flip_y=0.2, random_state=0)
@@ -169,6 +170,15 @@ def test_rows_without_a_label_are_asked_of_the_teacher_of_all():
     expected = student(None, projector=LELPProjector(1))
     expected.fit(X, Y, soft_targets=soft / soft.sum(axis=1, keepdims=True))
     assert_allclose(one.predict_proba(X), expected.predict_proba(X), atol=1e-6)
+
+
+def test_teacher_that_has_learned_its_rows_by_heart():
+    marked = np.where(np.arange(len(Y)) < 200, Y, -1)
+    leaking = student(RandomForestClassifier(random_state=0), unlabeled=-1)
+    leaking.set_params(teacher_cv=None)
+    with pytest.warns(OverfittedTeacherWarning, match="learned the former by"):
+        leaking.fit(X, marked)
+    leaking.set_params(teacher_cv=5).fit(X, marked)
 
 
 def test_teacher_that_is_to_be_fitted_needs_labels():

@@ -16,6 +16,7 @@ import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -178,11 +179,6 @@ class StudentsTable:
             for part, path in self.files.items()
         }
 
-    def score(self, part: str, *key: str) -> float | None:
-        """Return the accuracy of a line: of task, student, method, setting and seed."""
-        found = self.known(part).get(key)
-        return None if found is None else float(found)
-
     def known(self, part: str) -> dict[tuple[str, ...], str]:
         """Return accuracies by task, student, method, setting and seed."""
         names = ("task", "student", "method", "setting", "seed")
@@ -193,28 +189,22 @@ class StudentsTable:
 
     def best(self, task: TaskConfig, name: str, method: str) -> Setting:
         """Return the setting that is best on the seeds of the search."""
-        known = self.known("validation")
-
-        def mean(setting: Setting) -> float:
-            text = json.dumps(setting)
-            return np.mean(
-                [
-                    float(known[task.name, name, method, text, str(seed)])
-                    for seed in SEARCH_SEEDS
-                ]
-            )
-
-        return max(settings_of(STUDENTS[name], method), key=mean)
+        score = partial(self.searched, task, name, method)
+        return max(settings_of(STUDENTS[name], method), key=score)
 
     def chosen_s(self, task: TaskConfig, name: str) -> str:
         """Return the S, 1 among them, whose best setting is best on validation rows."""
-        known = self.known("validation")
-        means = {}
-        for S in (1, *STUDENTS[name].n_subclasses):
-            text = json.dumps(self.best(task, name, shown(S)))
-            keys = [(task.name, name, shown(S), text, str(s)) for s in SEARCH_SEEDS]
-            means[shown(S)] = np.mean([float(known[key]) for key in keys])
-        return max(means, key=means.__getitem__)
+        sizes = [shown(S) for S in (1, *STUDENTS[name].n_subclasses)]
+        scores = [self.searched(task, name, S, self.best(task, name, S)) for S in sizes]
+        return sizes[int(np.argmax(scores))]
+
+    def searched(
+        self, task: TaskConfig, name: str, method: str, setting: Setting
+    ) -> float:
+        """Return the mean accuracy of a setting on the validation rows."""
+        known, text = self.known("validation"), json.dumps(setting)
+        keys = [(task.name, name, method, text, str(seed)) for seed in SEARCH_SEEDS]
+        return float(np.mean([float(known[key]) for key in keys]))
 
     def run(self, tasks: Iterable[TaskConfig], names: Iterable[str]) -> None:
         """Search, then report, a round of seeds after the other."""
