@@ -1,15 +1,14 @@
 """Several students trained together, as `EpochLoop` trains them one after the other.
 
 The weights of modules with equal layers are stacked, so that a step of all of them is a
-few batched products. The last axis of logits, targets and losses is that of the
-students: what is one number for each of them broadcasts along it, and the loss is that
-of `Objective` as it is.
+few batched products. Between layers and in the loss, the students are the first axis
+and the rows of the batch the last, along which the arithmetic runs fastest.
 """
 
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +16,9 @@ from torch.func import functional_call, vmap
 from torch.optim.adamw import adamw
 
 from lelp_sklearn._locks import copied
-from lelp_sklearn._training.batches import TrainingTensors, shuffled_batches
+from lelp_sklearn._training.batches import shuffled_batches
 from lelp_sklearn._training.device import denormals_are_zero, derive_seed, seeded
 from lelp_sklearn._training.loop import Trainer
-from lelp_sklearn._training.objective import Objective
 from lelp_sklearn._training.schedules import Schedule, check_schedule_value
 from lelp_sklearn._training.sparse import SparseLinear, select_rows, sparse_product
 
@@ -33,7 +31,7 @@ _MODULE_HOOKS = (
 
 # Weights by name, of shape (n_students, ...).
 Weights = dict[str, Tensor]
-# Returns the outputs (n_outputs, n_rows, n_students) of rows, transposed or not.
+# Returns the outputs (n_students, n_outputs, n_rows) of rows.
 Forward = Callable[[Weights, Tensor], Tensor]
 
 
@@ -79,7 +77,7 @@ class _Stack:
         self.weights = stack_weights(modules)
         self.forward = _make_forward(modules[0])
         self.optimizer = StackedAdamW(trainers, self._trainable())
-        self.objective = _stack_objectives(trainers)
+        self.objective = StackedObjective.of(trainers)
         self.targets, self.targets_of = _stack_targets(trainers)
         labels = [trainer.rows.label_targets for trainer in trainers]
         self.labels = next((each for each in labels if each is not None), None)
@@ -88,16 +86,15 @@ class _Stack:
 
     def run_epoch(self, epoch: int) -> None:
         """Train for one epoch, which counts from 0."""
-        losses = []
         with denormals_are_zero(), torch.enable_grad(), ExitStack() as contexts:
             seed = derive_seed(self.first.seed, epoch)
             contexts.enter_context(seeded(seed, self.device))
             batches = shuffled_batches(self.first.train_index, self.first.batch_size)
             for step, index in enumerate(batches):
                 progress = (epoch + step / len(batches)) / self.first.max_epochs
-                losses.append(self._step(index, progress, (epoch, step)))
-        finite = [torch.stack(losses).isfinite().all(0)]
-        finite += [weight.isfinite().flatten(1).all(1) for weight in self._trainable()]
+                self._step(index, progress, (epoch, step))
+        # A loss that is not finite has a gradient that is not.
+        finite = [weight.isfinite().flatten(1).all(1) for weight in self._trainable()]
         self.is_finite &= torch.stack(finite).all(0)
 
     def unstack(self) -> None:
@@ -109,40 +106,30 @@ class _Stack:
                 for name, parameter in trainer.module.named_parameters():
                     parameter.copy_(self.weights[name][i])
 
-    def _step(self, index: Tensor, progress: float, at: tuple[int, int]) -> Tensor:
-        """Update the weights; return the loss (n_students,) of the batch."""
+    def _step(self, index: Tensor, progress: float, at: tuple[int, int]) -> None:
+        """Update the weights by the loss of a batch."""
         X = select_rows(self.first.rows.X, index)
         if self.first.augment is not None:
             X = self.first.augment(X)
         self.optimizer.zero_grad()
-        targets = self._select_targets(index)
-        logits = self.forward(self.weights, X).to(targets.soft_targets.dtype)
-        losses = self.objective.losses(
-            logits, targets, self._subclass_weight(progress, at)
-        )
-        if targets.weight is None:
-            loss = losses.mean(0)
-        else:
-            loss = (losses * (targets.weight / targets.weight.sum(0))).sum(0)
+        outputs = self.forward(self.weights, X)
+        targets = self.targets.index_select(1, index).mT
+        labels, row_weights = self.labels, self.row_weights
+        with torch.no_grad():
+            gradient = self.objective.gradient(
+                outputs.to(targets.dtype),
+                targets.index_select(0, self.targets_of),
+                None if labels is None else labels.index_select(0, index).T,
+                self._subclass_weight(progress, at),
+            )
+            if row_weights is None:
+                gradient /= len(index)
+            else:
+                weight = row_weights.index_select(1, index)
+                gradient *= (weight / weight.sum(1, keepdim=True)).unsqueeze(1)
         # The students share no weight, so that each has the gradient of its own loss.
-        loss.sum().backward()
+        outputs.backward(gradient.to(outputs.dtype))
         self.optimizer.step(progress, at)
-        return loss.detach()
-
-    def _select_targets(self, index: Tensor) -> TrainingTensors:
-        """Return the targets of a batch, the students along the last axis."""
-        labels, weights = self.labels, self.row_weights
-        soft_targets = self.targets.index_select(1, index)
-        # In this order the products with logits, whose rows are innermost, are fast.
-        soft_targets = soft_targets.mT.index_select(0, self.targets_of)
-        if labels is not None:
-            labels = labels.index_select(0, index).unsqueeze(2)
-        return TrainingTensors(
-            self.first.rows.X,
-            soft_targets.permute(2, 1, 0),
-            labels,
-            None if weights is None else weights.index_select(0, index),
-        )
 
     def _subclass_weight(self, progress: float, at: tuple[int, int]) -> float | Tensor:
         """Return λ of each student; 0.0, which skips a part of the loss, for none."""
@@ -156,6 +143,68 @@ class _Stack:
 
     def _trainable(self) -> list[Tensor]:
         return [weight for weight in self.weights.values() if weight.requires_grad]
+
+
+@dataclass(frozen=True)
+class StackedObjective:
+    """The gradient of the loss of `Objective`, for all students at once.
+
+    The numbers of the students have the shape (n_students, 1, 1, 1).
+    """
+
+    n_classes: int
+    temperature: Tensor
+    within_class_temperature: Tensor
+    label_weight: Tensor
+
+    @classmethod
+    def of(cls, trainers: Sequence[Trainer]) -> "StackedObjective":
+        """Stack the objectives of trainers."""
+        rows, objectives = trainers[0].rows, [each.objective for each in trainers]
+
+        def column(name: str) -> Tensor:
+            values = [float(getattr(objective, name)) for objective in objectives]
+            return rows.soft_targets.new_tensor(values).view(-1, 1, 1, 1)
+
+        names = "temperature", "within_class_temperature", "label_weight"
+        return cls(objectives[0].n_classes, *map(column, names))
+
+    def gradient(
+        self,
+        outputs: Tensor,
+        targets: Tensor,
+        labels: Tensor | None,
+        subclass_weight: float | Tensor,
+    ) -> Tensor:
+        """Return the gradient of the loss of each row with respect to the outputs.
+
+        It has the shape of outputs and targets, (n_students, n_outputs, n_rows). The
+        labels are (n_classes, n_rows); `subclass_weight` is λ, (n_students,) or 0.0.
+        """
+        tau, tau_within = self.temperature, self.within_class_temperature
+        logits = outputs.unflatten(1, (self.n_classes, -1))
+        targets = targets.unflatten(1, (self.n_classes, -1))
+        scaled = logits / tau
+        log_within = torch.log_softmax(scaled, 2)
+        # A log-softmax differs from its logits by their logsumexp.
+        class_logits = scaled.amax(2, True) - log_within.amax(2, True)
+        mass = targets.sum(2, keepdim=True)
+        error = _softmax_error(class_logits, mass).mul_(tau)
+        if labels is not None:
+            on_labels = _softmax_error(class_logits * tau, labels.unsqueeze(1))
+            error = torch.lerp(error, on_labels, self.label_weight)
+        gradient = log_within.exp_().mul_(error)
+        if isinstance(subclass_weight, Tensor):
+            weight = subclass_weight.view(-1, 1, 1, 1) * (1 - self.label_weight)
+            within = torch.softmax(logits / tau_within, 2)
+            inner = within.mul_(mass).sub_(targets)
+            gradient.add_(inner.mul_(weight * tau_within))
+        return gradient.flatten(1, 2)
+
+
+def _softmax_error(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the gradient of the cross-entropy to targets over the classes."""
+    return torch.softmax(logits, 1).mul(targets.sum(-3, keepdim=True)).sub(targets)
 
 
 class StackedAdamW:
@@ -278,7 +327,7 @@ def _make_forward(module: nn.Module) -> Forward:
         return _PerceptronForward(layers)
 
     def forward(weights: Weights, X: Tensor) -> Tensor:
-        return _call_stacked(module, weights, X).permute(1, 2, 0)
+        return _call_stacked(module, weights, X).mT
 
     return forward
 
@@ -305,7 +354,7 @@ class _PerceptronForward:
         self.layers = layers
 
     def __call__(self, weights: Weights, X: Tensor) -> Tensor:
-        """Return outputs (n_rows, n_outputs, n_students)."""
+        """Return outputs (n_students, n_outputs, n_rows)."""
         (name, first), *others = self.layers
         weight, bias = weights[f"{name}weight"], weights.get(f"{name}bias")
         if isinstance(first, SparseLinear):
@@ -326,7 +375,7 @@ class _PerceptronForward:
                 hidden = torch.bmm(weight, hidden)
             else:
                 hidden = torch.baddbmm(bias.unsqueeze(2), weight, hidden)
-        return hidden.permute(2, 1, 0)
+        return hidden
 
 
 def _perceptron_layers(module: nn.Module) -> list[tuple[str, nn.Module]] | None:
@@ -416,22 +465,6 @@ def _uses_adamw(trainer: Trainer) -> bool:
     )
 
 
-def _stack_objectives(trainers: Sequence[Trainer]) -> Objective:
-    """Return the objective of all students, its numbers of shape (n_students,)."""
-    first = trainers[0]
-    objectives = [trainer.objective for trainer in trainers]
-    names = "temperature", "within_class_temperature", "label_weight"
-    numbers: dict[str, Any] = {
-        name: torch.tensor(
-            [float(getattr(objective, name)) for objective in objectives],
-            dtype=first.rows.soft_targets.dtype,
-            device=first.rows.X.device,
-        )
-        for name in names
-    }
-    return replace(first.objective, **numbers)
-
-
 def _stack_targets(trainers: Sequence[Trainer]) -> tuple[Tensor, Tensor]:
     """Return the different targets, (n_targets, n, n_outputs), and which has each."""
     different: list[Tensor] = []
@@ -448,9 +481,9 @@ def _stack_targets(trainers: Sequence[Trainer]) -> tuple[Tensor, Tensor]:
 
 
 def _stack_row_weights(trainers: Sequence[Trainer]) -> Tensor | None:
-    """Return the row weights (n, n_students); None if all are equal."""
+    """Return the row weights (n_students, n); None if all are equal."""
     weights = [trainer.rows.weight for trainer in trainers]
     if all(weight is None for weight in weights):
         return None
     ones = trainers[0].rows.soft_targets.new_ones(len(trainers[0].rows.X))
-    return torch.stack([ones if each is None else each for each in weights], dim=1)
+    return torch.stack([ones if each is None else each for each in weights])
