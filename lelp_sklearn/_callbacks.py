@@ -1,18 +1,7 @@
 """scikit-learn's callbacks (1.9 and later); with an older scikit-learn none is called.
 
-An estimator derives from `CallbackSupportMixin`, decorates `fit` with `with_callbacks`
-and reports its tasks::
-
-    @with_callbacks
-    def fit(self, X, y=None, *, sample_weight=None):
-        task = begin_fit(self, X, y, sample_weight=sample_weight, max_subtasks=n)
-        for _ in range(n):
-            step = task.begin("epoch")
-            ...
-            if step.end(lambda: {"coef_": coef}):  # a callback asks to stop
-                break
-        task.end({})
-        return self
+An estimator derives from `CallbackSupportMixin`, decorates `fit` with `with_callbacks`,
+and reports its fit as a task with steps: `begin_fit`, `FitTask.begin`, `FitTask.end`.
 """
 
 from collections.abc import Callable, Iterator, Mapping

@@ -521,7 +521,7 @@ def test_logits_of_other_columns_in_transform(fitted):
 
 def test_a_head_that_is_not_fitted():
     with pytest.raises(
-        ValueError, match=r"LogisticRegression, not fitted.* beforehand"
+        ValueError, match=r"LogisticRegression, not fitted.*fit it first"
     ):
         projector(head=LogisticRegression()).fit(chunked(X), chunked(CODES))
 

@@ -117,7 +117,7 @@ def test_steps_on_tokens_are_captured(problem, captured):
     assert student.loss_curve_[-1] < student.loss_curve_[0]
 
 
-def test_each_replay_draws_anew(problem, captured):
+def test_each_replay_draws_other_numbers(problem, captured):
     """With all units dropped but at random, equal draws would repeat one loss."""
     X, y, targets = problem
     options = {

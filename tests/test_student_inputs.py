@@ -289,7 +289,7 @@ def test_frozen_layers_of_a_template_stay_frozen(problem):
     assert not torch.equal(student.module_.scale, template.scale.double())
 
 
-def test_clone_of_a_fitted_student_starts_anew(problem):
+def test_clone_of_a_fitted_student_starts_again(problem):
     X, y, targets = problem
     student = quick(TemplateNet()).fit(X, y, soft_targets=targets)
     fresh = clone(student)

@@ -233,15 +233,15 @@ def test_what_a_search_costs_the_teacher(problem):
     )
     grid = {"projector__n_subclasses": [1, 2, 3]}
     # A fit runs the first eight rows three times.
-    n, beforehand = len(X), 3 * 8
+    n, n_in_fit = len(X), 3 * 8
     embeddings = extractor.fit_transform(X)
     GridSearchCV(student, grid, cv=3).fit(X, y, teacher_embeddings=embeddings)
-    assert model.n_rows == beforehand + n
+    assert model.n_rows == n_in_fit + n
     # With the model inside each fit runs it: 3 candidates on 3 folds, and the best.
     model.n_rows = 0
     student.set_params(teacher=extractor)
     GridSearchCV(student, grid, cv=3).fit(X, y)
-    assert model.n_rows == 3 * 2 * n + n + 10 * beforehand
+    assert model.n_rows == 3 * 2 * n + n + 10 * n_in_fit
 
 
 def test_a_fitted_classifier_as_head_stays_fitted_in_a_search(problem):

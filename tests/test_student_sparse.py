@@ -166,7 +166,7 @@ def test_stream_of_touched_rows_goes_on_after_a_pickle():
     for each in (student, twin):
         each.partial_fit(CSR, Y, soft_targets=SOFT)
     assert_array_equal(weights_of(twin), weights_of(student))
-    # Another optimizer starts anew.
+    # Another optimizer starts again.
     twin.set_params(optimizer="adamw").partial_fit(CSR, Y, soft_targets=SOFT)
     assert len(twin.loss_curve_) == 3
 

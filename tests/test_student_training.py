@@ -575,7 +575,7 @@ def test_warm_start_goes_on_from_the_fitted_module():
     assert fresh.loss_curve_[0] == first_loss
 
 
-def test_fit_after_partial_fit_starts_anew(problem):
+def test_fit_after_partial_fit_starts_again(problem):
     X, y, targets = problem
     student = quick().partial_fit(X, y, classes=[0, 1], soft_targets=targets)
     student.fit(X, y, soft_targets=targets)
@@ -642,7 +642,7 @@ def test_stream_takes_another_weight_decay(how, problem):
 
 @pytest.mark.parametrize("how", ["memory", "pickle"])
 @pytest.mark.parametrize("before", ["adamw", torch.optim.Adam])
-def test_stream_begins_anew_with_another_optimizer(before, how, problem):
+def test_stream_starts_again_with_another_optimizer(before, how, problem):
     """A step of SGD is the rate times the gradient, whatever Adam remembers."""
     X, y, targets = problem
     student = quick(optimizer=before, batch_size=1000, subclass_weight=0.0)

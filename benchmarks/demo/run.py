@@ -42,7 +42,7 @@ def make_data(task: str, seed: int, quick: bool) -> DistillationData:
     if not quick:
         return prepare(TASKS[task](seed, "test"), seed)
     sizes = {"n_train": 4_000, "n_student": 400} if task == MAIN else {}
-    return prepare(TASKS[task](seed, "test", **sizes), seed, n_steps=200)
+    return prepare(TASKS[task](seed, "test", **sizes), seed, n_steps=50)
 
 
 def judge(data: DistillationData, method: str, setting: dict) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Whether reports tell beforehand which of the teacher's layers to split."""
+"""Whether reports tell before training which of the teacher's layers to split."""
 
 from pathlib import Path
 

@@ -17,7 +17,7 @@ from benchmarks.speed.processes import anonymous_memory
 from lelp_sklearn import LELPProjector
 
 Run = Callable[[], object]
-# So few rows compile the kernels, or read them from Numba's cache, beforehand.
+# So few rows first compile the kernels, or read them from Numba's cache.
 WARM_UP_ROWS = 4096
 
 

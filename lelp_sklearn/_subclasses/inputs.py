@@ -98,7 +98,7 @@ class ProjectorInputs:
         if known_head is None and head is not None and (is_stream or is_dask):
             raise ValueError(
                 f"head is {type(head).__name__}, not fitted, and partial_fit and dask "
-                "arrays cannot fit it: fit it beforehand, or pass head=(coef, "
+                "arrays cannot fit it: fit it first, or pass head=(coef, "
                 "intercept) or None."
             )
         if known_head is None and teacher_logits is None and y is None:

@@ -400,7 +400,7 @@ def cluster(
     than asked for mean that there are no more distinct points.
 
     Lloyd's iterations find the nearest local optimum. From there the most promising
-    changes are tried: dissolve one cluster and divide another, or divide two anew. The
+    changes are tried: dissolve one cluster and divide another, or divide two again. The
     first that lowers the inertia starts the next round.
     """
     # Division by a power of two rounds nothing, and keeps squares from overflow.
@@ -410,7 +410,7 @@ def cluster(
     for _ in range(n_clusters):
         inertia = clusters.inertias.sum()
         for changed in chain(
-            _exchanges(cloud, clusters), _divisions_anew(cloud, clusters)
+            _exchanges(cloud, clusters), _redivisions(cloud, clusters)
         ):
             other = _settle(cloud, changed, inertia * (1 - _TOLERANCE))
             gain = inertia - other.inertias.sum()
@@ -614,7 +614,7 @@ def _dissolutions(cloud: _Cloud, clusters: _Clusters) -> tuple[FloatArray, Float
     return costs, moved
 
 
-def _divisions_anew(cloud: _Cloud, clusters: _Clusters) -> Iterator[FloatArray]:
+def _redivisions(cloud: _Cloud, clusters: _Clusters) -> Iterator[FloatArray]:
     """Yield centroids with two clusters merged and divided again, if that is better."""
     costs = _merger_costs(clusters)
     pairs = np.column_stack(np.triu_indices(len(costs), 1))

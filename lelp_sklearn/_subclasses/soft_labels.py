@@ -82,7 +82,7 @@ class SoftLabeller:
         ------
         ValueError
             If a row, counted from `first_row`, holds NaN or infinity. This is found on
-            the way, since a check beforehand would read the rows twice.
+            the way, since a separate check would read the rows twice.
         """
         if is_on_device(rows):
             self._write_on_device(rows, logits, target, first_row)

@@ -80,7 +80,7 @@ def continue_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
     """Give a new optimizer the state of an earlier one, and keep its own settings.
 
     Its own settings are the learning rates and weight decays. With other parameters,
-    as after some were frozen, it starts anew.
+    as after some were frozen, it starts again.
     """
     groups = optimizer.param_groups
     earlier_groups = state["param_groups"]

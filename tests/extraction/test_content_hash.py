@@ -65,7 +65,7 @@ def _inside_itself():
 
 
 def _values():
-    """Values that all differ, each made anew at every call."""
+    """Values that all differ, each made again at every call."""
     floats = np.arange(6, dtype=np.float32)
     return {
         "none": None,

@@ -147,7 +147,7 @@ def test_the_end_may_come_before_the_file_is_renamed(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("changes", [False, True])
-def test_a_complete_file_that_was_deleted_is_begun_anew(changes, tmp_path):
+def test_a_complete_file_that_was_deleted_is_begun_again(changes, tmp_path):
     """Its journal may lie there still; other rows may come to the same path."""
     X, path = rows(), tmp_path / "e.npy"
     extractor = EmbeddingExtractor(make_model())

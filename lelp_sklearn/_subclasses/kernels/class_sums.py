@@ -371,7 +371,7 @@ def _empty(tiles: _Tiles, sums: _Sums, c: int) -> None:
 
 @compiled
 def _move(sums: _Sums, c: int) -> None:
-    """Add what has been summed so far of a class in double precision; begin anew."""
+    """Add the sums of a class so far in double precision, and set them to zero."""
     part, total = sums.part[c], sums.total[c]
     for k in range(total.shape[0]):
         for j in range(total.shape[1]):

@@ -101,9 +101,7 @@ def test_too_few_tasks_are_no_report(tmp_path, capsys):
     assert "nothing to report" in capsys.readouterr().out
 
 
-def test_reports_are_made_once_and_those_of_another_configuration_anew(
-    tmp_path, monkeypatch
-):
+def test_reports_are_made_once_for_each_configuration(tmp_path, monkeypatch):
     table = TABLES["methods"]
     lines, _ = made_up(table, [0, 3])
     lines[0]["made_with"] = "other"

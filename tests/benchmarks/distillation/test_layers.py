@@ -150,7 +150,7 @@ def test_report_names_what_was_chosen_and_what_it_reached(compared):
     ]
 
 
-# What reports say beforehand
+# What reports say before training
 
 
 def reports_of(task, layer, gain):

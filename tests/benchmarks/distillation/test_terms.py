@@ -168,9 +168,9 @@ def test_clusters_are_within_the_class_and_the_nearest_elsewhere(data_by_seed):
 
 
 def test_layout_that_is_kept_gives_the_clusters_of_a_new_one(data_by_seed):
-    anew = clusters.tsne_kmeans(data_by_seed[0])
+    again = clusters.tsne_kmeans(data_by_seed[0])
     kept = replace(data_by_seed[0], layout=clusters.lay_out(data_by_seed[0]))
-    np.testing.assert_array_equal(clusters.tsne_kmeans(kept), anew)
+    np.testing.assert_array_equal(clusters.tsne_kmeans(kept), again)
 
 
 def test_clusters_find_groups_that_lie_apart(data_by_seed):
