@@ -1,4 +1,7 @@
-"""The state of a fit: what a student predicts with, pickles and continues from."""
+"""The state of a fit: what a student predicts with, pickles and continues from.
+
+`LELPStudentClassifier.__getstate__` says what a pickle drops, keeps and moves.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
