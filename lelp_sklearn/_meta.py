@@ -301,6 +301,7 @@ class LELPMetaClassifier(
             # 1. Parameters.
             estimator = self._check_params()
             # 2. Data.
+            _check_texts(estimator, X)
             inputs = StudentInputs.from_user(
                 self,
                 X,
@@ -497,6 +498,19 @@ def _last_step(estimator: Any) -> Any:
     while isinstance(estimator, Pipeline):
         estimator = estimator.steps[-1][1]
     return estimator
+
+
+def _check_texts(estimator: Any, X: Any) -> None:
+    """Raise if X is texts and nothing turns them into features."""
+    is_column = getattr(X, "ndim", 1) == 1 and hasattr(X, "__iter__")
+    if isinstance(estimator, Pipeline) or not is_column:
+        return
+    takes_texts = get_tags(estimator).input_tags.string
+    if isinstance(next(iter(X), None), str) and not takes_texts:
+        raise ValueError(
+            f"X holds texts, which estimator {type(estimator).__name__} does not take: "
+            "put a vectorizer before it, make_pipeline(TfidfVectorizer(), estimator)."
+        )
 
 
 def _switch_off_inner_splits(estimator: Any) -> None:

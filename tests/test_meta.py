@@ -347,6 +347,8 @@ def test_texts():
     texts = [f"{words[g]} {words[(g + 1) % 6]}" for g in group]
     classifier = meta(make_pipeline(TfidfVectorizer(), exact()))
     assert classifier.fit(texts, Y, teacher_embeddings=E).score(texts, Y) == 1
+    with pytest.raises(ValueError, match="put a vectorizer before it"):
+        meta(exact()).fit(texts, Y, teacher_embeddings=E)
 
 
 def test_table_with_missing_values_and_categories():
