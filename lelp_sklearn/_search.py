@@ -3,7 +3,7 @@
 import copy
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -155,15 +155,19 @@ class Fit:
         return True
 
 
-class Targets:
-    """The targets of one split: each teacher and each projector is fitted once."""
+class SharedData:
+    """What the candidates of a split share: teachers, targets and rows on the device.
+
+    Each teacher and each projector is fitted once.
+    """
 
     def __init__(self, inputs: StudentInputs) -> None:
         self.inputs = inputs
         self._embedded: dict[str, tuple[Any, StudentInputs]] = {}
         self._targets: dict[str, tuple[TargetSource, FloatArray]] = {}
+        self._rows: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
 
-    def make(
+    def make_targets(
         self,
         candidate: Candidate,
         student: LELPStudentClassifier,
@@ -184,6 +188,12 @@ class Targets:
             self._embedded.setdefault(teacher_key, (source.teacher, inputs))
             self._targets[key] = source, source.soft_targets(inputs)
         return self._targets[key]
+
+    def share_rows(self, trainer: Trainer) -> Trainer:
+        """Return a trainer with the same tensor of X as others, if it is of a kind."""
+        X = trainer.rows.X
+        X = self._rows.setdefault((X.device, X.dtype), X)
+        return replace(trainer, rows=replace(trainer.rows, X=X))
 
 
 @dataclass
@@ -264,15 +274,17 @@ class Search:
 
     def _prepare(self, candidates: list[Candidate], split: Split) -> list[Fit]:
         """Make the targets and build the modules of candidates."""
-        targets, fits = Targets(self.inputs), []
+        shared, fits = SharedData(self.inputs), []
         for candidate in candidates:
             start = time.perf_counter()
-            fit = self._prepare_one(candidate, split, targets)
+            fit = self._prepare_one(candidate, split, shared)
             fit.seconds = time.perf_counter() - start
             fits.append(fit)
         return fits
 
-    def _prepare_one(self, candidate: Candidate, split: Split, targets: Targets) -> Fit:
+    def _prepare_one(
+        self, candidate: Candidate, split: Split, shared: SharedData
+    ) -> Fit:
         """Go through the stages of `LELPStudentClassifier.fit` before the epochs."""
         inputs, student = self.inputs, candidate.make_student(self.student)
         seeds = Seeds.of(student.random_state, None)
@@ -282,12 +294,15 @@ class Search:
             is_train, stopping_rows = inputs.hold_out(
                 is_train, fraction, seeds.hold_out
             )
-        source, soft = targets.make(candidate, student, is_train, seeds.projector)
+        source, soft = shared.make_targets(
+            candidate, student, is_train, seeds.projector
+        )
         placement = Placement.resolve(student, inputs, SINGLE_PROCESS)
         state = TrainingState.start(
             student, inputs, is_train, source, soft, seeds, None, placement
         )
         trainer = make_trainer(student, state, inputs, is_train, soft, placement)
+        trainer = shared.share_rows(trainer)
         validation_data = make_validation(state, trainer, inputs, stopping_rows, None)
         by_class = soft.reshape(len(soft), len(source.classes), -1).sum(axis=2)
         likeliest = by_class.argmax(axis=1)

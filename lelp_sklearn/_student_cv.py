@@ -10,6 +10,7 @@ from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.frozen import FrozenEstimator
@@ -288,7 +289,7 @@ class LELPStudentClassifierCV(
         FloatingPointError
             If the loss of every candidate, or of the last fit, was not finite.
         """
-        with warned_once():
+        with warned_once(), torch.inference_mode(False):
             # 1. Parameters.
             self._check_params()
             student, seed = self._make_student()
@@ -307,7 +308,7 @@ class LELPStudentClassifierCV(
             # 3. Rows to judge by.
             splits = self._make_splits(student, inputs, seed)
             # 4. Search.
-            rounds = self._make_rounds(candidates, inputs, len(splits))
+            rounds = self._make_rounds(student, candidates, inputs, len(splits))
             n_fits = len(splits) * sum(n for n, _ in rounds)
             task = begin_fit(
                 self,
@@ -572,7 +573,11 @@ class LELPStudentClassifierCV(
         return splits
 
     def _make_rounds(
-        self, candidates: list[Candidate], inputs: StudentInputs, n_splits: int
+        self,
+        student: LELPStudentClassifier,
+        candidates: list[Candidate],
+        inputs: StudentInputs,
+        n_splits: int,
     ) -> list[tuple[int, int]]:
         """Return the numbers of candidates and of rows of each iteration."""
         n_rows = len(inputs)
@@ -580,8 +585,9 @@ class LELPStudentClassifierCV(
             return [(len(candidates), n_rows)]
         labels = inputs.labels[inputs.is_labelled]
         n_classes = max(2, len(np.unique(labels)))
-        numbers = [c.params.get("projector__n_subclasses", 1) for c in candidates]
-        most = max(int(n) for n in numbers if isinstance(n, Integral | int) or n == 1)
+        number = getattr(student.projector, "n_subclasses", 1)
+        numbers = [c.params.get("projector__n_subclasses", number) for c in candidates]
+        most = max((int(n) for n in numbers if isinstance(n, Integral)), default=1)
         fewest_rows = 2 * n_splits * n_classes * most
         return halving_rounds(len(candidates), n_rows, float(self.factor), fewest_rows)
 
