@@ -7,13 +7,15 @@ Rows of 2¹⁸ columns with 50 stored entries in single precision, towards 2 × 
 targets; 32 hidden units, batches of 256, the other parameters are the defaults.
 
 speed
-    An epoch on 100 000 rows, by the default optimizer and by "sparse_adam", beside a
-    loop written by hand (``torch.nn.EmbeddingBag`` as the first layer, batches sliced
-    from the three arrays, fused AdamW, the same loss and schedules) and beside
-    scikit-learn's ``MLPClassifier`` of the same size on the labels. An epoch is the
-    difference between fits of one and of two epochs. ``predict_proba`` stands beside
-    the module by itself under ``torch.inference_mode``. One thread, seconds of the
-    processor; medians over the turns, and of the ratios with their quartiles.
+    An epoch on 100 000 rows (``--rows``), in three turns (``--turns``), by the default
+    optimizer and by "sparse_adam", beside a loop written by hand
+    (``torch.nn.EmbeddingBag`` as the first layer, batches sliced from the three arrays,
+    fused AdamW, the same loss and schedules) and beside scikit-learn's
+    ``MLPClassifier`` of the same size on the labels. An epoch is the difference between
+    fits of one and of two epochs; of ``MLPClassifier``, of which nearly nothing comes
+    once a fit, it is a fit of one. ``predict_proba`` stands beside the module by itself
+    under ``torch.inference_mode``. One thread, seconds of the processor; medians over
+    the turns, and of the ratios with their quartiles.
 memory
     The peak of a process that fits one epoch on 1 000 000 such rows, rows included.
 banking77, newsgroups20, imdb
@@ -59,7 +61,7 @@ N_ROWS, N_ROWS_IN_MEMORY = 100_000, 1_000_000
 BARS = {"bare loop": 1.1, "MLPClassifier": 0.5, "adamw": 0.5, "forward pass": 1.5}
 LARGEST_PEAK = 2.0
 OPTIMIZERS = ("adamw", "sparse_adam")
-N_EPOCHS, N_SEEDS = 10, 5
+N_TURNS, N_EPOCHS, N_SEEDS = 3, 10, 5
 # Texts have so many rows only, of which a word has to be in two.
 N_ROWS_QUICK, MIN_DF = 2_000, 2
 
@@ -192,10 +194,11 @@ def time_epochs(data: tuple, repeats: int) -> dict[str, Array]:
     fits = {
         (name, n): (lambda train=train, n=n: train(n))
         for name, train in trainers.items()
-        for n in (1, 2)
+        for n in ((1, 2) if name != "MLPClassifier" else (1,))
     }
     seconds = take_turns(fits, repeats, warm=True, clock=time.process_time)
-    return {name: seconds[name, 2] - seconds[name, 1] for name in trainers}
+    epochs = {name: seconds[name, 1] for name in trainers}
+    return epochs | {name: seconds[name, n] - epochs[name] for name, n in fits if n > 1}
 
 
 def time_prediction(data: tuple, repeats: int) -> dict[str, Array]:
@@ -221,21 +224,19 @@ def compare(seconds: dict[str, Array], ours: str, others: list[str]) -> dict:
     """Return the medians and how many times the seconds of each other ours takes."""
     found = {}
     for name in others:
-        middle, low, high = ratio(seconds[name], seconds[ours])
         found[f"{ours} / {name}"] = {
             "seconds": float(np.median(seconds[ours])),
             "seconds of the other": float(np.median(seconds[name])),
-            # `ratio` is that of the other to ours.
-            "ratio": [1 / middle, 1 / high, 1 / low],
+            "ratio": ratio(seconds[name], seconds[ours]),
             "bar": BARS[name],
         }
     return found
 
 
-def measure_speed(quick: bool) -> dict:
+def measure_speed(options: argparse.Namespace) -> dict:
     """Time training and prediction on one thread, and print the ratios."""
-    data = make_data(N_ROWS_QUICK if quick else N_ROWS)
-    repeats = 1 if quick else 3
+    data = make_data(N_ROWS_QUICK if options.quick else options.rows)
+    repeats = 1 if options.quick else options.turns
     with one_thread():
         seconds = time_epochs(data, repeats)
         prediction = time_prediction(data, repeats)
@@ -250,7 +251,7 @@ def measure_speed(quick: bool) -> dict:
         times = f"{each['seconds']:.3f}", f"{each['seconds of the other']:.3f}"
         rows.append([name, *times, ratios, f"{each['bar']:.2g}"])
     print(markdown(titles, rows))
-    return {"turns": repeats, **found}
+    return {"rows": len(data[1]), "turns": repeats, **found}
 
 
 def measure_memory(quick: bool) -> dict:
@@ -294,58 +295,68 @@ def read_texts(folder: Path, quick: bool) -> tuple:
     return X, labels[0], tfidf.transform(test["text"]), labels[1]
 
 
-def accuracies(data: tuple, optimizer: str, n_epochs: int, n_seeds: int) -> list[float]:
-    """Return the test accuracy of each seed, in points."""
+def accuracy(data: tuple, optimizer: str, n_epochs: int, seed: int) -> float:
+    """Return the accuracy on the test texts, in points."""
     X, y, X_test, y_test = data
-    scores = []
-    for seed in range(n_seeds):
-        student = LELPStudentClassifier(
-            module_params={"hidden_layer_sizes": (N_HIDDEN,)},
-            optimizer=optimizer,
-            learning_rate=LEARNING_RATE,
-            batch_size=128,
-            max_epochs=n_epochs,
-            random_state=seed,
-        )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NoTeacherWarning)
-            student.fit(X, y)
-        scores.append(100 * float(student.score(X_test, y_test)))
-        print(f"{optimizer}, seed {seed}: {scores[-1]:.2f}", flush=True)
-    return scores
-
-
-def measure_accuracy(folder: Path, quick: bool) -> dict:
-    """Compare the accuracies of both optimizers, and print the difference."""
-    n_epochs, n_seeds = (2, 2) if quick else (N_EPOCHS, N_SEEDS)
-    data = read_texts(folder, quick)
-    dense, touched = (
-        np.array(accuracies(data, each, n_epochs, n_seeds)) for each in OPTIMIZERS
+    student = LELPStudentClassifier(
+        module_params={"hidden_layer_sizes": (N_HIDDEN,)},
+        optimizer=optimizer,
+        learning_rate=LEARNING_RATE,
+        batch_size=128,
+        max_epochs=n_epochs,
+        random_state=seed,
     )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NoTeacherWarning)
+        student.fit(X, y)
+    return 100 * float(student.score(X_test, y_test))
+
+
+def measure_accuracy(folder: Path, options: argparse.Namespace) -> None:
+    """Compare both optimizers seed by seed; seeds in the results are not repeated."""
+    n_epochs, n_seeds = (2, 2) if options.quick else (N_EPOCHS, N_SEEDS)
+    data = read_texts(folder, options.quick)
+    found = {} if options.quick else read_results().get(folder.name, {})
+    scores = {name: found.get(name, []) for name in OPTIMIZERS}
+    for seed in range(len(scores[OPTIMIZERS[-1]]), n_seeds):
+        pair = [accuracy(data, name, n_epochs, seed) for name in OPTIMIZERS]
+        for name, score in zip(OPTIMIZERS, pair, strict=True):
+            scores[name].append(score)
+        print(f"{folder.name}, seed {seed}: {pair}", flush=True)
+        keep(folder.name, {"shape": list(data[0].shape), **scores}, options)
+    dense, touched = (np.array(scores[name]) for name in OPTIMIZERS)
     gains = touched - dense
     half = stats.t.ppf(0.975, len(gains) - 1) * stats.sem(gains)
     titles = [f"{folder.name}, accuracy in %", *OPTIMIZERS, "difference"]
     means = f"{dense.mean():.2f}", f"{touched.mean():.2f}"
     difference = f"{gains.mean():+.2f} ± {half:.2f}"
     print(markdown(titles, [[f"{data[0].shape[1]} words", *means, difference]]))
-    return {
-        "shape": list(data[0].shape),
-        "adamw": dense.tolist(),
-        "sparse_adam": touched.tolist(),
-        "difference": [float(gains.mean()), float(half)],
-    }
 
 
-def measure(part: str, folder: Path | None, quick: bool) -> dict | None:
-    """Measure a part; print why if it cannot be measured, and return None."""
+def read_results() -> dict:
+    """Return the results of earlier runs, by part."""
+    path = RESULTS / "sparse.json"
+    return json.loads(path.read_text("utf-8")) if path.exists() else {}
+
+
+def keep(part: str, found: dict, options: argparse.Namespace) -> None:
+    """Write the result of a part beside those of the others, unless it is quick."""
+    if not options.quick:
+        results = {**read_results(), part: {"machine": machine(), **found}}
+        write_json(RESULTS / "sparse.json", results)
+
+
+def measure(part: str, options: argparse.Namespace) -> None:
+    """Measure a part and keep the result; print why if it cannot be measured."""
+    folder = options.data_dir
     if part == "speed":
-        return measure_speed(quick)
-    if part == "memory":
-        return measure_memory(quick)
-    if folder is None or not (folder / part).exists():
+        keep(part, measure_speed(options), options)
+    elif part == "memory":
+        keep(part, measure_memory(options.quick), options)
+    elif folder is None or not (folder / part).exists():
         print(f"Skipped: {part}, which is not in --data-dir.")
-        return None
-    return measure_accuracy(folder / part, quick)
+    else:
+        measure_accuracy(folder / part, options)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -353,17 +364,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", help="by default speed and memory")
     parser.add_argument("--data-dir", type=Path, help="holds the texts")
+    parser.add_argument("--rows", type=int, default=N_ROWS, help="of the part speed")
+    parser.add_argument("--turns", type=int, default=N_TURNS, help="of the part speed")
     parser.add_argument("--quick", action="store_true", help="seconds, not a result")
     options = parser.parse_args(arguments)
     if options.parts[:1] == ["child"]:
         fit_in_child(int(options.parts[1]))
         return
-    path = RESULTS / "sparse.json"
     for part in options.parts or ["speed", "memory"]:
-        found = measure(part, options.data_dir, options.quick)
-        if found is not None and not options.quick:
-            kept = json.loads(path.read_text("utf-8")) if path.exists() else {}
-            write_json(path, {**kept, part: {"machine": machine(), **found}})
+        measure(part, options)
 
 
 if __name__ == "__main__":

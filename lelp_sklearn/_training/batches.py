@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 
 from lelp_sklearn._training.sparse import (
     csr_tensor,
-    numbers_per_row,
+    mean_entries,
+    reads_entries,
     select_rows,
     split_rows,
 )
@@ -125,11 +127,14 @@ def batched_outputs(
     """
     parameter = next(module.parameters(), X)
     number = dtype if dtype.is_floating_point else torch.float32
-    step = max(batch_size, _PREDICTION_NUMBERS // numbers_per_row(module, X))
+    is_unchanged = X.layout == torch.sparse_csr and reads_entries(module)
+    n_numbers = mean_entries(X) if is_unchanged else prod(X.shape[1:])
+    step = max(batch_size, _PREDICTION_NUMBERS // n_numbers)
     module.eval()
     with torch.inference_mode():
         for batch in split_rows(X, step):
             # A module may work in place, and X may be the caller's own memory.
-            inputs = batch.to(device=parameter.device, dtype=dtype, copy=True)
+            copies = not is_unchanged
+            inputs = batch.to(device=parameter.device, dtype=dtype, copy=copies)
             # It may also compute in a precision of its own.
             yield module(inputs).to(number)

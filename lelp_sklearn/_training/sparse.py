@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from functools import cache
-from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -83,16 +82,17 @@ def split_rows(X: Tensor, step: int) -> Iterator[Tensor]:
         yield csr_tensor(block - block[0], col[entries], values[entries], X.shape[1])
 
 
-def numbers_per_row(module: nn.Module, X: Tensor) -> int:
-    """Return how many numbers of a row a module reads at a time.
+def reads_entries(module: nn.Module) -> bool:
+    """Return whether the first layer reads the stored entries of sparse rows only.
 
-    They are the stored entries, on the mean, if its first layer is a `SparseLinear`;
-    any other module may make sparse rows dense.
+    Any other module may make the rows dense, or work on them in place.
     """
-    reads_entries = any(isinstance(layer, SparseLinear) for layer in module.modules())
-    if X.layout == torch.sparse_csr and reads_entries:
-        return max(1, len(X.values()) // len(X))
-    return prod(X.shape[1:])
+    return any(isinstance(layer, SparseLinear) for layer in module.modules())
+
+
+def mean_entries(X: Tensor) -> int:
+    """Return the mean number of stored entries of CSR rows, at least 1."""
+    return max(1, len(X.values()) // len(X))
 
 
 def _entries(X: Tensor) -> tuple[Tensor, Tensor]:
