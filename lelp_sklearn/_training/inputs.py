@@ -43,9 +43,9 @@ class StudentInputs:
     Parameters
     ----------
     X, X_array
-        The rows as they were passed, and as an array, a CSR matrix or a tensor. As
-        they were passed too, if only a teacher and an estimator of scikit-learn read
-        them.
+        The rows as they were passed (to the student, sparse rows in CSR format), and as
+        an array, a CSR matrix or a tensor. As they were passed too, if only a teacher
+        and an estimator of scikit-learn read them.
     labels, is_labelled : ndarray of shape (n,)
         y as a column, and which rows have a label; in other rows y has no meaning.
     sample_weight : ndarray of shape (n,)
@@ -93,6 +93,8 @@ class StudentInputs:
         replacing = teacher_embeddings, soft_targets, student.teacher
         if hasattr(student, "module"):
             X_array = check_rows(student, X, row_format)
+            # Not every sparse format can be indexed.
+            X = X_array if issparse(X) else X
         elif all(each is None for each in replacing):
             X_array = _as_embeddings(X)
         else:
