@@ -82,9 +82,11 @@ class LELPStudentClassifierCV(
     param_grid : dict, list of dict or None, default=None
         Values of parameters by name, such as ``learning_rate``, ``max_epochs``,
         ``projector__n_subclasses`` or ``teacher__layer``, as in
-        :class:`~sklearn.model_selection.GridSearchCV`. None is a grid of
-        `n_subclasses` (1, which is vanilla distillation, and "auto"), `learning_rate`
-        and `max_epochs`; with `soft_targets` or a frozen projector, of the last two.
+        :class:`~sklearn.model_selection.GridSearchCV`. None stands for ten candidates:
+        `n_subclasses` 1, which is vanilla distillation, and "auto", with `max_epochs`
+        at the learning rates 0.01, 0.03 and 0.1, and with a tenth of them at 0.003 and
+        0.01; with a `module` of the caller the rates are about a third of these. With
+        `soft_targets` or a frozen projector `n_subclasses` stays as it is.
     cv : int, splitter or iterable, default=None
         None holds out `validation_fraction` of the rows once, stratified by label. An
         int is a number of stratified folds; a splitter and an iterable of (train, test)
@@ -652,13 +654,17 @@ def default_grid(
     `can_split` tells whether the number of subclasses is free.
     """
     max_epochs = int(student.max_epochs)
-    training: dict[str, list[Any]] = {
-        "learning_rate": [0.003, 0.01, 0.03, 0.1],
-        "max_epochs": sorted({max(1, max_epochs // 10), max_epochs}, reverse=True),
-    }
-    if not can_split:
-        return [training]
-    return [
-        {"projector__n_subclasses": [1], **training},
-        {"projector__n_subclasses": ["auto"], **training},
+    rates = [0.1, 0.03, 0.01, 0.003]
+    if student.module is not None:
+        # As for the rate "auto": nothing is known about a module of the caller.
+        rates = [0.03, 0.01, 0.003, 0.001]
+    high, usual, low, lowest = rates
+    grids: list[dict[str, list[Any]]] = [
+        {"max_epochs": [max_epochs], "learning_rate": [usual, high, low]},
+        # For inputs that are soon learned by heart, such as wide text.
+        {"max_epochs": [max(1, max_epochs // 10)], "learning_rate": [low, lowest]},
     ]
+    if not can_split:
+        return grids
+    numbers = 1, "auto"
+    return [{"projector__n_subclasses": [S], **each} for each in grids for S in numbers]
