@@ -91,7 +91,9 @@ def report_of(name: str, scores: Scores) -> list[str]:
         f"## {name}",
         markdown(titles, rows),
         f"Gains over {BASE} in points of test accuracy, paired by seed, with the 95 % "
-        "interval. Settings are searched for each method, but for those of S = 1.",
+        "interval. Settings are searched for each method, but for those of S = 1. "
+        f"{len(scores)} of {len(TASKS)} tasks have results; a complete task has ten "
+        "seeds.",
         markdown(
             ["method", "mean gain, union tasks (number)", "plain tasks (number)"],
             [
