@@ -130,11 +130,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", type=Path, help="folder of data sets")
     parser.add_argument("--cache", type=Path, help="keeps teachers and embeddings")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
     options = parser.parse_args(arguments)
     lines = []
     with tempfile.TemporaryDirectory() as folder, one_thread():
         paths = Paths(options.data_dir, options.cache or Path(folder))
-        for name in TASKS:
+        for name in options.tasks:
             task = ALL_TASKS[name]
             draw = wide_data if task.kind == WIDE else task_data
             data = draw(task, paths, 0)

@@ -97,7 +97,9 @@ def levels(scores: Scores, tasks: list[str]) -> str:
 def against_best(scores: Scores, tasks: list[str], ending: str) -> str:
     """Compare the defaults with the better of S = 1 and the earlier ones."""
     now, rivals, rows, p_values = NOW + ending, (ONE, BEFORE), [], []
-    tasks = [task for task in tasks if now in scores[task]]
+    tasks = [task for task in tasks if len(scores[task].get(now, {})) > 1]
+    if not tasks:
+        return f"## {now}\n\nNo task has two seeds yet."
     for task in tasks:
         of_task = scores[task]
         best = max(
