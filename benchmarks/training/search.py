@@ -37,11 +37,11 @@ from sklearn.experimental import enable_halving_search_cv  # noqa: F401 - enable
 from sklearn.model_selection import GridSearchCV, HalvingGridSearchCV, ShuffleSplit
 
 from benchmarks import files
-from benchmarks.demo.search import MAIN, NOTHING_TO_GAIN, TASKS
+from benchmarks.demo.run import make_data
+from benchmarks.demo.search import MAIN, NOTHING_TO_GAIN
 from benchmarks.demo.search import RESULTS as DEMO_SEARCH
 from benchmarks.distillation.config import OURS
 from benchmarks.distillation.methods.base import DistillationData
-from benchmarks.distillation.preparation import prepare
 from benchmarks.distillation.statistics import paired
 from benchmarks.files import markdown, read_json, write_json
 from benchmarks.timing import machine, ratio, take_turns
@@ -63,6 +63,7 @@ GRID_SEARCH, HALVING, TOGETHER, BOTH = (
 # Ours may take so many times the seconds of GridSearchCV, by hidden units.
 BARS = {(TOGETHER, 32): 0.3, (TOGETHER, 128): 0.6, (BOTH, 128): 0.35}
 SEEDS = range(8)
+QUICK_EPOCHS = 2
 
 Array = np.ndarray
 
@@ -108,7 +109,7 @@ def make_searches(n_hidden: int, n_epochs: int) -> dict[str, BaseEstimator]:
 def time_searches(n_hidden: int, repeats: int, *, quick: bool) -> dict[str, Array]:
     """Return the seconds of each search in each turn."""
     X, E, y = make_rows(N_ROWS // 2 if quick else N_ROWS)
-    searches = make_searches(n_hidden, 2 if quick else N_EPOCHS)
+    searches = make_searches(n_hidden, QUICK_EPOCHS if quick else N_EPOCHS)
 
     def run(search: BaseEstimator) -> Callable[[], object]:
         return lambda: search.fit(X, y, teacher_embeddings=E)
@@ -146,10 +147,14 @@ def speed(*, quick: bool) -> dict[str, object]:
     return found
 
 
-def students(data: DistillationData, by_hand: dict) -> dict[str, BaseEstimator]:
+def students(
+    data: DistillationData, by_hand: dict, *, quick: bool
+) -> dict[str, BaseEstimator]:
     """Return the estimators whose accuracy is compared."""
 
     def make(*, temperature: float | None = None, **params: object) -> BaseEstimator:
+        if quick:
+            params["max_epochs"] = QUICK_EPOCHS
         projector = LELPProjector(head=data.head)
         if temperature is not None:
             projector.set_params(temperature=temperature)
@@ -164,7 +169,7 @@ def students(data: DistillationData, by_hand: dict) -> dict[str, BaseEstimator]:
         "plain": make(),
         "early stopping": make(early_stopping=True),
         TOGETHER: LELPStudentClassifierCV(make(), random_state=data.seed),
-        "by hand": make(**by_hand),
+        "by hand": make(**data.training, **by_hand),
     }
 
 
@@ -173,10 +178,12 @@ def accuracy(*, quick: bool) -> dict[str, object]:
     found: dict[str, object] = {}
     for task in (MAIN, NOTHING_TO_GAIN):
         by_hand = json.loads(DEMO_SEARCH.read_text())[task][OURS]["best"]
+        if quick:
+            by_hand["max_epochs"] = QUICK_EPOCHS
         scores: dict[str, list[list[float]]] = {}
         for seed in list(SEEDS)[: 1 if quick else None]:
-            data = prepare(TASKS[task](seed, "test"), seed)
-            for name, student in students(data, by_hand).items():
+            data = make_data(task, seed, quick)
+            for name, student in students(data, by_hand, quick=quick).items():
                 start = time.perf_counter()
                 student.fit(data.X, data.y, teacher_embeddings=data.embeddings)
                 seconds = time.perf_counter() - start
