@@ -12,20 +12,18 @@ from numpy.typing import NDArray
 from lelp_sklearn._subclasses.kernels import fallback
 from lelp_sklearn._subclasses.kernels.jit import compiled, with_plain_twin
 from lelp_sklearn._subclasses.kernels.simd import (
-    COLUMNS_AT_ONCE,
     REGISTER_BYTES,
-    ROWS_AHEAD,
-    ROWS_AT_ONCE,
-    add_dot_products,
     as_number,
     multiply_add,
     vector_width,
 )
 from lelp_sklearn._subclasses.kernels.tiles import (
-    TILE_COLUMNS,
     TILE_ROWS,
     ClassRows,
+    add_products,
     class_rows,
+    empty_panel,
+    panel_rows,
     zeros,
 )
 from lelp_sklearn._typing import FloatArray, IntArray
@@ -48,6 +46,7 @@ class _Tiles(NamedTuple):
     rows : (C, n, >= d); weight : (C, n)
     filled, summed : (C,) rows that wait; rows in the sums in single precision
     next_row : (1,) the first row that is not read yet
+    panel, no_centre : room for `add_products`, and zeros
     """
 
     rows: FloatArray
@@ -55,6 +54,8 @@ class _Tiles(NamedTuple):
     filled: IntArray
     summed: IntArray
     next_row: IntArray
+    panel: FloatArray
+    no_centre: FloatArray
 
 
 class _Sums(NamedTuple):
@@ -176,8 +177,9 @@ def cluster_sums(
 
 def _empty_tiles(centres: FloatArray, width: int) -> _Tiles:
     n_classes, dtype = len(centres), centres.dtype
-    tile_rows = _TILE_BYTES // (width * dtype.itemsize) // 8 * 8
-    tile_rows = min(TILE_ROWS, max(8, tile_rows))
+    together = panel_rows(dtype)
+    tile_rows = _TILE_BYTES // (width * dtype.itemsize) // together * together
+    tile_rows = min(TILE_ROWS, max(together, tile_rows))
     rows = zeros(n_classes * tile_rows, width, dtype)
     filled, summed = np.zeros((2, n_classes), np.int64)
     return _Tiles(
@@ -186,6 +188,8 @@ def _empty_tiles(centres: FloatArray, width: int) -> _Tiles:
         filled,
         summed,
         np.zeros(1, np.int64),
+        empty_panel(dtype),
+        np.zeros((1, width), dtype),
     )
 
 
@@ -212,7 +216,7 @@ def _add_products(
         if c < 0:
             break
         tile, weight, n = tiles.rows[c], tiles.weight[c], tiles.filled[c]
-        _multiply_tile(tile, n, packed[c], scores, rows.X[tiles.next_row[0] :])
+        _multiply_tile(rows, tiles, c, packed[c], scores)
         k = n_vectors[c]
         for r in range(n):
             scores[k, r] = 1
@@ -288,7 +292,7 @@ def _add_to_nearest(
         if c < 0:
             break
         tile, weight, n = tiles.rows[c], tiles.weight[c], tiles.filled[c]
-        _multiply_tile(tile, n, packed[c], scores, rows.X[tiles.next_row[0] :])
+        _multiply_tile(rows, tiles, c, packed[c], scores)
         for r in range(n):
             nearest[r] = 0
             best[r] = -np.inf
@@ -340,23 +344,20 @@ def _fill(rows: ClassRows, tiles: _Tiles) -> int:
 
 @compiled
 def _multiply_tile(
-    tile: FloatArray,
-    n_rows: int,
-    packed: FloatArray,
-    scores: FloatArray,
-    upcoming: NDArray[Any],
+    rows: ClassRows, tiles: _Tiles, c: int, packed: FloatArray, scores: FloatArray
 ) -> None:
-    """Write packed @ tile[:n_rows].T to `scores`; ask for as many upcoming rows."""
+    """Write packed @ tile.T of the tile of a class to `scores`."""
     scores[:] = 0
-    for r in range(0, n_rows, ROWS_AT_ONCE):
-        for first in range(0, packed.shape[1], TILE_COLUMNS):
-            last = min(first + TILE_COLUMNS, packed.shape[1])
-            rows = tile[r : r + ROWS_AT_ONCE, first:last]
-            for k in range(0, len(packed), COLUMNS_AT_ONCE):
-                ahead = r + k // COLUMNS_AT_ONCE * ROWS_AHEAD % ROWS_AT_ONCE
-                add_dot_products(
-                    rows, packed[k:, first:], scores[k:, r:], upcoming[ahead:, first:]
-                )
+    width = packed.shape[1]
+    add_products(
+        tiles.rows[c, :, :width],
+        tiles.filled[c],
+        tiles.no_centre,
+        packed,
+        tiles.panel,
+        scores,
+        rows.X[tiles.next_row[0] :].reshape(1, -1),
+    )
 
 
 @compiled

@@ -16,13 +16,8 @@ from lelp_sklearn._subclasses.kernels.jit import processor_features
 
 # Bytes of a vector register.
 REGISTER_BYTES = 64 if "avx512f" in processor_features() else 32
-# Rows and columns whose products are summed in registers at once: where vectors are
-# wide there are 32 registers, else 16.
-ROWS_AT_ONCE, COLUMNS_AT_ONCE = (8, 3) if REGISTER_BYTES == 64 else (4, 3)
 # Bytes in a row of the squares of numbers that `transpose` turns.
 SQUARE_BYTES = 32
-# Rows that are asked for from memory by each call of `add_dot_products`.
-ROWS_AHEAD = 2
 _INDEX = ir.IntType(64)
 _INT = ir.IntType(32)
 _HALF_BITS = ir.IntType(16)
@@ -44,72 +39,6 @@ _MANTISSA_BITS = np.int32(23)
 def vector_width(dtype: np.dtype[Any]) -> int:
     """Numbers in one vector register."""
     return REGISTER_BYTES // dtype.itemsize
-
-
-@intrinsic
-def add_dot_products(
-    typing_context: Any, rows: Any, columns: Any, sums: Any, upcoming: Any
-) -> Any:
-    """Add columns @ rows.T to `sums`; vectors run along both, so nothing is in vain.
-
-    `rows` (ROWS_AT_ONCE, m) and `columns` (COLUMNS_AT_ONCE, m) hold whole vectors. As
-    many numbers as are in ROWS_AHEAD of the rows are asked for from memory on the way:
-    the first of `upcoming`. Rows of every array are contiguous.
-    """
-    return types.void(rows, columns, sums, upcoming), _add_dot_products
-
-
-def _add_dot_products(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-    rows, columns, sums, upcoming = _matrices(context, builder, signature, args)
-    places = [(r, k) for r in range(ROWS_AT_ONCE) for k in range(COLUMNS_AT_ONCE)]
-    zeros = ir.Constant(rows.vector, [0.0] * rows.width)
-    registers = {place: _register(builder, zeros) for place in places}
-    with cgutils.for_range_slice(
-        builder, _INDEX(0), rows.shape[1], _INDEX(rows.width), inc=True
-    ) as (start, _):
-        for r in range(ROWS_AHEAD):
-            upcoming.ask_for(_INDEX(r), start)
-        own = [columns.load_vector(_INDEX(k), start) for k in range(COLUMNS_AT_ONCE)]
-        for r in range(ROWS_AT_ONCE):
-            row = rows.load_vector(_INDEX(r), start)
-            for k, column in enumerate(own):
-                _add_product(builder, registers[r, k], row, column)
-    # Columns whose sums over all rows fit into one vector are summed together.
-    together = rows.width // ROWS_AT_ONCE
-    for first in range(0, COLUMNS_AT_ONCE, together):
-        some = range(first, min(first + together, COLUMNS_AT_ONCE))
-        vectors = [
-            builder.load(registers[r, k]) for k in some for r in range(ROWS_AT_ONCE)
-        ]
-        totals = _sums(builder, vectors)
-        for place, k in enumerate(some):
-            sums.add_part(_INDEX(k), totals, place * ROWS_AT_ONCE, ROWS_AT_ONCE)
-    return context.get_dummy_value()
-
-
-def _sums(builder: Any, vectors: list[Any]) -> Any:
-    """Give a vector that begins with the sum of the numbers of each of some vectors.
-
-    There are at most as many vectors as numbers in one, and a power of two of them.
-    """
-    width = vectors[0].type.count
-    half = width // 2
-    while half:
-        # With fewer vectors than that each is folded by itself.
-        seconds = vectors[half:] or vectors
-        # Numbers at places with this bit come from the second of a pair.
-        places = [place + (width if place & half else 0) for place in range(width)]
-        lower = ir.Constant(ir.VectorType(_INT, width), [p & ~half for p in places])
-        upper = ir.Constant(ir.VectorType(_INT, width), [p | half for p in places])
-        vectors = [
-            builder.fadd(
-                builder.shuffle_vector(first, second, lower),
-                builder.shuffle_vector(first, second, upper),
-            )
-            for first, second in zip(vectors[:half], seconds, strict=True)
-        ]
-        half //= 2
-    return vectors[0]
 
 
 @intrinsic
@@ -275,15 +204,6 @@ class _Matrix:
 
     def store_vector(self, row: Any, column: Any, vector: Any) -> None:
         self._store(vector, self._address(row, column, self.vector))
-
-    def add_part(self, row: Any, vector: Any, first: int, size: int) -> None:
-        """Add `size` numbers of a vector to those that a row begins with."""
-        builder = self._builder
-        places = list(range(first, first + size))
-        chosen = ir.Constant(ir.VectorType(_INT, size), places)
-        part = builder.shuffle_vector(vector, vector, chosen)
-        address = self._address(row, _INDEX(0), part.type)
-        self._store(builder.fadd(self._load(address), part), address)
 
     def load_spread(self, row: Any, column: Any) -> Any:
         """Load one number into all places of a vector."""

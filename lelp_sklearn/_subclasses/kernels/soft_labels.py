@@ -7,28 +7,17 @@ from numpy.typing import NDArray
 
 from lelp_sklearn._subclasses.kernels import fallback
 from lelp_sklearn._subclasses.kernels.jit import compiled, with_plain_twin
-from lelp_sklearn._subclasses.kernels.simd import (
-    COLUMNS_AT_ONCE,
-    REGISTER_BYTES,
-    SQUARE_BYTES,
-    as_number,
-    bits_of,
-    exp,
-    multiply_add_ahead,
-    transpose,
-)
+from lelp_sklearn._subclasses.kernels.simd import as_number, bits_of, exp
 from lelp_sklearn._subclasses.kernels.tiles import (
-    PANEL_COLUMNS,
     TILE_ROWS,
     Projection,
+    add_products,
+    empty_panel,
+    write_transposed,
     zeros,
 )
 from lelp_sklearn._typing import FloatArray
 
-# Vectors of rows whose products with six columns, twice COLUMNS_AT_ONCE, are summed in
-# registers at once; their bytes.
-_VECTORS_AT_ONCE = 4 if REGISTER_BYTES == 64 else 2
-_PANEL_BYTES = _VECTORS_AT_ONCE * REGISTER_BYTES
 _HALF_OF_THE_BITS = np.uint64(32)
 
 
@@ -73,7 +62,7 @@ def soft_labels(
     dtype, n_classes = out.dtype, logits.shape[1]
     n_scores = max(out.shape[1] + n_classes, len(projection.packed))
     room = _Room(
-        zeros(PANEL_COLUMNS, _PANEL_BYTES // dtype.itemsize, dtype),
+        empty_panel(dtype),
         zeros(n_scores, TILE_ROWS, dtype),
         np.zeros((n_classes + 1, TILE_ROWS), dtype),
         np.zeros((2, TILE_ROWS), dtype),
@@ -108,11 +97,22 @@ def _soft_labels(
     n_classes, n_outputs = logits.shape[1], out.shape[1]
     n_subclasses = n_outputs // n_classes
     scores, totals, finite = room.scores, room.totals, True
+    # What is read after the rows of the first panel.
+    numbers, panel_rows = X.reshape(1, -1), room.panel.shape[1]
     for start in range(0, len(X), TILE_ROWS):
         n_rows = min(TILE_ROWS, len(X) - start)
         for k in range(len(projection.offsets)):
             scores[k] = -projection.offsets[k]
-        _add_scores(X, start, n_rows, projection, room)
+        rows, upcoming = X[start:], numbers[:, (start + panel_rows) * X.shape[1] :]
+        add_products(
+            rows,
+            n_rows,
+            projection.centre,
+            projection.packed,
+            room.panel,
+            scores,
+            upcoming,
+        )
         mass = scores[n_outputs : n_outputs + n_classes]
         for c in range(n_classes):
             for r in range(min(n_rows, len(logits) - start)):
@@ -154,60 +154,6 @@ def _hash_rows(
             total += (bits ^ (bits >> _HALF_OF_THE_BITS)) * factors[k]
         hashes[r] = total
     return bool(flags & sign == 0)
-
-
-@compiled
-def _add_scores(
-    X: NDArray[Any], start: int, n_rows: int, projection: Projection, room: _Room
-) -> None:
-    """Add packed @ (X[start : start + n_rows] - centre).T to the scores.
-
-    Rows are transposed, a panel of few rows and columns at a time, so that vectors run
-    along them and no sum over a vector is left.
-    """
-    centre, packed, panel, scores = (
-        projection.centre,
-        projection.packed,
-        room.panel,
-        room.scores,
-    )
-    n_features, panel_rows = X.shape[1], _PANEL_BYTES // packed.itemsize
-    # Each product asks for a share of the rows of the next panels: asked for all at
-    # once, some would be forgotten.
-    numbers = X.reshape(1, -1)
-    step = -(-panel_rows // -(-len(packed) // 6))
-    for group in range(0, n_rows, panel_rows):
-        rows = X[start + group : start + min(group + panel_rows, n_rows)]
-        ahead = (start + group + panel_rows) * n_features
-        for first in range(0, n_features, PANEL_COLUMNS):
-            last = min(first + PANEL_COLUMNS, n_features)
-            _transpose(rows[:, first:last], centre[:, first:last], panel)
-            own = panel[: last - first]
-            for k in range(0, len(packed), 6):
-                columns, sums = packed[k:, first:last], scores[k:, group:]
-                upcoming = numbers[:, ahead:]
-                if len(columns) > COLUMNS_AT_ONCE:
-                    multiply_add_ahead(
-                        columns, own, sums, 6, _VECTORS_AT_ONCE, upcoming, step
-                    )
-                else:
-                    multiply_add_ahead(
-                        columns, own, sums, 3, _VECTORS_AT_ONCE, upcoming, step
-                    )
-                ahead += (last - first) * step
-
-
-@compiled
-def _transpose(rows: NDArray[Any], centre: FloatArray, out: FloatArray) -> None:
-    """Write (rows - centre).T to `out`."""
-    side = SQUARE_BYTES // out.itemsize
-    n_rows, n_columns = rows.shape
-    n_whole = n_rows // side * side if n_columns >= side else 0
-    for r in range(0, n_whole, side):
-        transpose(rows[r:], centre, out[:, r:])
-    for r in range(n_whole, n_rows):
-        for k in range(n_columns):
-            out[k, r] = as_number(rows[r, k]) - centre[0, k]
 
 
 @compiled
@@ -269,4 +215,4 @@ def _write_products(room: _Room, out: FloatArray) -> None:
         for k in range(c * n_subclasses, (c + 1) * n_subclasses):
             for r in range(TILE_ROWS):
                 scores[k, r] *= factor[r]
-    _transpose(scores[:n_outputs, : len(out)], room.no_centre, out)
+    write_transposed(scores[:n_outputs, : len(out)], room.no_centre, out)

@@ -7,19 +7,26 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lelp_sklearn._subclasses.kernels.jit import compiled
 from lelp_sklearn._subclasses.kernels.simd import (
-    COLUMNS_AT_ONCE,
     REGISTER_BYTES,
+    SQUARE_BYTES,
+    as_number,
+    multiply_add_ahead,
+    transpose,
     vector_width,
 )
 from lelp_sklearn._typing import FloatArray, IntArray
 
-# Rows whose softmax is taken at once, and columns of X multiplied before the next ones
-# are read: both keep what is worked on within the first- and second-level caches.
+# Rows that are worked on at once, within the second-level cache.
 TILE_ROWS = 64
-TILE_COLUMNS = 512
 # Columns of X that are transposed at once, into the first-level cache.
-PANEL_COLUMNS = 128
+_PANEL_COLUMNS = 128
+# Vectors of rows whose products with six columns are summed in registers at once.
+_VECTORS_AT_ONCE = 4 if REGISTER_BYTES == 64 else 2
+_PANEL_BYTES = _VECTORS_AT_ONCE * REGISTER_BYTES
+# Packed columns are a multiple of so many.
+_COLUMNS_AT_ONCE = 3
 
 
 class ClassRows(NamedTuple):
@@ -85,7 +92,7 @@ def pack(columns: Sequence[FloatArray], dtype: np.dtype[Any]) -> FloatArray:
     width = vector_width(dtype)
     n_features = -(-columns[0].shape[1] // width) * width
     most = max(len(each) for each in columns)
-    n_columns = -(-most // COLUMNS_AT_ONCE) * COLUMNS_AT_ONCE
+    n_columns = -(-most // _COLUMNS_AT_ONCE) * _COLUMNS_AT_ONCE
     packed = _aligned_zeros((len(columns), n_columns, n_features), dtype)
     for own, each in zip(packed, columns, strict=True):
         own[: each.shape[0], : each.shape[1]] = each
@@ -122,3 +129,66 @@ def _aligned_zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> FloatArray:
     address = numbers.__array_interface__["data"][0]
     start = -address % REGISTER_BYTES // dtype.itemsize
     return numbers[start : start + size].reshape(shape)
+
+
+def panel_rows(dtype: np.dtype[Any]) -> int:
+    """Return the number of rows whose products are summed in registers at once."""
+    return _PANEL_BYTES // dtype.itemsize
+
+
+def empty_panel(dtype: np.dtype[Any]) -> FloatArray:
+    """Return room for the few rows and columns that `add_products` transposes."""
+    return zeros(_PANEL_COLUMNS, panel_rows(dtype), dtype)
+
+
+@compiled
+def add_products(
+    X: NDArray[Any],
+    n_rows: int,
+    centre: FloatArray,
+    packed: FloatArray,
+    panel: FloatArray,
+    sums: FloatArray,
+    upcoming: NDArray[Any],
+) -> None:
+    """Add packed @ (X[:n_rows] - centre).T to `sums`.
+
+    Rows are transposed, a panel of few rows and columns at a time, so that vectors run
+    along them and no sum over a vector is left. The numbers of `upcoming` (1, >= 0) are
+    asked for from memory on the way.
+    """
+    n_features, n_together = X.shape[1], _PANEL_BYTES // packed.itemsize
+    # Each product asks for a share of the upcoming numbers: asked for all at once, some
+    # would be forgotten.
+    step, ahead = -(-n_together // -(-len(packed) // 6)), 0
+    for group in range(0, n_rows, n_together):
+        rows = X[group : min(group + n_together, n_rows)]
+        for first in range(0, n_features, _PANEL_COLUMNS):
+            last = min(first + _PANEL_COLUMNS, n_features)
+            write_transposed(rows[:, first:last], centre[:, first:last], panel)
+            own = panel[: last - first]
+            for k in range(0, len(packed), 6):
+                columns, part = packed[k:, first:last], sums[k:, group:]
+                numbers = upcoming[:, ahead:]
+                if len(columns) > _COLUMNS_AT_ONCE:
+                    multiply_add_ahead(
+                        columns, own, part, 6, _VECTORS_AT_ONCE, numbers, step
+                    )
+                else:
+                    multiply_add_ahead(
+                        columns, own, part, 3, _VECTORS_AT_ONCE, numbers, step
+                    )
+                ahead += (last - first) * step
+
+
+@compiled
+def write_transposed(rows: NDArray[Any], centre: FloatArray, out: FloatArray) -> None:
+    """Write (rows - centre).T to `out`."""
+    side = SQUARE_BYTES // out.itemsize
+    n_rows, n_columns = rows.shape
+    n_whole = n_rows // side * side if n_columns >= side else 0
+    for r in range(0, n_whole, side):
+        transpose(rows[r:], centre, out[:, r:])
+    for r in range(n_whole, n_rows):
+        for k in range(n_columns):
+            out[k, r] = as_number(rows[r, k]) - centre[0, k]
