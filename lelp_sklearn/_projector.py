@@ -26,7 +26,6 @@ from lelp_sklearn._callers import warned_once
 from lelp_sklearn._files import new_npy
 from lelp_sklearn._locks import exclusive
 from lelp_sklearn._subclasses import dask_backend, torch_backend
-from lelp_sklearn._subclasses.directions import row_space_basis
 from lelp_sklearn._subclasses.head import Head
 from lelp_sklearn._subclasses.inputs import ProjectorInputs
 from lelp_sklearn._subclasses.kmeans import KMEANS
@@ -34,6 +33,7 @@ from lelp_sklearn._subclasses.moments import (
     ClassMoments,
     Covariance,
     ExplicitCovariance,
+    row_space_basis,
 )
 from lelp_sklearn._subclasses.pca import PCA, SOLVERS, resolve_solver
 from lelp_sklearn._subclasses.rows import hash_rows

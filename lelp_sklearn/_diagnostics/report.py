@@ -19,8 +19,8 @@ from sklearn.utils import _safe_indexing, check_random_state
 
 from lelp_sklearn._callers import warned_once
 from lelp_sklearn._diagnostics.table import check_at_least, class_logits
-from lelp_sklearn._subclasses.directions import row_space_basis, to_null_space
 from lelp_sklearn._subclasses.kmeans import cluster
+from lelp_sklearn._subclasses.moments import row_space_basis, to_null_space
 from lelp_sklearn._targets import TargetSource, embed, has_teacher, usable_rows
 from lelp_sklearn._training.inputs import StudentInputs, add_note_on_error, as_array
 from lelp_sklearn._typing import FloatArray, IntArray

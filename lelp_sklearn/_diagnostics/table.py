@@ -11,7 +11,7 @@ from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import check_is_fitted
 
 from lelp_sklearn import _validation
-from lelp_sklearn._subclasses.directions import row_space_basis, to_null_space
+from lelp_sklearn._subclasses.moments import row_space_basis, to_null_space
 from lelp_sklearn._typing import BoolArray, FloatArray, IntArray
 
 

@@ -15,8 +15,12 @@ import numpy as np
 from scipy import linalg
 
 from lelp_sklearn._subclasses import torch_backend
-from lelp_sklearn._subclasses.directions import tidy, to_null_space
-from lelp_sklearn._subclasses.moments import Covariance, class_weights
+from lelp_sklearn._subclasses.moments import (
+    Covariance,
+    class_weights,
+    tidy,
+    to_null_space,
+)
 from lelp_sklearn._subclasses.rows import (
     Data,
     LabelledRows,

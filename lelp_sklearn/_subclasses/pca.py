@@ -5,13 +5,14 @@ from dataclasses import replace
 import numpy as np
 from scipy import linalg, stats
 
-from lelp_sklearn._subclasses.directions import (
+from lelp_sklearn._subclasses.moments import (
     Directions,
+    ExplicitCovariance,
     InitialSubspace,
+    MultipassCovariance,
     tidy,
     to_null_space,
 )
-from lelp_sklearn._subclasses.moments import ExplicitCovariance, MultipassCovariance
 from lelp_sklearn._subclasses.rows import LabelledRows, class_blocks
 from lelp_sklearn._subclasses.splitters import (
     AUTO_N_SUBCLASSES,

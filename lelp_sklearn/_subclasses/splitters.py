@@ -14,8 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils import check_random_state
 
-from lelp_sklearn._subclasses.directions import Directions, to_null_space
-from lelp_sklearn._subclasses.moments import ClassMoments, Covariance
+from lelp_sklearn._subclasses.moments import (
+    ClassMoments,
+    Covariance,
+    Directions,
+    to_null_space,
+)
 from lelp_sklearn._subclasses.rows import Data
 from lelp_sklearn._typing import FloatArray
 from lelp_sklearn._validation import TooFewRowsError, check_no_overflow

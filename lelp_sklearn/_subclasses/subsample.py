@@ -9,7 +9,7 @@ import numpy as np
 from scipy import linalg
 
 from lelp_sklearn._subclasses import torch_backend
-from lelp_sklearn._subclasses.directions import (
+from lelp_sklearn._subclasses.moments import (
     InitialSubspace,
     orthonormal,
     to_null_space,

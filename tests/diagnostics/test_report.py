@@ -30,7 +30,7 @@ from lelp_sklearn._diagnostics.report import (
     inertia_ratio,
     principal_points,
 )
-from lelp_sklearn._subclasses.directions import row_space_basis
+from lelp_sklearn._subclasses.moments import row_space_basis
 from tests.reference import null_space_rows
 from tests.student_problems import MatrixTeacher, TemplateNet, make_groups
 

@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lelp_sklearn._subclasses.kernels import fallback
-from lelp_sklearn._subclasses.kernels.jit import compiled, with_plain_twin
-from lelp_sklearn._subclasses.kernels.simd import (
+from lelp_sklearn._subclasses.kernels.jit import (
     REGISTER_BYTES,
     as_number,
+    compiled,
     multiply_add,
     vector_width,
+    with_plain_twin,
 )
 from lelp_sklearn._subclasses.kernels.tiles import (
     TILE_ROWS,

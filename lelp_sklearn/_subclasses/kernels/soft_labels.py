@@ -6,8 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lelp_sklearn._subclasses.kernels import fallback
-from lelp_sklearn._subclasses.kernels.jit import compiled, with_plain_twin
-from lelp_sklearn._subclasses.kernels.simd import as_number, bits_of, exp
+from lelp_sklearn._subclasses.kernels.jit import (
+    as_number,
+    bits_of,
+    compiled,
+    exp,
+    with_plain_twin,
+)
 from lelp_sklearn._subclasses.kernels.tiles import (
     TILE_ROWS,
     Projection,

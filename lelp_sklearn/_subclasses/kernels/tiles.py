@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lelp_sklearn._subclasses.kernels.jit import compiled
-from lelp_sklearn._subclasses.kernels.simd import (
+from lelp_sklearn._subclasses.kernels.jit import (
     REGISTER_BYTES,
     SQUARE_BYTES,
     as_number,
+    compiled,
     multiply_add_ahead,
     transpose,
     vector_width,

@@ -5,7 +5,7 @@ import pytest
 from numba import njit
 from numpy.testing import assert_allclose
 
-from lelp_sklearn._subclasses.kernels import fallback, jit, simd, tiles
+from lelp_sklearn._subclasses.kernels import fallback, jit, tiles
 from lelp_sklearn._subclasses.kernels import soft_labels as kernels
 from tests import reference
 
@@ -149,7 +149,7 @@ def test_hashes_are_the_exact_sums_modulo_two_to_the_64(dtype, module):
 @njit
 def exponentials(x, out):
     for i in range(len(x)):
-        out[i] = simd.exp(x[i])
+        out[i] = jit.exp(x[i])
 
 
 @pytest.mark.skipif(not jit.can_compile(), reason="only in compiled code")
