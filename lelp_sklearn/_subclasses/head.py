@@ -39,10 +39,10 @@ class Head:
     coef: FloatArray
     intercept: FloatArray
 
-    def __call__(self, rows: FloatArray) -> FloatArray:
-        """Return logits (m, C) of rows (m, d)."""
-        logits: FloatArray = rows @ self.coef.T + self.intercept
-        return logits
+    def __call__(self, rows: Any) -> Any:
+        """Return logits (m, C) of rows (m, d), an array or a tensor."""
+        coef, intercept = torch_backend.alongside(rows, self.coef, self.intercept)
+        return rows @ coef.T + intercept
 
 
 def resolve_head(head: Any, n_features: int) -> tuple[Head | None, NDArray[Any] | None]:

@@ -53,25 +53,13 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class ProjectorInputs:
-    """Labelled rows, their classes, and the head of the teacher.
-
-    Parameters
-    ----------
-    data : Data
-    classes : ndarray of shape (C,)
-    head : Head or None
-        None if it is to be estimated.
-    has_logits : bool
-        Whether the teacher's logits are among the data.
-    any_unlabelled : bool
-        Whether a row of positive weight has no class yet.
-    """
+    """Labelled rows, their classes, and the head of the teacher."""
 
     data: Data
-    classes: NDArray[Any]
-    head: Head | None
-    has_logits: bool
-    any_unlabelled: bool
+    classes: NDArray[Any]  # (C,)
+    head: Head | None  # None if it is to be estimated
+    has_logits: bool  # whether the teacher's logits are among the data
+    any_unlabelled: bool  # whether a row of positive weight has no class yet
 
     @classmethod
     def read(
@@ -214,7 +202,7 @@ class ProjectorInputs:
     def quick_covariance(self, row_space: FloatArray) -> Covariance:
         """Return class covariances, summed quickly unless weights are very unequal."""
         n_classes = len(self.classes)
-        if are_unequal(*weight_range(self.data, n_classes)):
+        if are_unequal(*weight_range(self.data)):
             # Sums about a centre far from a heavy row lose what light rows add.
             moments, dtype = self.moments(), np.dtype(np.float64)
         else:
@@ -238,7 +226,7 @@ class ProjectorInputs:
         data, n_classes = self.data, len(self.classes)
         weight = class_weights(data, n_classes)
         _validation.check_every_class(weight, self.classes)
-        dtype = sum_dtype(data.dtype, *weight_range(data, n_classes))
+        dtype = sum_dtype(data.dtype, *weight_range(data))
         centres, starts = [], []
         for sample in class_samples(data, n_classes, random_state):
             centres.append(sample.mean)
@@ -256,26 +244,14 @@ class ProjectorInputs:
 
 @dataclass(frozen=True)
 class Findings:
-    """Summary of all rows, needed before each gets a class.
+    """Summary of all rows, needed before each gets a class."""
 
-    Parameters
-    ----------
-    labels : (k,) distinct labels, sorted
-    n_logits : int or None
-        Columns of the teacher's logits, None without.
-    any_weight, any_unlabelled : bool
-        Whether a row has weight; whether one with weight has no label.
-    only_probabilities : bool
-        Whether all logits are probabilities.
-    refusal : (int, Exception) or None
-        The first chunk that was refused, by its first row, and why.
-    """
-
-    labels: NDArray[Any]
-    n_logits: int | None = None
-    any_weight: bool = False
-    any_unlabelled: bool = False
-    only_probabilities: bool = False
+    labels: NDArray[Any]  # (k,) distinct and sorted
+    n_logits: int | None = None  # columns of the logits
+    any_weight: bool = False  # whether a row has weight
+    any_unlabelled: bool = False  # whether one with weight has no label
+    only_probabilities: bool = False  # whether all logits are probabilities
+    # The first chunk that was refused, by its first row, and why.
     refusal: tuple[int, Exception] | None = None
 
     def merge(self, other: "Findings") -> "Findings":
@@ -303,27 +279,15 @@ class Findings:
 
 @dataclass(frozen=True)
 class CheckedRows(InMemory):
-    """Rows of finite embeddings with their labels, before classes have an index.
+    """Rows of finite embeddings with their labels, before classes have an index."""
 
-    Parameters
-    ----------
-    X : (n, d)
-    labels : (n,)
-    is_labelled : (n,)
-    weight : (n,)
-    digests : (n,) uint64
-    logits : (n, C or 1) or None
-    first_row : int
-        The index of the first row in the array that these are a chunk of.
-    """
-
-    X: Rows
-    labels: NDArray[Any]
-    is_labelled: BoolArray
-    weight: FloatArray
-    digests: Digests
-    logits: FloatArray | None
-    first_row: int = 0
+    X: Rows  # (n, d)
+    labels: NDArray[Any]  # (n,)
+    is_labelled: BoolArray  # (n,)
+    weight: FloatArray  # (n,)
+    digests: Digests  # (n,)
+    logits: FloatArray | None  # (n, C or 1)
+    first_row: int = 0  # its index in the array that these are a chunk of
 
     @classmethod
     def check(

@@ -266,7 +266,6 @@ def _add_rare(
     return centroids
 
 
-@dispatch_to_device(torch_backend.farthest)
 def _farthest(
     data: LabelledRows,
     c: int,
@@ -280,19 +279,24 @@ def _farthest(
     """
     # Relative error of distances along which a class hardly varies.
     share = 10 * np.finfo(np.result_type(data.dtype, np.float32)).eps
+    half_squares = np.einsum("kd,kd->k", centroids, centroids) / 2
     farthest = 0.0, centroids[0]
-    for own_c, block, _, _ in class_blocks(data, len(mean)):
+    for own_c, rows, _, _ in class_blocks(data, len(mean)):
         if own_c != c:
             continue
-        centred = block - mean[c]
-        offsets = to_null_space(centred.T, row_space).T
-        apart = offsets - centroids[assign(offsets, centroids)]
-        squares = np.einsum("nd,nd->n", apart, apart)
+        own_mean, space, known, halves = torch_backend.alongside(
+            rows, mean[c], row_space, centroids, half_squares
+        )
+        centred = rows - own_mean
+        offsets = centred - (centred @ space) @ space.T
+        apart = offsets - known[(offsets @ known.T - halves).argmax(1)]
+        squares = (apart * apart).sum(1)
         # Not by the centroids: these may be far rows themselves.
-        lengths = np.einsum("nd,nd->n", centred, centred)
-        squares[squares <= share * lengths.max()] = 0
+        lengths = (centred * centred).sum(1)
+        squares = squares * (squares > share * lengths.max())
         place = squares.argmax()
-        farthest = _farther(farthest, (float(squares[place]), offsets[place]))
+        found = float(squares[place]), torch_backend.to_array(offsets[place])
+        farthest = _farther(farthest, found)
     return farthest
 
 
@@ -352,13 +356,7 @@ def _sum_clusters(
     return data.map_reduce(_cluster_sums, add_sums, mean, centroids)
 
 
-def _cluster_sums_of_tensors(
-    data: LabelledRows, mean: FloatArray, centroids: list[FloatArray]
-) -> ClusterSums:
-    return ClusterSums(*torch_backend.cluster_sums(data, mean, centroids))
-
-
-@dispatch_to_device(_cluster_sums_of_tensors)
+@dispatch_to_device(torch_backend.cluster_sums, ClusterSums)
 def _cluster_sums(
     data: LabelledRows, mean: FloatArray, centroids: list[FloatArray]
 ) -> ClusterSums:

@@ -12,7 +12,6 @@ from lelp_sklearn._subclasses import torch_backend
 from lelp_sklearn._subclasses.rows import (
     Data,
     LabelledRows,
-    WeightRange,
     add_sums,
     class_blocks,
     row_slices,
@@ -41,22 +40,12 @@ class Directions:
 
 @dataclass(frozen=True)
 class InitialSubspace:
-    """Vectors with which the search for the directions of a class begins.
+    """Vectors with which the search for the directions of a class begins."""
 
-    Parameters
-    ----------
-    basis : (d, k)
-        Orthonormal, in the null space.
-    expected : (d, q)
-        Covariance of a sample of the class times the last q vectors, which are random.
-        Its difference from the product of all rows shows directions that the sample
-        misses. q is 0 without a sample, and if the sample is the whole class.
-    chance : float
-        The sum of squares of that difference which is expected by chance.
-    """
-
-    basis: FloatArray
+    basis: FloatArray  # (d, k) orthonormal, in the null space
+    # Covariance of a sample times the last q vectors (d, q), which are random.
     expected: FloatArray
+    # Squares of the difference of `expected` from all rows, expected by chance.
     chance: float = 0.0
 
 
@@ -114,19 +103,11 @@ class ClassMoments:
     Blocks are added one at a time and two objects merge into one; the order of rows
     does not matter. A block is centred on its own mean before it is squared, so that a
     mean far from zero loses no precision.
-
-    Parameters
-    ----------
-    weight : ndarray of shape (C,)
-        Sum of the row weights.
-    mean : ndarray of shape (C, p)
-    scatter : ndarray of shape (C, p, p)
-        Weighted sums of squares and products about the mean.
     """
 
-    weight: FloatArray
-    mean: FloatArray
-    scatter: FloatArray
+    weight: FloatArray  # (C,)
+    mean: FloatArray  # (C, p)
+    scatter: FloatArray  # (C, p, p) about the mean
 
     @classmethod
     def zeros(cls, n_classes: int, n_features: int) -> "ClassMoments":
@@ -237,9 +218,10 @@ def moments_of_unlabelled(
     return exact_moments(rows.only_unlabelled(head), n_classes)
 
 
-def weight_range(data: Data, n_classes: int) -> WeightRange:
-    """Return the lightest and heaviest weight (C,) of each class."""
-    return data.map_reduce(LabelledRows.weight_range, WeightRange.merge, n_classes)
+def weight_range(data: Data) -> tuple[float, float]:
+    """Return the smallest and largest weight of a row with a class."""
+    least, most = data.map_reduce(LabelledRows.weight_range, np.maximum)
+    return -least, most
 
 
 def class_weights(data: Data, n_classes: int) -> FloatArray:
@@ -249,27 +231,15 @@ def class_weights(data: Data, n_classes: int) -> FloatArray:
 
 @dataclass(frozen=True)
 class Covariance(ABC):
-    """The covariance S_c of each class, as a linear operator.
+    """The covariance S_c of each class, as a linear operator."""
 
-    Parameters
-    ----------
-    row_space : (d, r)
-        Orthonormal basis of the directions that are projected out of the embeddings.
-    weight, mean : (C,), (C, d)
-    variance : (C,)
-        The trace.
-    null_variance : (C,)
-        The trace without the part in the row space.
-    rounding : (C,)
-        A variance below it may be rounding error.
-    """
-
+    # (d, r) orthonormal basis of the directions that are projected out.
     row_space: FloatArray
-    weight: FloatArray
-    mean: FloatArray
-    variance: FloatArray
-    null_variance: FloatArray
-    rounding: FloatArray
+    weight: FloatArray  # (C,)
+    mean: FloatArray  # (C, d)
+    variance: FloatArray  # (C,), the trace
+    null_variance: FloatArray  # (C,), the trace without the part in the row space
+    rounding: FloatArray  # (C,), a variance below it may be rounding error
 
     @abstractmethod
     def apply(self, bases: list[FloatArray]) -> list[FloatArray]:
@@ -315,22 +285,12 @@ class MultipassCovariance(Covariance):
     """Class covariances that are never formed: each product is a pass over the rows.
 
     A block is summed in the precision of `centres`, the blocks in double precision.
-
-    Parameters
-    ----------
-    data : Data
-    centres : (C, d)
-        Near the class means.
-    step : (C, d)
-        From the centres to the means.
-    initial_products : list of (InitialSubspace, (d, k))
-        The subspace in which the search for the directions of each class begins, and
-        the covariance times its basis.
     """
 
     data: Data
-    centres: FloatArray
-    step: FloatArray
+    centres: FloatArray  # (C, d) near the class means
+    step: FloatArray  # (C, d) from the centres to the means
+    # For each class where to begin, and the covariance times its basis.
     initial_products: list[tuple[InitialSubspace, FloatArray]]
 
     @classmethod
@@ -405,13 +365,7 @@ class ProductSums(NamedTuple):
     squares: FloatArray
 
 
-def _product_sums_of_tensors(
-    data: LabelledRows, centres: FloatArray, bases: list[FloatArray]
-) -> ProductSums:
-    return ProductSums(*torch_backend.product_sums(data, centres, bases))
-
-
-@dispatch_to_device(_product_sums_of_tensors)
+@dispatch_to_device(torch_backend.product_sums, ProductSums)
 def _product_sums(
     data: LabelledRows, centres: FloatArray, bases: list[FloatArray]
 ) -> ProductSums:

@@ -13,7 +13,7 @@ from lelp_sklearn._subclasses.moments import (
     tidy,
     to_null_space,
 )
-from lelp_sklearn._subclasses.rows import LabelledRows, class_blocks
+from lelp_sklearn._subclasses.rows import LabelledRows
 from lelp_sklearn._subclasses.splitters import (
     AUTO_N_SUBCLASSES,
     Solver,
@@ -121,10 +121,12 @@ def full_directions(problem: SplitProblem, n_directions: int) -> list[Directions
 
 def _scaled_rows(data: LabelledRows, mean: FloatArray) -> list[FloatArray]:
     """Return the rows of each class less its mean, times the roots of their weights."""
-    scaled: list[list[FloatArray]] = [[np.empty((0, mean.shape[1]))] for _ in mean]
-    for c, block, weight, _ in class_blocks(data, len(mean)):
-        scaled[c].append(np.sqrt(weight)[:, None] * (block - mean[c]))
-    return [np.vstack(parts) for parts in scaled]
+    scaled = []
+    for c, own_mean in enumerate(mean):
+        index = np.flatnonzero(data.class_index == c)
+        rows = np.asarray(data.X[index], dtype=np.float64) - own_mean
+        scaled.append(np.sqrt(data.weight[index])[:, None] * rows)
+    return scaled
 
 
 def _joined(left: list[FloatArray], right: list[FloatArray]) -> list[FloatArray]:
@@ -204,33 +206,13 @@ def resolve_solver(
     sums_covariance: bool,
     rows_are_here: bool,
 ) -> tuple[Solver | None, str]:
-    """Return the solver of a fit, and how its class covariances are measured.
+    """Return the solver of a fit, if it is used, and the kind of class covariances.
 
-    Parameters
-    ----------
-    svd_solver : str
-        "auto", or a name in `SOLVERS`.
-    is_used : bool
-        Whether the splitter needs principal directions.
-    n_features : int
-    sums_covariance : bool
-        Whether exact covariances are summed anyway: for the head, or of a stream.
-    rows_are_here : bool
-        Whether all rows are in this process.
-
-    Returns
-    -------
-    solver : Solver or None
-        None if `is_used` is False.
-    covariance_kind : {"exact", "quick", "multipass"}
-        As d by d matrices, summed in double precision or in the precision of the rows;
-        or never formed, with a pass over the rows for each product. Every fit needs
-        covariances, for the scale of the scores, with a solver or without.
-
-    Raises
-    ------
-    ValueError
-        If the solver reads rows that are elsewhere, and names no substitute.
+    These are "exact" or "quick" d by d matrices, summed in double precision or in that
+    of the rows, or "multipass": never formed, with a pass over the rows for each
+    product. Every fit needs them, for the scale of the scores. `sums_covariance` says
+    that they are summed anyway, for the head or a stream. A solver that reads rows that
+    are elsewhere, without a substitute, is an error.
     """
     solver = None
     if is_used and svd_solver != "auto":

@@ -2,16 +2,16 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from sklearn.utils import gen_batches
 from sklearn.utils._chunking import get_chunk_n_rows
 
 from lelp_sklearn._subclasses import torch_backend
 from lelp_sklearn._subclasses.threads import map_parts
-from lelp_sklearn._subclasses.torch_backend import dispatch_to_device, is_on_device
+from lelp_sklearn._subclasses.torch_backend import is_on_device, to_array
 from lelp_sklearn._typing import BoolArray, FloatArray, IntArray
 from lelp_sklearn._validation import check_finite_block
 
@@ -26,7 +26,7 @@ _LEAST_NUMBERS = 2**16
 # Arrays of a block's size that are alive at once: the block, its rows of one class,
 # those rows centred, and weighted.
 _BLOCK_TEMPORARIES = 4
-# Weights of a class that differ by more are very unequal.
+# Weights that differ by more are very unequal.
 _LIKE_WEIGHTS = 100
 
 # The constants of SplitMix64 (Steele, Lea and Flood, 2014).
@@ -109,43 +109,16 @@ class InMemory:
         return function(self, *arguments)
 
 
-class WeightRange(NamedTuple):
-    """Smallest and largest weight (C,) of a row of each class."""
-
-    lightest: FloatArray
-    heaviest: FloatArray
-
-    def merge(self, other: "WeightRange") -> "WeightRange":
-        """Return the range of the rows of both."""
-        return WeightRange(
-            np.minimum(self.lightest, other.lightest),
-            np.maximum(self.heaviest, other.heaviest),
-        )
-
-
 @dataclass(frozen=True)
 class LabelledRows(InMemory):
-    """Rows of embeddings, each with a class and a weight.
+    """Rows of embeddings, each with a class and a weight."""
 
-    Parameters
-    ----------
-    X : (n, d)
-    class_index : (n,) class of each row; -1 for a row without a class or without weight
-    weight : (n,)
-    digests : (n,) uint64
-        The hash of each row by `hash_rows`.
-    logits : (n, C) or None
-        The teacher's logits.
-    first_row : int
-        The index of the first row in the array that these are a chunk of.
-    """
-
-    X: Rows
-    class_index: IntArray
-    weight: FloatArray
-    digests: Digests
-    logits: FloatArray | None = None
-    first_row: int = 0
+    X: Rows  # (n, d)
+    class_index: IntArray  # (n,), -1 for a row without a class or without weight
+    weight: FloatArray  # (n,)
+    digests: Digests  # (n,) by `hash_rows`
+    logits: FloatArray | None = None  # the teacher's (n, C)
+    first_row: int = 0  # its index in the array that these are a chunk of
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -166,18 +139,10 @@ class LabelledRows(InMemory):
         )
         return sums.astype(np.float64)
 
-    def weight_range(self, n_classes: int) -> WeightRange:
-        """Return the range of the weights of each class."""
-        has_class = self.class_index >= 0
-        class_index, weight = self.class_index[has_class], self.weight[has_class]
-        lightest, heaviest = np.full(n_classes, np.inf), np.full(n_classes, -np.inf)
-        if weight.size and weight.min() == weight.max():
-            classes = np.unique(class_index)
-            lightest[classes] = heaviest[classes] = weight[0]
-        else:
-            np.minimum.at(lightest, class_index, weight)
-            np.maximum.at(heaviest, class_index, weight)
-        return WeightRange(lightest, heaviest)
+    def weight_range(self) -> FloatArray:
+        """Return the smallest weight with a class, negated, and the largest."""
+        weight = self.weight[self.class_index >= 0]
+        return np.array([-weight.min(initial=np.inf), weight.max(initial=0)])
 
     def only_unlabelled(
         self, head: Callable[[FloatArray], FloatArray] | None
@@ -204,21 +169,17 @@ class LabelledRows(InMemory):
         )
 
 
-@dispatch_to_device(torch_backend.likeliest)
 def _likeliest(
-    data: LabelledRows, wanted: BoolArray, head: Callable[[FloatArray], FloatArray]
+    data: LabelledRows, wanted: BoolArray, head: Callable[[Any], Any]
 ) -> IntArray:
     """Return the class that the head gives each of the `wanted` rows (n,)."""
-    classes = [
-        head(read_block(data.X, rows, np.float64)[wanted[rows]]).argmax(axis=1)
-        for rows in row_slices(data.X)
-    ]
-    return np.concatenate(classes)
+    chosen = replace(data, class_index=np.where(wanted, 0, -1))
+    blocks = class_blocks(chosen, n_classes=1)
+    classes = [to_array(head(rows).argmax(1)) for _, rows, _, _ in blocks]
+    return np.concatenate(classes).astype(np.intp)
 
 
-def sum_dtype(
-    dtype: np.dtype[Any], lightest: ArrayLike, heaviest: ArrayLike
-) -> np.dtype[Any]:
+def sum_dtype(dtype: np.dtype[Any], lightest: float, heaviest: float) -> np.dtype[Any]:
     """Return the dtype in which a block of rows is summed.
 
     The precision of the rows, at least single; double if weights are so unequal that
@@ -229,9 +190,9 @@ def sum_dtype(
     return np.result_type(dtype, np.float32)
 
 
-def are_unequal(lightest: ArrayLike, heaviest: ArrayLike) -> bool:
-    """Return whether the weights of a class differ by a large factor."""
-    return bool(np.any(np.asarray(heaviest) > _LIKE_WEIGHTS * np.asarray(lightest)))
+def are_unequal(lightest: float, heaviest: float) -> bool:
+    """Return whether weights differ by a large factor."""
+    return bool(heaviest > _LIKE_WEIGHTS * lightest)
 
 
 def add_sums(totals: Sums, parts: Sums) -> Sums:
@@ -260,15 +221,15 @@ def read_block(X: Rows, rows: slice, dtype: type[np.floating[Any]]) -> FloatArra
     return np.asarray(X[rows], dtype=dtype)
 
 
-def class_blocks(
-    data: LabelledRows, n_classes: int
-) -> Iterator[tuple[int, FloatArray, FloatArray, IntArray]]:
+def class_blocks(data: LabelledRows, n_classes: int) -> Iterator[Any]:
     """Yield the rows of each class, block by block, in double precision.
 
-    Yields
-    ------
-    class index, rows (m, d) float64, their weights (m,), their indices in X (m,)
+    Yields class index, rows (m, d), their weights (m,) and indices in X (m,): tensors
+    on the device of X if it is on one, else arrays.
     """
+    if is_on_device(data.X):
+        yield from torch_backend.class_blocks(data, n_classes)
+        return
     for rows in row_slices(data.X):
         block = read_block(data.X, rows, np.float64)
         for c in range(n_classes):

@@ -29,25 +29,13 @@ else:
 
 @dataclass(frozen=True)
 class SoftLabeller:
-    """The arrays of a fitted projector: small, so that they are sent to the rows.
+    """The arrays of a fitted projector: small, so that they are sent to the rows."""
 
-    Parameters
-    ----------
-    components : (C, S, d)
-    offsets : (C, S)
-    coef, intercept : (C, d), (C,)
-        The head.
-    centre : (d,)
-        A point among the embeddings. It is subtracted first, which keeps precision if
-        they are far from zero.
-    temperature, subclass_temperature : float
-    """
-
-    components: FloatArray
-    offsets: FloatArray
-    coef: FloatArray
-    intercept: FloatArray
-    centre: FloatArray
+    components: FloatArray  # (C, S, d)
+    offsets: FloatArray  # (C, S)
+    coef: FloatArray  # (C, d), the head
+    intercept: FloatArray  # (C,)
+    centre: FloatArray  # (d,) amid the embeddings: subtracted first, it keeps precision
     temperature: float
     subclass_temperature: float
 
@@ -208,25 +196,15 @@ def class_sums(soft_labels: FloatArray, shape: tuple[int, int]) -> FloatArray:
 
 @dataclass(frozen=True)
 class _Projection:
-    """What soft labels are computed with, in double precision.
+    """What soft labels are computed with on a device, in double precision."""
 
-    Parameters
-    ----------
-    centre : (d,)
-    columns : (C*S, d) or, with the head's columns after them, (C*S + C, d)
-    offsets : one for each column, of rows less the centre
-    n_outputs, n_classes : C*S, C
-    per_temperature, per_subclass_temperature : float
-        1 / tau and 1 / beta; 0 in place of the second assigns hard.
-    """
-
-    centre: FloatArray
-    columns: FloatArray
-    offsets: FloatArray
-    n_outputs: int
+    centre: FloatArray  # (d,)
+    columns: FloatArray  # (C*S, d), or (C*S + C, d) with the head's columns after them
+    offsets: FloatArray  # one for each column, of rows less the centre
+    n_outputs: int  # C*S
     n_classes: int
-    per_temperature: float
-    per_subclass_temperature: float
+    per_temperature: float  # 1 / tau
+    per_subclass_temperature: float  # 1 / beta, or 0 to assign hard
 
     def equals(self, other: "_Projection") -> bool:
         """Whether both are of the same numbers."""

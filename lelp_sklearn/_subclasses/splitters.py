@@ -31,21 +31,12 @@ AUTO_N_SUBCLASSES = 20
 
 @dataclass(frozen=True)
 class Split:
-    """Subclass scores z = h . components - offsets.
+    """Subclass scores z = h . components - offsets."""
 
-    Parameters
-    ----------
-    components : ndarray of shape (C, S, d)
-    offsets : ndarray of shape (C, S)
-    spectrum : ndarray of shape (C, S) or None
-        Principal variances before rotation, for principal directions.
-    variance : ndarray of shape (C, S) or None
-        Variance of z over the rows of the class; None if not computed.
-    """
-
-    components: FloatArray
-    offsets: FloatArray
-    spectrum: FloatArray | None = None
+    components: FloatArray  # (C, S, d)
+    offsets: FloatArray  # (C, S)
+    spectrum: FloatArray | None = None  # principal variances (C, S) before rotation
+    # Of z over the rows of the class (C, S), if computed.
     variance: FloatArray | None = None
 
     @classmethod
@@ -68,24 +59,13 @@ class Split:
 
 @dataclass
 class Stream:
-    """What `partial_fit` keeps between blocks.
+    """What `partial_fit` keeps between blocks."""
 
-    Parameters
-    ----------
-    classes : ndarray of shape (C,)
-    moments : ClassMoments
-    centroids : RunningCentroids or None
-    margin : float or None
-        The teacher's margin on the first block with enough rows.
-    not_fitted_reason : str or None
-        Why there are no directions yet; None once there are.
-    """
-
-    classes: NDArray[Any]
+    classes: NDArray[Any]  # (C,)
     moments: ClassMoments
-    centroids: Any = None
+    centroids: Any = None  # `RunningCentroids` of k-means
     margin: float | None = None
-    not_fitted_reason: str | None = None
+    not_fitted_reason: str | None = None  # why there are no directions yet
 
 
 @dataclass(frozen=True)
@@ -105,36 +85,18 @@ class RandomStates:
 
 @dataclass(frozen=True)
 class SplitProblem:
-    """What a splitter may use.
+    """What a splitter may use."""
 
-    Parameters
-    ----------
-    data : Data
-        The rows of a fit, or the newest block of a stream.
-    classes : ndarray of shape (C,)
-    covariance : Covariance
-        Holds the class means and the row space of the head too.
-    n_subclasses : int or None
-        None if the splitter chooses it.
-    solver : Solver or None
-        None for a splitter without `uses_solver`.
-    rotation, n_oversamples, iterated_power
-        The projector's parameters; `iterated_power` is None for "auto".
-    random_states : RandomStates
-    stream : Stream or None
-        None in `fit`.
-    """
-
-    data: Data
-    classes: NDArray[Any]
-    covariance: Covariance
-    n_subclasses: int | None
-    solver: "Solver | None"
+    data: Data  # the rows of a fit, or the newest block of a stream
+    classes: NDArray[Any]  # (C,)
+    covariance: Covariance  # holds the class means and the row space of the head too
+    n_subclasses: int | None  # None if the splitter chooses it
+    solver: "Solver | None"  # None for a splitter without `uses_solver`
     rotation: str | None
     n_oversamples: int
-    iterated_power: int | None
+    iterated_power: int | None  # None for "auto"
     random_states: RandomStates
-    stream: Stream | None = None
+    stream: Stream | None = None  # None in `fit`
 
     @property
     def space(self) -> str:
@@ -173,46 +135,27 @@ class SplitProblem:
 
 @dataclass(frozen=True)
 class Splitter:
-    """A way to split the classes, and what it needs.
+    """A way to split the classes, and what it needs."""
 
-    Parameters
-    ----------
-    split : callable
-        Returns the `Split` of a `SplitProblem` of two or more subclasses.
-    auto_temperature : float
-        The subclass temperature "auto", in root mean squares of the scores.
-    uses_solver : bool
-        Whether it takes principal directions from ``problem.solver``.
-    """
-
-    split: Callable[[SplitProblem], Split]
+    split: Callable[[SplitProblem], Split]  # called for two or more subclasses
+    # The subclass temperature "auto", in root mean squares of the scores.
     auto_temperature: float
+    # Whether it takes principal directions from `problem.solver`.
     uses_solver: bool = False
 
 
 @dataclass(frozen=True)
 class Solver:
-    """A way to find principal directions, and what it needs.
+    """A way to find principal directions, and what it needs."""
 
-    Parameters
-    ----------
-    find : callable
-        Takes a `SplitProblem` and a number of directions. Returns at most that many
-        `Directions` of each class.
-    needs_matrices : bool
-        Whether it reads the d by d covariance matrices.
-    starts_from_sample : bool
-        Whether its first pass over the rows multiplies the subspace of a sample.
-    reads_whole_classes : bool
-        Whether it copies the rows of each class, which have to be in this process.
-    substitute : str or None
-        The solver that replaces it for rows elsewhere; None to raise an error.
-    """
-
+    # Returns at most so many directions of each class.
     find: Callable[[SplitProblem, int], list[Directions]]
-    needs_matrices: bool = False
+    needs_matrices: bool = False  # whether it reads the d by d covariance matrices
+    # Whether its first pass multiplies the subspace of a sample.
     starts_from_sample: bool = False
+    # Whether it copies the rows of each class, which have to be in this process.
     reads_whole_classes: bool = False
+    # The solver that replaces it for rows elsewhere; None for an error.
     substitute: str | None = None
 
 

@@ -72,20 +72,12 @@ class Sketch:
 
     Sketches of parts of a class merge into the sketch of the whole class, except that
     copies of a row are lost if their weight in one part is too small to be kept there.
-
-    Parameters
-    ----------
-    digests : (m,) hashes of the rows
-    places : (m,) index of the first copy of each row
-    weight : (m,) sum of the weights of all copies
-    is_whole : bool
-        Whether no row is left out.
     """
 
-    digests: Digests
-    places: IntArray
-    weight: FloatArray
-    is_whole: bool
+    digests: Digests  # (m,) hashes of the rows
+    places: IntArray  # (m,) index of the first copy of each row
+    weight: FloatArray  # (m,) sum of the weights of all copies
+    is_whole: bool  # whether no row is left out
 
     @classmethod
     def of(
@@ -250,24 +242,13 @@ def samples_of(
         yield ClassSample(rows, weight, mean.astype(np.float64), sample.is_whole)
 
 
-def _sketch_tensors(
-    rows: LabelledRows, n_classes: int, seed: np.uint64
-) -> list[Sketch]:
-    # Without double precision the draws would differ from those of arrays.
-    if not (is_on_device(rows.X) and rows.X.has_double):
-        return _sketch_arrays(rows, n_classes, seed)
-    sketches = torch_backend.distinct_rows(
-        rows, n_classes, scrambling(), seed, _SKETCH_ROWS
-    )
-    return [Sketch(*each) for each in sketches]
-
-
-@dispatch_to_device(_sketch_tensors)
 def _sketch_each(rows: LabelledRows, n_classes: int, seed: np.uint64) -> list[Sketch]:
-    return _sketch_arrays(rows, n_classes, seed)
-
-
-def _sketch_arrays(rows: LabelledRows, n_classes: int, seed: np.uint64) -> list[Sketch]:
+    # Without double precision the draws would differ from those of arrays.
+    if is_on_device(rows.X) and rows.X.has_double:
+        found = torch_backend.distinct_rows(
+            rows, n_classes, scrambling(), seed, _SKETCH_ROWS
+        )
+        return [Sketch(*each) for each in found]
     sketches = []
     for c in range(n_classes):
         index = np.flatnonzero(rows.class_index == c)

@@ -197,17 +197,32 @@ def as_rows(tensor: "torch.Tensor") -> "NDArray[Any] | TensorRows":
     return TensorRows(tensor)
 
 
+def alongside(rows: Any, *arrays: FloatArray) -> Any:
+    """Return arrays as they are, or as tensors like `rows` if these are a tensor."""
+    if not is_tensor(rows):
+        return arrays
+    return [torch.from_numpy(each).to(rows) for each in arrays]
+
+
+def class_blocks(data: "LabelledRows", n_classes: int) -> Iterator[Any]:
+    """Yield class index, rows, weights and indices, in double precision."""
+    X = cast("TensorRows", data.X)
+    unit = X.groups(data, n_classes).unit
+    for c, index, weight in _blocks(data, n_classes):
+        yield c, X.tensor[index].to(X.double), unit * weight.to(X.double), index
+
+
 def is_on_device(rows: object) -> TypeGuard[TensorRows]:
     """Whether passes over rows are made on another device than the CPU."""
     return isinstance(rows, TensorRows) and rows.tensor.device.type not in _NEAR
 
 
 def dispatch_to_device(
-    twin: Callable[..., Result],
+    twin: Callable[..., Any], make: Callable[..., Any] | None = None
 ) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
-    """Call `twin` instead for labelled rows on another device than the CPU.
+    """Call `twin` instead for labelled rows, the first argument, on another device.
 
-    For a function of labelled rows, as the first argument, and more.
+    `make` is called with the results of the twin.
     """
 
     def decorate(function: Callable[..., Result]) -> Callable[..., Result]:
@@ -216,7 +231,9 @@ def dispatch_to_device(
             if not is_on_device(data.X):
                 return function(data, *arguments, **options)
             with exact_products():
-                return twin(data, *arguments, **options)
+                result = twin(data, *arguments, **options)
+            own: Result = result if make is None else make(*result)
+            return own
 
         return choose
 
@@ -405,20 +422,6 @@ def _uniform(numbers: "Tensor", scrambling: list[tuple[int, int | None]]) -> "Te
     return uniform
 
 
-def likeliest(data: "LabelledRows", wanted: NDArray[np.bool_], head: Any) -> IntArray:
-    """Give each of the `wanted` rows (n,) the class that the head gives it."""
-    X = cast("TensorRows", data.X)
-    index = X.beside(np.flatnonzero(wanted))
-    coef, intercept = (X.beside(a, X.double) for a in (head.coef, head.intercept))
-    found = np.empty(len(index), dtype=np.intp)
-    size = X.block_rows()
-    for start in range(0, len(index), size):
-        rows = X.tensor[index[start : start + size]].to(X.double)
-        logits = rows @ coef.T + intercept
-        found[start : start + size] = logits.argmax(dim=1).cpu().numpy()
-    return found
-
-
 def moments(
     data: "LabelledRows", n_classes: int, extra: FloatArray | None, dtype: np.dtype[Any]
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
@@ -512,37 +515,6 @@ def cluster_sums(
         [own[:k] for own, k in zip(each, sizes, strict=True)] for each in totals
     )
     return own_sums, own_weights
-
-
-def farthest(
-    data: "LabelledRows",
-    c: int,
-    mean: FloatArray,
-    row_space: FloatArray,
-    centroids: FloatArray,
-) -> tuple[float, FloatArray]:
-    """Return the largest squared distance of a row to its centroid, and the row."""
-    X = cast("TensorRows", data.X)
-    share = 10 * torch.finfo(X.precision).eps
-    own_mean, space, known = (
-        X.beside(each, X.double) for each in (mean[c], row_space, centroids)
-    )
-    half_squares = torch.linalg.vector_norm(known, dim=1) ** 2 / 2
-    found: tuple[float, FloatArray] = (0.0, centroids[0])
-    for mine, index, _ in _blocks(data, len(mean)):
-        if mine != c:
-            continue
-        centred = X.tensor[index].to(X.double) - own_mean
-        offsets = centred - (centred @ space) @ space.T
-        nearest = (offsets @ known.T - half_squares).argmax(dim=1)
-        squares = torch.linalg.vector_norm(offsets - known[nearest], dim=1) ** 2
-        lengths = torch.linalg.vector_norm(centred, dim=1) ** 2
-        squares = squares * (squares > share * lengths.max())
-        place = squares.argmax()
-        square = float(squares[place])
-        if square > found[0]:
-            found = square, _host(offsets[place])
-    return found
 
 
 def importances(

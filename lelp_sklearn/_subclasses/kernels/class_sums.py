@@ -40,23 +40,15 @@ _CENTRE_ROWS = 64
 
 
 class _Tiles(NamedTuple):
-    """Rows of each class, less its centre, that wait until they are multiplied.
+    """Rows of each class, less its centre, that wait until they are multiplied."""
 
-    Parameters
-    ----------
-    rows : (C, n, >= d); weight : (C, n)
-    filled, summed : (C,) rows that wait; rows in the sums in single precision
-    next_row : (1,) the first row that is not read yet
-    panel, no_centre : room for `add_products`, and zeros
-    """
-
-    rows: FloatArray
-    weight: FloatArray
-    filled: IntArray
-    summed: IntArray
-    next_row: IntArray
-    panel: FloatArray
-    no_centre: FloatArray
+    rows: FloatArray  # (C, n, >= d)
+    weight: FloatArray  # (C, n)
+    filled: IntArray  # (C,) rows that wait
+    summed: IntArray  # (C,) rows in the sums in single precision
+    next_row: IntArray  # (1,) the first row that is not read yet
+    panel: FloatArray  # room for `add_products`
+    no_centre: FloatArray  # (1, >= d) zeros
 
 
 class _Sums(NamedTuple):

@@ -27,22 +27,13 @@ _HALF_OF_THE_BITS = np.uint64(32)
 
 
 class _Room(NamedTuple):
-    """What a tile of rows is worked on in; vectors run along its rows.
+    """What a tile of rows is worked on in; vectors run along its rows."""
 
-    Parameters
-    ----------
-    panel : few rows and columns of X, transposed
-    scores : (>= C*S + C, rows) scores, then exponentials
-    totals : (C + 1, rows) their sums: within each class, over the classes
-    tops : (2, rows) the largest score so far and the next such
-    no_centre : (1, rows) zeros
-    """
-
-    panel: FloatArray
-    scores: FloatArray
-    totals: FloatArray
-    tops: FloatArray
-    no_centre: FloatArray
+    panel: FloatArray  # few rows and columns of X, transposed
+    scores: FloatArray  # (>= C*S + C, rows) scores, then exponentials
+    totals: FloatArray  # (C + 1, rows) their sums: within each class, over the classes
+    tops: FloatArray  # (2, rows) the largest score so far and the next such
+    no_centre: FloatArray  # (1, rows) zeros
 
 
 @with_plain_twin(fallback.soft_labels)

@@ -30,41 +30,23 @@ _COLUMNS_AT_ONCE = 3
 
 
 class ClassRows(NamedTuple):
-    """A block of rows with their classes, as kernels read them.
+    """A block of rows with their classes, as kernels read them."""
 
-    Parameters
-    ----------
-    X : (n, d) numbers, or the bits of float16 as uint16
-    class_index : (n,) class of each row, or -1 for none
-    weight : (n,) in units of `unit`
-    centres : (C, d) point of each class that is subtracted from its rows
-    unit : float
-    """
-
-    X: NDArray[Any]
-    class_index: IntArray
-    weight: FloatArray
-    centres: FloatArray
+    X: NDArray[Any]  # (n, d) numbers, or the bits of float16 as uint16
+    class_index: IntArray  # (n,), -1 for none
+    weight: FloatArray  # (n,) in units of `unit`
+    centres: FloatArray  # (C, d), subtracted from the rows of a class
     unit: float
 
 
 class Projection(NamedTuple):
-    """What soft labels are computed with, all of one dtype.
+    """What soft labels are computed with, all of one dtype."""
 
-    Parameters
-    ----------
-    centre : (1, d)
-    packed : of `pack` of (C*S, d) or, with the head's columns after them, (C*S + C, d)
-    offsets : one for each column
-    per_temperature, per_subclass_temperature : float
-        1 / tau and 1 / beta; 0 in place of the second gives the class mass whole to the
-        first of the largest z.
-    """
-
-    centre: FloatArray
-    packed: FloatArray
-    offsets: FloatArray
-    per_temperature: float
+    centre: FloatArray  # (1, d)
+    packed: FloatArray  # by `pack` of (C*S, d), or (C*S + C, d) with the head's columns
+    offsets: FloatArray  # one for each column
+    per_temperature: float  # 1 / tau
+    # 1 / beta; 0 gives the class mass whole to the largest z.
     per_subclass_temperature: float
 
 
