@@ -369,18 +369,19 @@ def _cluster_sums(
     from lelp_sklearn._subclasses.kernels import class_sums, tiles
 
     dtype = mean.dtype
-    packed = tiles.pack(centroids, dtype)
     sizes = [len(each) for each in centroids]
     half_squares = np.full((len(sizes), max(sizes)), np.inf, dtype)
     for own, each in zip(half_squares, centroids, strict=True):
         own[: len(each)] = np.einsum("kd,kd->k", each, each) / 2
     ties = np.where(np.isfinite(half_squares), tie_share(dtype) * half_squares, 0)
-    ties = ties.astype(dtype)
+    packed = tiles.Centroids(
+        tiles.pack(centroids, dtype), half_squares, ties.astype(dtype)
+    )
 
     def work(block: slice) -> tuple[FloatArray, FloatArray]:
         class_index, weight = data.class_index[block], data.weight[block]
         rows = tiles.class_rows(data.X[block], class_index, weight, mean)
-        return class_sums.cluster_sums(rows, packed, half_squares, ties)
+        return class_sums.cluster_sums(rows, packed)
 
     sums = np.zeros((*half_squares.shape, mean.shape[1]))
     weights = np.zeros(half_squares.shape)

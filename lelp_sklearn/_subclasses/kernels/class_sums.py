@@ -20,6 +20,7 @@ from lelp_sklearn._subclasses.kernels.jit import (
 )
 from lelp_sklearn._subclasses.kernels.tiles import (
     TILE_ROWS,
+    Centroids,
     ClassRows,
     add_products,
     class_rows,
@@ -138,33 +139,24 @@ def scatters(rows: ClassRows) -> tuple[FloatArray, FloatArray, FloatArray]:
 
 @with_plain_twin(fallback.cluster_sums)
 def cluster_sums(
-    rows: ClassRows, packed: FloatArray, half_squares: FloatArray, ties: FloatArray
+    rows: ClassRows, centroids: Centroids
 ) -> tuple[FloatArray, FloatArray]:
     """Return the sums and weights of the rows nearest to each centroid of their class.
-
-    Parameters
-    ----------
-    rows : ClassRows
-    packed : by `pack` of centroids (k_c, d) of each class relative to its centre
-    half_squares : (C, k) half of their squared lengths; infinity where there is none
-    ties : (C, k) by how much less the score of a centroid may be than the largest: the
-        first of such centroids counts as the nearest
 
     Returns
     -------
     sums (C, k, d), weights (C, k) float64
     """
-    n_columns, width = packed.shape[1:]
-    dtype = packed.dtype
+    n_columns, width = centroids.packed.shape[1:]
+    dtype = centroids.packed.dtype
     tiles = _empty_tiles(rows.centres, width)
     tile_rows = tiles.weight.shape[1]
     scores = zeros(n_columns, tile_rows, dtype)
     nearest, best = np.zeros(tile_rows, np.int64), np.zeros(tile_rows, dtype)
-    shape = *half_squares.shape, rows.X.shape[1]
-    sums, weights = _empty_sums(shape, width, dtype), np.zeros(half_squares.shape)
-    _add_to_nearest(
-        rows, tiles, packed, half_squares, ties, scores, nearest, best, sums, weights
-    )
+    shape = centroids.half_squares.shape
+    sums = _empty_sums((*shape, rows.X.shape[1]), width, dtype)
+    weights = np.zeros(shape)
+    _add_to_nearest(rows, tiles, centroids, scores, nearest, best, sums, weights)
     return sums.total * rows.unit, weights * rows.unit
 
 
@@ -269,9 +261,7 @@ def _add_scatters(
 def _add_to_nearest(
     rows: ClassRows,
     tiles: _Tiles,
-    packed: FloatArray,
-    half_squares: FloatArray,
-    ties: FloatArray,
+    centroids: Centroids,
     scores: FloatArray,
     nearest: IntArray,
     best: FloatArray,
@@ -279,6 +269,7 @@ def _add_to_nearest(
     weights: FloatArray,
 ) -> None:
     """Do what `cluster_sums` does; `nearest` and `best` are of the rows of a tile."""
+    packed, half_squares, ties = centroids
     width, n_clusters = packed.shape[2], half_squares.shape[1]
     while True:
         c = _fill(rows, tiles)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 from sklearn.utils import gen_batches
 
-from lelp_sklearn._subclasses.kernels.tiles import ClassRows, Projection
+from lelp_sklearn._subclasses.kernels.tiles import Centroids, ClassRows, Projection
 from lelp_sklearn._subclasses.threads import one_blas_thread
 from lelp_sklearn._typing import FloatArray, IntArray
 
@@ -103,8 +103,9 @@ def scatters(rows: ClassRows) -> tuple[FloatArray, FloatArray, FloatArray]:
 
 @_like_compiled
 def cluster_sums(
-    rows: ClassRows, packed: FloatArray, half_squares: FloatArray, ties: FloatArray
+    rows: ClassRows, centroids: Centroids
 ) -> tuple[FloatArray, FloatArray]:
+    packed, half_squares, ties = centroids
     n_clusters, n_features = half_squares.shape[1], rows.X.shape[1]
     sums = np.zeros((*half_squares.shape, n_features))
     weights = np.zeros(half_squares.shape)

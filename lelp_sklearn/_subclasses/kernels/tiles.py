@@ -39,6 +39,18 @@ class ClassRows(NamedTuple):
     unit: float
 
 
+class Centroids(NamedTuple):
+    """Centroids of each class relative to its centre, as kernels read them.
+
+    The score of a centroid, its product with a row less half its square, may be less
+    than the largest by its tie: the first of such centroids counts as the nearest.
+    """
+
+    packed: FloatArray  # by `pack` of (k_c, d)
+    half_squares: FloatArray  # (C, k), infinity where there is none
+    ties: FloatArray  # (C, k)
+
+
 class Projection(NamedTuple):
     """What soft labels are computed with, all of one dtype."""
 

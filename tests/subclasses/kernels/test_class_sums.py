@@ -90,9 +90,12 @@ def test_sums_of_the_nearest(shape, dtype, precision, rtol, module):
     half_squares = np.full((N_CLASSES, max(sizes)), np.inf, precision)
     for own, each in zip(half_squares, centroids, strict=True):
         own[: len(each)] = np.einsum("kd,kd->k", each, each) / 2
-    packed = tiles.pack(centroids, np.dtype(precision))
-    ties = np.zeros_like(half_squares)
-    sums, weights = module.cluster_sums(rows.given, packed, half_squares, ties)
+    packed = tiles.Centroids(
+        tiles.pack(centroids, np.dtype(precision)),
+        half_squares,
+        ties=np.zeros_like(half_squares),
+    )
+    sums, weights = module.cluster_sums(rows.given, packed)
     for c, own in enumerate(centroids):
         E, w = rows.of_class(c)
         apart = np.sum((E[:, None] - own.astype(np.float64)) ** 2, axis=2)
