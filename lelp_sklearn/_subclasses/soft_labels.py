@@ -284,7 +284,7 @@ class _TorchKernel:
 
 
 def _fused_kernel(kernels: Any, projection: _Projection, tensor: "Tensor") -> Any:
-    """Return Triton's kernel of a projection, made anew unless it is a recent one."""
+    """Return Triton's kernel of a projection, compiled unless it is a recent one."""
     # On another stream, what was sent to the device might not have arrived.
     streams = torch.cuda if tensor.device.type == "cuda" else torch.cpu
     tensors_of = tensor.dtype, tensor.device, streams.current_stream(tensor.device)
