@@ -67,21 +67,6 @@ def soft_labels(
     return _soft_labels(X, logits, projection, room, out)
 
 
-@with_plain_twin(fallback.hash_rows)
-def hash_rows(
-    X: NDArray[Any],
-    factors: NDArray[np.uint64],
-    infinity: np.uint64,
-    sign: np.uint64,
-    hashes: NDArray[np.uint64],
-) -> bool:
-    """Write the sum of bits times factors of each row; return whether all is finite.
-
-    `infinity` and `sign` are the bits of infinity and of -0.0.
-    """
-    return _hash_rows(X, factors, infinity, sign, hashes)
-
-
 @compiled
 def _soft_labels(
     X: NDArray[Any],
@@ -130,14 +115,19 @@ def _soft_labels(
     return finite
 
 
+@with_plain_twin(fallback.hash_rows)
 @compiled
-def _hash_rows(
+def hash_rows(
     X: NDArray[Any],
     factors: NDArray[np.uint64],
     infinity: np.uint64,
     sign: np.uint64,
     hashes: NDArray[np.uint64],
 ) -> bool:
+    """Write the sum of bits times factors of each row; return whether all is finite.
+
+    `infinity` and `sign` are the bits of infinity and of -0.0.
+    """
     last_of_exponent, flags = sign - infinity, np.uint64(0)
     for r in range(len(X)):
         total = np.uint64(0)
