@@ -50,7 +50,8 @@ def test_snippet_runs_as_a_reader_would_run_it():
     assert names["soft"].shape == (60, 16)
     class_mass = names["proj"].inverse_transform(names["soft"])
     logits = model(torch.tensor(X, dtype=torch.float32)).detach()
-    np.testing.assert_allclose(class_mass, logits.softmax(dim=1), atol=1e-5)
+    scaled = logits / names["proj"].temperature_
+    np.testing.assert_allclose(class_mass, scaled.softmax(dim=1), atol=1e-5)
     searched = names["grid"].param_grid[
         "lelpstudentclassifier__projector__n_subclasses"
     ]
