@@ -33,7 +33,6 @@ from lelp_sklearn._extraction.sklearn_teachers import OmittedTeacher
 from lelp_sklearn._locks import exclusive
 from lelp_sklearn._projector import LELPProjector
 from lelp_sklearn._targets import (
-    TargetSource,
     check_nested_params,
     check_target_params,
     make_targets,
@@ -61,7 +60,7 @@ from lelp_sklearn._training.state import (
     make_validation,
     optimizer_state,
 )
-from lelp_sklearn._typing import BoolArray, FloatArray
+from lelp_sklearn._typing import FloatArray
 from lelp_sklearn._validation import check_class_weight, features_kept_on_error
 from lelp_sklearn.exceptions import OtherVersionsWarning
 
@@ -486,8 +485,7 @@ class LELPStudentClassifier(
 
         Parameters
         ----------
-        X : {array-like, sparse matrix, torch.Tensor} of shape (n_samples, n_features, \
-                ...)
+        X : {array-like, sparse matrix, torch.Tensor} of shape (n_samples, ...)
             Inputs of the student: two dimensions or more, such as images or token ids,
             or a sparse matrix or array of SciPy.
         y : array-like of shape (n_samples,), default=None
@@ -511,8 +509,8 @@ class LELPStudentClassifier(
             only if `n_subclasses` is a number.
         sample_weight : array-like of shape (n_samples,), default=None
             Row weights. A row of weight 0 is left out.
-        X_val : {array-like, sparse matrix, torch.Tensor} of shape (n_val, n_features, \
-                ...), default=None
+        X_val : {array-like, sparse matrix, torch.Tensor} of shape (n_val, ...), \
+                default=None
             Validation rows for `early_stopping`.
         y_val : array-like of shape (n_val,), default=None
             Their labels, against which they are scored if the teacher's class
@@ -578,7 +576,7 @@ class LELPStudentClassifier(
             placement = Placement.resolve(self, inputs, ranks)
             # 3. Rows to train on, and rows to stop by.
             source = previous.source if previous else None
-            is_train, held_out_index = self._usable_rows(inputs, source), None
+            is_train, held_out_index = usable_rows(self, inputs, source), None
             seeds = ranks.broadcast_from_rank0(
                 lambda: Seeds.of(self.random_state, previous)
             )
@@ -641,8 +639,7 @@ class LELPStudentClassifier(
 
         Parameters
         ----------
-        X : {array-like, sparse matrix, torch.Tensor} of shape (n_samples, n_features, \
-                ...)
+        X : {array-like, sparse matrix, torch.Tensor} of shape (n_samples, ...)
             As in :meth:`fit`. If a projector is fitted, the first block must have rows
             of every class, by label or by the teacher, enough for `n_subclasses`.
         y : array-like of shape (n_samples,), default=None
@@ -691,7 +688,7 @@ class LELPStudentClassifier(
             placement = Placement.resolve(self, inputs, SINGLE_PROCESS)
             # 3. Rows to train on; none are held out.
             source = previous.source if previous else None
-            is_train = self._usable_rows(inputs, source)
+            is_train = usable_rows(self, inputs, source)
             seeds = Seeds.of(self.random_state, previous)
             # 4. Teacher and projector make the targets.
             source, targets = make_targets(
@@ -723,8 +720,7 @@ class LELPStudentClassifier(
 
         Parameters
         ----------
-        X : {array-like, sparse matrix, torch.Tensor} of shape (n_samples, n_features, \
-                ...)
+        X : {array-like, sparse matrix, torch.Tensor} of shape (n_samples, ...)
             Rows of the shape seen in fit.
 
         Returns
@@ -741,8 +737,7 @@ class LELPStudentClassifier(
 
         Parameters
         ----------
-        X : {array-like, sparse matrix, torch.Tensor} of shape (n_samples, n_features, \
-                ...)
+        X : {array-like, sparse matrix, torch.Tensor} of shape (n_samples, ...)
             Rows of the shape seen in fit.
 
         Returns
@@ -760,8 +755,7 @@ class LELPStudentClassifier(
 
         Parameters
         ----------
-        X : {array-like, sparse matrix, torch.Tensor} of shape (n_samples, n_features, \
-                ...)
+        X : {array-like, sparse matrix, torch.Tensor} of shape (n_samples, ...)
             Rows of the shape seen in fit.
 
         Returns
@@ -779,8 +773,7 @@ class LELPStudentClassifier(
 
         Parameters
         ----------
-        X : {array-like, sparse matrix, torch.Tensor} of shape (n_samples, n_features, \
-                ...)
+        X : {array-like, sparse matrix, torch.Tensor} of shape (n_samples, ...)
             Rows of the shape seen in fit.
 
         Returns
@@ -800,8 +793,7 @@ class LELPStudentClassifier(
 
         Parameters
         ----------
-        X : {array-like, sparse matrix, torch.Tensor} of shape (n_samples, n_features, \
-                ...)
+        X : {array-like, sparse matrix, torch.Tensor} of shape (n_samples, ...)
             Rows of the shape seen in fit.
 
         Returns
@@ -892,15 +884,12 @@ class LELPStudentClassifier(
         module = self._state.module
         rows = check_rows(self, X, self._state.row_format)
         module.check_layout(rows)
-        inputs = as_tensor(rows)
-        batches = batched_outputs(
-            module.net, inputs, int(self.batch_size), module.dtype
-        )
+        batch_size = int(self.batch_size)
+        batches = batched_outputs(module.net, as_tensor(rows), batch_size, module.dtype)
         return torch.cat(list(batches))
 
     def _class_logits(self, X: Any) -> Tensor:
-        logits = self._logits(X)
-        return self._state.objective.class_logits(logits)
+        return self._state.objective.class_logits(self._logits(X))
 
     def _folded_net(self) -> tuple[nn.Module, int, int, float]:
         """Return the module, its C and S, and the temperature of their sum."""
@@ -910,12 +899,6 @@ class LELPStudentClassifier(
         return module.net, objective.n_classes, n_subclasses, temperature
 
     # --- the parts of a fit -----------------------------------------------------------
-
-    def _usable_rows(
-        self, inputs: StudentInputs, source: TargetSource | None
-    ) -> BoolArray:
-        """Return which rows have a target and a positive weight."""
-        return usable_rows(self, inputs, source, label_weight=float(self.label_weight))
 
     @contextmanager
     def _fitting(self) -> Iterator[None]:
@@ -1081,7 +1064,8 @@ class LELPStudentClassifier(
           continues; if fitted, also the versions that made it.
         - Moved: a template `module` to the CPU; weights to NumPy arrays, by
           `StudentModule` in _training/modules.py; the optimizer of `partial_fit` to
-          NumPy arrays, by `TrainingState` in _training/state.py.
+          NumPy arrays, by `TrainingState` in _training/state.py. `TargetSource` in
+          _targets.py drops the teacher from `_state`.
         """
         state = {**super().__getstate__(), "module": on_cpu(self.module)}
         if state.pop("module_", None) is None:

@@ -112,18 +112,13 @@ class TargetSource:
             warn_user(NoTeacherWarning())
             # Labels are sure at every temperature.
             auto_temperature = 1.0
-        projector = _projector_to_fit(params.projector, seed, params.unlabeled)
+        projector = _projector_to_fit(
+            params.projector, seed, params.unlabeled, auto_temperature
+        )
         is_frozen = isinstance(projector, FrozenEstimator)
-        if auto_temperature and projector.temperature == "auto" and not is_frozen:
-            projector.set_params(temperature=auto_temperature)
         if inputs.soft_targets is not None:
             return cls._of_soft_targets(inputs, projector, classes), inputs
-        teacher = params.teacher
-        if inputs.teacher_embeddings is not None and isinstance(
-            teacher, OmittedTeacher
-        ):
-            teacher = None
-        unseen_logits = None
+        teacher, unseen_logits = _given_teacher(params, inputs), None
         if is_classifier_teacher(teacher):
             teacher, unseen_logits = _fit_classifier(params, inputs, is_train)
             if unseen_logits is not None and inputs.teacher_logits is None:
@@ -144,8 +139,7 @@ class TargetSource:
             projector, teacher, len(labels if classes is None else classes)
         )
         if asks_logits and inputs.teacher_logits is None:
-            logits = teacher.predict_logits(inputs.X)
-            inputs = replace(inputs, teacher_logits=logits)
+            inputs = replace(inputs, teacher_logits=teacher.predict_logits(inputs.X))
         if not is_frozen:
             if not asks_logits:
                 _set_head(projector, teacher, inputs, embeddings)
@@ -342,13 +336,13 @@ def usable_rows(
     params: TargetParams,
     inputs: StudentInputs,
     source: TargetSource | None = None,
-    *,
-    label_weight: float = 0.0,
 ) -> BoolArray:
     """Return which rows have a target and a positive weight.
 
     `source` is the source of an earlier fit; None in a first fit.
     """
+    # Only a student has it.
+    label_weight = float(getattr(params, "label_weight", 0))
     if label_weight:
         needed_by = f"label_weight={label_weight!r} needs labels"
         inputs.check_some_label(needed_by, "set label_weight=0")
@@ -421,7 +415,16 @@ def _warn_of_seen_rows(
         )
 
 
-def _projector_to_fit(projector: Any, seed: int, unlabeled: object) -> Any:
+def _given_teacher(params: TargetParams, inputs: StudentInputs) -> Any:
+    """Return the teacher; None if a pickle lacks it and its embeddings are given."""
+    has_embeddings = inputs.teacher_embeddings is not None
+    is_omitted = has_embeddings and isinstance(params.teacher, OmittedTeacher)
+    return None if is_omitted else params.teacher
+
+
+def _projector_to_fit(
+    projector: Any, seed: int, unlabeled: object, auto_temperature: float | None
+) -> Any:
     """Return a projector as it is if frozen, else a clone with a random state."""
     if isinstance(projector, FrozenEstimator):
         check_is_fitted(projector)
@@ -431,6 +434,8 @@ def _projector_to_fit(projector: Any, seed: int, unlabeled: object) -> Any:
         projector.set_params(random_state=seed)
     if unlabeled is not None:
         projector.set_params(unlabeled=unlabeled)
+    if auto_temperature is not None and projector.temperature == "auto":
+        projector.set_params(temperature=auto_temperature)
     return projector
 
 

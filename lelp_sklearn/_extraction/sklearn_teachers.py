@@ -1,4 +1,7 @@
-"""Fit a teacher with the methods of scikit-learn, and make embeddings with it."""
+"""Fit a teacher with the methods of scikit-learn, and make embeddings with it.
+
+A new kind of torch model belongs in runner.py, of classifier in fitted_sklearn.py.
+"""
 
 import sys
 from dataclasses import dataclass
