@@ -330,11 +330,15 @@ class LELPMetaClassifier(
                 X, labels = _safe_indexing(X, index), labels[index]
                 targets, weights = targets[index], weights[index]
             # 5. The estimator learns subclasses.
-            self.projector_ = source.projector
-            self.classes_ = source.classes
+            n_subclasses = targets.shape[1] // len(source.classes)
+            examples = self._make_examples(
+                _last_step(estimator), targets, weights, n_subclasses
+            )
+            estimator, seen_subclasses = _fit_estimator(estimator, X, labels, examples)
+            # All at once, so that an error leaves the classifier as it was.
+            self.estimator_, self._seen_subclasses = estimator, seen_subclasses
+            self.projector_, self.classes_ = source.projector, source.classes
             self._n_outputs = targets.shape[1]
-            examples = self._make_examples(_last_step(estimator), targets, weights)
-            self._fit_estimator(estimator, X, labels, examples)
         return self
 
     def predict(self, X: Any) -> NDArray[Any]:
@@ -445,7 +449,11 @@ class LELPMetaClassifier(
         return estimator
 
     def _make_examples(
-        self, estimator: Any, targets: FloatArray, weights: FloatArray
+        self,
+        estimator: Any,
+        targets: FloatArray,
+        weights: FloatArray,
+        n_subclasses: int,
     ) -> Examples:
         """Return the examples of rows with soft targets (n, K) and weights (n,)."""
         rows = np.arange(len(targets))
@@ -457,27 +465,13 @@ class LELPMetaClassifier(
                 "these out, or use an estimator whose fit has sample_weight."
             )
         if is_regressor(estimator):
-            return Examples(rows, targets, weights if takes_weights else None)
+            # One that takes weights may hold one that does not.
+            is_weighted = takes_weights and (weights != 1).any()
+            return Examples(rows, targets, weights if is_weighted else None)
         if not takes_weights:
             return Examples(rows, targets.argmax(axis=1), None)
-        n_subclasses = targets.shape[1] // len(self.classes_)
         n_copies = None if n_subclasses == 1 else int(self.max_subclasses)
         return _likeliest_subclasses(targets, weights, n_copies)
-
-    def _fit_estimator(
-        self, estimator: Any, X: Any, labels: NDArray[Any], examples: Examples
-    ) -> None:
-        """Fit the estimator; a classifier to the numbers of the subclasses it sees."""
-        if is_classifier(_last_step(estimator)):
-            seen, number = np.unique(examples.targets, return_inverse=True)
-            examples = examples._replace(targets=number)
-            if len(seen) == 1:
-                estimator = DummyClassifier()
-            self._seen_subclasses = seen
-        # Weights go to the last step alone, whatever its steps request.
-        with config_context(enable_metadata_routing=False):
-            _fit_steps(estimator, X, labels, examples)
-        self.estimator_ = estimator
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -491,6 +485,25 @@ class LELPMetaClassifier(
         if "estimator_" in state:
             state = {**state, "teacher": OmittedTeacher.of(self.teacher)}
         return state
+
+
+def _fit_estimator(
+    estimator: Any, X: Any, labels: NDArray[Any], examples: Examples
+) -> tuple[Any, Any]:
+    """Fit an estimator, and return it with the subclasses that a classifier sees.
+
+    A classifier is fitted to the numbers of these.
+    """
+    seen = None
+    if is_classifier(_last_step(estimator)):
+        seen, number = np.unique(examples.targets, return_inverse=True)
+        examples = examples._replace(targets=number)
+        if len(seen) == 1:
+            estimator = DummyClassifier()
+    # Weights go to the last step alone, whatever its steps request.
+    with config_context(enable_metadata_routing=False):
+        _fit_steps(estimator, X, labels, examples)
+    return estimator, seen
 
 
 def _last_step(estimator: Any) -> Any:
@@ -527,6 +540,8 @@ def _switch_off_inner_splits(estimator: Any) -> None:
             "cv": "put LELPMetaClassifier into it instead",
             "early_stopping": f"set {name}=False" if value else None,
             "n_iter_no_change": f"set {name}=None" if value and is_alone else None,
+            # A support vector machine fits them to parts of the rows.
+            "probability": f"set {name}=False" if value is True else None,
         }
         if fixes.get(short) is not None:
             raise ValueError(

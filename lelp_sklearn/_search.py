@@ -185,7 +185,8 @@ class SharedData:
                     student = copy.copy(student)
                     student.teacher = FrozenEstimator(teacher)
             source, inputs = TargetSource.resolve(student, inputs, is_train, seed=seed)
-            self._embedded.setdefault(teacher_key, (source.teacher, inputs))
+            if not source.reads_inputs:
+                self._embedded.setdefault(teacher_key, (source.teacher, inputs))
             self._targets[key] = source, source.soft_targets(inputs)
         return self._targets[key]
 

@@ -260,7 +260,7 @@ class LELPStudentClassifierCV(
 
         Parameters
         ----------
-        X : {array-like, torch.Tensor} of shape (n_samples, n_features, ...)
+        X : {array-like, sparse matrix, torch.Tensor} of shape (n_samples, ...)
             Inputs of the student, as in :meth:`LELPStudentClassifier.fit`.
         y : array-like of shape (n_samples,), default=None
             Class labels.
@@ -353,7 +353,7 @@ class LELPStudentClassifierCV(
 
         Parameters
         ----------
-        X : {array-like, torch.Tensor} of shape (n_samples, n_features, ...)
+        X : {array-like, sparse matrix, torch.Tensor} of shape (n_samples, ...)
             Rows of the shape seen in fit.
 
         Returns
@@ -368,7 +368,7 @@ class LELPStudentClassifierCV(
 
         Parameters
         ----------
-        X : {array-like, torch.Tensor} of shape (n_samples, n_features, ...)
+        X : {array-like, sparse matrix, torch.Tensor} of shape (n_samples, ...)
             Rows of the shape seen in fit.
 
         Returns
@@ -383,7 +383,7 @@ class LELPStudentClassifierCV(
 
         Parameters
         ----------
-        X : {array-like, torch.Tensor} of shape (n_samples, n_features, ...)
+        X : {array-like, sparse matrix, torch.Tensor} of shape (n_samples, ...)
             Rows of the shape seen in fit.
 
         Returns
@@ -398,7 +398,7 @@ class LELPStudentClassifierCV(
 
         Parameters
         ----------
-        X : {array-like, torch.Tensor} of shape (n_samples, n_features, ...)
+        X : {array-like, sparse matrix, torch.Tensor} of shape (n_samples, ...)
             Rows of the shape seen in fit.
 
         Returns
@@ -413,7 +413,7 @@ class LELPStudentClassifierCV(
 
         Parameters
         ----------
-        X : {array-like, torch.Tensor} of shape (n_samples, n_features, ...)
+        X : {array-like, sparse matrix, torch.Tensor} of shape (n_samples, ...)
             Rows of the shape seen in fit.
 
         Returns
@@ -428,7 +428,7 @@ class LELPStudentClassifierCV(
 
         Parameters
         ----------
-        X : {array-like, torch.Tensor} of shape (n_samples, n_features, ...)
+        X : {array-like, sparse matrix, torch.Tensor} of shape (n_samples, ...)
             Rows of the shape seen in fit.
         y : array-like of shape (n_samples,)
             Their labels.

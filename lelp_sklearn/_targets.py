@@ -516,7 +516,9 @@ def _fit_truncated_svd(
     rows = np.flatnonzero(is_train)
     X, weights = inputs.X_array, inputs.sample_weight
     if len(rows) < len(inputs) or (weights != 1).any():
-        X = diags_array(np.sqrt(weights[rows]).astype(X.dtype)) @ X[rows]
+        # Counts are integers, and roots are not.
+        number = np.result_type(X.dtype, np.float32)
+        X = diags_array(np.sqrt(weights[rows]).astype(number)) @ X[rows]
     n_components = min(_MAX_SVD_COMPONENTS, X.shape[1])
     svd = TruncatedSVD(n_components, random_state=seed)
     return FrozenEstimator(svd.fit(X))

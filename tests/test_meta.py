@@ -38,6 +38,7 @@ from sklearn.multioutput import MultiOutputRegressor
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from sklearn.svm import SVC
 from sklearn.tree import DecisionTreeClassifier
 from sklearn.utils.class_weight import compute_sample_weight
 
@@ -439,3 +440,30 @@ def test_first_step_may_split_rows():
     identity.cv = 5
     pipeline = make_pipeline(identity, exact())
     LELPMetaClassifier(pipeline).fit(X, Y, soft_targets=SOFT)
+
+
+def test_a_failed_fit_leaves_the_classifier_as_it_was():
+    X, y = load_digits(return_X_y=True)
+    soft = np.eye(10)[y]
+    meta = LELPMetaClassifier(LogisticRegression(tol=0.1)).fit(
+        X / 16, y, soft_targets=soft
+    )
+    expected = meta.predict(X / 16)
+    with pytest.raises(ValueError, match="NaN"):
+        meta.fit(np.full_like(X, np.nan), y % 2, soft_targets=np.eye(2)[y % 2])
+    np.testing.assert_array_equal(meta.predict(X / 16), expected)
+
+
+def test_a_support_vector_machine_that_splits_rows_is_refused():
+    X, y = load_digits(return_X_y=True)
+    meta = LELPMetaClassifier(SVC(probability=True))
+    with pytest.raises(ValueError, match="set probability=False"):
+        meta.fit(X, y, soft_targets=np.eye(10)[y])
+
+
+def test_a_regressor_without_weights_is_fitted_by_one_that_takes_them():
+    X, y = load_digits(return_X_y=True)
+    inner = KNeighborsRegressor()
+    meta = LELPMetaClassifier(MultiOutputRegressor(inner))
+    meta.fit(X, y, soft_targets=np.eye(10)[y])
+    assert meta.score(X, y) > 0.95

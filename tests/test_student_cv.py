@@ -9,6 +9,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.sparse import csr_array
 from sklearn import config_context
 from sklearn.base import clone
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.exceptions import NotFittedError
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401 - enables
 from sklearn.frozen import FrozenEstimator
@@ -421,3 +422,39 @@ def test_too_few_rows_to_hold_one_out():
     search = LELPStudentClassifierCV(param_grid=GRID)
     with pytest.raises(ValueError, match="holds out none of the 2 rows"):
         search.fit(np.eye(2), [0, 1], soft_targets=np.eye(2))
+
+
+def dense_rows(X):
+    """Make a batch dense, as `augment` may."""
+    return X.to_dense()
+
+
+@pytest.mark.parametrize(
+    "student",
+    [
+        make_student(None, nn.Linear),
+        make_student(None, augment=dense_rows),
+        make_student(None),
+    ],
+    ids=["own module", "dense batches", "default"],
+)
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta:UserWarning")
+@pytest.mark.filterwarnings("ignore::lelp_sklearn.NoTeacherWarning")
+def test_candidates_on_sparse_rows_equal_separate_fits(student, problem):
+    X, y = csr_array(problem[0]), problem[1]
+    made, train, test = probabilities_of_search(student, N_SUBCLASSES, X, y)
+    for probabilities, n_subclasses in zip(made, (1, 3), strict=True):
+        alone = clone(student).set_params(projector__n_subclasses=n_subclasses)
+        alone.fit(X[train], y[train])
+        assert_allclose(probabilities, alone.predict_proba(X[test]), atol=1e-4)
+
+
+def test_a_classifier_as_teacher_is_fitted_once_for_all_candidates(problem):
+    X, y = problem[:2]
+    teacher = RandomForestClassifier(10, random_state=0)
+    student = make_student(None).set_params(teacher=teacher)
+    made, train, test = probabilities_of_search(student, N_SUBCLASSES, X, y)
+    for probabilities, n_subclasses in zip(made, (1, 3), strict=True):
+        alone = clone(student).set_params(projector__n_subclasses=n_subclasses)
+        alone.fit(X[train], y[train])
+        assert_allclose(probabilities, alone.predict_proba(X[test]), atol=1e-4)

@@ -497,3 +497,14 @@ def test_sparse_rows_are_no_token_ids():
     )
     with pytest.raises(ValueError, match=r"X is sparse and .* token ids"):
         student.predict(sparse.csr_array(ids))
+
+
+def test_weights_of_counts_are_kept_in_the_components():
+    counts = sparse.csr_array(np.random.RandomState(0).poisson(0.3, (40, 12)))
+    y, weight = np.arange(40) % 2, np.repeat([0.5, 2.0], 20)
+    with pytest.warns(NoTeacherWarning):
+        of_counts = quick().fit(counts, y, sample_weight=weight)
+    with pytest.warns(NoTeacherWarning):
+        of_numbers = quick().fit(counts.astype(np.float64), y, sample_weight=weight)
+    # Integers are trained in single precision.
+    assert_same_logits(of_counts, of_numbers, counts, atol=1e-5)

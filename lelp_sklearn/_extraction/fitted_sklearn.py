@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+from scipy.sparse import issparse
 from scipy.special import expit, log_softmax
 from sklearn.base import clone, is_classifier
 from sklearn.decomposition import TruncatedSVD
@@ -82,10 +83,10 @@ class PerceptronEmbedder:
     def embed(self, X: Any) -> Any:
         """Return the last hidden layer."""
         activate = _ACTIVATIONS[self.model.activation]
-        hidden = X
+        hidden = X if issparse(X) else np.asanyarray(X)
         layers = zip(self.model.coefs_[:-1], self.model.intercepts_[:-1], strict=True)
         for coef, intercept in layers:
-            hidden = activate(safe_sparse_dot(np.asanyarray(hidden), coef) + intercept)
+            hidden = activate(safe_sparse_dot(hidden, coef) + intercept)
         return hidden
 
     def head(self) -> Head:
@@ -214,6 +215,9 @@ def is_classifier_teacher(teacher: Any) -> bool:
     """Return whether a teacher is a classifier that makes no embeddings itself."""
     if isinstance(teacher, type) or not hasattr(teacher, "__sklearn_tags__"):
         return False
+    if isinstance(getattr(teacher, "estimator", None), ClassifierTeacher):
+        # Fitted here, and frozen for further fits.
+        return False
     return bool(is_classifier(teacher)) and not hasattr(teacher, "transform")
 
 
@@ -268,7 +272,9 @@ def _embedder_of(model: Any, X: Any) -> Embedder:
     """Return what makes embeddings with a fitted classifier."""
     if isinstance(model, FrozenEstimator):
         return _embedder_of(model.estimator, X)
-    if isinstance(model, Pipeline) and len(model.steps) > 1:
+    if isinstance(model, Pipeline) and len(model.steps) == 1:
+        return _embedder_of(model.steps[0][1], X)
+    if isinstance(model, Pipeline):
         first_steps = model[:-1]
         last = _embedder_of(model.steps[-1][1], first_steps.transform(X))
         return PipelineEmbedder(first_steps, last)

@@ -18,8 +18,9 @@ from lelp_sklearn._training.sparse import (
     split_rows,
 )
 
-# Prediction takes batches of about a million numbers.
-_PREDICTION_NUMBERS = 2**20
+# Prediction takes batches of about a million numbers, but of no more rows than so many
+# batches of training have: what a module makes of a row may be larger than the row.
+_PREDICTION_NUMBERS, _PREDICTION_BATCHES = 2**20, 16
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,8 @@ def batched_outputs(
     number = dtype if dtype.is_floating_point else torch.float32
     is_unchanged = X.layout == torch.sparse_csr and reads_entries(module)
     n_numbers = mean_entries(X) if is_unchanged else prod(X.shape[1:])
-    step = max(batch_size, _PREDICTION_NUMBERS // n_numbers)
+    n_rows = max(batch_size, _PREDICTION_NUMBERS // n_numbers)
+    step = min(n_rows, _PREDICTION_BATCHES * batch_size)
     module.eval()
     with torch.inference_mode():
         for batch in split_rows(X, step):

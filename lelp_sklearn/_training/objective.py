@@ -13,6 +13,8 @@ from lelp_sklearn.losses import _soft_cross_entropy, _subclass_losses, class_log
 # The margin of the teacher's logits, in units of τ, from which on the subclasses have
 # the temperature and the weight of the classes.
 _MARGIN_PER_TEMPERATURE = 5
+# Of a teacher that tells no class apart; temperatures have to be positive.
+_SMALLEST_SCALE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -63,4 +65,4 @@ def subclass_scale(class_targets: FloatArray, weight: FloatArray) -> float:
     # The target of a class that is out of the question may be 0.
     ratio = np.log(first) - np.log(np.maximum(second, np.finfo(np.float32).tiny))
     mean = float(np.average(ratio, weights=weight))
-    return min(1.0, mean / _MARGIN_PER_TEMPERATURE)
+    return min(1.0, max(_SMALLEST_SCALE, mean / _MARGIN_PER_TEMPERATURE))

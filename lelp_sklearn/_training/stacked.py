@@ -357,10 +357,12 @@ class _PerceptronForward:
         """Return outputs (n_students, n_outputs, n_rows)."""
         (name, first), *others = self.layers
         weight, bias = weights[f"{name}weight"], weights.get(f"{name}bias")
-        if isinstance(first, SparseLinear):
+        if X.layout == torch.sparse_csr:
             products = [sparse_product(X, of_one) for of_one in weight.unbind(0)]
             hidden = torch.stack(products).mT
         else:
+            if isinstance(first, SparseLinear):
+                weight = weight.mT
             # The first layers of all students have the same rows: one product.
             product = weight.flatten(0, 1) @ X.flatten(1).T
             hidden = product.unflatten(0, weight.shape[:2])
@@ -402,9 +404,10 @@ def _perceptron_layers(module: nn.Module) -> list[tuple[str, nn.Module]] | None:
 
 def _can_stack(trainer: Trainer) -> bool:
     """Return whether a module gives the same outputs if it is called on a stack."""
-    if _perceptron_layers(trainer.module) is not None:
-        return True
-    if _has_hooks(trainer.module) or trainer.rows.X.layout != torch.strided:
+    layers, is_dense = _perceptron_layers(trainer.module), _is_dense(trainer.rows.X)
+    if layers is not None:
+        return is_dense or isinstance(layers[0][1], SparseLinear)
+    if _has_hooks(trainer.module) or not is_dense:
         return False
     module = copied(trainer.module).train()
     before = {name: buffer.clone() for name, buffer in module.named_buffers()}
@@ -422,6 +425,10 @@ def _can_stack(trainer: Trainer) -> bool:
         torch.equal(before[name], buffer) for name, buffer in module.named_buffers()
     )
     return is_unchanged and torch.allclose(stacked[0], alone, rtol=1e-4, atol=1e-5)
+
+
+def _is_dense(X: Tensor) -> bool:
+    return X.layout == torch.strided
 
 
 def _has_hooks(module: nn.Module) -> bool:

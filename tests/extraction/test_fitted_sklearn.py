@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy.sparse import csr_array
 from sklearn.base import clone
 from sklearn.datasets import make_classification
 from sklearn.ensemble import (
@@ -201,3 +202,13 @@ def test_a_torch_student_continues_with_the_same_targets():
     loaded = pickle.loads(pickle.dumps(crossed))
     assert_allclose(loaded.predict_proba(X), crossed.predict_proba(X))
     assert loaded.teacher.name == "RandomForestClassifier"
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_perceptron_embeds_sparse_rows_as_dense_ones():
+    model = make_pipeline(MLPClassifier((5,), max_iter=5, random_state=0)).fit(X, Y)
+    extractor = EmbeddingExtractor(model).fit(csr_array(X))
+    assert_allclose(
+        extractor.transform(csr_array(X)),
+        EmbeddingExtractor(model).fit(X).transform(X),
+    )
