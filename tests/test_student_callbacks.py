@@ -193,6 +193,8 @@ def test_older_scikit_learn_works_without_callbacks():
     code = """
     import sklearn.callback
     import sklearn.decomposition
+    import sklearn.ensemble
+    import sklearn.neural_network
     import sklearn.model_selection
     del sklearn.callback.CallbackSupportMixin
     from lelp_sklearn import LELPProjector, LELPStudentClassifier
