@@ -162,15 +162,13 @@ class LELPStudentClassifier(
         BaggingClassifier and the multiclass meta-estimators only None is allowed: they
         encode y, marks included, before the student is fitted.
     optimizer : "adamw", "sparse_adam" or callable, default="adamw"
-        "sparse_adam" is a faster optimizer for sparse X with many features, and another
-        one: a step changes the weights only of features that occur in its batch, and
-        those of the first layer have no momentum (:math:`\beta_1 = 0`). Their second
-        moments and their weight decay are made up when a feature occurs again. It
-        applies to every parameter whose gradient is sparse, as that of
-        ``nn.Embedding(sparse=True)`` is; all others, and all if X is dense, are updated
-        as by "adamw". It trains in one process only. A callable
-        ``(parameters, lr=, weight_decay=)`` returns a :class:`torch.optim.Optimizer`
-        whose `step` needs no closure, such as ``torch.optim.SGD``.
+        "sparse_adam" is faster for sparse X with many features: a step changes the
+        weights only of features that occur in its batch, without momentum
+        (:math:`\beta_1 = 0`). Their second moments and weight decay are made up when
+        they occur again, the decay at the learning rate of that step. The same applies
+        to ``nn.Embedding(sparse=True)``; all else is updated as by "adamw". It trains
+        in one process. A callable ``(parameters, lr=, weight_decay=)`` returns a
+        :class:`torch.optim.Optimizer` whose `step` needs no closure.
     learning_rate : float or "auto", default="auto"
         The learning rate, which `learning_rate_schedule` multiplies. "auto" is 0.015 τ,
         but at most 0.06, and 0.01 for a `module` of the caller: the loss is of A / τ,
@@ -189,7 +187,7 @@ class LELPStudentClassifier(
         Number of epochs, over which progress goes from 0 to 1.
     batch_size : int, default=64
         Rows per step, of all processes together. A last batch of one row is merged with
-        the previous batch.
+        the previous batch. Prediction takes up to 16 times as many rows at once.
     augment : callable, default=None
         Takes the inputs of a training batch, a tensor on the training device, in CSR
         format if X is sparse, and returns inputs for the same rows; the targets stay

@@ -85,7 +85,8 @@ class LELPStudentClassifierCV(
         :class:`~sklearn.model_selection.GridSearchCV`. None stands for ten candidates:
         `n_subclasses` 1, which is vanilla distillation, and "auto", with `max_epochs`
         at the learning rates 0.01, 0.03 and 0.1, and with a tenth of them at 0.003 and
-        0.01; with a `module` of the caller the rates are about a third of these. With
+        0.01; with a `module` of the caller the rates are about a third of these;
+        the values of `student` itself are not among them. With
         `soft_targets` or a frozen projector `n_subclasses` stays as it is.
     cv : int, splitter or iterable, default=None
         None holds out `validation_fraction` of the rows once, stratified by label. An
@@ -105,7 +106,7 @@ class LELPStudentClassifierCV(
         Successive halving, as in
         :class:`~sklearn.model_selection.HalvingGridSearchCV`: all candidates begin on a
         part of the training rows, and the best ``1 / factor`` of them go on with
-        `factor` times as many rows, until some of them are trained on all. None trains
+        `factor` times as many rows, for as many rounds as the rows allow. None trains
         every candidate on all training rows.
     checkpoint : path-like, default=None
         Where to store the scores that are known, after each group of candidates: called
