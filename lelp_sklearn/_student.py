@@ -887,7 +887,8 @@ class LELPStudentClassifier(
         return torch.cat(list(batches))
 
     def _class_logits(self, X: Any) -> Tensor:
-        return self._state.objective.class_logits(self._logits(X))
+        logits = self._logits(X)
+        return self._state.objective.class_logits(logits)
 
     def _folded_net(self) -> tuple[nn.Module, int, int, float]:
         """Return the module, its C and S, and the temperature of their sum."""
