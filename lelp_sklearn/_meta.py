@@ -40,7 +40,7 @@ from lelp_sklearn._training.inputs import StudentInputs, has_head
 from lelp_sklearn._typing import FloatArray, IntArray
 from lelp_sklearn._validation import check_class_weight
 
-# The share of a row's mass at which its likeliest subclasses are enough.
+# The share of a row's mass at which its most likely subclasses are enough.
 _ENOUGH_MASS = 0.99
 _ROWS_PER_BLOCK = 8192
 
@@ -77,7 +77,7 @@ class LELPMetaClassifier(
 
     A clone of `estimator` learns :math:`C \cdot S` subclasses, S for each class. A row
     with soft targets :math:`p_{c,s}` becomes several examples of the same features, one
-    for each of its likeliest subclasses, whose weights are the probabilities of these
+    for each of its most likely subclasses, whose weights are the probabilities of these
     subclasses. Predictions are summed over the subclasses of a class. Linear models
     gain most from it: with subclasses their classes need not be linearly separable.
 
@@ -86,7 +86,7 @@ class LELPMetaClassifier(
     estimator : estimator
         A classifier, or a regressor of several outputs, which is fitted to the soft
         targets themselves. A classifier whose `fit` has no `sample_weight` gets each
-        row once, as its likeliest subclass, and so learns less of the teacher. In a
+        row once, as its most likely subclass, and so learns less of the teacher. In a
         :class:`~sklearn.pipeline.Pipeline` the first steps are fitted on the rows, with
         the classes as y and without weights, and the last step on the examples. A
         classifier that splits its rows itself would find examples of one row in both
@@ -106,12 +106,12 @@ class LELPMetaClassifier(
         fit to all rows. None takes both from the latter, which is too sure of the rows
         that it has seen.
     max_subclasses : int, default=5
-        A row becomes at most so many examples, fewer if its likeliest subclasses have
+        A row becomes at most so many examples, fewer if its most likely subclasses have
         99 % of its mass. With one subclass per class nothing is left out: there is an
         example for each class.
     class_weight : dict, "balanced" or None, default=None
         Weights of the classes, by label; 1 if not given. "balanced" makes the classes
-        equal in total weight. A row without a label counts as the teacher's likeliest
+        equal in total weight. A row without a label counts as the teacher's most likely
         class.
     unlabeled : object, default=None
         The value in y that marks rows without a label, as in
@@ -261,7 +261,7 @@ class LELPMetaClassifier(
             if X is sparse.
         y : array-like of shape (n_samples,), default=None
             Class labels. Rows marked `unlabeled`, or all rows if y is None, take the
-            class that is likeliest by the teacher.
+            class that is most likely by the teacher.
         teacher_embeddings : array-like of shape (n_samples, n_embedding), default=None
             The teacher's embeddings of the rows.
         teacher_logits : array-like of shape (n_samples, n_classes) or (n_samples, 1), \
@@ -352,7 +352,7 @@ class LELPMetaClassifier(
         Returns
         -------
         ndarray of shape (n_samples,)
-            The likeliest classes; the classes of the predicted subclasses, if the
+            The most likely classes; the classes of the predicted subclasses, if the
             estimator does not predict probabilities.
         """
         check_is_fitted(self)
@@ -554,7 +554,7 @@ def _switch_off_inner_splits(estimator: Any) -> None:
 def _likeliest_subclasses(
     targets: FloatArray, weights: FloatArray, n_copies: int | None
 ) -> Examples:
-    """Return an example for each of a row's likeliest subclasses, None for all.
+    """Return an example for each of a row's most likely subclasses, None for all.
 
     There are at most `n_copies` of them, and no more than have 99 % of the mass.
     """

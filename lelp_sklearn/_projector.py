@@ -334,7 +334,7 @@ class LELPProjector(  # type: ignore[call-arg]
             the rows to the host.
         y : array-like of shape (n_samples,), default=None
             Class labels. Rows marked `unlabeled`, or all rows if y is None, take the
-            class that is likeliest by the teacher.
+            class that is most likely by the teacher.
         teacher_logits : array-like of shape (n_samples, n_classes) or (n_samples, 1), \
                 default=None
             The teacher's logits, in the order of `classes_`, or the one column of a

@@ -33,17 +33,10 @@ from lelp_sklearn._training.state import (
 )
 from lelp_sklearn._typing import BoolArray, FloatArray, IntArray
 
-# Parameters that begin so change the targets, and of these the embeddings too.
-_TARGET_PARAMS = (
-    "projector",
-    "teacher",
-    "unlabeled",
-    "early_stopping",
-    "validation_fraction",
-    "random_state",
-)
-_TEACHER_PARAMS = ("teacher", *_TARGET_PARAMS[3:])
-_FEATURES = "n_features_in_", "feature_names_in_"
+# Parameters that begin so change the embeddings, and those that change the targets.
+_TEACHER_PARAMS = "teacher", "early_stopping", "validation_fraction", "random_state"
+_TARGET_PARAMS = "projector", "unlabeled", *_TEACHER_PARAMS
+FEATURES = "n_features_in_", "feature_names_in_"
 
 
 def halving_rounds(
@@ -91,7 +84,7 @@ class Candidate:
         """Return a clone of a student with these parameters and the same features."""
         candidate: LELPStudentClassifier = clone(student)
         candidate.set_params(**clone(self.params, safe=False))
-        features = {name: vars(student).get(name) for name in _FEATURES}
+        features = {name: vars(student).get(name) for name in FEATURES}
         known = {name: value for name, value in features.items() if value is not None}
         candidate.__dict__.update(known)
         return candidate
@@ -131,7 +124,7 @@ class Trial:
 class Fit:
     """A candidate that is ready to be trained on a split.
 
-    `likeliest` (n,) is the index of each row's likeliest class by the teacher;
+    `likeliest` (n,) is the index of each row's most likely class by the teacher;
     `seconds` is the time that it took so far.
     """
 
@@ -289,12 +282,9 @@ class Search:
         """Go through the stages of `LELPStudentClassifier.fit` before the epochs."""
         inputs, student = self.inputs, candidate.make_student(self.student)
         seeds = Seeds.of(student.random_state, None)
-        is_train, stopping_rows = split.is_train, None
-        if student.early_stopping:
-            fraction = float(student.validation_fraction)
-            is_train, stopping_rows = inputs.hold_out(
-                is_train, fraction, seeds.hold_out
-            )
+        is_train, stopping_rows = inputs.hold_out(
+            student, split.is_train, seeds.hold_out
+        )
         source, soft = shared.make_targets(
             candidate, student, is_train, seeds.projector
         )

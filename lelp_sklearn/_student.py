@@ -65,7 +65,7 @@ from lelp_sklearn._validation import check_class_weight, features_kept_on_error
 from lelp_sklearn.exceptions import OtherVersionsWarning
 
 # Parameters that the result of a fit does not depend on.
-_PARAMS_WITHOUT_EFFECT = "checkpoint", "checkpoint_interval", "device", "verbose"
+PARAMS_WITHOUT_EFFECT = "checkpoint", "checkpoint_interval", "device", "verbose"
 
 
 class LELPStudentClassifier(
@@ -145,7 +145,7 @@ class LELPStudentClassifier(
         The temperature :math:`\tau_w` within the classes. "auto" is r if each class has
         all its mass on one subclass (`subclass_temperature` 0), and r τ otherwise. r is
         a fifth of :math:`\log p_{(1)} - \log p_{(2)}`, of the targets of the two
-        likeliest classes of a row, on average over the training rows, and at most 1.
+        most likely classes of a row, on average over the training rows, and at most 1.
         The student drives the logits of subclasses some :math:`\tau_w` apart; if they
         were farther apart than the logits of the teacher's classes, then subclasses
         that it learns by heart would decide the classes of new rows. r is 1 for labels,
@@ -153,7 +153,7 @@ class LELPStudentClassifier(
     class_weight : dict, "balanced" or None, default=None
         Weights of the classes in the loss, by label; 1 if not given. "balanced"
         makes the classes equal in total weight. A row without a label counts as the
-        teacher's likeliest class. Rows whose class weight is 0 do not enter the
+        teacher's most likely class. Rows whose class weight is 0 do not enter the
         student's loss but are used to fit the projector.
     unlabeled : object, default=None
         The value in y that marks rows without a label, such as -1, NaN or a string. It
@@ -488,7 +488,7 @@ class LELPStudentClassifier(
             or a sparse matrix or array of SciPy.
         y : array-like of shape (n_samples,), default=None
             Class labels. Rows marked `unlabeled`, or all rows if y is None, take the
-            class that is likeliest by the teacher.
+            class that is most likely by the teacher.
         teacher_embeddings : array-like of shape (n_samples, n_embedding), default=None
             The teacher's embeddings of the rows. An array of three dimensions,
             (n_members, n_samples, n_embedding), is averaged over the members. Average
@@ -578,10 +578,9 @@ class LELPStudentClassifier(
             seeds = ranks.broadcast_from_rank0(
                 lambda: Seeds.of(self.random_state, previous)
             )
-            if self.early_stopping and validation_inputs is None:
-                fraction = float(self.validation_fraction)
+            if validation_inputs is None:
                 is_train, held_out_index = inputs.hold_out(
-                    is_train, fraction, seeds.hold_out
+                    self, is_train, seeds.hold_out
                 )
             # 4. Teacher and projector make the targets.
             task = self._begin_task(inputs, y, sample_weight, previous, ranks)
@@ -608,9 +607,10 @@ class LELPStudentClassifier(
                 self._set_fitted_attributes_on_exit(state),
             ):
                 # 7. Epochs.
-                make_epoch_loop(
+                loop = make_epoch_loop(
                     self, state, trainer, validation, checkpoint, task
-                ).run()
+                )
+                loop.run()
             task.end({})
         return self
 
@@ -724,7 +724,7 @@ class LELPStudentClassifier(
         Returns
         -------
         ndarray of shape (n_samples,)
-            The likeliest classes.
+            The most likely classes.
         """
         likeliest = self._class_logits(X).argmax(dim=1).cpu().numpy()
         classes: NDArray[Any] = self.classes_[likeliest]
@@ -989,7 +989,7 @@ class LELPStudentClassifier(
     ) -> dict[str, str]:
         """Return content hashes of everything that the result depends on, by name."""
         params = self.get_params(deep=False)
-        for name in _PARAMS_WITHOUT_EFFECT:
+        for name in PARAMS_WITHOUT_EFFECT:
             del params[name]
         for name, value in params.items():
             if isinstance(value, np.generic):

@@ -32,6 +32,7 @@ from lelp_sklearn._extraction.sklearn_teachers import OmittedTeacher
 from lelp_sklearn._locks import exclusive
 from lelp_sklearn._projector import LELPProjector
 from lelp_sklearn._search import (
+    FEATURES,
     Candidate,
     Search,
     Split,
@@ -41,7 +42,7 @@ from lelp_sklearn._search import (
     halving_rounds,
     results_of,
 )
-from lelp_sklearn._student import LELPStudentClassifier
+from lelp_sklearn._student import PARAMS_WITHOUT_EFFECT, LELPStudentClassifier
 from lelp_sklearn._targets import usable_rows
 from lelp_sklearn._training.checkpoint import (
     Checkpoint,
@@ -52,10 +53,7 @@ from lelp_sklearn._training.checkpoint import (
 from lelp_sklearn._training.inputs import StudentInputs, add_note_on_error, has_head
 from lelp_sklearn._typing import FloatArray
 
-_FEATURES = "n_features_in_", "feature_names_in_"
-_FITTED_BY_REFIT = "best_estimator_", "refit_time_", "classes_", *_FEATURES
-# Parameters of the student that a search does not depend on.
-_PARAMS_WITHOUT_EFFECT = "checkpoint", "checkpoint_interval", "device", "verbose"
+_FITTED_BY_REFIT = "best_estimator_", "refit_time_", "classes_", *FEATURES
 
 
 class LELPStudentClassifierCV(
@@ -66,7 +64,7 @@ class LELPStudentClassifierCV(
     """Student whose parameters are chosen on held-out rows.
 
     Every combination of parameters is trained on some of the rows and judged on the
-    others: by how often it predicts the class that is likeliest by the teacher, or by
+    others: by how often it predicts the class that is most likely by the teacher, or by
     `scoring`. The best one is trained again on all rows. Candidates with the same
     layers, number of outputs, batch size and number of epochs are trained together, in
     batched products over stacked weights, which takes a fraction of the time of
@@ -97,7 +95,7 @@ class LELPStudentClassifierCV(
         Fraction of the rows that is held out if `cv` is None.
     scoring : str, callable or None, default=None
         None is the agreement with the teacher: the share, weighted by `sample_weight`,
-        of held-out rows in which the student predicts the teacher's likeliest class;
+        of held-out rows in which the student predicts the teacher's most likely class;
         without a teacher, the label. Otherwise the name of a scorer of scikit-learn, or
         a callable ``(estimator, X, y)``; it scores the held-out rows that have a label.
     refit : bool, default=True
@@ -340,7 +338,7 @@ class LELPStudentClassifierCV(
                     )
                 fitted["refit_time_"] = time.perf_counter() - start
                 fitted["best_estimator_"] = best
-                names = "classes_", *_FEATURES
+                names = "classes_", *FEATURES
                 fitted |= {n: getattr(best, n) for n in names if hasattr(best, n)}
             # All at once, so that an error leaves the last search as it was.
             for name in _FITTED_BY_REFIT:
@@ -360,7 +358,7 @@ class LELPStudentClassifierCV(
         Returns
         -------
         ndarray of shape (n_samples,)
-            The likeliest classes.
+            The most likely classes.
         """
         return self._best().predict(X)
 
@@ -545,8 +543,7 @@ class LELPStudentClassifierCV(
         if self.cv is None:
             name = f"validation_fraction={self.validation_fraction}"
             drawn = inputs.draw(is_usable, float(self.validation_fraction), seed)
-            is_held_out = np.zeros(len(inputs), dtype=bool)
-            is_held_out[drawn] = True
+            is_held_out = as_mask(drawn, len(inputs))
             pairs = [(~is_held_out, is_held_out)]
         else:
             name = f"cv={self.cv!r}"
@@ -629,7 +626,7 @@ class LELPStudentClassifierCV(
             return
         student = search.student
         params = student.get_params(deep=False)
-        for name in _PARAMS_WITHOUT_EFFECT:
+        for name in PARAMS_WITHOUT_EFFECT:
             del params[name]
         values = {
             **{f"student.{name}": value for name, value in params.items()},

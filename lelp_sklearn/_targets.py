@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import diags_array, issparse
 from sklearn.base import clone
-from sklearn.decomposition import TruncatedSVD
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_is_fitted
 
@@ -43,7 +42,7 @@ from lelp_sklearn.exceptions import NoTeacherWarning, OverfittedTeacherWarning
 
 _MAX_SVD_COMPONENTS = 100
 # Where a teacher has seen only some rows: the fewest of each kind to compare, and the
-# least mean probability beside the likeliest class in the others.
+# least mean probability beside the most likely class in the others.
 _FEWEST_ROWS_TO_COMPARE = 50
 _WORTHWHILE_DOUBT = 0.05
 
@@ -407,10 +406,10 @@ def _warn_of_seen_rows(
     seen, unseen = of_labelled.mean(), of_others.mean()
     if unseen > _WORTHWHILE_DOUBT and seen < unseen / 2:
         warn_user(
-            f"The teacher's likeliest class has {1 - seen:.0%} on average in labelled "
-            f"rows, and {1 - unseen:.0%} in others: it has probably learned the former "
-            "by heart, and the student would learn its errors. Use class targets from "
-            "a fit that did not see the row, as teacher_cv makes.",
+            f"The teacher's most likely class has {1 - seen:.0%} on average in "
+            f"labelled rows, and {1 - unseen:.0%} in others: it has probably learned "
+            "the former by heart, and the student would learn its errors. Use class "
+            "targets from a fit that did not see the row, as teacher_cv makes.",
             OverfittedTeacherWarning,
         )
 
@@ -513,6 +512,9 @@ def _fit_truncated_svd(
             "would take their place, which the head or the fitted projector does not "
             "read. Pass teacher_embeddings, or a teacher that makes them."
         )
+    # Few fits need it: the import of the package stays quick.
+    from sklearn.decomposition import TruncatedSVD
+
     rows = np.flatnonzero(is_train)
     X, weights = inputs.X_array, inputs.sample_weight
     if len(rows) < len(inputs) or (weights != 1).any():

@@ -23,7 +23,7 @@ from skl2onnx.common.data_types import (
 from skl2onnx.helpers.integration import add_onnx_graph
 from sklearn.base import is_regressor
 from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer
-from sklearn.pipeline import Pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from lelp_sklearn._files import check_writable, new_file
@@ -39,6 +39,8 @@ _DEFAULT_TOKEN_PATTERN = CountVectorizer().token_pattern
 _TOKEN_PATTERN = r"[\p{L}\p{N}_]{2,}"
 # The version of ONNX's operators that torch's exporter writes.
 _OPSET = 20
+# The largest difference of a probability between file and pipeline.
+_TOLERANCE = 1e-5
 # Parameters of a vectorizer that ONNX has no counterpart for, and what it has instead.
 _REQUIRED = {
     "input": "content",
@@ -51,9 +53,7 @@ _REQUIRED = {
 }
 
 
-def to_onnx(
-    model: Any, X: Any, path: str | PathLike[str], *, tolerance: float = 1e-5
-) -> None:
+def to_onnx(model: Any, X: Any, path: str | PathLike[str]) -> None:
     """Write a fitted pipeline as one ONNX file, and compare the file with it.
 
     The file takes what the first step takes: raw strings of shape (n, 1) in the input
@@ -75,8 +75,6 @@ def to_onnx(
         file will be used on.
     path : str or os.PathLike
         A name that ends in ``.onnx``. An existing file is replaced.
-    tolerance : float, default=1e-5
-        The largest difference of a probability that is allowed on `X`.
 
     Raises
     ------
@@ -84,8 +82,8 @@ def to_onnx(
         If `model` is not fitted.
     ValueError
         If `path` cannot be written, if a step has a parameter that ONNX has no
-        counterpart for, or if the file differs from `model` on a row of `X`. The row
-        is named, and nothing is written.
+        counterpart for, or if a probability of a row of `X` in the file differs from
+        that of `model` by more than 1e-5. The row is named, and nothing is written.
     NotImplementedError
         If a step is a HashingVectorizer.
 
@@ -114,8 +112,8 @@ def to_onnx(
     ...     lelp_sklearn.onnx.to_onnx(model, texts, Path(folder) / "film.onnx")
     """
     check_is_fitted(model)
-    takes_text = isinstance(model, Pipeline) and _is_vectorizer(model[0])
-    if takes_text:
+    pipeline = model if isinstance(model, Pipeline) else make_pipeline(model)
+    if _is_vectorizer(pipeline[0]):
         X = _as_strings(X)
         kind = StringTensorType([None, 1])
     else:
@@ -123,20 +121,15 @@ def to_onnx(
         kind = FloatTensorType([None, X.shape[1]])
     target = Path(path)
     check_writable(target, "path", ".onnx")
-    convertible, options = model, {}
-    if isinstance(model, Pipeline):
-        steps = [(name, _convertible(name, step)) for name, step in model.steps]
-        convertible = Pipeline(steps)
-        options = _tokenizer_options(convertible)
-    classifier = convertible[-1] if isinstance(model, Pipeline) else model
-    options |= {id(classifier): {"zipmap": False}}
+    steps = [(name, _convertible(name, step)) for name, step in pipeline.steps]
+    pipeline = Pipeline(steps)
     content = skl2onnx.to_onnx(
-        convertible,
+        pipeline,
         initial_types=[("X", kind)],
-        options=options,
+        options=_tokenizer_options(pipeline) | {id(pipeline[-1]): {"zipmap": False}},
         target_opset=_OPSET,
     ).SerializeToString()
-    _compare(content, model, X, tolerance)
+    _compare(content, model, X)
     with new_file(target, len(content), "path") as file:
         file.write(content)
 
@@ -214,7 +207,7 @@ def _tokenizer_options(pipeline: Pipeline) -> dict[int, dict[str, Any]]:
     return options
 
 
-def _compare(content: bytes, model: Any, X: Any, tolerance: float) -> None:
+def _compare(content: bytes, model: Any, X: Any) -> None:
     """Raise if a file differs from a model on rows."""
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     rows = X[:, None] if X.dtype == object else X
@@ -223,12 +216,12 @@ def _compare(content: bytes, model: Any, X: Any, tolerance: float) -> None:
     differences = np.abs(probabilities - expected).max(axis=1)
     # The label of a file is that of its own probabilities.
     differences[label != model.classes_[probabilities.argmax(axis=1)]] = 1
-    if not (differences <= tolerance).all():
-        row = int(differences.argmax())
+    if not (differences <= _TOLERANCE).all():
+        row, n_rows = int(differences.argmax()), (differences > _TOLERANCE).sum()
         raise ValueError(
-            f"The ONNX file differs from model in {(differences > tolerance).sum()} of "
+            f"The ONNX file differs from model in {n_rows} of "
             f"{len(X)} rows of X, in row {row} by {differences[row]:.1e} (tolerance "
-            f"{tolerance:.0e}): {X[row]!r}. Export the steps before the classifier by "
+            f"{_TOLERANCE:.0e}): {X[row]!r}. Export the steps before the classifier by "
             "themselves to find the one that differs."
         )
 
@@ -311,7 +304,7 @@ def _convert_meta_classifier(scope: Any, operator: Any, container: Any) -> None:
 
 
 def _add_labels(graph: Any, classes: Any) -> None:
-    """Put the likeliest class before the probabilities, the only output so far."""
+    """Put the most likely class before the probabilities, the only output so far."""
     (probabilities,) = graph.output
     is_text = _is_text(classes)
     values = classes.astype(object if is_text else np.int64)

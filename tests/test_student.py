@@ -687,3 +687,10 @@ def test_scale_of_weights_has_no_part_in_single_precision(scale):
     plain = quick().fit(X, y, soft_targets=targets, sample_weight=weight)
     scaled = quick().fit(X, y, soft_targets=targets, sample_weight=scale * weight)
     assert_allclose(scaled.loss_curve_, plain.loss_curve_, rtol=1e-5)
+
+
+def test_a_teacher_that_tells_no_class_apart_leaves_probabilities():
+    X = np.random.default_rng(0).normal(size=(40, 3))
+    student = quick().fit(X, np.arange(40) % 2, soft_targets=np.full((40, 4), 0.25))
+    probabilities = student.predict_subclass_proba(X)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)

@@ -80,7 +80,7 @@ def agreement(data: DistillationData, within: Array) -> float:
     """Return how well subclasses agree with the hidden groups, a mean over classes.
 
     It is the adjusted mutual information within a class of the groups and of each row's
-    likeliest subclass, by `within` (n, C, S): 0 is chance, 1 the same partition.
+    most likely subclass, by `within` (n, C, S): 0 is chance, 1 the same partition.
     """
     subclass = within[np.arange(len(data.y)), data.y].argmax(1)
     classes = (data.y == label for label in np.unique(data.y))

@@ -11,18 +11,10 @@ from typing import Any, Protocol
 import numpy as np
 from scipy.sparse import issparse
 from scipy.special import expit, log_softmax
-from sklearn.base import clone, is_classifier
-from sklearn.decomposition import TruncatedSVD
-from sklearn.ensemble import (
-    ExtraTreesClassifier,
-    GradientBoostingClassifier,
-    HistGradientBoostingClassifier,
-    RandomForestClassifier,
-)
+from sklearn.base import BaseEstimator, clone, is_classifier
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import cross_val_predict
-from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 from sklearn.utils import _safe_indexing
@@ -132,6 +124,9 @@ class LeafEmbedder:
     @classmethod
     def fit(cls, model: Any, X: Any) -> "LeafEmbedder":
         """Find the components of the leaves of rows."""
+        # Few fits need it: the import of the package stays quick.
+        from sklearn.decomposition import TruncatedSVD
+
         one_hot = OneHotEncoder(handle_unknown="ignore")
         n_leaves = one_hot.fit_transform(model.apply(X)).shape[1]
         n_components = min(_LEAF_COMPONENTS, n_leaves)
@@ -163,7 +158,7 @@ class PipelineEmbedder:
 
 
 @dataclass(frozen=True)
-class ClassifierTeacher:
+class ClassifierTeacher(BaseEstimator):  # type: ignore[misc]
     """A fitted classifier as a teacher.
 
     Parameters
@@ -214,9 +209,6 @@ class ClassifierTeacher:
 def is_classifier_teacher(teacher: Any) -> bool:
     """Return whether a teacher is a classifier that makes no embeddings itself."""
     if isinstance(teacher, type) or not hasattr(teacher, "__sklearn_tags__"):
-        return False
-    if isinstance(getattr(teacher, "estimator", None), ClassifierTeacher):
-        # Fitted here, and frozen for further fits.
         return False
     return bool(is_classifier(teacher)) and not hasattr(teacher, "transform")
 
@@ -270,6 +262,15 @@ def _as_logits(scores: Any, *, are_probabilities: bool) -> FloatArray:
 
 def _embedder_of(model: Any, X: Any) -> Embedder:
     """Return what makes embeddings with a fitted classifier."""
+    # Few fits need them: the import of the package stays quick.
+    from sklearn.ensemble import (
+        ExtraTreesClassifier,
+        GradientBoostingClassifier,
+        HistGradientBoostingClassifier,
+        RandomForestClassifier,
+    )
+    from sklearn.neural_network import MLPClassifier
+
     if isinstance(model, FrozenEstimator):
         return _embedder_of(model.estimator, X)
     if isinstance(model, Pipeline) and len(model.steps) == 1:

@@ -30,13 +30,13 @@ _GLOBAL_HOOKS = (
     torch_optimizer._global_optimizer_pre_hooks,
     torch_optimizer._global_optimizer_post_hooks,
 )
-_MODULE_HOOKS = (
+MODULE_HOOKS = (
     "_forward_pre_hooks",
     "_forward_hooks",
     "_backward_pre_hooks",
     "_backward_hooks",
 )
-_PARAMETER_HOOKS = "_backward_hooks", "_post_accumulate_grad_hooks"
+PARAMETER_HOOKS = "_backward_hooks", "_post_accumulate_grad_hooks"
 _OPTIMIZER_HOOKS = "_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"
 
 
@@ -52,14 +52,14 @@ def can_capture(module: nn.Module, optimizer: Optimizer) -> bool:
         all("capturable" in group and group.get("fused") for group in groups)
         and _is_own(optimizer, "torch.optim.", "step", _OPTIMIZER_HOOKS)
         and all(
-            _is_own(layer, "torch.nn.", "forward", _MODULE_HOOKS)
+            _is_own(layer, "torch.nn.", "forward", MODULE_HOOKS)
             and not _reads_device(layer)
             for layer in module.modules()
         )
         and not any(
             getattr(parameter, name)
             for parameter in module.parameters()
-            for name in _PARAMETER_HOOKS
+            for name in PARAMETER_HOOKS
         )
         and not any(_GLOBAL_HOOKS)
     )

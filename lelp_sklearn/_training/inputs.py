@@ -243,9 +243,15 @@ class StudentInputs:
         return np.concatenate(drawn)
 
     def hold_out(
-        self, is_usable: BoolArray, fraction: float, seed: int
-    ) -> tuple[BoolArray, IntArray]:
-        """Return the mask of training rows, and the indices of the validation rows."""
+        self, student: Any, is_usable: BoolArray, seed: int
+    ) -> tuple[BoolArray, IntArray | None]:
+        """Return the mask of training rows, and the indices of rows to stop by.
+
+        Without `early_stopping` all usable rows are for training.
+        """
+        if not student.early_stopping:
+            return is_usable, None
+        fraction = float(student.validation_fraction)
         held_out_index = self.draw(is_usable, fraction, seed)
         if not len(held_out_index):
             raise ValueError(
@@ -295,7 +301,7 @@ class StudentInputs:
     ) -> tuple[BoolArray, FloatArray]:
         """Return which rows are learnt from, and sample weights times class weights.
 
-        For `class_weight` a row without a label has the class that is likeliest by its
+        For `class_weight` a row without a label has the most likely class of its
         soft targets; "balanced" makes the total weights of the classes equal.
         """
         weights = self.sample_weight

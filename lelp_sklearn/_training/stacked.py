@@ -17,17 +17,11 @@ from torch.optim.adamw import adamw
 
 from lelp_sklearn._locks import copied
 from lelp_sklearn._training.batches import shuffled_batches
+from lelp_sklearn._training.cuda_graphs import MODULE_HOOKS, PARAMETER_HOOKS
 from lelp_sklearn._training.device import denormals_are_zero, derive_seed, seeded
 from lelp_sklearn._training.loop import Trainer
 from lelp_sklearn._training.schedules import Schedule, check_schedule_value
 from lelp_sklearn._training.sparse import SparseLinear, select_rows, sparse_product
-
-_MODULE_HOOKS = (
-    "_forward_pre_hooks",
-    "_forward_hooks",
-    "_backward_pre_hooks",
-    "_backward_hooks",
-)
 
 # Weights by name, of shape (n_students, ...).
 Weights = dict[str, Tensor]
@@ -433,9 +427,8 @@ def _is_dense(X: Tensor) -> bool:
 
 def _has_hooks(module: nn.Module) -> bool:
     """Return whether hooks are set, which a call on a stack would not run."""
-    hooks = [getattr(layer, n) for layer in module.modules() for n in _MODULE_HOOKS]
-    for parameter in module.parameters():
-        hooks += [parameter._backward_hooks, parameter._post_accumulate_grad_hooks]
+    hooks = [getattr(layer, n) for layer in module.modules() for n in MODULE_HOOKS]
+    hooks += [getattr(p, n) for p in module.parameters() for n in PARAMETER_HOOKS]
     return any(hooks)
 
 
