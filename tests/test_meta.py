@@ -28,7 +28,6 @@ from sklearn.feature_selection import SelectKBest
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import (
     LogisticRegression,
-    LogisticRegressionCV,
     Ridge,
     RidgeCV,
     SGDClassifier,
@@ -411,7 +410,6 @@ def test_rows_of_another_number_than_targets():
     ("estimator", "name"),
     [
         (CalibratedClassifierCV(), "cv"),
-        (LogisticRegressionCV(l1_ratios=(0,), use_legacy_attributes=False), "cv"),
         (GridSearchCV(LogisticRegression(), {"C": [1]}), "cv"),
         (StackingClassifier([("linear", LogisticRegression())]), "cv"),
         (SGDClassifier(early_stopping=True), "early_stopping"),

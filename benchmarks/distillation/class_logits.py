@@ -27,7 +27,6 @@ import numpy as np
 import torch
 from scipy.sparse import issparse
 from scipy.special import logsumexp
-from sklearn.callback import ScoringMonitor
 from torch import Tensor
 
 from benchmarks import files
@@ -103,6 +102,9 @@ def epochs(data: Data, recipe: Recipe) -> Iterator[tuple[int, dict[str, float]]]
         for name in PARTS:
             scorer = partial(part, rows=shown, logits=of_shown, name=name)
             scoring[f"{place} {name}"] = scorer
+    # Callbacks came with scikit-learn 1.9; the other parts run with earlier versions.
+    from sklearn.callback import ScoringMonitor
+
     monitor = ScoringMonitor(scoring=scoring)
     student = student_of(data, recipe).set_callbacks(monitor)
     student.fit(data.X[train], data.y[train], teacher_embeddings=data.embeddings[train])
