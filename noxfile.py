@@ -6,7 +6,7 @@ what follows ``--`` is handed on, as in ``python -m nox -s tests -- -k rotation`
 """
 
 import sys
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 
 import nox
@@ -14,7 +14,6 @@ import nox
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_venv = "yes"
-nox.options.sessions = ["lint", "types", "tests"]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 CONSTRAINTS = Path("constraints.txt").resolve()
@@ -52,7 +51,7 @@ def install(session: nox.Session, *what: str) -> None:
     session.install("-c", str(CONSTRAINTS), *what)
 
 
-@nox.session
+@nox.session(default=False)
 def demo(session: nox.Session) -> None:
     """Distil a teacher of two-digit numbers and compare the methods."""
     install(session, "-e", ".[plot]")
@@ -66,7 +65,7 @@ def tests(session: nox.Session) -> None:
     session.run("pytest", *IN_PARALLEL, *session.posargs, env=TEST_ENVIRONMENT)
 
 
-@nox.session
+@nox.session(default=False)
 def fuzz(session: nox.Session) -> None:
     """Try random cases, 3000 of each test or as many as the first argument says."""
     install(session, "-e", ".[all]", *group("test"))
@@ -84,6 +83,7 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "format", "--check")
     session.run("codespell")
     session.run("lint-imports", "--no-logo", "--no-cache")
+    session.run("repo-review", ".")
 
 
 @nox.session
@@ -94,7 +94,7 @@ def types(session: nox.Session) -> None:
     session.run("mypy", *session.posargs)
 
 
-@nox.session
+@nox.session(default=False)
 def docs(session: nox.Session) -> None:
     """Build the pages, warnings being errors, and run the examples in them."""
     install(session, "-e", ".[all]", *group("docs"))
@@ -103,7 +103,7 @@ def docs(session: nox.Session) -> None:
         session.run("sphinx-build", "-W", "-n", "-b", builder, "docs", output)
 
 
-@nox.session
+@nox.session(default=False)
 def examples(session: nox.Session) -> None:
     """Train students with other trainers, and compare them with ours."""
     install(session, "-e", ".", *group("examples"))
@@ -116,7 +116,7 @@ def examples(session: nox.Session) -> None:
     session.run("python", agreement, *session.posargs, env=environment)
 
 
-@nox.session
+@nox.session(default=False)
 def bench(session: nox.Session) -> None:
     """Take a quick look at the speed; `-- training/run.py` runs another benchmark."""
     install(session, "-e", ".[all]")
@@ -124,24 +124,32 @@ def bench(session: nox.Session) -> None:
     session.run("python", f"benchmarks/{script}", *options)
 
 
-@nox.session
-def build(session: nox.Session) -> None:
-    """Build sdist and wheel; install and use each in a clean environment."""
-    install(session, "build")
+@nox.session(default=False)
+def release(session: nox.Session) -> None:
+    """Build and check sdist and wheel, and use each in clean environments.
+
+    The Pythons are those that the arguments name, or the lowest and the newest.
+    """
+    install(session, "build", "twine", "virtualenv")
     folder = Path(session.create_tmp()).resolve()
     for old in folder.glob("lelp_sklearn-*"):
         old.unlink()
     session.run("python", "-m", "build", "--outdir", str(folder))
+    archives = sorted(folder.glob("lelp_sklearn-*"))
+    session.run("twine", "check", "--strict", *map(str, archives))
+    version = archives[0].name.removeprefix("lelp_sklearn-").split("-")[0]
+    if f"## [{version}]" not in Path("CHANGELOG.md").read_text("utf-8"):
+        session.error(f"CHANGELOG.md has no heading for {version}.")
     python = folder / "clean" / ("Scripts" if sys.platform == "win32" else "bin")
-    for archive in sorted(folder.glob("lelp_sklearn-*")):
-        session.run("python", "-m", "venv", "--clear", str(folder / "clean"))
+    for name, archive in product(session.posargs or ("3.11", "3.14"), archives):
+        session.run("virtualenv", "--clear", "-q", "-p", name, str(folder / "clean"))
         clean = [str(python / "python"), "-I"]
         pip = [*clean, "-m", "pip", "install", "-q", "-c", str(CONSTRAINTS)]
         session.run(*pip, str(archive), external=True)
         session.run(*clean, "-c", FIRST_USE, external=True)
 
 
-@nox.session(name="tests-min")
+@nox.session(name="tests-min", default=False)
 def tests_min(session: nox.Session) -> None:
     """Run the tests with the lowest versions that pyproject.toml declares."""
     floors = Path(session.create_tmp()).resolve() / "floors.txt"

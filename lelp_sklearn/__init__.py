@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lelp_sklearn._student import LELPStudentClassifier
     from lelp_sklearn._student_cv import LELPStudentClassifierCV
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "ClassOrderWarning",
