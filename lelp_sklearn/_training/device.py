@@ -35,7 +35,9 @@ def _end_openmp_threads() -> None:
 @cache
 def _openmp_libraries() -> list[Any]:
     libraries = ThreadpoolController().select(prefix="libgomp").lib_controllers
-    return [library.dynlib for library in libraries]
+    found = [library.dynlib for library in libraries]
+    # The one that torch 2.6 brings is older than the function.
+    return [each for each in found if hasattr(each, "omp_pause_resource_all")]
 
 
 at_fork(before=_end_openmp_threads)
