@@ -5,6 +5,7 @@ A further method is a further file, named here.
 
 from benchmarks.distillation.methods import (
     clusters,
+    codebook,
     controls,
     crd,
     dist,
@@ -31,6 +32,7 @@ PEERS = {
     **dkd.METHODS,
     **dist.METHODS,
     **subclass_distillation.METHODS,
+    **codebook.METHODS,
     **clusters.METHODS,
     **lelp.RANDOM,
 }
@@ -43,6 +45,7 @@ TERMS = {
     "CRD": crd.TERM,
     "DKD": dkd.TERM,
     "DIST": dist.TERM,
+    "codebook": codebook.TERM,
     subclass_distillation.NAME: subclass_distillation.TERM,
 }
 
