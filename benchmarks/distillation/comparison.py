@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from joblib import Parallel, delayed, parallel_config
-from sklearn.metrics import average_precision_score
+from sklearn.metrics import average_precision_score, matthews_corrcoef
 
 from benchmarks.distillation.config import Search, Table, TaskConfig, digest
 from benchmarks.distillation.datasets.base import Array, Paths
@@ -21,7 +21,13 @@ from benchmarks.distillation.methods.base import (
 from benchmarks.distillation.methods.clusters import tsne_kmeans
 from benchmarks.distillation.methods.subclass_distillation import NAME as SUBCLASS
 from benchmarks.distillation.preparation import make_data
-from benchmarks.distillation.records import Line, Records, scores_by_setting, setting_of
+from benchmarks.distillation.records import (
+    MATTHEWS,
+    Line,
+    Records,
+    scores_by_setting,
+    setting_of,
+)
 from benchmarks.distillation.search import (
     Key,
     finalists,
@@ -89,6 +95,8 @@ class Comparison:
 
     def wanted(self, task: TaskConfig, method: str) -> Iterator[Unit]:
         """Yield what the search of a method lacks to go on, or its final."""
+        if method in self.table.at_setting_of:
+            return
         search, known = self.searched(task, method)
         seeds = search.seeds
         settings = next_settings(search, known)
@@ -107,6 +115,7 @@ class Comparison:
 
     def best(self, task: TaskConfig, method: str) -> Setting:
         """Return the finalist that is best over all seeds of a search."""
+        method = self.table.at_setting_of.get(method, method)
         search, known = self.searched(task, method)
         scores = self.scores(task, method, search.seeds + search.final_seeds)
         return max(finalists(search, known), key=lambda x: scores[key_of(x)])
@@ -129,7 +138,7 @@ class Comparison:
             for line in self.results.lines
             if line["task"] != task.name or setting_of(line) == settings[line["method"]]
         ]
-        at_once = 1 if task.is_convolutional else SEEDS_AT_ONCE
+        at_once = 1 if task.is_one_by_one else SEEDS_AT_ONCE
         for method, setting in settings.items():
             done = {line["seed"] for line in self.results.of(task.name, method)}
             for start in range(0, task.n_seeds, at_once):
@@ -195,7 +204,7 @@ class Comparison:
 
 def trained_together(task: TaskConfig, settings: list[Setting]) -> list[list[Setting]]:
     """Split settings into those of one unit: of equally many epochs, or each alone."""
-    if task.is_convolutional:
+    if task.is_one_by_one:
         return [[setting] for setting in settings]
     return [
         [s for s in settings if s["max_epochs"] == max_epochs]
@@ -250,8 +259,13 @@ def scores(task: TaskConfig, data: DistillationData, logits: Array) -> Line:
     if task.has_rare_class:
         margin = np.nan_to_num(logits[:, 1] - logits[:, 0])
         precision = round(float(average_precision_score(data.y_score, margin)), 6)
+    predicted, matthews = logits.argmax(1), {}
+    if task.has_matthews:
+        found = float(matthews_corrcoef(data.y_score, predicted))
+        matthews = {MATTHEWS: round(found, 6)}
     return {
-        "accuracy": round(float(np.mean(logits.argmax(1) == data.y_score)), 6),
+        **matthews,
+        "accuracy": round(float(np.mean(predicted == data.y_score)), 6),
         "average_precision": precision,
         "teacher_accuracy": round(data.teacher_accuracy, 6),
     }

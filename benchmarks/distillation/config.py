@@ -66,6 +66,12 @@ class TaskConfig:
     With a `teacher_width` teacher and student are convolutional, the first layer of the
     teacher as wide, and students, which have `student_params`, are trained one by one,
     on labelled rows as they are.
+
+    Where the task `is_by_library`, students are trained one by one by the library's
+    class: linear where `n_units` is 0, convolutional with `student_params`; others than
+    these read pictures as vectors, or what random patches respond to them. A teacher
+    may drop units, and with `teacher_folds` > 1 the class targets of a row come from a
+    teacher that did not learn from it. `has_matthews` asks for Matthews' coefficient.
     """
 
     name: str
@@ -89,11 +95,26 @@ class TaskConfig:
     teacher_width: int | None = None
     student_params: Mapping[str, object] = field(default_factory=dict)
     quick_fields: Mapping[str, object] = field(default_factory=dict)
+    is_by_library: bool = False
+    teacher_dropout: float = 0.0
+    teacher_folds: int = 1
+    n_patches: int = 0
+    has_matthews: bool = False
 
     @property
     def is_convolutional(self) -> bool:
         """Whether teacher and student are."""
         return self.teacher_width is not None
+
+    @property
+    def is_one_by_one(self) -> bool:
+        """Whether students are trained one after the other."""
+        return self.is_convolutional or self.is_by_library
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether students have no hidden units."""
+        return not self.n_units and not self.student_params
 
     @property
     def drawn_as(self) -> str:
@@ -156,8 +177,10 @@ class Table:
 
     Trials and results that the table named by `shares` has of the same methods and
     tasks are taken over. `chosen` names choices, each with the methods of which it
-    takes, task by task, the best on validation rows. `notes` tell what is to be known
-    of a method or of the data, and `quick_methods` are those of a quick look.
+    takes, task by task, the best on validation rows. `at_setting_of` names methods that
+    are not searched for, each with the one whose best setting it takes. `notes` tell
+    what is to be known of a method or of the data, and `quick_methods` are those of a
+    quick look.
     """
 
     title: str
@@ -168,11 +191,16 @@ class Table:
     quick_methods: tuple[str, ...] = (BASELINE, PUBLISHED, OURS, WIDE)
     shares: str | None = None
     chosen: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    at_setting_of: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
 
     def of(self, task: TaskConfig) -> list[str]:
         """Return the methods that a task allows."""
-        return [m for m in self.methods if m != ORACLE or task.has_groups]
+        impossible = set() if task.has_groups else {ORACLE}
+        if task.is_linear:
+            # Nothing to regress from.
+            impossible.add(FITNET)
+        return [method for method in self.methods if method not in impossible]
 
 
 def quick(table: Table) -> Table:
@@ -231,10 +259,18 @@ def digest(task: TaskConfig, method: str | None = None) -> str:
         parts["copies for the teacher"] = task.teacher_copies
     if task.is_convolutional:
         parts["teacher"] = task.teacher_width
+    if task.teacher_dropout:
+        parts["dropout"] = task.teacher_dropout
+    if task.teacher_folds != 1:
+        parts["folds"] = task.teacher_folds
     if method is not None:
         parts["student"] = [task.n_student, task.n_units, TRAINING]
         if task.n_copies != 1:
             parts["copies"] = task.n_copies
+        if task.is_by_library:
+            parts["by the library"] = True
+        if task.n_patches:
+            parts["patches"] = task.n_patches
         if task.student_params:
             parts["module"] = dict(task.student_params)
         parts["method"] = TRAINABLE[method]

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from benchmarks.distillation.config import TaskConfig, digest
 from benchmarks.distillation.datasets.base import Array, Paths, Task
-from benchmarks.distillation.datasets.draw import derived_seed, draw
+from benchmarks.distillation.datasets.draw import ENCODED, derived_seed, draw
+from benchmarks.distillation.datasets.patches import as_vectors
 from benchmarks.distillation.datasets.shifted import with_copies
 from benchmarks.distillation.methods import subclass_distillation
 from benchmarks.distillation.methods.base import (
@@ -84,11 +85,17 @@ def make_data(
     labelled = labelled_rows(task, config.labelled_share)
     teacher_task = teacher_rows(config, labelled, own_seed)
     path = teacher_path(config, paths.cache, seed)
-    teacher = trained_teacher(teacher_task, own_seed, config.teacher_steps, path)
+    options = {"n_steps": config.teacher_steps, "dropout": config.teacher_dropout}
+    teacher = trained_teacher(teacher_task, own_seed, path=path, **options)
+    given_logits = None
+    if config.teacher_folds > 1:
+        given_logits = out_of_fold_logits(config, teacher_task, own_seed, path, options)
     seen = with_copies(config.draw, first, config.n_copies, (own_seed, OF_STUDENT))
     X, X_score = seen, task.X_score
     if drawn.read_as_student is not None:
         X, X_score = drawn.read_as_student(config.n_student)
+        if config.is_by_library and not config.student_params:
+            X, X_score = as_vectors(X, X_score, config.n_patches)
     subclass_teacher = None
     if "subclass_teacher" in wanted:
         subclass_teacher = retrain(config, teacher_task, seen, own_seed, path)
@@ -104,6 +111,10 @@ def make_data(
         y_score=task.y_score,
         teacher_accuracy=accuracy(teacher, task.X_score, task.y_score),
         seed=own_seed,
+        module=PhotoStudent if config.student_params else None,
+        module_params=dict(config.student_params),
+        given_logits=given_logits,
+        one_by_one=config.is_by_library,
         subclass_teacher=subclass_teacher,
     )
     if "earlier" in wanted:
@@ -118,13 +129,32 @@ def make_data(
 def earlier_layer(config: TaskConfig, teacher: Teacher, X: Array) -> Array:
     """Return the embeddings of the layer before the last hidden one.
 
-    Of texts these are the sentence encoder's, which the teacher reads; of other rows
-    the first hidden layer, (n, 256).
+    Of what an encoder has embedded these are its embeddings, which the teacher reads;
+    of other rows the first hidden layer, (n, 256).
     """
-    if config.draw == "texts":
+    if config.draw in ENCODED:
         return X
     first, activation, *_ = teacher.body
     return activation(first(torch.from_numpy(X))).numpy()
+
+
+def out_of_fold_logits(
+    config: TaskConfig, task: Task, seed: int, path: Path, options: dict[str, float]
+) -> Array:
+    """Return logits of the student's rows by teachers that did not learn from them."""
+    folds = np.arange(len(task.y)) % config.teacher_folds
+    rows = torch.from_numpy(task.X[: config.n_student])
+    logits = np.empty((len(rows), int(task.y.max()) + 1), np.float32)
+    for fold in range(config.teacher_folds):
+        others = folds != fold
+        part = replace(
+            task, X=task.X[others], y=task.y[others], groups=task.groups[others]
+        )
+        of_fold = path.with_name(f"fold_{fold}_{path.name}")
+        teacher = trained_teacher(part, seed, path=of_fold, **options)
+        own = folds[: len(rows)] == fold
+        logits[own] = teacher(rows[own]).detach().numpy()
+    return logits
 
 
 def make_photo_data(
@@ -214,13 +244,14 @@ def trained_teacher(
     path: Path,
     n_outputs: int | None = None,
     loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy,
+    dropout: float = 0.0,
 ) -> Teacher:
     """Load the teacher if it is there, else train it and keep it."""
     n_outputs = n_outputs or int(task.y.max()) + 1
     return load_or_train(
         path,
-        lambda: Teacher(task.X.shape[1], n_outputs),
-        lambda: train_teacher(task, seed, n_steps, n_outputs, loss),
+        lambda: Teacher(task.X.shape[1], n_outputs, dropout),
+        lambda: train_teacher(task, seed, n_steps, n_outputs, loss, dropout),
     )
 
 

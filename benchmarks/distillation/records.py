@@ -21,9 +21,10 @@ from benchmarks.files import replacing, versions
 SETTING = ("learning_rate", "temperature", "max_epochs", "regression_weight")
 SCORES = ("accuracy", "average_precision", "teacher_accuracy")
 COMMON = ("task", "kind", "method", *SETTING, "seed", *SCORES, "made_with")
-# Multiply-adds of forward passes where a method trains a teacher of its own: columns of
-# files that have such a method.
-WORK = ("teacher_work", "student_work")
+# Columns of files that have something to write there: multiply-adds of forward passes
+# where a method trains a teacher of its own, and Matthews' coefficient.
+WORK, MATTHEWS = ("teacher_work", "student_work"), "matthews"
+OPTIONAL = (*WORK, MATTHEWS)
 VERSIONS = tuple(versions())
 
 # A line of a file: what its columns hold, None where a column does not apply.
@@ -92,15 +93,15 @@ class Records:
                 x["seed"],
             )
         )
-        work = WORK if any(WORK[0] in line for line in self.lines) else ()
-        write_lines(self.path, [*COMMON, *work, *VERSIONS], self.lines)
+        optional = [name for name in OPTIONAL if any(name in x for x in self.lines)]
+        write_lines(self.path, [*COMMON, *optional, *VERSIONS], self.lines)
 
 
 def read(path: Path) -> Iterable[Line]:
     """Yield the lines of a file, numbers as numbers and what is empty as None."""
     for row in read_lines(path):
         line: Line = dict(row)
-        for name in (*SETTING, *SCORES, *(row.keys() & WORK)):
+        for name in (*SETTING, *SCORES, *(row.keys() & OPTIONAL)):
             line[name] = float(row[name]) if row[name] else None
         for name in ("max_epochs", "seed"):
             line[name] = int(row[name])

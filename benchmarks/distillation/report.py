@@ -20,6 +20,7 @@ from benchmarks.distillation.config import (
 )
 from benchmarks.distillation.figures import draw
 from benchmarks.distillation.records import (
+    MATTHEWS,
     WORK,
     Line,
     Records,
@@ -61,7 +62,7 @@ def scores_of(table: Table, lines: Iterable[Line], column: str = "accuracy") -> 
     found: Scores = {}
     for line in lines:
         of_task = found.setdefault(str(line["task"]), {})
-        if line[column] is not None:
+        if line.get(column) is not None:
             of_method = of_task.setdefault(str(line["method"]), {})
             of_method[line["seed"]] = 100 * line[column]
     return {
@@ -265,15 +266,18 @@ def task_parts(
 ) -> Iterable[str]:
     """Yield a title and a table: each method's scores, its setting, what it tried."""
     (task,) = (task for task in table.tasks if task.name == name)
-    precision = scores_of(table, results.lines, "average_precision").get(name)
+    others = {
+        title: found
+        for column, title in SECOND_SCORES.items()
+        if (found := scores_of(table, results.lines, column).get(name))
+    }
     rows = []
     for method in table.of(task):
         setting = setting_of(results.of(name, method)[0])
         row = [method, level(scores[name][method].values())]
         gain = paired(difference(scores[name], method, BASELINE))
         row.append("" if method == BASELINE else interval(gain))
-        if precision:
-            row.append(level(precision[method].values()))
+        row += [level(found[method].values()) for found in others.values()]
         cells = [f"{setting[x]:g}" if x in setting else "" for x in SETTING_TITLES]
         edge = is_on_edge(table.search.of(task, method), setting)
         known = scores_by_setting(trials.of(name, method), table.search.seeds)
@@ -282,9 +286,7 @@ def task_parts(
             # Of what was taken over, only what this search would have tried.
             n_trials = len(play(table.search.of(task, method), known)[0])
         rows.append([*row, *cells, "yes" if edge else "", str(n_trials)])
-    titles = ["method", "accuracy, %", f"gain over {BASELINE}"]
-    if precision:
-        titles.append("average precision, %")
+    titles = ["method", "accuracy, %", f"gain over {BASELINE}", *others]
     lines = results.of(name, BASELINE)
     teacher = teacher_level(lines, name, BASELINE)
     yield f"### {name}"
@@ -292,6 +294,10 @@ def task_parts(
     yield markdown([*titles, *SETTING_TITLES.values(), "at a bound", "trials"], rows)
 
 
+SECOND_SCORES = {
+    "average_precision": "average precision, %",
+    MATTHEWS: "Matthews' coefficient, %",
+}
 SETTING_TITLES = {
     "learning_rate": "learning rate",
     "temperature": "τ",

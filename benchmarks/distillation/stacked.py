@@ -270,16 +270,16 @@ def class_logits(
 ) -> list[list[Array]]:
     """Train a student of a method on each data set at each setting.
 
-    With a module it is one student after the other, and a `Peer` is refused with a
-    ValueError. Returns, for each data set and each setting, the class logits of the
-    rows to score, (n, C).
+    With a module, or `one_by_one`, it is one student after the other, and a `Peer` is
+    refused with a ValueError. Returns, for each data set and each setting, the class
+    logits of the rows to score, (n, C).
     """
-    if data_sets[0].module is not None:
+    if data_sets[0].module is not None or data_sets[0].one_by_one:
         if isinstance(method, Peer):
             raise ValueError(
                 f"method has the loss {method.term!r}, which is written for students "
-                "of one hidden layer, but the data have a module: leave out the "
-                "method or the module"
+                "of one hidden layer that are trained side by side, but the data have "
+                "a module or are one_by_one: leave out the method"
             )
         return [
             [scored_logits(method, data, s) for s in settings] for data in data_sets

@@ -6,14 +6,17 @@ from torch import Tensor, nn
 
 
 class PhotoStudent(nn.Module):
-    """Convolutions 3 x 3, the resolution halved between two, and a mean over places.
+    """Convolutions 3 x 3, the resolution halved between two, and means over places.
 
     It has a `body`, from whose output FitNet regresses, and a `head`. `n_features` is
-    the number of channels. A `strided` one is cheaper: its convolutions take every
-    second place, where others are followed by a maximum over squares of four.
+    the number of channels. Along the last axis there are `n_means` means. A `strided`
+    one is cheaper: its convolutions take every second place, where others are followed
+    by a maximum over squares of four.
     """
 
-    def __init__(self, n_features, n_outputs, *, widths=(16, 32, 64), strided=False):
+    def __init__(
+        self, n_features, n_outputs, *, widths=(16, 32, 64), strided=False, n_means=1
+    ):
         super().__init__()
         layers = []
         for n_in, n_out in pairwise((n_features, *widths)):
@@ -27,8 +30,9 @@ class PhotoStudent(nn.Module):
                 layers.append(nn.MaxPool2d(2))
         if not strided:
             layers.pop()
-        self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.head = nn.Linear(widths[-1], n_outputs)
+        pool = nn.AdaptiveAvgPool2d((1, n_means))
+        self.body = nn.Sequential(*layers, pool, nn.Flatten())
+        self.head = nn.Linear(n_means * widths[-1], n_outputs)
 
     def forward(self, X: Tensor) -> Tensor:
         return self.head(self.body(X))

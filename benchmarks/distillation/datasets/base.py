@@ -93,6 +93,13 @@ def held_out(n: int, n_validation: int, seed: int) -> tuple[Array, Array]:
     return order[:n_validation], rest
 
 
+def merged(n_groups: int, n_classes: int, kinds: Array | None = None) -> Array:
+    """Return the class of each group: at random, or neighbouring `kinds` together."""
+    if kinds is None:
+        return np.random.default_rng(0).permutation(n_groups) % n_classes
+    return kinds * n_classes // (kinds.max() + 1)
+
+
 def read_arrays(path: Path) -> tuple[Array, Array]:
     """Return the rows and labels of an archive with arrays x and y."""
     with np.load(path) as arrays:

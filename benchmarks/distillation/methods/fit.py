@@ -27,7 +27,8 @@ def fit(method: Method, data: DistillationData, setting: Setting) -> ClassifierM
         return fit_fitnet(data, temperature, setting)
     module_params = data.module_params
     if data.module is None:
-        module_params = {"hidden_layer_sizes": (data.n_units,)}
+        # A student without hidden units is linear.
+        module_params = {"hidden_layer_sizes": (data.n_units,) if data.n_units else ()}
     if method.within is None:
         within, is_hard = None, method.splitting.get("subclass_temperature") == 0
     else:
@@ -47,7 +48,7 @@ def fit(method: Method, data: DistillationData, setting: Setting) -> ClassifierM
         **training,
     )
     if method.labels_only:
-        soft_targets = np.eye(2, dtype=np.float32)[data.y]
+        soft_targets = np.eye(data.logits.shape[1], dtype=np.float32)[data.y]
         return student.fit(data.X, data.y, soft_targets=soft_targets)
     if within is None:
         return student.fit(

@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 import torch
+from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
@@ -23,6 +24,8 @@ ROWS_AT_ONCE = 4_096
 
 def as_inputs(X, device):
     """Put rows on a device; half precision is for their storage only."""
+    if issparse(X):
+        X = X.toarray()
     # Copied, for torch warns of arrays that may not be written to, such as memory maps.
     inputs = torch.tensor(X, device=device)
     return inputs.float() if inputs.dtype == torch.float16 else inputs
@@ -140,7 +143,7 @@ class FitNetClassifier(ClassifierMixin, BaseEstimator):
         device = self.module_.head.weight.device
         made = [
             self.module_(as_inputs(X[start : start + ROWS_AT_ONCE], device)).cpu()
-            for start in range(0, len(X), ROWS_AT_ONCE)
+            for start in range(0, X.shape[0], ROWS_AT_ONCE)
         ]
         return torch.cat(made).numpy()
 

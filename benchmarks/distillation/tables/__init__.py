@@ -6,11 +6,14 @@ A further table is a further file, named here.
 from benchmarks.distillation.tables import (
     augmented,
     candidates,
+    classes,
     epochs,
     labels,
     layers,
     methods,
     mixtures,
+    modalities,
+    paper,
     peers,
     photos,
     questions,
@@ -27,4 +30,7 @@ TABLES = {
     "epochs": epochs.TABLE,
     "labels": labels.TABLE,
     "augmented": augmented.TABLE,
+    "paper": paper.TABLE,
+    "classes": classes.TABLE,
+    "modalities": modalities.TABLE,
 }

@@ -12,13 +12,18 @@ BATCH_SIZE = 128
 
 
 class Teacher(nn.Module):
-    """The output of `body` is the embedding; `head` maps it to class logits."""
+    """The output of `body` is the embedding; `head` maps it to class logits.
 
-    def __init__(self, n_features: int, n_classes: int) -> None:
+    In training the share `dropout` of the input and of the first hidden layer is 0.
+    """
+
+    def __init__(self, n_features: int, n_classes: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            nn.Linear(n_features, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU()
-        )
+        layers = nn.Linear(n_features, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU()
+        drop = nn.Dropout(dropout)
+        if dropout:
+            layers = drop, *layers[:2], drop, *layers[2:]
+        self.body = nn.Sequential(*layers)
         self.head = nn.Linear(128, n_classes)
 
     def forward(self, X: torch.Tensor) -> torch.Tensor:
@@ -31,6 +36,7 @@ def train_teacher(
     n_steps: int = 3_500,
     n_outputs: int | None = None,
     loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy,
+    dropout: float = 0.0,
 ) -> Teacher:
     """Train a teacher on the classes of all training rows.
 
@@ -39,7 +45,7 @@ def train_teacher(
     X, y = torch.from_numpy(task.X), torch.from_numpy(task.y)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        teacher = Teacher(X.shape[1], n_outputs or int(y.max()) + 1)
+        teacher = Teacher(X.shape[1], n_outputs or int(y.max()) + 1, dropout)
         optimizer = torch.optim.AdamW(teacher.parameters(), lr=2e-3, weight_decay=1e-4)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
         for _ in range(n_steps):

@@ -34,7 +34,11 @@ PEERS = (
     "DKD",
     "DIST",
     "Subclass Distillation",
+    "global codebook, annealed",
+    "global codebook, constant",
 )
+# Terms that take the place of vanilla distillation.
+BESIDE_LABELS = ("DKD", "DIST", "Subclass")
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +93,7 @@ def test_students_side_by_side_are_each_that_of_a_plain_loop(data_by_seed, name)
 
 def plain_student(peer, data, setting):
     """Train one student by one of the methods and return its class logits."""
+    data = peer.select_layer(data)
     embeddings = stacked.scaled_embeddings(data.embeddings).double()
     teacher = torch.from_numpy(data.logits).double()
     if peer.term == "Subclass":
@@ -121,13 +126,16 @@ def plain_student(peer, data, setting):
                 term = rkd.relations(units, e)
             elif peer.term == "CRD":
                 term = crd.contrast(own[0](units), own[1](e), y[rows])
+            elif peer.term == "codebook":
+                clusters = torch.from_numpy(data.embeddings[rows].argmax(1))
+                term = nn.functional.cross_entropy(own[0](units), clusters)
             elif peer.term == "DKD":
                 term = dkd.decoupled(a, t, y[rows], tau)
             elif peer.term == "DIST":
                 term = dist.correlations(a, t, tau)
             else:
                 term = kd
-            of_classes = kd if peer.term in ("VID", "RKD", "CRD") else labels
+            of_classes = kd if peer.term not in BESIDE_LABELS else labels
             weight = schedule(progress) if callable(schedule) else schedule
             optimizer.zero_grad()
             (of_classes + weight * setting["regression_weight"] * term).backward()
@@ -146,6 +154,8 @@ def plain_modules(term, n_embedding):
         return [nn.Sequential(*layers)]
     if term == "CRD":
         return [nn.Linear(12, 12), nn.Linear(n_embedding, 12)]
+    if term == "codebook":
+        return [nn.Linear(12, n_embedding)]
     return []
 
 
