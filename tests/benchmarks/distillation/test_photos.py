@@ -428,7 +428,7 @@ def test_photos_are_skipped_without_their_folder_or_pillow(
     assert f"rows: there is no {tmp_path / 'cifar10_jpeg'}." in capsys.readouterr().out
     monkeypatch.setattr(draw, "is_installed", lambda package: False)
     call(tiny, folder, tmp_path)
-    assert "Pillow, which decodes its photos, is not" in capsys.readouterr().out
+    assert "the package pillow is not installed" in capsys.readouterr().out
 
 
 def test_a_gpu_that_is_not_there_is_refused_at_once(
