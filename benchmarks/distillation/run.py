@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no GPU here; leave it out for the CPU")
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     options.results.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         try:
@@ -128,7 +128,8 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         write_report(table, trials, results, options.results / name)
         write_summary(table, results, options.results / f"{name}_summary")
-    print(f"{time.perf_counter() - start:.0f} s")
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu_start
+    print(f"{seconds:.0f} s, {cpu:.0f} s of this process on a core")
 
 
 if __name__ == "__main__":
