@@ -103,6 +103,14 @@ def docs(session: nox.Session) -> None:
         session.run("sphinx-build", "-W", "-n", "-b", builder, "docs", output)
 
 
+@nox.session(name="docs-browser", default=False)
+def docs_browser(session: nox.Session) -> None:
+    """Open every page in Debian's chromium (`apt-get install chromium-driver`)."""
+    install(session, "-e", ".[all]", *group("docs"), "selenium")
+    session.run("sphinx-build", "-W", "-n", "docs", "docs/_build/html")
+    session.run("python", "docs/browser.py", *session.posargs)
+
+
 @nox.session(default=False)
 def examples(session: nox.Session) -> None:
     """Train students with other trainers, and compare them with ours."""
