@@ -83,7 +83,7 @@ class LELPProjector(  # type: ignore[call-arg]
     The directions u of each class are about its mean, within the null space of
     the teacher's head. In the paper they are principal directions, rotated so that they
     share the variance; here they are by default the centroids of k-means, for which
-    :math:`-\tfrac12 \|h - m\|^2` is a linear projection up to a term that all
+    :math:`-\lVert h - m \rVert^2 / 2` is a linear projection up to a term that all
     subclasses share. The class mass of the teacher is kept: the sum over s is the
     teacher's class probability at temperature :math:`\tau`.
 
