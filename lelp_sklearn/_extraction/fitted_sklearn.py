@@ -4,13 +4,14 @@ A further kind of classifier is a further class with `embed` and `head`, named i
 `_embedder_of`. It imports no torch.
 """
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from scipy.sparse import issparse
-from scipy.special import expit, log_softmax
+from scipy.special import expit, softmax
 from sklearn.base import BaseEstimator, clone, is_classifier
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
@@ -35,7 +36,7 @@ _ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
 _LEAF_COMPONENTS = 32
 _ROWS_TO_COMPARE = 64
 _SMALLEST_PROBABILITY = 1e-7
-_TOLERANCE = 1e-5
+_TOLERANCE = 1e-6
 
 Head = tuple[FloatArray, FloatArray]
 
@@ -90,28 +91,73 @@ class PerceptronEmbedder:
 class BoostingEmbedder:
     """What each round of boosting adds to the logits is the embedding.
 
-    The first round has what boosting begins with too.
+    The first round has what boosting begins with too. This is scikit-learn's boosting;
+    that of other libraries differs in the two methods after `head`.
     """
 
     model: Any
 
     def embed(self, X: Any) -> FloatArray:
         """Return (n, n_rounds * n_logits), the logits of a round side by side."""
-        rounds = [
-            np.reshape(logits, (_num_samples(X), -1))
-            for logits in self.model.staged_decision_function(X)
-        ]
-        sums = np.stack(rounds, axis=1)
-        added: FloatArray = np.diff(sums, axis=1, prepend=0)
-        return added.reshape(len(added), -1)
+        n_rows = _num_samples(X)
+        return np.hstack([added.reshape(n_rows, -1) for added in self.rounds(X)])
 
     def head(self) -> Head:
         """Return ones, which sum up the rounds of each logit."""
         n_classes = len(self.model.classes_)
         n_logits = 1 if n_classes == 2 else n_classes
+        return np.tile(np.eye(n_logits), self.n_rounds()), np.zeros(n_logits)
+
+    def n_rounds(self) -> int:
+        """Return the number of rounds that predictions use."""
         is_histogram = hasattr(self.model, "n_iter_")
-        n_rounds = self.model.n_iter_ if is_histogram else self.model.n_estimators_
-        return np.tile(np.eye(n_logits), n_rounds), np.zeros(n_logits)
+        return int(self.model.n_iter_ if is_histogram else self.model.n_estimators_)
+
+    def rounds(self, X: Any) -> Iterable[FloatArray]:
+        """Yield what each round adds to the logits, (n,) or (n, n_logits)."""
+        before: Any = 0
+        for logits in self.model.staged_decision_function(X):
+            yield logits - before
+            before = logits
+
+
+class LightGBMEmbedder(BoostingEmbedder):
+    """The rounds of LightGBM."""
+
+    def n_rounds(self) -> int:
+        """Return the number of rounds up to the best one."""
+        return int(self.model.n_estimators_)
+
+    def rounds(self, X: Any) -> Iterable[FloatArray]:
+        """Yield the raw score of each round."""
+        for start in range(self.n_rounds()):
+            yield self.model.predict(
+                X, raw_score=True, start_iteration=start, num_iteration=1
+            )
+
+
+class XGBoostEmbedder(BoostingEmbedder):
+    """The rounds of XGBoost."""
+
+    def n_rounds(self) -> int:
+        """Return the number of rounds up to the best one, if any was chosen."""
+        # Without early stopping there is no such attribute.
+        best = getattr(self.model, "best_iteration", None)
+        n_rounds = self.model.get_booster().num_boosted_rounds()
+        return int(n_rounds if best is None else best + 1)
+
+    def rounds(self, X: Any) -> Iterable[FloatArray]:
+        """Yield the margin of each round; that of the first has the base score."""
+        base_margin = None
+        for start in range(self.n_rounds()):
+            margin = self.model.predict(
+                X,
+                output_margin=True,
+                iteration_range=(start, start + 1),
+                base_margin=base_margin,
+            )
+            yield margin
+            base_margin = np.zeros_like(margin)
 
 
 @dataclass(frozen=True)
@@ -143,7 +189,7 @@ class LeafEmbedder:
 
 @dataclass(frozen=True)
 class PipelineEmbedder:
-    """The embedding of the last step, after the steps before it."""
+    """The embedding of the last step, after the steps before it or a stack."""
 
     first_steps: Any
     last: Embedder
@@ -207,10 +253,19 @@ class ClassifierTeacher(BaseEstimator):  # type: ignore[misc]
 
 
 def is_classifier_teacher(teacher: Any) -> bool:
-    """Return whether a teacher is a classifier that makes no embeddings itself."""
+    """Return whether a teacher is a classifier that makes no embeddings itself.
+
+    A StackingClassifier is one too, though its `transform` returns predictions.
+    """
     if isinstance(teacher, type) or not hasattr(teacher, "__sklearn_tags__"):
         return False
-    return bool(is_classifier(teacher)) and not hasattr(teacher, "transform")
+    last = teacher
+    while isinstance(last, FrozenEstimator | Pipeline):
+        is_frozen = isinstance(last, FrozenEstimator)
+        last = last.estimator if is_frozen else last.steps[-1][1]
+    has_embeddings = hasattr(teacher, "transform")
+    is_stack = hasattr(last, "final_estimator")
+    return bool(is_classifier(teacher)) and (is_stack or not has_embeddings)
 
 
 def is_fitted(model: Any) -> bool:
@@ -268,6 +323,7 @@ def _embedder_of(model: Any, X: Any) -> Embedder:
         GradientBoostingClassifier,
         HistGradientBoostingClassifier,
         RandomForestClassifier,
+        StackingClassifier,
     )
     from sklearn.neural_network import MLPClassifier
 
@@ -279,30 +335,45 @@ def _embedder_of(model: Any, X: Any) -> Embedder:
         first_steps = model[:-1]
         last = _embedder_of(model.steps[-1][1], first_steps.transform(X))
         return PipelineEmbedder(first_steps, last)
+    if isinstance(model, StackingClassifier):
+        # What it reads is what the classifiers below it predict.
+        last = _embedder_of(model.final_estimator_, model.transform(X))
+        return PipelineEmbedder(model, last)
     if isinstance(model, MLPClassifier):
         return PerceptronEmbedder(model)
     if isinstance(model, HistGradientBoostingClassifier | GradientBoostingClassifier):
         return BoostingEmbedder(model)
     if isinstance(model, RandomForestClassifier | ExtraTreesClassifier):
         return LeafEmbedder.fit(model, X)
+    # Of a library that a model comes from, the module is there.
+    if _is_of(model, "lightgbm", "LGBMClassifier"):
+        return LightGBMEmbedder(model)
+    if _is_of(model, "xgboost", "XGBClassifier"):
+        return XGBoostEmbedder(model)
     if hasattr(model, "coef_"):
         return LinearEmbedder(model)
     raise TypeError(
         f"{type(model).__name__} has no embeddings that are known here: pass "
         "teacher_embeddings, or a teacher that is linear, an MLPClassifier, gradient "
-        "boosting, a forest, or a Pipeline that ends in one."
+        "boosting, a forest, or a Pipeline or StackingClassifier that ends in one."
     )
 
 
+def _is_of(model: Any, library: str, name: str) -> bool:
+    """Return whether a model is of a class of a library that may not be installed."""
+    return isinstance(model, getattr(sys.modules.get(library), name, ()))
+
+
 def _gives_logits(head: Head, embeddings: Any, logits: FloatArray) -> bool:
-    """Return whether a head gives logits, up to a constant of each row."""
+    """Return whether a head gives logits, up to a constant of each row.
+
+    Probabilities are compared, which some models have in single precision.
+    """
     made = np.asarray(safe_sparse_dot(embeddings, head[0].T)) + head[1]
     if made.shape[1] == logits.shape[1] == 1:
         return bool(np.allclose(made, logits, atol=_TOLERANCE))
     if made.shape[1] == 1:
         made = np.hstack([-made / 2, made / 2])
-    made, logits = (
-        np.maximum(log_softmax(each, axis=1), np.log(_SMALLEST_PROBABILITY))
-        for each in (made, logits)
+    return bool(
+        np.allclose(softmax(made, axis=1), softmax(logits, axis=1), atol=_TOLERANCE)
     )
-    return bool(np.allclose(made, logits, atol=_TOLERANCE))

@@ -13,6 +13,7 @@ from sklearn.ensemble import (
     GradientBoostingClassifier,
     HistGradientBoostingClassifier,
     RandomForestClassifier,
+    StackingClassifier,
 )
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression, SGDClassifier
@@ -45,6 +46,9 @@ WITH_HEAD = [
     GradientBoostingClassifier(n_estimators=6),
     make_pipeline(StandardScaler(), LogisticRegression()),
     make_pipeline(StandardScaler(), HistGradientBoostingClassifier(max_iter=4)),
+    StackingClassifier(
+        [("trees", ExtraTreesClassifier(5)), ("svm", LinearSVC())], cv=2
+    ),
 ]
 
 
@@ -65,6 +69,58 @@ def test_head_gives_the_decision_function(model, n_classes):
         projector = LELPProjector(1, head=extractor.head_, temperature=1.0)
         soft = projector.fit_transform(extractor.transform(X), y)
         assert_allclose(soft, model.predict_proba(X), atol=1e-6)
+
+
+def boosting_of(library, **options):
+    module = pytest.importorskip(library)
+    if library == "lightgbm":
+        return module.LGBMClassifier(n_jobs=1, verbosity=-1, **options)
+    return module.XGBClassifier(n_jobs=1, **options)
+
+
+def raw_scores(model, X):
+    is_lightgbm = type(model).__name__ == "LGBMClassifier"
+    options = {"raw_score": True} if is_lightgbm else {"output_margin": True}
+    return model.predict(X, **options).reshape(len(X), -1)
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize("library", ["lightgbm", "xgboost"])
+def test_head_gives_the_log_odds_of_boosting_libraries(library, n_classes):
+    y = Y if n_classes == 2 else Y3
+    holey = np.where(X > 2, np.nan, X)
+    model = boosting_of(library, n_estimators=12).fit(holey, y)
+    extractor = EmbeddingExtractor(model).fit(holey[:200])
+    embeddings = extractor.transform(holey)
+    coef, intercept = extractor.head_
+    assert embeddings.shape == (300, 12 * len(coef))
+    expected = raw_scores(model, holey)
+    assert_allclose(embeddings @ coef.T + intercept, expected, atol=2e-6)
+    logits = extractor.predict_logits(holey)
+    assert_allclose(np.exp(logits), model.predict_proba(holey), atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:The argument 'eval_set' is deprecated")
+@pytest.mark.parametrize("library", ["lightgbm", "xgboost"])
+def test_rounds_after_the_best_one_are_left_out(library):
+    is_lightgbm = library == "lightgbm"
+    name = "early_stopping_round" if is_lightgbm else "early_stopping_rounds"
+    model = boosting_of(library, n_estimators=200, **{name: 3})
+    model.fit(X[:150], Y[:150], eval_set=[(X[150:], Y[150:])])
+    extractor = EmbeddingExtractor(model).fit(X)
+    embeddings = extractor.transform(X)
+    assert embeddings.shape[1] < 150
+    assert_allclose(embeddings.sum(axis=1), raw_scores(model, X)[:, 0], atol=2e-6)
+
+
+@pytest.mark.parametrize("library", ["lightgbm", "xgboost"])
+def test_boosting_libraries_are_cross_fitted(library):
+    teacher = boosting_of(library, n_estimators=5)
+    one = student(teacher, teacher_cv=3)
+    one.set_params(projector__n_subclasses=1).fit(X, Y)
+    proba = cross_val_predict(teacher, X, Y, cv=3, method="predict_proba")
+    expected = student(None, projector=LELPProjector(1)).fit(X, Y, soft_targets=proba)
+    assert_allclose(one.predict_proba(X), expected.predict_proba(X), atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [RandomForestClassifier, ExtraTreesClassifier])
@@ -141,6 +197,9 @@ def test_bare_fitted_teacher_is_refused():
     [
         RandomForestClassifier(10, random_state=0),
         HistGradientBoostingClassifier(max_iter=7),
+        make_pipeline(
+            StackingClassifier([("svm", LinearSVC())], LogisticRegression(), cv=2)
+        ),
     ],
 )
 def test_class_targets_come_from_folds_that_did_not_hold_the_row(teacher, teacher_cv):
