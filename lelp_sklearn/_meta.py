@@ -104,7 +104,7 @@ class LELPMetaClassifier(
         Splits the rows for a `teacher` that is an unfitted classifier: the class
         targets of a row come from a fit that did not see it, and the embeddings from a
         fit to all rows. None takes both from the latter, which is too sure of the rows
-        that it has seen.
+        that it has seen. An iterable of splits counts the labelled training rows.
     max_subclasses : int, default=5
         A row becomes at most so many examples, fewer if its most likely subclasses have
         99 % of its mass. With one subclass per class nothing is left out: there is an

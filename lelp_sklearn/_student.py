@@ -126,14 +126,15 @@ class LELPStudentClassifier(
         is pickled. A torch module has to be wrapped in an :class:`EmbeddingExtractor`.
         An unfitted classifier of scikit-learn is fitted on the labelled rows and
         cross-fitted: linear models, :class:`~sklearn.neural_network.MLPClassifier`,
-        gradient boosting, forests, and Pipelines that end in one. A fitted one is
+        gradient boosting (also LightGBM's and XGBoost's), forests, and a Pipeline or a
+        :class:`~sklearn.ensemble.StackingClassifier` that ends in one. A fitted one is
         wrapped in an :class:`EmbeddingExtractor` or a
         :class:`~sklearn.frozen.FrozenEstimator`.
     teacher_cv : int, cross-validation generator, iterable or None, default=5
         Splits the rows for a `teacher` that is an unfitted classifier: the class
         targets of a row come from a fit that did not see it, and the embeddings from a
         fit to all rows. None takes both from the latter, which is too sure of the rows
-        that it has seen.
+        that it has seen. An iterable of splits counts the labelled training rows.
     label_weight : float, default=0.0
         The weight α of the true labels. Rows without a label have no such term.
     subclass_weight : float, "anneal" or callable, default="anneal"

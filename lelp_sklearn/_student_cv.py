@@ -173,7 +173,8 @@ class LELPStudentClassifierCV(
 
     Embeddings, logits, soft targets and `sample_weight` are metadata of `fit` that are
     requested by default, as in :class:`LELPStudentClassifier`. The teacher of `student`
-    is not stored when a fitted search is pickled.
+    is not stored when a fitted search is pickled; teachers in `param_grid` are, there
+    and in `best_params_` and `cv_results_`.
 
     Examples
     --------

@@ -58,7 +58,7 @@ def to_onnx(model: Any, X: Any, path: str | PathLike[str]) -> None:
 
     The file takes what the first step takes: raw strings of shape (n, 1) in the input
     ``X`` if the first step is a CountVectorizer or a TfidfVectorizer, otherwise numbers
-    of shape (n, n_features) in single precision. Its outputs are ``label`` of shape
+    of shape (n, n_features), or of the shape of images, in single precision. Its outputs are ``label`` of shape
     (n,) and ``probabilities`` of shape (n, n_classes), in the order of `classes_`. The
     number of rows is free. The pipeline is converted by skl2onnx; the tokens of a
     vectorizer are in a sparse matrix in scikit-learn and in a dense one in ONNX, which
@@ -115,10 +115,10 @@ def to_onnx(model: Any, X: Any, path: str | PathLike[str]) -> None:
     pipeline = model if isinstance(model, Pipeline) else make_pipeline(model)
     if _is_vectorizer(pipeline[0]):
         X = _as_strings(X)
-        kind = StringTensorType([None, 1])
+        rows, kind = X[:, None], StringTensorType([None, 1])
     else:
         X = _as_numbers(X)
-        kind = FloatTensorType([None, X.shape[1]])
+        rows, kind = np.asarray(X), FloatTensorType([None, *X.shape[1:]])
     target = Path(path)
     check_writable(target, "path", ".onnx")
     steps = [(name, _convertible(name, step)) for name, step in pipeline.steps]
@@ -129,22 +129,23 @@ def to_onnx(model: Any, X: Any, path: str | PathLike[str]) -> None:
         options=_tokenizer_options(pipeline) | {id(pipeline[-1]): {"zipmap": False}},
         target_opset=_OPSET,
     ).SerializeToString()
-    _compare(content, model, X)
+    _compare(content, rows, model, X)
     with new_file(target, len(content), "path") as file:
         file.write(content)
 
 
-def _as_numbers(X: Any) -> FloatArray:
-    """Return rows as numbers in single precision."""
+def _as_numbers(X: Any) -> Any:
+    """Return rows as numbers in single precision; a pandas data frame stays one."""
     try:
-        rows: FloatArray = np.asarray(X, dtype=np.float32)
+        is_frame = hasattr(X, "iloc")
+        return X.astype(np.float32) if is_frame else np.asarray(X, dtype=np.float32)
     except (TypeError, ValueError) as error:
         raise ValueError(
             "X must be dense rows of numbers, since the first step of model is no "
             "vectorizer: to export a model of text, pass a Pipeline whose first step "
-            "is a TfidfVectorizer or a CountVectorizer."
+            "is a TfidfVectorizer or a CountVectorizer; make numbers of categories "
+            "before the pipeline."
         ) from error
-    return rows
 
 
 def _as_strings(X: Any) -> Any:
@@ -207,10 +208,9 @@ def _tokenizer_options(pipeline: Pipeline) -> dict[int, dict[str, Any]]:
     return options
 
 
-def _compare(content: bytes, model: Any, X: Any) -> None:
-    """Raise if a file differs from a model on rows."""
+def _compare(content: bytes, rows: Any, model: Any, X: Any) -> None:
+    """Raise if a file that reads `rows` differs from a model that reads X."""
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    rows = X[:, None] if X.dtype == object else X
     label, probabilities = session.run(["label", "probabilities"], {"X": rows})
     expected: FloatArray = model.predict_proba(X)
     differences = np.abs(probabilities - expected).max(axis=1)
@@ -221,7 +221,7 @@ def _compare(content: bytes, model: Any, X: Any) -> None:
         raise ValueError(
             f"The ONNX file differs from model in {n_rows} of "
             f"{len(X)} rows of X, in row {row} by {differences[row]:.1e} (tolerance "
-            f"{_TOLERANCE:.0e}): {X[row]!r}. Export the steps before the classifier by "
+            f"{_TOLERANCE:.0e}): {rows[row]!r}. Export the steps before the classifier by "
             "themselves to find the one that differs."
         )
 

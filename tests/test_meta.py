@@ -403,6 +403,17 @@ def test_rows_of_another_number_than_targets():
         LELPMetaClassifier(exact()).fit(X[:-1], Y[:-1], soft_targets=SOFT)
 
 
+def test_a_fold_has_fewer_rows_than_subclasses():
+    search = GridSearchCV(
+        meta(exact()), {"projector__n_subclasses": [25]}, cv=2, error_score="raise"
+    )
+    rows = np.arange(40)
+    with pytest.raises(
+        ValueError, match=r"n_subclasses=25 is more than class .* allows"
+    ):
+        search.fit(X[rows], Y[rows], teacher_embeddings=E[rows])
+
+
 # --- estimators that split rows -------------------------------------------------------
 
 

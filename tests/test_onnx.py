@@ -4,7 +4,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import skl2onnx
-from sklearn.datasets import load_iris
+from sklearn.datasets import load_digits, load_iris
 from sklearn.exceptions import NotFittedError
 from sklearn.feature_extraction.text import (
     CountVectorizer,
@@ -14,6 +14,7 @@ from sklearn.feature_extraction.text import (
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MaxAbsScaler, StandardScaler
+from torch import nn
 
 from lelp_sklearn import (
     LELPMetaClassifier,
@@ -150,6 +151,30 @@ def test_hashed_words_are_refused(texts, labels, tmp_path):
     model.fit(texts, labels)
     with pytest.raises(NotImplementedError, match="use TfidfVectorizer"):
         to_onnx(model, texts, tmp_path / "text.onnx")
+
+
+def test_a_data_frame_of_numbers(tmp_path):
+    frame, y = load_iris(return_X_y=True, as_frame=True)
+    model = make_pipeline(StandardScaler(), make_student()).fit(frame, y)
+    to_onnx(model, frame, tmp_path / "iris.onnx")
+    _, probabilities = predictions(
+        tmp_path / "iris.onnx", frame.to_numpy(dtype=np.float32)
+    )
+    np.testing.assert_allclose(probabilities, model.predict_proba(frame), atol=1e-5)
+    with pytest.raises(ValueError, match="make numbers of categories"):
+        to_onnx(model, frame.assign(colour="red"), tmp_path / "iris.onnx")
+
+
+def test_images(tmp_path):
+    images, y = load_digits(return_X_y=True)
+    images = images.reshape(-1, 1, 8, 8).astype(np.float32) / 16
+    template = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 10))
+    student = LELPStudentClassifier(template, max_epochs=1, random_state=0)
+    student.fit(images, y, soft_targets=np.eye(10, dtype=np.float32)[y])
+    to_onnx(student, images[:50], tmp_path / "digits.onnx")
+    _, probabilities = predictions(tmp_path / "digits.onnx", images[:50])
+    expected = student.predict_proba(images[:50])
+    np.testing.assert_allclose(probabilities, expected, atol=1e-5)
 
 
 def test_bad_arguments_are_named(texts, labels, tmp_path):

@@ -191,6 +191,34 @@ def test_bare_fitted_teacher_is_refused():
             classifier.fit(X, Y)
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        HistGradientBoostingClassifier(max_iter=2),
+        make_pipeline(StandardScaler(), LogisticRegression()),
+    ],
+)
+def test_a_teacher_of_other_columns(model):
+    extractor = EmbeddingExtractor(clone(model).fit(X[:, :5], Y))
+    for classifier in (student(extractor), LELPStudentClassifier(teacher=extractor)):
+        with pytest.raises(ValueError, match=r"8 features, but .* expecting 5 features"):
+            classifier.fit(X, Y)
+
+
+def test_splits_count_the_labelled_rows():
+    labelled = np.flatnonzero(np.arange(len(Y)) % 3 > 0)
+    marked = np.full(len(Y), -1)
+    marked[labelled] = Y[labelled]
+    splits = list(KFold(3).split(labelled))
+    one, other = (
+        student(RandomForestClassifier(5, random_state=0), unlabeled=-1, teacher_cv=cv)
+        .fit(X, marked)
+        .predict_proba(X)
+        for cv in (splits, KFold(3))
+    )
+    assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize("teacher_cv", [3, KFold(4), None])
 @pytest.mark.parametrize(
     "teacher",
