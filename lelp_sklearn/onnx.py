@@ -58,11 +58,11 @@ def to_onnx(model: Any, X: Any, path: str | PathLike[str]) -> None:
 
     The file takes what the first step takes: raw strings of shape (n, 1) in the input
     ``X`` if the first step is a CountVectorizer or a TfidfVectorizer, otherwise numbers
-    of shape (n, n_features), or of the shape of images, in single precision. Its outputs are ``label`` of shape
-    (n,) and ``probabilities`` of shape (n, n_classes), in the order of `classes_`. The
-    number of rows is free. The pipeline is converted by skl2onnx; the tokens of a
-    vectorizer are in a sparse matrix in scikit-learn and in a dense one in ONNX, which
-    has 4 bytes for each row and word of the vocabulary.
+    of shape (n, n_features), or of the shape of images, in single precision. Its
+    outputs are ``label`` of shape (n,) and ``probabilities`` of shape (n, n_classes),
+    in the order of `classes_`. The number of rows is free. The pipeline is converted by
+    skl2onnx; the tokens of a vectorizer are in a sparse matrix in scikit-learn and in a
+    dense one in ONNX, which has 4 bytes for each row and word of the vocabulary.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ def to_onnx(model: Any, X: Any, path: str | PathLike[str]) -> None:
             LELPMetaClassifier
         The fitted model. Steps before the classifier, and the estimator of a
         LELPMetaClassifier, must be such as skl2onnx converts.
-    X : array-like of str of shape (n_samples,) or of shape (n_samples, n_features)
+    X : array-like of str of shape (n_samples,) or of shape (n_samples, ...)
         Rows on which the file is compared with `model`. They should be such as the
         file will be used on.
     path : str or os.PathLike
@@ -221,8 +221,8 @@ def _compare(content: bytes, rows: Any, model: Any, X: Any) -> None:
         raise ValueError(
             f"The ONNX file differs from model in {n_rows} of "
             f"{len(X)} rows of X, in row {row} by {differences[row]:.1e} (tolerance "
-            f"{_TOLERANCE:.0e}): {rows[row]!r}. Export the steps before the classifier by "
-            "themselves to find the one that differs."
+            f"{_TOLERANCE:.0e}): {rows[row]!r}. Export the steps before the classifier "
+            "by themselves to find the one that differs."
         )
 
 

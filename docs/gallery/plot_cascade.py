@@ -65,9 +65,7 @@ def calibrate(confidence, agrees):
     order, threshold = np.argsort(-confidence), np.inf
     for n_rows in range(len(order) // 20, len(order) + 1, len(order) // 20):
         kept = order[:n_rows]
-        test = binomtest(
-            int(agrees[kept].sum()), n_rows, alternative="greater"
-        )
+        test = binomtest(int(agrees[kept].sum()), n_rows, alternative="greater")
         if test.proportion_ci(0.95, method="exact").low < TARGET:
             break
         threshold = confidence[kept[-1]]
@@ -98,6 +96,4 @@ for seed in range(3):
         agreement = f"agrees on {agrees[kept].mean():.1%}"
         print(f"S = {n_subclasses:2}: keeps {kept.mean():.0%}, {agreement}")
 vanilla, subclasses = (np.mean(shares) for shares in coverage.values())
-print(
-    f"mean coverage: {vanilla:.0%} vanilla, {subclasses:.0%} with subclasses"
-)
+print(f"mean coverage: {vanilla:.0%} vanilla, {subclasses:.0%} with subclasses")

@@ -201,7 +201,7 @@ def test_bare_fitted_teacher_is_refused():
 def test_a_teacher_of_other_columns(model):
     extractor = EmbeddingExtractor(clone(model).fit(X[:, :5], Y))
     for classifier in (student(extractor), LELPStudentClassifier(teacher=extractor)):
-        with pytest.raises(ValueError, match=r"8 features, but .* expecting 5 features"):
+        with pytest.raises(ValueError, match=r"8 features, but .* expecting 5 f"):
             classifier.fit(X, Y)
 
 
