@@ -45,7 +45,7 @@ from lelp_sklearn import (
     LELPStudentClassifier,
 )
 
-N_TRAIN, N_TEST = 1_000, 5_000
+N_TRAIN, N_TEST = 600, 2_000
 SEEDS = range(5)
 FOLDS = 3
 HARD, LEAKING, CROSS_FITTED = "hard labels", "leaking", "cross-fitted"
@@ -133,26 +133,20 @@ FOLDERS = {"incomes (Adult)": "adult", "bank customers": "bank_additional"}
 
 def teachers_of(seed: int) -> dict[str, ClassifierMixin]:
     """Return the teachers, not fitted."""
-    parts = [
-        ("boosting", HistGradientBoostingClassifier(max_iter=50, random_state=seed)),
-        ("forest", RandomForestClassifier(50, random_state=seed)),
-    ]
-    return {
-        "HistGradientBoosting": HistGradientBoostingClassifier(random_state=seed),
-        "RandomForest": RandomForestClassifier(random_state=seed),
-        "stack": StackingClassifier(parts, LogisticRegression(), cv=2),
-    }
+    boosting = HistGradientBoostingClassifier(max_iter=50, random_state=seed)
+    forest = RandomForestClassifier(50, random_state=seed)
+    parts = [("boosting", boosting), ("forest", forest)]
+    stack = StackingClassifier(parts, LogisticRegression(), cv=2)
+    return {"HistGradientBoosting": boosting, "RandomForest": forest, "stack": stack}
 
 
 def student_of(name: str, n_subclasses: str, seed: int) -> ClassifierMixin:
     """Return a student, not fitted."""
     projector = LELPProjector(1 if n_subclasses == "1" else "auto")
     if name == "linear":
-        linear = LogisticRegression(max_iter=1000)
+        linear = LogisticRegression(max_iter=300)
         return LELPMetaClassifier(linear, projector=projector, random_state=seed)
-    return LELPStudentClassifier(
-        projector=projector, max_epochs=40, batch_size=128, random_state=seed
-    )
+    return LELPStudentClassifier(projector=projector, max_epochs=40, random_state=seed)
 
 
 def latency(model: Any, X: Array) -> float:
