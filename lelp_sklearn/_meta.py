@@ -29,6 +29,7 @@ from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 
 from lelp_sklearn._callers import warned_once
 from lelp_sklearn._extraction.sklearn_teachers import OmittedTeacher
+from lelp_sklearn._notebook import single_block
 from lelp_sklearn._projector import LELPProjector
 from lelp_sklearn._targets import (
     check_nested_params,
@@ -472,6 +473,8 @@ class LELPMetaClassifier(
             return Examples(rows, targets.argmax(axis=1), None)
         n_copies = None if n_subclasses == 1 else int(self.max_subclasses)
         return _likeliest_subclasses(targets, weights, n_copies)
+
+    _sk_visual_block_ = single_block
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

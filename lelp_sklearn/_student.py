@@ -31,6 +31,7 @@ from lelp_sklearn._callers import warned_once
 from lelp_sklearn._extraction.content_hash import content_hash
 from lelp_sklearn._extraction.sklearn_teachers import OmittedTeacher
 from lelp_sklearn._locks import exclusive
+from lelp_sklearn._notebook import single_block
 from lelp_sklearn._projector import LELPProjector
 from lelp_sklearn._targets import (
     check_nested_params,
@@ -327,6 +328,7 @@ class LELPStudentClassifier(
         "sample_weight": True,
     }
     __metadata_request__partial_fit: ClassVar[dict[str, Any]] = __metadata_request__fit
+    _sk_visual_block_ = single_block
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         "module": [callable, None],
@@ -1043,9 +1045,8 @@ class LELPStudentClassifier(
     def __deepcopy__(self, memo: dict[int, Any]) -> "LELPStudentClassifier":
         # Unlike a pickle, a copy keeps the teacher.
         twin = memo[id(self)] = type(self).__new__(type(self))
-        attributes = dict(vars(self))
+        attributes = {k: v for k, v in vars(self).items() if k != "module_"}
         state = attributes.pop("_state", None)
-        attributes.pop("module_", None)
         with exclusive(*self.get_params().values()):
             twin.__dict__.update(copy.deepcopy(attributes, memo))
         if state is not None:

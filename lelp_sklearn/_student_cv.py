@@ -30,6 +30,7 @@ from lelp_sklearn._callers import warned_once
 from lelp_sklearn._extraction.content_hash import content_hash
 from lelp_sklearn._extraction.sklearn_teachers import OmittedTeacher
 from lelp_sklearn._locks import exclusive
+from lelp_sklearn._notebook import single_block
 from lelp_sklearn._projector import LELPProjector
 from lelp_sklearn._search import (
     FEATURES,
@@ -464,6 +465,8 @@ class LELPStudentClassifierCV(
             As in :meth:`LELPStudentClassifier.to_onnx`.
         """
         self._best().to_onnx(path)
+
+    _sk_visual_block_ = single_block
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

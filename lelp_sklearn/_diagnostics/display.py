@@ -9,10 +9,13 @@ from sklearn.utils.validation import check_is_fitted
 
 from lelp_sklearn._callers import warn_user
 from lelp_sklearn._diagnostics.table import ProjectedData
+from lelp_sklearn._typing import IntArray
 from lelp_sklearn._validation import check_length
 
 # More points of a class overlap.
 _MAX_POINTS = 2000
+# More colours are not told apart.
+_MAX_COLOURS = 20
 
 Panel = dict[str, Any]
 
@@ -29,8 +32,9 @@ class SubclassDisplay:
         What the display shows.
     panels : dict of dict
         The data of each panel by its title: arrays ``x`` and ``y``, and depending on
-        the kind ``colour`` (labels), ``error``, ``baseline``, ``auto`` (score and error
-        of ``n_subclasses="auto"``) or ``metric``.
+        the kind ``colour`` (labels) and ``palette`` (all labels that have a colour, in
+        this order), ``error``, ``baseline``, ``auto`` (score and error of
+        ``n_subclasses="auto"``) or ``metric``.
 
     Attributes
     ----------
@@ -68,8 +72,9 @@ class SubclassDisplay:
             "spectrum": the variance along each direction, as a share of that of the
             class; "embedding": the rows of each class in the plane of their largest
             variance in the null space, coloured by subclass, and below by
-            `fine_labels`; "mass": the share of the class that each subclass has; the
-            title gives the effective number of subclasses, the exponential of the
+            `fine_labels`, each of which has one colour in both classes; "mass": the
+            share of the class that each subclass has, in the colours of "embedding";
+            the title gives the effective number of subclasses, the exponential of the
             entropy of these shares.
         teacher_logits : array-like of shape (n_samples, n_classes), default=None
             As in :meth:`LELPProjector.transform`.
@@ -236,11 +241,15 @@ def _embedding_panels(data: ProjectedData, fine_labels: Any) -> dict[str, Panel]
         points = centred[shown] @ axes[:2].T
         # A single axis is shown against itself.
         panel = {"x": points[:, 0], "y": points[:, -1]}
-        colour = class_data.likeliest[shown]
-        by_subclass[f"class {label}: subclasses"] = panel | {"colour": colour}
+        by_subclass[f"class {label}: subclasses"] = panel | {
+            "colour": class_data.likeliest[shown],
+            "palette": np.arange(class_data.shares.shape[1]),
+        }
         if fine_labels is not None:
-            colour = fine_labels[class_data.rows[shown]]
-            by_fine_label[f"class {label}: fine labels"] = panel | {"colour": colour}
+            by_fine_label[f"class {label}: fine labels"] = panel | {
+                "colour": fine_labels[class_data.rows[shown]],
+                "palette": np.unique(fine_labels),
+            }
     return by_subclass | by_fine_label
 
 
@@ -334,7 +343,7 @@ def _plot_spectrum(axis: Any, panel: Panel) -> None:
 
 
 def _plot_mass(axis: Any, panel: Panel) -> None:
-    axis.bar(panel["x"], panel["y"])
+    axis.bar(panel["x"], panel["y"], color=_colours(len(panel["y"])))
     axis.axhline(1 / len(panel["y"]), color="grey", linestyle=":")
     _use_integer_ticks(axis)
     axis.set(xlabel="subclass", ylabel="share of the class")
@@ -347,9 +356,29 @@ def _use_integer_ticks(axis: Any) -> None:
 
 
 def _plot_embedding(axis: Any, panel: Panel) -> None:
-    colours = np.unique(panel["colour"], return_inverse=True)[1]
-    axis.scatter(panel["x"], panel["y"], c=colours, s=6, cmap="tab20")
+    palette = panel["palette"]
+    colours = _colours(len(palette))
+    code: IntArray = np.searchsorted(palette, panel["colour"])
+    axis.scatter(panel["x"], panel["y"], c=[colours[c] for c in code], s=6)
     axis.set(xticks=[], yticks=[])
+    if len(palette) <= _MAX_COLOURS:
+        for c in np.unique(code):
+            axis.scatter([], [], color=colours[c], label=str(palette[c]))
+        axis.legend(
+            loc="center left",
+            bbox_to_anchor=(1, 0.5),
+            ncols=1 if len(palette) <= 10 else 2,
+            fontsize="small",
+            frameon=False,
+        )
+
+
+def _colours(n_labels: int) -> list[Any]:
+    """Return a colour for each label; the same for the same number of labels."""
+    from matplotlib import colormaps
+
+    colormap = colormaps["tab10" if n_labels <= 10 else "tab20"]
+    return [colormap(label % _MAX_COLOURS) for label in range(n_labels)]
 
 
 def _plot_search(axis: Any, panel: Panel) -> None:

@@ -75,6 +75,11 @@ def test_the_embedding_shows_subclasses_and_beside_them_the_fine_labels():
         found = display.panels[f"class {c}: subclasses"]
         fine = display.panels[f"class {c}: fine labels"]
         assert_array_equal(fine["colour"], group[y == c])
+        # One legend and one colour for a label, in both classes.
+        assert_array_equal(fine["palette"], np.unique(group))
+        legend = display.axes_[2 + c].get_legend()
+        shown = [text.get_text() for text in legend.get_texts()]
+        assert shown == [str(label) for label in np.unique(group[y == c])]
         # Each subclass is one of the groups.
         pairs = set(zip(found["colour"], fine["colour"], strict=True))
         assert len(pairs) == 3
