@@ -9,7 +9,6 @@ from sklearn.utils.validation import check_is_fitted
 
 from lelp_sklearn._callers import warn_user
 from lelp_sklearn._diagnostics.table import ProjectedData
-from lelp_sklearn._typing import IntArray
 from lelp_sklearn._validation import check_length
 
 # More points of a class overlap.
@@ -358,7 +357,7 @@ def _use_integer_ticks(axis: Any) -> None:
 def _plot_embedding(axis: Any, panel: Panel) -> None:
     palette = panel["palette"]
     colours = _colours(len(palette))
-    code: IntArray = np.searchsorted(palette, panel["colour"])
+    code: Any = np.searchsorted(palette, panel["colour"])
     axis.scatter(panel["x"], panel["y"], c=[colours[c] for c in code], s=6)
     axis.set(xticks=[], yticks=[])
     if len(palette) <= _MAX_COLOURS:
