@@ -92,6 +92,7 @@ def test_errors_name_the_package_that_is_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ImportError, match=r"needs pandas.*lelp-sklearn\[plot\]"):
         subclass_table(projector, X, y)
+    monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r"needs Matplotlib.*lelp-sklearn\[plot\]"):
         SubclassDisplay.from_estimator(projector, X, y)
