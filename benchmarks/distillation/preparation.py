@@ -94,7 +94,7 @@ def make_data(
     X, X_score = seen, task.X_score
     if drawn.read_as_student is not None:
         X, X_score = drawn.read_as_student(config.n_student)
-        if config.is_by_library and not config.student_params:
+        if X.ndim > 2 and not config.student_params:
             X, X_score = as_vectors(X, X_score, config.n_patches)
     subclass_teacher = None
     if "subclass_teacher" in wanted:

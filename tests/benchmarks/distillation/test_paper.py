@@ -7,12 +7,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.sparse import issparse
 
 from benchmarks.distillation import config, preparation, run
-from benchmarks.distillation.config import BASELINE, OURS, UNION, WIDE
+from benchmarks.distillation.config import BASELINE, FITNET, OURS, UNION, WIDE
 from benchmarks.distillation.datasets import cifar100, documents, patches, speech
 from benchmarks.distillation.datasets.base import Paths, Task, merged
+from benchmarks.distillation.methods import METHODS
 from benchmarks.distillation.records import read_lines
+from benchmarks.distillation.stacked import class_logits
 from benchmarks.distillation.tables.paper import SEARCH_OF_PAPER, by_library
 from benchmarks.distillation.teachers.perceptron import predict
 
@@ -52,6 +55,39 @@ def test_groups_of_texts_are_finer_labels_and_classes_may_be_their_unions(tmp_pa
     test = documents.read_documents(tmp_path, 9, 40, n_classes=2, by_kind=True)["test"]
     kind = test["text"].str.split().str[-1].astype(int) % 7
     np.testing.assert_array_equal(test["y"], kind >= 4)
+
+
+@pytest.mark.parametrize("n_units", [0, 4])
+def test_students_of_texts_read_sparse_words_and_fitnet_too(tmp_path, n_units):
+    """Embeddings are at random: the words of a text tell its class."""
+    (tmp_path / "few").mkdir()
+    write_texts(tmp_path / "few", ["a", "b"])
+    task = by_library(
+        "few texts",
+        kind=UNION,
+        draw="documents",
+        folder="few",
+        arguments={"name": "few", "n_pool": 60, "n_train": 50, "n_score": 20},
+        n_student=50,
+        n_units=n_units,
+        teacher_steps=5,
+    )
+    paths, rng = Paths(tmp_path, tmp_path), np.random.default_rng(0)
+    (tmp_path / "documents").mkdir()
+    for part, n in (("train", 60), ("validation", 20), ("test", 20)):
+        embeddings = rng.normal(size=(n, 8)).astype(np.float32)
+        np.save(documents.embeddings_path(paths, "few", part, n), embeddings)
+    data = preparation.make_data(task, paths, 0, "test")
+    assert issparse(data.X)
+    assert data.X.shape[0] == 50
+    setting = {"learning_rate": 0.01, "temperature": 4.0, "max_epochs": 2}
+    table = config.Table("Few", (task,), (BASELINE, OURS, FITNET), SEARCH_OF_PAPER)
+    assert (FITNET in table.of(task)) == bool(n_units)
+    for method in table.of(task):
+        own = {"regression_weight": 1.0} if method == FITNET else {}
+        ((logits,),) = class_logits(METHODS[method], [data], [setting | own])
+        assert logits.shape == (20, 2)
+        assert np.isfinite(logits).all()
 
 
 def test_spectrogram_of_a_tone_is_where_the_tone_is():
