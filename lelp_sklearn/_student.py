@@ -165,9 +165,9 @@ class LELPStudentClassifier(
         encode y, marks included, before the student is fitted.
     optimizer : "adamw", "sparse_adam" or callable, default="adamw"
         "sparse_adam" is faster for sparse X with many features: a step changes the
-        weights only of features that occur in its batch, without momentum
-        (:math:`\beta_1 = 0`). Their second moments and weight decay are made up when
-        they occur again, the decay at the learning rate of that step. The same applies
+        weights only of features that occur in its batch. What AdamW does to the others,
+        weight decay and the rest of their momentum, is made up when they occur again,
+        after the gradient of that batch, or at the end of the epoch. The same applies
         to ``nn.Embedding(sparse=True)``; all else is updated as by "adamw". It trains
         in one process. A callable ``(parameters, lr=, weight_decay=)`` returns a
         :class:`torch.optim.Optimizer` whose `step` needs no closure.

@@ -85,7 +85,9 @@ def test_both_kinds_of_student_predict_both_kinds_of_rows(as_rows):
         expected = student.predict_subclass_proba(CSR)
         assert_allclose(student.predict_subclass_proba(rows), expected, atol=1e-12)
         assert_array_equal(student.predict(rows), student.predict(CSR))
-        assert_allclose(student.predict_proba(rows).sum(axis=1), 1)
+        classes = expected.reshape(len(X), 2, -1).sum(axis=2)
+        assert_allclose(student.predict_proba(rows), classes, atol=1e-12)
+        assert_allclose(student.predict_log_proba(rows), np.log(classes), atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -134,29 +136,52 @@ def test_stream_and_warm_start_are_those_of_dense_rows():
     assert len(students[0].loss_curve_) == 5
 
 
-def test_rows_may_change_their_kind_in_a_stream():
+@pytest.mark.parametrize("optimizer", ["adamw", "sparse_adam"])
+def test_rows_may_change_their_kind_in_a_stream(optimizer):
     students = []
     for kinds in ((X, X), (X, CSR), (CSR, X), (CSR, CSR)):
-        student = quick()
+        student = quick(optimizer=optimizer)
         for rows in kinds:
             student.partial_fit(rows, Y, [0, 1], soft_targets=SOFT)
         students.append(student)
+    # Each batch has entries of each feature, so that "sparse_adam" leaves out nothing.
     for student in students[1:]:
+        assert_same_logits(student, students[0])
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sparse_adam"])
+def test_rows_may_change_their_kind_before_a_warm_start(optimizer):
+    kinds = [(X, X), (X, CSR), (CSR, X)]
+    students = [fitted(rows, optimizer=optimizer, warm_start=True) for rows, _ in kinds]
+    for student, (_, rows) in zip(students, kinds, strict=True):
+        student.fit(rows, Y, soft_targets=SOFT)
         assert_same_logits(student, students[0])
 
 
 # --- updates of touched rows ----------------------------------------------------------
 
 
-def test_touched_rows_only_are_updated():
+def test_feature_that_never_occurs_only_decays():
     rows = sparse.csr_array(X * (np.arange(N_FEATURES) != 3))
-    student = fitted(rows, optimizer="sparse_adam", max_epochs=30)
-    first_layer = student.module_[0].weight
-    start = fitted(rows, optimizer="sparse_adam", max_epochs=1).module_[0].weight
-    is_equal = (first_layer == start).all(dim=1)
-    assert is_equal.nonzero().ravel().tolist() == [3]
-    dense = fitted(rows, max_epochs=30)
-    assert student.loss_curve_[-1] == pytest.approx(dense.loss_curve_[-1], rel=0.05)
+    first_layers = {
+        name: fitted(rows, optimizer=name).module_[0].weight[3].detach()
+        for name in ("sparse_adam", "adamw")
+    }
+    start = fitted(rows, optimizer="sparse_adam", weight_decay=0.0).module_[0].weight[3]
+    assert_allclose(first_layers["sparse_adam"], first_layers["adamw"], rtol=1e-12)
+    assert (first_layers["adamw"].abs() < start.abs()).all()
+
+
+def test_touched_rows_learn_what_all_rows_learn():
+    # Each feature is spread over ten, which then occur in some batches only.
+    column = np.random.RandomState(0).randint(10, size=CSR.nnz) + 10 * CSR.indices
+    rows = sparse.csr_array((CSR.data, column, CSR.indptr), (len(X), 10 * N_FEATURES))
+    options = {"early_stopping": True, "max_epochs": 8, "learning_rate": 0.003}
+    student, of_all = (
+        fitted(rows, optimizer=name, **options) for name in ("sparse_adam", "adamw")
+    )
+    assert_allclose(student.loss_curve_, of_all.loss_curve_, rtol=0.05)
+    assert_allclose(student.validation_scores_, of_all.validation_scores_, rtol=0.05)
 
 
 def test_stream_of_touched_rows_goes_on_after_a_pickle():
@@ -482,6 +507,16 @@ def test_entries_that_are_no_real_numbers():
     rows.data = rows.data.astype(object)
     with pytest.raises(TypeError, match=r"X is a sparse matrix of dtype object"):
         fitted(rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [("teacher_embeddings", X), ("teacher_logits", X[:, :2]), ("soft_targets", SOFT)],
+)
+def test_teacher_data_must_be_dense(name, values):
+    fix = rf"{name} is a csr_array; pass a dense array, {name}\.toarray\(\)"
+    with pytest.raises(TypeError, match=fix):
+        quick().fit(CSR, Y, **{name: sparse.csr_array(values)})
 
 
 def test_other_width_at_predict():

@@ -36,6 +36,7 @@ from lelp_sklearn._training.objective import Objective
 from lelp_sklearn._training.optimizer import Optimizer
 from lelp_sklearn._training.process_group import Ranks
 from lelp_sklearn._training.schedules import Schedule, check_schedule_value
+from lelp_sklearn._training.sparse_adam import SparseAdamW
 
 
 @dataclass(frozen=True)
@@ -122,10 +123,17 @@ class Trainer:
                 loss, batch_weight = take_step(index, weight)
                 losses.append(loss)
                 batch_weights.append(batch_weight)
+            if isinstance(self.optimizer, SparseAdamW):
+                self.optimizer.complete_rows()
         # The only time in an epoch at which the host waits for the device.
         total = self.ranks.sum(torch.stack(losses))
-        finite = [p.detach().isfinite().all() for p in self._parameters()]
-        all_finite = torch.stack(finite).all().to(total.dtype).view(1)
+        # The largest is NaN if any number is. Unlike isfinite, a norm takes no memory.
+        largest = [
+            torch.linalg.vector_norm(p.detach(), torch.inf).isfinite()
+            for p in self._parameters()
+            if p.numel()
+        ]
+        all_finite = torch.stack(largest).all().to(total.dtype).view(1)
         *step_losses, weights_finite = torch.cat([total, all_finite]).tolist()
         _check_finite(step_losses, bool(weights_finite), rates, curve_epoch)
         return _weighted_mean(step_losses, batch_weights)

@@ -1,19 +1,74 @@
-"""Adam that updates the rows of a weight that a batch touches, and no others."""
+"""AdamW that updates the rows of a weight that a batch touches, and no others."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+
+@dataclass
+class MissedSteps:
+    """What the steps since the last gradient of a row do to it, for rows of a weight.
+
+    `last_step` (n_rows,) is the step in which a row had its last gradient, 0 if it had
+    none. `decay` and `drift` are by that step.
+    """
+
+    last_step: Tensor
+    decay: Tensor
+    drift: Tensor
+
+    @classmethod
+    def start(cls, weight: Tensor) -> "MissedSteps":
+        """Return the state of rows that have missed nothing."""
+        last_step = torch.zeros(len(weight), dtype=torch.long, device=weight.device)
+        return cls(last_step, weight.new_ones(1), weight.new_zeros(1))
+
+    def count(self, step: float, group: dict[str, Any]) -> None:
+        """Let another step be missed by all rows."""
+        rate, (beta1, beta2) = group["lr"], group["betas"]
+        kept = 1 - rate * group["weight_decay"]
+        size = rate * (1 - beta2**step) ** 0.5 / (1 - beta1**step)
+        n_missed = torch.arange(len(self.decay), 0, -1).to(self.decay)
+        moved = size * (beta1 / beta2**0.5) ** n_missed
+        self.decay = torch.cat([self.decay * kept, self.decay.new_ones(1)])
+        self.drift = torch.cat([self.drift * kept + moved, self.drift.new_zeros(1)])
+
+    def make_up(
+        self, last_step: Tensor, rows: tuple[Tensor, ...], group: dict[str, Any]
+    ) -> None:
+        """Bring weights and moments of rows up to date, in place."""
+        weights, exp_avg, exp_avg_sq = rows
+        n_missed = (len(self.decay) - 1 - last_step).to(weights).unsqueeze(1)
+        decay, drift = (
+            factor.index_select(0, last_step).unsqueeze(1)
+            for factor in (self.decay, self.drift)
+        )
+        directions = exp_avg / exp_avg_sq.sqrt().add_(group["eps"])
+        weights.mul_(decay).addcmul_(directions, drift, value=-1)
+        beta1, beta2 = group["betas"]
+        exp_avg.mul_(beta1**n_missed)
+        exp_avg_sq.mul_(beta2**n_missed)
 
 
 class SparseAdamW(torch.optim.AdamW):
-    r"""AdamW; of a weight whose gradient is sparse it updates the touched rows only.
+    r"""AdamW that makes up the steps in which a row of a weight had no gradient.
 
-    Such a weight has no first moment (:math:`\beta_1 = 0`). Then a step without a
-    gradient only decays the second moment and the weights of a row. What a row has
-    missed is made up when it is next touched: after k steps its second moment is
-    multiplied by :math:`\beta_2^k`, and its weights by
-    :math:`(1 - \eta \cdot decay)^k` at the learning rate of now.
+    It does so for weights whose gradients are sparse tensors, when a row has its next
+    gradient or in `complete_rows`. Up to `eps`, the row is then what AdamW makes of the
+    same gradients. In the i-th step since the last gradient of a row, step t of all,
+    AdamW changes its weights w to
+
+    .. math::
+
+        (1 - \eta_t \lambda) w - \eta_t \frac{\sqrt{1 - \beta_2^t}}{1 - \beta_1^t}
+            \left(\frac{\beta_1}{\sqrt{\beta_2}}\right)^i \frac{m}{\sqrt{v}}
+
+    where m and v are the moments after that gradient. So all such steps together
+    multiply w by a decay and add a drift times :math:`m / \sqrt{v}`, and both are the
+    same for all rows whose last gradient was in the same step.
     """
 
     @torch.no_grad()
@@ -27,26 +82,49 @@ class SparseAdamW(torch.optim.AdamW):
                     weight.grad = None
         return super().step(closure)
 
+    @torch.no_grad()
+    def complete_rows(self) -> None:
+        """Make up what rows have missed; then all state is that of AdamW."""
+        for group in self.param_groups:
+            for weight in group["params"]:
+                state = self.state[weight]
+                if (missed := state.pop("missed", None)) is not None:
+                    rows = weight, state["exp_avg"], state["exp_avg_sq"]
+                    missed.make_up(missed.last_step, rows, group)
+
     def _update_rows(
         self, weight: nn.Parameter, gradient: Tensor, group: dict[str, Any]
     ) -> None:
-        state = self.state[weight]
+        state, (beta1, beta2) = self.state[weight], group["betas"]
         if not state:
             state["step"] = torch.zeros(())
+            state["exp_avg"] = torch.zeros_like(weight)
             state["exp_avg_sq"] = torch.zeros_like(weight)
-            # The step in which a row was touched last.
-            state["row_step"] = weight.new_zeros(len(weight))
-        state["step"] += 1
-        step, rate, beta2 = float(state["step"]), group["lr"], group["betas"][1]
-        index, gradients = gradient.indices()[0], gradient.values()
-        n_steps = (step - state["row_step"].index_select(0, index)).unsqueeze(1)
-        state["row_step"].index_fill_(0, index, step)
-
-        moments = state["exp_avg_sq"].index_select(0, index).mul_(beta2**n_steps)
-        moments.addcmul_(gradients, gradients, value=1 - beta2)
-        state["exp_avg_sq"].index_copy_(0, index, moments)
-
-        scale = moments.div_(1 - beta2**step).sqrt_().add_(group["eps"])
-        rows = weight.index_select(0, index)
-        rows.mul_((1 - rate * group["weight_decay"]) ** n_steps)
-        weight.index_copy_(0, index, rows.addcdiv_(gradients, scale, value=-rate))
+        if "missed" not in state:
+            state["missed"] = MissedSteps.start(weight)
+        missed, index = state["missed"], gradient.indices()[0]
+        tensors = weight, state["exp_avg"], state["exp_avg_sq"]
+        rows = tuple(tensor.index_select(0, index) for tensor in tensors)
+        missed.make_up(missed.last_step.index_select(0, index), rows, group)
+        weights, exp_avg, exp_avg_sq = rows
+        adamw(
+            [weights],
+            [gradient.values()],
+            [exp_avg],
+            [exp_avg_sq],
+            [],
+            [state["step"]],
+            # Elsewhere it wants the number of the step on the device.
+            fused=weight.is_cpu,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+        for tensor, updated in zip(tensors, rows, strict=True):
+            tensor.index_copy_(0, index, updated)
+        missed.count(float(state["step"]), group)
+        missed.last_step.index_fill_(0, index, len(missed.decay) - 1)
