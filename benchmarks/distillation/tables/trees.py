@@ -7,7 +7,7 @@ a student learns from the same rows as its teacher, with targets of three kinds:
 ``leaking`` from the teacher of all rows (``teacher_cv=None``), ``cross-fitted`` from
 fits that did not see the row (``teacher_cv=3``), and ``hard labels`` without a teacher.
 Nothing is tuned. Each student is scored by the area under the ROC curve on test rows,
-with S = 1 and the projector's own S.
+with S = 1 and S = 5.
 """
 
 import pickle
@@ -45,11 +45,11 @@ from lelp_sklearn import (
     LELPStudentClassifier,
 )
 
-N_TRAIN, N_TEST = 600, 2_000
+N_TRAIN, N_TEST = 2_000, 5_000
 SEEDS = range(5)
 FOLDS = 3
 HARD, LEAKING, CROSS_FITTED = "hard labels", "leaking", "cross-fitted"
-SIZES = "1", "auto"
+SIZES = "1", "5"
 COLUMNS = (
     "set",
     "seed",
@@ -140,13 +140,15 @@ def teachers_of(seed: int) -> dict[str, ClassifierMixin]:
     return {"HistGradientBoosting": boosting, "RandomForest": forest, "stack": stack}
 
 
-def student_of(name: str, n_subclasses: str, seed: int) -> ClassifierMixin:
+def student_of(name: str, S: str, seed: int, head: Any = None) -> ClassifierMixin:
     """Return a student, not fitted."""
-    projector = LELPProjector(1 if n_subclasses == "1" else "auto")
+    projector = LELPProjector(int(S), head=head)
     if name == "linear":
         linear = LogisticRegression(max_iter=300)
         return LELPMetaClassifier(linear, projector=projector, random_state=seed)
-    return LELPStudentClassifier(projector=projector, max_epochs=40, random_state=seed)
+    return LELPStudentClassifier(
+        projector=projector, max_epochs=30, batch_size=128, random_state=seed
+    )
 
 
 def latency(model: Any, X: Array) -> float:
@@ -196,7 +198,7 @@ def lines_of(name: str, paths: Paths, seed: int) -> Iterator[dict[str, Any]]:
         }
         for student in ("linear", "MLP"):
             for method, S in ((m, S) for m in logits for S in SIZES):
-                model = student_of(student, S, own_seed)
+                model = student_of(student, S, own_seed, extractor.head_)
                 model.fit(
                     X,
                     y,

@@ -35,7 +35,7 @@ def write_trees(lines: list[dict[str, str]], path: Path) -> None:
         "are paired by seed, with the 95 % interval.",
     ]
     for S in SIZES:
-        parts += [f"## {'S = 1' if S == '1' else 'S of the projector'}"]
+        parts += [f"## S = {S}"]
         parts += [gains(areas, S), bar(areas, S)]
     parts += ["## By teacher", by_teacher(areas), "## Cost", costs(lines)]
     text = "\n\n".join(parts) + "\n"
@@ -150,10 +150,8 @@ def costs(lines: list[dict[str, str]]) -> str:
     """Return medians of milliseconds a row and of the size, over sets and seeds."""
     found: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for line in lines:
-        S = "S = 1" if line["n_subclasses"] == "1" else "S of the projector"
-        model = (
-            f"{line['student']} student, {S}" if line["student"] else line["teacher"]
-        )
+        student = f"{line['student']} student, S = {line['n_subclasses']}"
+        model = student if line["student"] else line["teacher"]
         found[model].append((float(line["ms"]), float(line["kB"])))
     rows = [
         [model, *(f"{value:.2g}" for value in np.median(values, axis=0))]

@@ -1,6 +1,12 @@
 """The table of trees: what is reported of the areas in its lines."""
 
-from benchmarks.distillation.tables.trees import CROSS_FITTED, HARD, LEAKING, SETS
+from benchmarks.distillation.tables.trees import (
+    CROSS_FITTED,
+    HARD,
+    LEAKING,
+    SETS,
+    SIZES,
+)
 from benchmarks.distillation.tables.trees_report import STUDENTS, TEACHERS, write_trees
 
 
@@ -29,7 +35,7 @@ def lines_of(name, area):
                 line(teacher, student, method, S, area[method])
                 for teacher in TEACHERS
                 for method in (LEAKING, CROSS_FITTED)
-                for S in ("1", "auto")
+                for S in SIZES
             ]
     return lines
 
