@@ -32,12 +32,18 @@ const done = arguments[0];
 for (const image of document.images) image.loading = "eager";
 Promise.allSettled([...document.images].map(i => i.decode())).then(() => done());
 """
+# What lies right of the window and is in nothing that scrolls by itself.
 WIDEST = """
-const wide = [...document.querySelectorAll("main *")].filter(e =>
-  e.getBoundingClientRect().right > innerWidth + 1 &&
-  !e.closest(".pst-scrollable-table-container, pre, div.math"));
-return document.documentElement.scrollWidth > innerWidth
-  ? (wide[0] || document.body).outerHTML.slice(0, 200) : null"""
+const scrolls = e => ["auto", "scroll"].includes(getComputedStyle(e).overflowX);
+const isLost = e => {
+  if (e.getBoundingClientRect().right <= innerWidth + 1) return false;
+  for (let p = e.parentElement; p && !p.matches("article"); p = p.parentElement)
+    if (scrolls(p)) return false;
+  return true;
+};
+const lost = [...document.querySelectorAll("article *")].find(isLost);
+if (lost) return lost.outerHTML.slice(0, 200);
+return document.documentElement.scrollWidth > innerWidth ? "the page" : null"""
 
 
 class QuietHandler(SimpleHTTPRequestHandler):
