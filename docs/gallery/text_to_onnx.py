@@ -54,15 +54,10 @@ labels[few] = y[few]
 # %%
 # The teacher. Its embeddings are computed once, which takes a minute, and kept
 # in a file.
-extractor = EmbeddingExtractor(
-    SentenceTransformer(str(MODEL_DIR), device="cpu")
-)
-E, E_test = (
-    extractor.extract(
-        table["text"].tolist(), f"banking77_{part}.npy", dtype="float32"
-    )
-    for table, part in ((train, "train"), (test, "test"))
-)
+encoder = SentenceTransformer(str(MODEL_DIR), device="cpu")
+extractor = EmbeddingExtractor(encoder)
+E = extractor.extract(list(train["text"]), "train.npy", dtype="float32")
+E_test = extractor.extract(list(test["text"]), "test.npy", dtype="float32")
 teacher = LogisticRegression(C=10, max_iter=1000).fit(E[few], y[few])
 print(f"teacher: {teacher.score(E_test, y_test):.3f}")
 
