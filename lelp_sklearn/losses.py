@@ -127,13 +127,14 @@ def subclass_cross_entropy(
         )
     dtype = torch.promote_types(logits.dtype, soft_targets.dtype)
     by_class = logits.to(dtype).unflatten(1, (n_classes, -1))
+    within_class_temperature = within_class_temperature or temperature
     return _subclass_losses(
-        by_class,
         torch.logsumexp(by_class / temperature, dim=2),
+        by_class / within_class_temperature,
         soft_targets.detach().to(dtype).unflatten(1, (n_classes, -1)),
         temperature=temperature,
         subclass_weight=subclass_weight,
-        within_class_temperature=within_class_temperature or temperature,
+        within_class_temperature=within_class_temperature,
     )
 
 
@@ -222,26 +223,27 @@ class SubclassCrossEntropyLoss(nn.Module):
 
 
 def _subclass_losses(
-    logits: Tensor,
-    scaled_class_logits: Tensor,
+    class_logits: Tensor,
+    within_logits: Tensor,
     soft_targets: Tensor,
     *,
-    temperature: float,
+    temperature: float | Tensor,
     subclass_weight: float | Tensor,
-    within_class_temperature: float,
+    within_class_temperature: float | Tensor,
 ) -> Tensor:
-    """Compute `subclass_cross_entropy` of arrays (n, C, S), without checks.
+    """Compute `subclass_cross_entropy` without checks, of logits over temperatures.
 
-    `scaled_class_logits` (n, C) are the logsumexp of the logits over the temperature.
-    A `subclass_weight` that is a tensor is never read on the host.
+    The class logits are (n, C), all else is (n, C, S); students that are stacked are a
+    first axis, and their rows the last. A `subclass_weight` that is a tensor is never
+    read on the host.
     """
-    losses = _soft_cross_entropy(scaled_class_logits, soft_targets.sum(dim=2))
+    losses = _soft_cross_entropy(class_logits, soft_targets.sum(dim=2))
     losses = losses * temperature**2
     has_weight = isinstance(subclass_weight, Tensor) or bool(subclass_weight)
     # A single subclass is the whole class: nothing is left to learn within it.
-    if not has_weight or logits.shape[2] == 1:
+    if not has_weight or within_logits.shape[2] == 1:
         return losses
-    log_within = torch.log_softmax(logits / within_class_temperature, dim=2)
+    log_within = torch.log_softmax(within_logits, dim=2)
     # An impossible subclass that is no target is 0 times infinity, and adds nothing.
     # Logits that are NaN show in the class part.
     inner = (soft_targets * log_within).nansum(dim=(1, 2))
@@ -249,7 +251,7 @@ def _subclass_losses(
 
 
 def _soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Compute the cross-entropy (n,) between targets and logits (n, C)."""
+    """Compute the cross-entropy between targets and logits, whose second axis is C."""
     return -(targets * torch.log_softmax(logits, dim=1)).sum(dim=1)
 
 

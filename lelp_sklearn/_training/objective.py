@@ -37,8 +37,8 @@ class Objective:
         by_class = logits.unflatten(1, (self.n_classes, -1))
         scaled_class_logits = torch.logsumexp(by_class / self.temperature, dim=2)
         losses = _subclass_losses(
-            by_class,
             scaled_class_logits,
+            by_class / self.within_class_temperature,
             batch.soft_targets.unflatten(1, (self.n_classes, -1)),
             temperature=self.temperature,
             subclass_weight=subclass_weight,

@@ -22,6 +22,7 @@ from lelp_sklearn._training.device import denormals_are_zero, derive_seed, seede
 from lelp_sklearn._training.loop import Trainer
 from lelp_sklearn._training.schedules import Schedule, check_schedule_value
 from lelp_sklearn._training.sparse import SparseLinear, select_rows, sparse_product
+from lelp_sklearn.losses import _soft_cross_entropy, _subclass_losses
 
 # Weights by name, of shape (n_students, ...).
 Weights = dict[str, Tensor]
@@ -107,33 +108,30 @@ class _Stack:
             X = self.first.augment(X)
         self.optimizer.zero_grad()
         outputs = self.forward(self.weights, X)
-        targets = self.targets.index_select(1, index).mT
-        labels, row_weights = self.labels, self.row_weights
-        with torch.no_grad():
-            gradient = self.objective.gradient(
-                outputs.to(targets.dtype),
-                targets.index_select(0, self.targets_of),
-                None if labels is None else labels.index_select(0, index).T,
-                self._subclass_weight(progress, at),
-            )
-            if row_weights is None:
-                gradient /= len(index)
-            else:
-                weight = row_weights.index_select(1, index)
-                gradient *= (weight / weight.sum(1, keepdim=True)).unsqueeze(1)
+        targets = self.targets.index_select(1, index).index_select(0, self.targets_of)
+        losses = self.objective.losses(
+            outputs.to(targets.dtype),
+            targets.mT,
+            None if self.labels is None else self.labels.index_select(0, index).T,
+            self._subclass_weight(progress, at),
+        )
+        if self.row_weights is None:
+            losses = losses / len(index)
+        else:
+            weight = self.row_weights.index_select(1, index)
+            losses = losses * (weight / weight.sum(1, keepdim=True))
         # The students share no weight, so that each has the gradient of its own loss.
-        outputs.backward(gradient.to(outputs.dtype))
+        losses.sum().backward()
         self.optimizer.step(progress, at)
 
     def _subclass_weight(self, progress: float, at: tuple[int, int]) -> float | Tensor:
-        """Return λ of each student; 0.0, which skips a part of the loss, for none."""
+        """Return λ (n_students, 1); 0.0, which skips a part of the loss, for all 0."""
         values = [each.subclass_weight_schedule(progress) for each in self.trainers]
         for value in values:
             check_schedule_value(value, "subclass_weight", progress, at)
         if not any(values):
             return 0.0
-        values = [float(value) for value in values]
-        return torch.tensor(values, dtype=self.targets.dtype, device=self.device)
+        return self.targets.new_tensor([[float(value)] for value in values])
 
     def _trainable(self) -> list[Tensor]:
         return [weight for weight in self.weights.values() if weight.requires_grad]
@@ -141,9 +139,9 @@ class _Stack:
 
 @dataclass(frozen=True)
 class StackedObjective:
-    """The gradient of the loss of `Objective`, for all students at once.
+    """The loss of `Objective`, for all students at once.
 
-    The numbers of the students have the shape (n_students, 1, 1, 1).
+    The numbers of the students have the shape (n_students, 1).
     """
 
     n_classes: int
@@ -158,47 +156,38 @@ class StackedObjective:
 
         def column(name: str) -> Tensor:
             values = [float(getattr(objective, name)) for objective in objectives]
-            return rows.soft_targets.new_tensor(values).view(-1, 1, 1, 1)
+            return rows.soft_targets.new_tensor(values).unsqueeze(1)
 
         names = "temperature", "within_class_temperature", "label_weight"
         return cls(objectives[0].n_classes, *map(column, names))
 
-    def gradient(
+    def losses(
         self,
         outputs: Tensor,
         targets: Tensor,
         labels: Tensor | None,
         subclass_weight: float | Tensor,
     ) -> Tensor:
-        """Return the gradient of the loss of each row with respect to the outputs.
+        """Return the loss of each row, (n_students, n_rows).
 
-        It has the shape of outputs and targets, (n_students, n_outputs, n_rows). The
-        labels are (n_classes, n_rows); `subclass_weight` is λ, (n_students,) or 0.0.
+        Outputs and targets are (n_students, n_outputs, n_rows), and the labels
+        (n_classes, n_rows); `subclass_weight` is λ, (n_students, 1) or 0.0.
         """
+        by_class = outputs.unflatten(1, (self.n_classes, -1))
         tau, tau_within = self.temperature, self.within_class_temperature
-        logits = outputs.unflatten(1, (self.n_classes, -1))
-        targets = targets.unflatten(1, (self.n_classes, -1))
-        scaled = logits / tau
-        log_within = torch.log_softmax(scaled, 2)
-        # A log-softmax differs from its logits by their logsumexp.
-        class_logits = scaled.amax(2, True) - log_within.amax(2, True)
-        mass = targets.sum(2, keepdim=True)
-        error = _softmax_error(class_logits, mass).mul_(tau)
-        if labels is not None:
-            on_labels = _softmax_error(class_logits * tau, labels.unsqueeze(1))
-            error = torch.lerp(error, on_labels, self.label_weight)
-        gradient = log_within.exp_().mul_(error)
-        if isinstance(subclass_weight, Tensor):
-            weight = subclass_weight.view(-1, 1, 1, 1) * (1 - self.label_weight)
-            within = torch.softmax(logits / tau_within, 2)
-            inner = within.mul_(mass).sub_(targets)
-            gradient.add_(inner.mul_(weight * tau_within))
-        return gradient.flatten(1, 2)
-
-
-def _softmax_error(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the gradient of the cross-entropy to targets over the classes."""
-    return torch.softmax(logits, 1).mul(targets.sum(-3, keepdim=True)).sub(targets)
+        class_logits = torch.logsumexp(by_class / tau[..., None, None], 2)
+        losses = _subclass_losses(
+            class_logits,
+            by_class / tau_within[..., None, None],
+            targets.unflatten(1, (self.n_classes, -1)),
+            temperature=tau,
+            subclass_weight=subclass_weight,
+            within_class_temperature=tau_within,
+        )
+        if labels is None:
+            return losses
+        on_labels = _soft_cross_entropy(class_logits * tau[..., None], labels)
+        return torch.lerp(losses, on_labels, self.label_weight)
 
 
 class StackedAdamW:
