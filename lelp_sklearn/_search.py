@@ -4,7 +4,7 @@ import copy
 import math
 import time
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from lelp_sklearn._extraction.content_hash import content_hash
 from lelp_sklearn._student import LELPStudentClassifier
 from lelp_sklearn._targets import TargetSource
 from lelp_sklearn._training.checkpoint import Checkpoint
-from lelp_sklearn._training.inputs import StudentInputs
+from lelp_sklearn._training.inputs import StudentInputs, unlabeled_mark
 from lelp_sklearn._training.loop import Trainer, ValidationData
 from lelp_sklearn._training.process_group import SINGLE_PROCESS
 from lelp_sklearn._training.stacked import group_alike, train_together
@@ -28,8 +28,8 @@ from lelp_sklearn._training.state import (
     Seeds,
     TrainingState,
     make_epoch_loop,
-    make_trainer,
     make_validation,
+    start_training,
 )
 from lelp_sklearn._typing import BoolArray, FloatArray, IntArray
 
@@ -96,22 +96,31 @@ class Candidate:
         )
 
 
+class Result(NamedTuple):
+    """What a split says of a candidate; times are in seconds.
+
+    Without finite losses the score is NaN.
+    """
+
+    score: float
+    fit_time: float
+    score_time: float
+    is_finite: bool
+
+
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """What the splits of one iteration say of a candidate.
-
-    `results` (n_splits, 3) are scores, and seconds of training and of scoring.
-    """
+    """What the splits of one iteration say of a candidate."""
 
     candidate: Candidate
     iteration: int
     n_rows: int
-    results: FloatArray
+    results: list[Result]
 
     @property
     def mean_score(self) -> float:
         """The mean score; the worst there is if one of them is not a number."""
-        mean = float(self.results[:, 0].mean())
+        mean = float(np.mean([result.score for result in self.results]))
         return -math.inf if math.isnan(mean) else mean
 
     @property
@@ -204,8 +213,8 @@ class Search:
     verbose: bool
     checkpoint: Checkpoint | None = None
     task: FitTask = NO_TASK
-    # Score, and seconds of training and scoring, by iteration, split and candidate.
-    known: dict[str, list[float]] = field(default_factory=dict)
+    # By iteration, split and candidate.
+    known: dict[str, Result] = field(default_factory=dict)
     explained: bool = False
 
     def run(
@@ -213,7 +222,8 @@ class Search:
     ) -> list[Trial]:
         """Train and judge candidates in each iteration; return all trials."""
         if self.checkpoint is not None:
-            self.known = self.checkpoint.load(torch.device("cpu")) or {}
+            saved = self.checkpoint.load(torch.device("cpu")) or {}
+            self.known = {name: Result(**values) for name, values in saved.items()}
         trials: list[Trial] = []
         for iteration, (n_candidates, n_rows) in enumerate(rounds):
             best = sorted(trials[-len(candidates) :], key=lambda trial: trial.rank_key)
@@ -228,7 +238,7 @@ class Search:
                     self.known[_name(iteration, number, candidate)]
                     for number in range(len(self.splits))
                 ]
-                trials.append(Trial(candidate, iteration, n_rows, np.array(results)))
+                trials.append(Trial(candidate, iteration, n_rows, results))
         return trials
 
     def _run_split(
@@ -251,11 +261,12 @@ class Search:
             for fit, is_finite, task in zip(group, are_finite, tasks, strict=True):
                 start = time.perf_counter()
                 score = self._score(fit, split) if is_finite else math.nan
-                self.known[names[fit.candidate.position]] = [
+                self.known[names[fit.candidate.position]] = Result(
                     score,
-                    fit.seconds + seconds / len(group),
-                    time.perf_counter() - start,
-                ]
+                    fit_time=fit.seconds + seconds / len(group),
+                    score_time=time.perf_counter() - start,
+                    is_finite=is_finite,
+                )
                 task.end()
             if self.verbose:
                 together = " together" if len(group) > 1 else ""
@@ -264,7 +275,8 @@ class Search:
                     f"candidate(s) trained{together}, {seconds:.1f} s"
                 )
             if self.checkpoint is not None:
-                self.checkpoint.save(self.known)
+                results = {name: each._asdict() for name, each in self.known.items()}
+                self.checkpoint.save(results)
 
     def _prepare(self, candidates: list[Candidate], split: Split) -> list[Fit]:
         """Make the targets and build the modules of candidates."""
@@ -281,6 +293,7 @@ class Search:
     ) -> Fit:
         """Go through the stages of `LELPStudentClassifier.fit` before the epochs."""
         inputs, student = self.inputs, candidate.make_student(self.student)
+        placement = Placement.resolve(student, inputs, SINGLE_PROCESS)
         seeds = Seeds.of(student.random_state, None)
         is_train, stopping_rows = inputs.hold_out(
             student, split.is_train, seeds.hold_out
@@ -288,11 +301,9 @@ class Search:
         source, soft = shared.make_targets(
             candidate, student, is_train, seeds.projector
         )
-        placement = Placement.resolve(student, inputs, SINGLE_PROCESS)
-        state = TrainingState.start(
+        state, trainer = start_training(
             student, inputs, is_train, source, soft, seeds, None, placement
         )
-        trainer = make_trainer(student, state, inputs, is_train, soft, placement)
         trainer = shared.share_rows(trainer)
         validation_data = make_validation(state, trainer, inputs, stopping_rows, None)
         by_class = soft.reshape(len(soft), len(source.classes), -1).sum(axis=2)
@@ -346,7 +357,7 @@ def call_scorer(
     scoring: Any, student: LELPStudentClassifier, X: Any, y: Any, sample_weight: Any
 ) -> float:
     """Return a score of rows, weighted if the scorer takes weights."""
-    scorer = labeled_scorer(scoring, unlabeled=student.unlabeled)
+    scorer = labeled_scorer(scoring, unlabeled=unlabeled_mark(student))
     if sample_weight is None or not scorer._accept_sample_weight():
         return float(scorer(student, X, y))
     return float(scorer(student, X, y, sample_weight=sample_weight))
@@ -365,9 +376,15 @@ def results_of(trials: list[Trial], *, with_halving: bool) -> dict[str, Any]:
     if with_halving:
         results["iter"] = np.array([trial.iteration for trial in trials])
         results["n_resources"] = np.array([trial.n_rows for trial in trials])
-    table = np.stack([trial.results for trial in trials])
-    for column, name in ((1, "fit_time"), (2, "score_time"), (0, "test_score")):
-        values = table[:, :, column]
+    columns = {
+        "fit_time": "fit_time",
+        "score_time": "score_time",
+        "score": "test_score",
+    }
+    for field_name, name in columns.items():
+        values = np.array(
+            [[getattr(each, field_name) for each in trial.results] for trial in trials]
+        )
         if name == "test_score":
             results |= {f"split{i}_{name}": of for i, of in enumerate(values.T)}
         results[f"mean_{name}"] = values.mean(axis=1)

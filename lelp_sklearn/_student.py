@@ -57,9 +57,9 @@ from lelp_sklearn._training.state import (
     Seeds,
     TrainingState,
     make_epoch_loop,
-    make_trainer,
     make_validation,
     optimizer_state,
+    start_training,
 )
 from lelp_sklearn._typing import FloatArray
 from lelp_sklearn._validation import check_class_weight, features_kept_on_error
@@ -150,8 +150,8 @@ class LELPStudentClassifier(
         most likely classes of a row, on average over the training rows, and at most 1.
         The student drives the logits of subclasses some :math:`\tau_w` apart; if they
         were farther apart than the logits of the teacher's classes, then subclasses
-        that it learns by heart would decide the classes of new rows. r is 1 for labels,
-        and stays as it is in later calls that continue a fit.
+        that it learns by heart would decide the classes of new rows. r is 1 for labels.
+        A fit that continues keeps what "auto" became.
     class_weight : dict, "balanced" or None, default=None
         Weights of the classes in the loss, by label; 1 if not given. "balanced"
         makes the classes equal in total weight. A row without a label counts as the
@@ -174,7 +174,7 @@ class LELPStudentClassifier(
     learning_rate : float or "auto", default="auto"
         The learning rate, which `learning_rate_schedule` multiplies. "auto" is 0.015 τ,
         but at most 0.06, and 0.01 for a `module` of the caller: the loss is of A / τ,
-        so that logits at a higher τ have farther to go.
+        so that logits at a higher τ have farther to go. A fit that continues keeps it.
     learning_rate_schedule : str or callable, default="cosine"
         "constant"; "cosine" falls to 0 at the end of training; "one_cycle" rises from a
         25th over the first three tenths and then falls, as in
@@ -245,6 +245,8 @@ class LELPStudentClassifier(
         The classes.
     n_epochs_ : int
         Number of complete epochs.
+    learning_rate_ : float
+        The learning rate of the last fit, which `learning_rate_schedule` multiplies.
     stop_reason_ : str or None
         What ended `fit`: "max_epochs", "early_stopping", "callback", or an exception
         that was raised: "interrupted" (KeyboardInterrupt), "not_finite"
@@ -593,10 +595,9 @@ class LELPStudentClassifier(
                 )
             )
             # 5. Module, loss and optimizer.
-            state = TrainingState.start(
+            state, trainer = start_training(
                 self, inputs, is_train, source, targets, seeds, previous, placement
             )
-            trainer = make_trainer(self, state, inputs, is_train, targets, placement)
             validation = ranks.on_rank0(
                 lambda: make_validation(
                     state, trainer, inputs, held_out_index, validation_inputs
@@ -696,11 +697,16 @@ class LELPStudentClassifier(
                 self, inputs, is_train, seeds.projector, source, classes=classes
             )
             # 5. Module, loss and optimizer.
-            state = TrainingState.start(
-                self, inputs, is_train, source, targets, seeds, previous, placement
-            )
-            trainer = make_trainer(
-                self, state, inputs, is_train, targets, placement, endless=True
+            state, trainer = start_training(
+                self,
+                inputs,
+                is_train,
+                source,
+                targets,
+                seeds,
+                previous,
+                placement,
+                endless=True,
             )
             # 7. One epoch, without a checkpoint.
             with self._set_fitted_attributes_on_exit(state):
@@ -924,8 +930,8 @@ class LELPStudentClassifier(
         for name in ("subclass_weight", "learning_rate_schedule"):
             if callable(value := getattr(self, name)):
                 schedules.check_schedule(value, name, int(self.max_epochs))
-        # The temperature is not known yet.
-        rate = schedules.base_learning_rate(self.learning_rate, self.module, 1.0)
+        # What "auto" becomes is not known yet.
+        rate = 0.01 if self.learning_rate == "auto" else float(self.learning_rate)
         check_optimizer(self.optimizer, rate, self.weight_decay)
         if self.optimizer == "sparse_adam" and ranks.size > 1:
             raise ValueError(

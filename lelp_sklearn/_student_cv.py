@@ -4,14 +4,14 @@ import copy
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from numbers import Integral, Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.metrics import get_scorer_names
@@ -19,7 +19,6 @@ from sklearn.model_selection import ParameterGrid, check_cv
 from sklearn.utils import check_random_state, get_tags
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
-from torch import nn
 
 from lelp_sklearn._callbacks import (
     CallbackSupportMixin,
@@ -52,9 +51,25 @@ from lelp_sklearn._training.checkpoint import (
     open_checkpoint,
 )
 from lelp_sklearn._training.inputs import StudentInputs, add_note_on_error, has_head
-from lelp_sklearn._typing import FloatArray
+
+Params = ParamSpec("Params")
+Returned = TypeVar("Returned")
 
 _FITTED_BY_REFIT = "best_estimator_", "refit_time_", "classes_", *FEATURES
+
+
+def _of_best(
+    method: Callable[Concatenate[LELPStudentClassifier, Params], Returned],
+) -> Callable[Concatenate["LELPStudentClassifierCV", Params], Returned]:
+    """Return a method that calls that of the best student, and is documented alike."""
+
+    @wraps(method)
+    def call_best(
+        self: "LELPStudentClassifierCV", /, *args: Params.args, **kwargs: Params.kwargs
+    ) -> Returned:
+        return method(self._best(), *args, **kwargs)
+
+    return call_best
 
 
 class LELPStudentClassifierCV(
@@ -89,9 +104,10 @@ class LELPStudentClassifierCV(
         `soft_targets` or a frozen projector `n_subclasses` stays as it is.
     cv : int, splitter or iterable, default=None
         None holds out `validation_fraction` of the rows once, stratified by label. An
-        int is a number of stratified folds; a splitter and an iterable of (train, test)
-        indices are used as in :func:`~sklearn.model_selection.check_cv`, a row that is
-        drawn several times counting once.
+        int is a number of folds, stratified by label; a splitter and an iterable of
+        (train, test) indices are used as in
+        :func:`~sklearn.model_selection.check_cv`, a row that is drawn several times
+        counting once. A splitter sees labels as numbers, -1 for rows without one.
     validation_fraction : float, default=0.1
         Fraction of the rows that is held out if `cv` is None.
     scoring : str, callable or None, default=None
@@ -349,80 +365,13 @@ class LELPStudentClassifierCV(
             task.end({})
         return self
 
-    def predict(self, X: Any) -> NDArray[Any]:
-        """Predict the class of each row by the best student.
-
-        Parameters
-        ----------
-        X : {array-like, sparse matrix, torch.Tensor} of shape (n_samples, ...)
-            Rows of the shape seen in fit.
-
-        Returns
-        -------
-        ndarray of shape (n_samples,)
-            The most likely classes.
-        """
-        return self._best().predict(X)
-
-    def predict_proba(self, X: Any) -> FloatArray:
-        """Predict class probabilities by the best student.
-
-        Parameters
-        ----------
-        X : {array-like, sparse matrix, torch.Tensor} of shape (n_samples, ...)
-            Rows of the shape seen in fit.
-
-        Returns
-        -------
-        ndarray of shape (n_samples, n_classes)
-            Probabilities, in the order of `classes_`.
-        """
-        return self._best().predict_proba(X)
-
-    def predict_log_proba(self, X: Any) -> FloatArray:
-        """Predict the logarithms of class probabilities by the best student.
-
-        Parameters
-        ----------
-        X : {array-like, sparse matrix, torch.Tensor} of shape (n_samples, ...)
-            Rows of the shape seen in fit.
-
-        Returns
-        -------
-        ndarray of shape (n_samples, n_classes)
-            Log-probabilities, in the order of `classes_`.
-        """
-        return self._best().predict_log_proba(X)
-
-    def predict_subclass_proba(self, X: Any) -> FloatArray:
-        """Predict the probabilities of subclasses by the best student.
-
-        Parameters
-        ----------
-        X : {array-like, sparse matrix, torch.Tensor} of shape (n_samples, ...)
-            Rows of the shape seen in fit.
-
-        Returns
-        -------
-        ndarray of shape (n_samples, n_classes * n_subclasses)
-            Probabilities, subclass s of class c in column ``c * n_subclasses + s``.
-        """
-        return self._best().predict_subclass_proba(X)
-
-    def decision_function(self, X: Any) -> FloatArray:
-        """Compute the class logits by the best student.
-
-        Parameters
-        ----------
-        X : {array-like, sparse matrix, torch.Tensor} of shape (n_samples, ...)
-            Rows of the shape seen in fit.
-
-        Returns
-        -------
-        ndarray of shape (n_samples, n_classes) or (n_samples,)
-            As in :meth:`LELPStudentClassifier.decision_function`.
-        """
-        return self._best().decision_function(X)
+    predict = _of_best(LELPStudentClassifier.predict)
+    predict_proba = _of_best(LELPStudentClassifier.predict_proba)
+    predict_log_proba = _of_best(LELPStudentClassifier.predict_log_proba)
+    predict_subclass_proba = _of_best(LELPStudentClassifier.predict_subclass_proba)
+    decision_function = _of_best(LELPStudentClassifier.decision_function)
+    to_module = _of_best(LELPStudentClassifier.to_module)
+    to_onnx = _of_best(LELPStudentClassifier.to_onnx)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Return the score of the best student: `scoring`, or the accuracy if None.
@@ -432,7 +381,7 @@ class LELPStudentClassifierCV(
         X : {array-like, sparse matrix, torch.Tensor} of shape (n_samples, ...)
             Rows of the shape seen in fit.
         y : array-like of shape (n_samples,)
-            Their labels.
+            Their labels. Rows that are marked as unlabeled are left out.
         sample_weight : array-like of shape (n_samples,), default=None
             Row weights, for a `scoring` that takes them.
 
@@ -441,30 +390,8 @@ class LELPStudentClassifierCV(
         float
             The score.
         """
-        best = self._best()
-        if self.scoring is None:
-            return float(best.score(X, y, sample_weight))
-        return call_scorer(self.scoring, best, X, y, sample_weight)
-
-    def to_module(self) -> nn.Module:
-        """Return a torch module of class probabilities of the best student.
-
-        Returns
-        -------
-        torch.nn.Module
-            As in :meth:`LELPStudentClassifier.to_module`.
-        """
-        return self._best().to_module()
-
-    def to_onnx(self, path: str | os.PathLike[str]) -> None:
-        """Write class probabilities of the best student as an ONNX file.
-
-        Parameters
-        ----------
-        path : str or os.PathLike
-            As in :meth:`LELPStudentClassifier.to_onnx`.
-        """
-        self._best().to_onnx(path)
+        scoring = "accuracy" if self.scoring is None else self.scoring
+        return call_scorer(scoring, self._best(), X, y, sample_weight)
 
     _sk_visual_block_ = single_block
 
@@ -551,10 +478,12 @@ class LELPStudentClassifierCV(
             pairs = [(~is_held_out, is_held_out)]
         else:
             name = f"cv={self.cv!r}"
-            splitter = check_cv(self.cv, inputs.y, classifier=True)
+            # Numbers, since marks of rows without a label may be of another kind.
+            strata = inputs.strata()
+            splitter = check_cv(self.cv, strata, classifier=True)
             pairs = [
                 (as_mask(train, len(inputs)), as_mask(test, len(inputs)))
-                for train, test in splitter.split(inputs.X, inputs.y)
+                for train, test in splitter.split(inputs.X, strata)
             ]
         splits = []
         for train, test in pairs:
@@ -602,6 +531,12 @@ class LELPStudentClassifierCV(
         last = [trial for trial in trials if trial.iteration == len(rounds) - 1]
         best = min(last, key=lambda trial: trial.rank_key)
         if best.mean_score == -math.inf:
+            if any(result.is_finite for trial in last for result in trial.results):
+                raise ValueError(
+                    f"scoring={self.scoring!r} gives NaN for every candidate, on "
+                    "rows with finite predictions: give a scorer that is defined on "
+                    "the held-out rows, or hold out more of them."
+                )
             raise FloatingPointError(
                 "the score of every candidate is NaN, since losses were not finite: "
                 "search lower values of learning_rate, set max_grad_norm or "

@@ -61,6 +61,20 @@ class BranchNet(MyNet):
         return super().forward(X if self.top.bias.sum() > 0 else X + 1e-3)
 
 
+def tied_net(n_features, n_outputs):
+    """Layers that share a weight."""
+    first, second = nn.Linear(8, 8), nn.Linear(8, 8)
+    second.weight = first.weight
+    layers = first, nn.ReLU(), second, nn.ReLU(), nn.Linear(8, n_outputs)
+    return nn.Sequential(nn.Linear(n_features, 8), nn.ReLU(), *layers)
+
+
+def two_relus(n_features, n_outputs):
+    """Return a perceptron in which one ReLU follows another."""
+    layers = nn.ReLU(inplace=True), nn.ReLU(), nn.Linear(8, n_outputs)
+    return nn.Sequential(nn.Linear(n_features, 8, bias=False), *layers)
+
+
 def probabilities_of_search(student, grid, X, y, **options):
     """Probabilities of each candidate on the held-out rows of the first split."""
     seen = []
@@ -94,6 +108,8 @@ TOGETHER = [
     (MyNet, {}, {"module_params": [{"hidden": 4}, {"hidden": 8}]}),
     (DropoutNet, {}, {}),
     (TemplateNet(), {}, {}),
+    (tied_net, {}, {}),
+    (two_relus, {}, {}),
 ]
 ONE_BY_ONE = [
     (BufferNet, {}, {}),
@@ -377,6 +393,30 @@ def test_rows_without_a_label_are_not_scored(problem):
     assert_array_equal(seen[0], partly[test][partly[test] != -1])
 
 
+@pytest.mark.parametrize("mark", [np.nan, None, "none"])
+def test_folds_are_stratified_where_rows_have_no_label(mark, problem):
+    """As numbers with -1 in these rows; the mark is that of the projector alone."""
+    X, y, E, head = problem
+    is_labelled = np.arange(len(y)) % 3 == 0
+    names = np.array(["even", "odd"], dtype=object)[y]
+    partly = np.where(is_labelled, y if mark is np.nan else names, mark)
+    student = make_student(head, max_epochs=1)
+    student.projector.set_params(unlabeled=np.nan if mark is None else mark)
+    search = LELPStudentClassifierCV(
+        student, N_SUBCLASSES, cv=2, scoring="accuracy", random_state=0
+    )
+    search.fit(X, partly, teacher_embeddings=E)
+    strata = np.where(is_labelled, y, -1)
+    folds = list(StratifiedKFold(2).split(X, strata))
+    given = clone(search).set_params(cv=folds).fit(X, partly, teacher_embeddings=E)
+    for name in ("split0_test_score", "split1_test_score"):
+        assert_array_equal(search.cv_results_[name], given.cv_results_[name])
+    # A score counts labelled rows, of both kinds of `scoring`.
+    expected = np.mean(search.predict(X)[is_labelled] == partly[is_labelled])
+    assert search.score(X, partly) == pytest.approx(expected)
+    assert search.set_params(scoring=None).score(X, partly) == pytest.approx(expected)
+
+
 def test_progress_and_lines(problem, capsys):
     callback = pytest.importorskip("sklearn.callback", reason="scikit-learn 1.9")
     pytest.importorskip("rich")
@@ -416,6 +456,15 @@ def test_metric_that_needs_labels(problem):
     search = LELPStudentClassifierCV(make_student(head), GRID, scoring="accuracy")
     with pytest.raises(ValueError, match="scoring='accuracy' needs labels"):
         search.fit(X, teacher_embeddings=E)
+
+
+def test_score_that_is_not_a_number(problem):
+    X, y, E, head = problem
+    search = LELPStudentClassifierCV(
+        make_student(head), GRID, scoring=lambda student, X, y: np.nan
+    )
+    with pytest.raises(ValueError, match=r"scoring=.* gives NaN for every candidate"):
+        search.fit(X, y, teacher_embeddings=E)
 
 
 def test_too_few_rows_to_hold_one_out():

@@ -106,6 +106,21 @@ def test_learning_rate_follows_the_temperature(temperature, module, expected, pr
     assert_allclose(rates, expected)
 
 
+def test_a_fit_that_continues_keeps_the_automatic_learning_rate(problem):
+    X, y, targets = problem
+    projector = LELPProjector(temperature=3.0)
+    student = quick(projector=projector, learning_rate="auto", warm_start=True)
+    student.fit(X, y, soft_targets=targets)
+    assert student.learning_rate_ == pytest.approx(0.045)
+    # The module of the first fit is trained further, whatever the parameter is now.
+    student.set_params(module=MyNet).fit(X, y, soft_targets=targets)
+    assert student.learning_rate_ == pytest.approx(0.045)
+    student.set_params(learning_rate=0.02).partial_fit(X, y, soft_targets=targets)
+    assert student.learning_rate_ == 0.02
+    student.set_params(warm_start=False, learning_rate="auto")
+    assert student.fit(X, y, soft_targets=targets).learning_rate_ == 0.01
+
+
 @pytest.mark.parametrize("name", ["learning_rate_schedule", "subclass_weight"])
 @pytest.mark.parametrize("value", [np.nan, -0.5])
 def test_schedule_that_goes_wrong_within_an_epoch_is_named(name, value, problem):
@@ -470,6 +485,24 @@ def test_warm_start_takes_a_new_temperature_within_classes(problem):
     within /= within.sum(axis=2, keepdims=True)
     expected = before.reshape(len(X), 2, -1).sum(axis=2, keepdims=True) * within
     assert_allclose(found, expected.reshape(found.shape), rtol=1e-6)
+
+
+def test_a_stream_keeps_the_temperature_of_the_subclasses():
+    """That of its first block, in which each class has all its mass on one subclass."""
+    X, y, _ = make_soft_targets()
+    subclasses = np.tile([0.9, 0.0, 0.1, 0.0], (len(X), 1))
+    subclasses[y == 1] = [0.1, 0.0, 0.9, 0.0]
+    r = np.log(9) / 5
+    auto = quick(projector=LELPProjector(temperature=2.0))
+    given = quick(
+        projector=LELPProjector(temperature=2.0),
+        within_class_temperature=r,
+        subclass_weight=lambda progress: r * max(0.0, 1 - 2 * progress),
+    )
+    for student in (auto, given):
+        student.partial_fit(X, y, [0, 1], soft_targets=subclasses)
+        student.partial_fit(X, y, soft_targets=subclasses[:, [0, 0, 2, 2]] / 2)
+    assert_allclose(auto.loss_curve_, given.loss_curve_, rtol=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64, bool])

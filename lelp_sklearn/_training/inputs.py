@@ -102,10 +102,9 @@ class StudentInputs:
         n_samples = _num_samples(X_array)
         if y is not None:
             y = as_array(y) if hasattr(y, "detach") else _validation.label_array(y)
-        unlabeled = student.unlabeled
-        if unlabeled is None:
-            unlabeled = getattr(student.projector, "unlabeled", None)
-        labels, is_labelled = _validation.check_labels(y, n_samples, unlabeled)
+        labels, is_labelled = _validation.check_labels(
+            y, n_samples, unlabeled_mark(student)
+        )
         weights = _validation.check_sample_weight(sample_weight, n_samples)
         _validation.check_some_weight(bool(np.any(weights > 0)))
         teacher_embeddings, teacher_logits, soft_targets = (
@@ -224,15 +223,20 @@ class StudentInputs:
                 f"no labels, and {needed_by}: pass y, or {fix}."
             )
 
+    def strata(self) -> IntArray:
+        """Return the number of each label, -1 for rows without one."""
+        strata = np.full(len(self), -1)
+        labels = self.labels[self.is_labelled]
+        strata[self.is_labelled] = np.unique(labels, return_inverse=True)[1]
+        return strata
+
     def draw(self, is_usable: BoolArray, fraction: float, seed: int) -> IntArray:
         """Draw the indices of some usable rows, stratified by label.
 
         Of each label with two rows or more, at least one row is drawn and one is left.
         Rows without a label are a stratum of their own.
         """
-        strata = np.full(len(self), -1)
-        labels = self.labels[self.is_labelled]
-        strata[self.is_labelled] = np.unique(labels, return_inverse=True)[1]
+        strata = self.strata()
         random_state = np.random.RandomState(seed)
         drawn = []
         for stratum in np.unique(strata):
@@ -326,6 +330,13 @@ class StudentInputs:
         index = self.class_index(classes)
         mass = soft_targets.reshape(len(self), len(classes), -1).sum(axis=2)
         return np.where(index >= 0, index, mass.argmax(axis=1))
+
+
+def unlabeled_mark(student: Any) -> Any:
+    """Return what marks rows without a label: of the student, else its projector."""
+    if student.unlabeled is not None:
+        return student.unlabeled
+    return getattr(student.projector, "unlabeled", None)
 
 
 def _as_embeddings(X: Any) -> Any:

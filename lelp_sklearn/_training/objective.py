@@ -21,7 +21,9 @@ _SMALLEST_SCALE = 1e-3
 class Objective:
     """The loss on subclass targets, and on labels at their weight α.
 
-    `subclass_scale` is the result of `subclass_scale` for the rows of the first fit.
+    What "auto" means is decided by the targets of the first fit: `subclass_scale` is
+    the result of `subclass_scale`, and `has_hard_subclasses` tells whether each class
+    has all its mass on one subclass.
     """
 
     n_classes: int
@@ -29,6 +31,7 @@ class Objective:
     within_class_temperature: float
     label_weight: float
     subclass_scale: float = 1.0
+    has_hard_subclasses: bool = False
 
     def losses(
         self, logits: Tensor, batch: TrainingTensors, subclass_weight: float | Tensor

@@ -31,16 +31,12 @@ def subclass_weight_schedule(
     return lambda progress: constant
 
 
-def base_learning_rate(
-    learning_rate: float | str, module: Any, temperature: float
-) -> float:
-    """Return the learning rate that a schedule multiplies.
+def auto_learning_rate(module: Any, temperature: float) -> float:
+    """Return the learning rate "auto", which a schedule multiplies.
 
-    "auto" follows the temperature, by which the outputs are divided in the loss; a
-    `module` of the caller, about which nothing is known, has a low one.
+    It follows the temperature, by which the outputs are divided in the loss; a `module`
+    of the caller, about which nothing is known, has a low one.
     """
-    if learning_rate != "auto":
-        return float(learning_rate)
     if module is not None:
         return _MODULE_RATE
     return min(_RATE_PER_TEMPERATURE * temperature, _LARGEST_RATE)

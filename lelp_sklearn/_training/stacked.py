@@ -353,7 +353,7 @@ class _PerceptronForward:
             hidden = hidden + bias.unsqueeze(2)
         for name, layer in others:
             if isinstance(layer, nn.ReLU):
-                hidden = hidden.relu_()
+                hidden = torch.relu(hidden)
                 continue
             weight, bias = weights[f"{name}weight"], weights.get(f"{name}bias")
             if bias is None:
@@ -374,11 +374,12 @@ def _perceptron_layers(module: nn.Module) -> list[tuple[str, nn.Module]] | None:
     # A flattening of the rows at the beginning is part of the forward pass.
     if kinds[:1] == [nn.Flatten]:
         layers, kinds = layers[1:], kinds[1:]
-    linear = [layer for _, layer in layers if type(layer) is not nn.ReLU]
+    weights = module.named_parameters(remove_duplicate=False)
     if (
         kinds[:1] in ([nn.Linear], [SparseLinear])
         and set(kinds[1:]) <= {nn.Linear, nn.ReLU}
-        and len(set(linear)) == len(linear)
+        # No weight is of two layers.
+        and len(list(weights)) == len(list(module.parameters()))
         and not _has_hooks(module)
     ):
         return layers

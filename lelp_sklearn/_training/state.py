@@ -87,6 +87,10 @@ class TrainingState:
         The loss.
     seeds : Seeds
         The seeds of the first fit.
+    auto_learning_rate : float
+        The learning rate "auto", decided in the first fit.
+    learning_rate : float
+        The learning rate of the last fit, which its schedule multiplies.
     curves : Curves
         Losses and scores of the complete epochs.
     stop_reason : str or None
@@ -100,6 +104,8 @@ class TrainingState:
     module: StudentModule
     objective: Objective
     seeds: Seeds
+    auto_learning_rate: float
+    learning_rate: float
     curves: Curves = field(default_factory=Curves)
     stop_reason: str | None = None
     optimizer_state: dict[str, Any] | None = None
@@ -142,10 +148,16 @@ class TrainingState:
                 may_take_token_ids=inputs.row_format(params.module).is_token_ids,
                 precision=params.precision,
             )
-            state = cls(source, module, objective, seeds)
+            auto = schedules.auto_learning_rate(params.module, objective.temperature)
+            state = cls(source, module, objective, seeds, auto, auto)
         else:
             state = replace(previous, objective=objective)
             state.module.check_layout(inputs.X_array)
+        rate = params.learning_rate
+        # torch's and fixed-width NumPy numbers do not mix.
+        state.learning_rate = (
+            state.auto_learning_rate if rate == "auto" else float(rate)
+        )
         module = state.module
         if n_outputs != module.n_outputs:
             raise ValueError(
@@ -178,6 +190,7 @@ class TrainingState:
             "projector_": self.source.projector,
             "classes_": self.source.classes,
             "n_epochs_": len(self.curves.loss),
+            "learning_rate_": self.learning_rate,
             "loss_curve_": self.curves.loss,
             "validation_scores_": self.curves.scores,
             "stop_reason_": self.stop_reason,
@@ -201,7 +214,33 @@ def optimizer_state(made_by: str | Callable[..., Any], trainer: Trainer) -> Any:
     }
 
 
-def make_trainer(
+def start_training(
+    params: StudentParams,
+    inputs: StudentInputs,
+    is_train: BoolArray,
+    source: Any,
+    soft_targets: FloatArray,
+    seeds: Seeds,
+    previous: TrainingState | None,
+    placement: Placement,
+    *,
+    endless: bool = False,
+) -> tuple[TrainingState, Trainer]:
+    """Return module, loss and optimizer before the first epoch of a fit.
+
+    The module of `previous` is kept. With `endless` training no end is known, on which
+    a schedule could depend.
+    """
+    state = TrainingState.start(
+        params, inputs, is_train, source, soft_targets, seeds, previous, placement
+    )
+    trainer = _make_trainer(
+        params, state, inputs, is_train, soft_targets, placement, endless=endless
+    )
+    return state, trainer
+
+
+def _make_trainer(
     params: StudentParams,
     state: TrainingState,
     inputs: StudentInputs,
@@ -209,7 +248,7 @@ def make_trainer(
     soft_targets: FloatArray,
     placement: Placement,
     *,
-    endless: bool = False,
+    endless: bool,
 ) -> Trainer:
     """Put the rows on the device, and return the trainer of the module on them."""
     device, precision, ranks = placement
@@ -226,14 +265,8 @@ def make_trainer(
         # A batch with smaller weights only would have the weight zero.
         tiny = torch.finfo(rows.weight.dtype).tiny
         train_index = train_index[rows.weight[train_index] >= tiny]
-    # torch's and fixed-width NumPy numbers do not mix.
     optimizer = make_optimizer(
-        params.optimizer,
-        module.net,
-        schedules.base_learning_rate(
-            params.learning_rate, params.module, state.objective.temperature
-        ),
-        float(params.weight_decay),
+        params.optimizer, module.net, state.learning_rate, float(params.weight_decay)
     )
     if (earlier := state.optimizer_state) is not None:
         if earlier["made_by"] == params.optimizer:
@@ -335,16 +368,22 @@ def _make_objective(
     weights: FloatArray,
     earlier: Objective | None,
 ) -> Objective:
-    """Return the loss; the scale of the subclasses stays that of an `earlier` one."""
+    """Return the loss; what "auto" means stays as in an `earlier` one."""
     n_classes, within = len(source.classes), params.within_class_temperature
-    by_class = soft_targets.reshape(len(soft_targets), n_classes, -1)
-    class_targets = by_class.sum(axis=2)
     if earlier is None:
+        by_class = soft_targets.reshape(len(soft_targets), n_classes, -1)
+        class_targets = by_class.sum(axis=2)
         scale = subclass_scale(class_targets, weights)
+        is_hard = bool((by_class.max(axis=2) == class_targets).all())
     else:
-        scale = earlier.subclass_scale
+        scale, is_hard = earlier.subclass_scale, earlier.has_hard_subclasses
     if within == "auto":
-        is_hard = (by_class.max(axis=2) == class_targets).all()
         within = scale * (1.0 if is_hard else source.temperature)
-    label_weight = float(params.label_weight)
-    return Objective(n_classes, source.temperature, float(within), label_weight, scale)
+    return Objective(
+        n_classes,
+        source.temperature,
+        float(within),
+        float(params.label_weight),
+        scale,
+        is_hard,
+    )
