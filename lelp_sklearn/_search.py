@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from scipy.special import softmax
 from scipy.stats import rankdata
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
@@ -36,6 +37,9 @@ from lelp_sklearn._typing import BoolArray, FloatArray, IntArray
 # Parameters that begin so change the embeddings, and those that change the targets.
 _TEACHER_PARAMS = "teacher", "early_stopping", "validation_fraction", "random_state"
 _TARGET_PARAMS = "projector", "unlabeled", *_TEACHER_PARAMS
+# Teacher and students are compared at one temperature, whatever they were trained at:
+# a high one, at which rows that a sharper one makes certain still tell students apart.
+_SCORE_TEMPERATURE = 4.0
 FEATURES = "n_features_in_", "feature_names_in_"
 
 
@@ -133,8 +137,8 @@ class Trial:
 class Fit:
     """A candidate that is ready to be trained on a split.
 
-    `likeliest` (n,) is the index of each row's most likely class by the teacher;
-    `seconds` is the time that it took so far.
+    `class_targets` (n, C) are the teacher's class probabilities at the temperature of
+    the targets; `seconds` is the time that it took so far.
     """
 
     candidate: Candidate
@@ -142,7 +146,7 @@ class Fit:
     state: TrainingState
     trainer: Trainer
     validation_data: ValidationData | None
-    likeliest: IntArray
+    class_targets: FloatArray
     seconds: float
 
     def train_alone(self) -> bool:
@@ -306,10 +310,9 @@ class Search:
         )
         trainer = shared.share_rows(trainer)
         validation_data = make_validation(state, trainer, inputs, stopping_rows, None)
-        by_class = soft.reshape(len(soft), len(source.classes), -1).sum(axis=2)
-        likeliest = by_class.argmax(axis=1)
+        targets = soft.reshape(len(soft), len(source.classes), -1).sum(axis=2)
         return Fit(
-            candidate, student, state, trainer, validation_data, likeliest, seconds=0.0
+            candidate, student, state, trainer, validation_data, targets, seconds=0.0
         )
 
     def _group(self, fits: list[Fit]) -> list[list[Fit]]:
@@ -344,8 +347,14 @@ class Search:
         if self.scoring is not None:
             weights = None if (inputs.sample_weight == 1).all() else weight
             return call_scorer(self.scoring, student, X, inputs.labels[rows], weights)
-        agrees = student.predict(X) == student.classes_[fit.likeliest[rows]]
-        return float(np.average(agrees, weights=weight))
+        source = fit.state.source
+        by_teacher = source.has_class_probabilities(inputs)
+        temperature = _SCORE_TEMPERATURE if by_teacher else 1.0
+        found = softmax(student.predict_log_proba(X) / temperature, axis=1)
+        wanted = fit.class_targets[rows] ** (source.temperature / temperature)
+        wanted = wanted / wanted.sum(axis=1, keepdims=True)
+        overlap = np.minimum(found, wanted).sum(axis=1)
+        return float(np.average(overlap, weights=weight))
 
 
 def _name(iteration: int, split: int, candidate: Candidate) -> str:

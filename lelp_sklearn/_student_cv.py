@@ -55,6 +55,9 @@ from lelp_sklearn._training.inputs import StudentInputs, add_note_on_error, has_
 Params = ParamSpec("Params")
 Returned = TypeVar("Returned")
 
+# With cv=None: rows to judge by, and splits to that end.
+_N_JUDGED, _MOST_SPLITS = 200, 5
+
 _FITTED_BY_REFIT = "best_estimator_", "refit_time_", "classes_", *FEATURES
 
 
@@ -77,10 +80,10 @@ class LELPStudentClassifierCV(
     ClassifierMixin,  # type: ignore[misc]
     BaseEstimator,  # type: ignore[misc]
 ):
-    """Student whose parameters are chosen on held-out rows.
+    r"""Student whose parameters are chosen on held-out rows.
 
     Every combination of parameters is trained on some of the rows and judged on the
-    others: by how often it predicts the class that is most likely by the teacher, or by
+    others: by how far its class probabilities are those of the teacher, or by
     `scoring`. The best one is trained again on all rows. Candidates with the same
     layers, number of outputs, batch size and number of epochs are trained together, in
     batched products over stacked weights, which takes a fraction of the time of
@@ -97,24 +100,28 @@ class LELPStudentClassifierCV(
         Values of parameters by name, such as ``learning_rate``, ``max_epochs``,
         ``projector__n_subclasses`` or ``teacher__layer``, as in
         :class:`~sklearn.model_selection.GridSearchCV`. None stands for ten candidates:
-        `n_subclasses` 1, which is vanilla distillation, and "auto", with `max_epochs`
-        at the learning rates 0.01, 0.03 and 0.1, and with a tenth of them at 0.003 and
-        0.01; with a `module` of the caller the rates are about a third of these;
-        the values of `student` itself are not among them. With
-        `soft_targets` or a frozen projector `n_subclasses` stays as it is.
+        `n_subclasses` 1, which is vanilla distillation, and "auto", with the
+        `learning_rate` and `max_epochs` of `student`, at the learning rates 0.01 and
+        0.1, and for a tenth of the epochs at 0.003 and 0.01; with a `module` of the
+        caller these rates are about a third. With `soft_targets` or a frozen projector
+        `n_subclasses` stays as it is.
     cv : int, splitter or iterable, default=None
-        None holds out `validation_fraction` of the rows once, stratified by label. An
-        int is a number of folds, stratified by label; a splitter and an iterable of
+        None holds out `validation_fraction` of the rows, stratified by label: once, or
+        as often as it takes to judge by 200 rows, but at most five times. An int is a
+        number of folds, stratified by label; a splitter and an iterable of
         (train, test) indices are used as in
         :func:`~sklearn.model_selection.check_cv`, a row that is drawn several times
         counting once. A splitter sees labels as numbers, -1 for rows without one.
     validation_fraction : float, default=0.1
         Fraction of the rows that is held out if `cv` is None.
     scoring : str, callable or None, default=None
-        None is the agreement with the teacher: the share, weighted by `sample_weight`,
-        of held-out rows in which the student predicts the teacher's most likely class;
-        without a teacher, the label. Otherwise the name of a scorer of scikit-learn, or
-        a callable ``(estimator, X, y)``; it scores the held-out rows that have a label.
+        None is the overlap with the teacher, :math:`\sum_c \min(p_c, q_c)` of the class
+        probabilities p of the teacher and q of the student at temperature 4, averaged
+        over the held-out rows with `sample_weight`: 1 if they are equal. It tells
+        students apart that predict the same classes. Without a teacher it is the
+        student's probability of the label. Otherwise the name of a scorer of
+        scikit-learn, or a callable ``(estimator, X, y)``; it scores the held-out rows
+        that have a label.
     refit : bool, default=True
         Whether to train the best candidate on all rows. Prediction requires it.
     factor : float, default=None
@@ -472,10 +479,16 @@ class LELPStudentClassifierCV(
             inputs.check_several_labels()
         is_usable = usable_rows(student, inputs)
         if self.cv is None:
-            name = f"validation_fraction={self.validation_fraction}"
-            drawn = inputs.draw(is_usable, float(self.validation_fraction), seed)
-            is_held_out = as_mask(drawn, len(inputs))
-            pairs = [(~is_held_out, is_held_out)]
+            fraction = float(self.validation_fraction)
+            name = f"validation_fraction={fraction}"
+            drawn = [inputs.draw(is_usable, fraction, seed)]
+            n_splits = math.ceil(_N_JUDGED / max(1, len(drawn[0])))
+            drawn += [
+                inputs.draw(is_usable, fraction, seed + number)
+                for number in range(1, min(n_splits, _MOST_SPLITS))
+            ]
+            masks = [as_mask(rows, len(inputs)) for rows in drawn]
+            pairs = [(~is_held_out, is_held_out) for is_held_out in masks]
         else:
             name = f"cv={self.cv!r}"
             # Numbers, since marks of rows without a label may be of another kind.
@@ -591,13 +604,13 @@ def default_grid(
     `can_split` tells whether the number of subclasses is free.
     """
     max_epochs = int(student.max_epochs)
-    rates = [0.1, 0.03, 0.01, 0.003]
+    high, low, lowest = 0.1, 0.01, 0.003
     if student.module is not None:
         # As for the rate "auto": nothing is known about a module of the caller.
-        rates = [0.03, 0.01, 0.003, 0.001]
-    high, usual, low, lowest = rates
+        high, low, lowest = 0.03, 0.003, 0.001
+    own = student.learning_rate
     grids: list[dict[str, list[Any]]] = [
-        {"max_epochs": [max_epochs], "learning_rate": [usual, high, low]},
+        {"max_epochs": [max_epochs], "learning_rate": [own, high, low]},
         # For inputs that are soon learned by heart, such as wide text.
         {"max_epochs": [max(1, max_epochs // 10)], "learning_rate": [low, lowest]},
     ]

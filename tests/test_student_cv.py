@@ -7,6 +7,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.sparse import csr_array
+from scipy.special import softmax
 from sklearn import config_context
 from sklearn.base import clone
 from sklearn.ensemble import RandomForestClassifier
@@ -27,6 +28,7 @@ from lelp_sklearn import (
     LELPProjector,
     LELPStudentClassifier,
     LELPStudentClassifierCV,
+    NoTeacherWarning,
 )
 from tests.student_problems import BufferNet, MyNet, TemplateNet, make_groups
 
@@ -197,25 +199,55 @@ def test_halving_is_that_of_scikit_learn(problem):
     assert ours.best_score_ == ours.cv_results_["mean_test_score"][is_last].max()
 
 
-def test_best_agrees_most_with_the_teacher(problem):
-    """Without any label; the best student is one that was trained on all rows."""
-    X, _, E, head = problem
-    W, b = head
-    likeliest = (E @ W.T + b).argmax(axis=1)
-    student = make_student(head)
+def test_best_has_the_probabilities_of_the_teacher(problem):
+    """Without any label, at one temperature; the best is trained on all rows."""
+    X, _, E, (W, b) = problem
+    grid = {**N_SUBCLASSES, "projector__temperature": [1.0, 2.0]}
+    teacher = softmax((E @ W.T + b) / 4, axis=1)
+    student = make_student((W, b))
     train, test = np.arange(100), np.arange(100, 150)
-    search = LELPStudentClassifierCV(student, GRID, cv=[(train, test)])
+    search = LELPStudentClassifierCV(student, grid, cv=[(train, test)])
     search.fit(X, teacher_embeddings=E)
-    shares = []
-    for params in ParameterGrid(GRID):
+    scores = []
+    for params in ParameterGrid(grid):
         alone = clone(student).set_params(**params)
         alone.fit(X[train], teacher_embeddings=E[train])
-        shares.append(np.mean(alone.predict(X[test]) == likeliest[test]))
-    assert_allclose(search.cv_results_["mean_test_score"], shares)
-    assert search.best_index_ == np.argmax(shares)
+        found = softmax(alone.predict_log_proba(X[test]) / 4, axis=1)
+        scores.append(1 - np.abs(found - teacher[test]).sum(axis=1).mean() / 2)
+    assert_allclose(search.cv_results_["mean_test_score"], scores)
+    assert search.best_index_ == np.argmax(scores)
     best = clone(student).set_params(**search.best_params_)
     best.fit(X, teacher_embeddings=E)
     assert_array_equal(search.predict_proba(X), best.predict_proba(X))
+
+
+def test_few_rows_are_held_out_several_times(problem):
+    X, y, E, head = problem
+    student = make_student(head, max_epochs=1)
+    for fraction, n_splits in ((0.6, 3), (0.02, 5)):
+        search = LELPStudentClassifierCV(
+            student,
+            {"learning_rate": [0.01]},
+            validation_fraction=fraction,
+            refit=False,
+        )
+        search.fit(X, y, teacher_embeddings=E)
+        assert search.n_splits_ == n_splits
+
+
+def test_without_a_teacher_the_score_is_the_probability_of_the_label(problem):
+    X, y, *_ = problem
+    student = make_student(None)
+    train, test = next(CV.split(X, y))
+    search = LELPStudentClassifierCV(
+        student, {"learning_rate": [0.01]}, cv=[(train, test)]
+    )
+    with pytest.warns(NoTeacherWarning):
+        search.fit(X, y)
+    with pytest.warns(NoTeacherWarning):
+        alone = student.set_params(learning_rate=0.01).fit(X[train], y[train])
+    expected = alone.predict_proba(X[test])[np.arange(len(test)), y[test]]
+    assert search.best_score_ == pytest.approx(expected.mean())
 
 
 def test_default_grid_contains_vanilla_distillation(problem):
@@ -226,6 +258,9 @@ def test_default_grid_contains_vanilla_distillation(problem):
     numbers = search.cv_results_["param_projector__n_subclasses"]
     assert numbers[0] == 1
     assert set(numbers) == {1, "auto"}
+    # The student as it comes is one of the candidates.
+    plain = {"learning_rate": "auto", "max_epochs": 10}
+    assert {**plain, "projector__n_subclasses": "auto"} in search.cv_results_["params"]
     assert isinstance(search.best_estimator_.random_state, int)
     # Where the number of subclasses is given with the targets, the rest is searched.
     soft = LELPProjector(3, random_state=0).fit_transform(E, y)
