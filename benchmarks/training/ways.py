@@ -152,7 +152,7 @@ def by_way(lines: list[dict[str, str]], scores: Scores, tasks: list[str]) -> str
     plain = seconds_of(lines, PLAIN_FIT)
     rows = []
     for way in (*WAYS, BY_HAND):
-        mean = np.mean([list(scores[task][way].values()) for task in tasks])
+        mean = np.mean([np.mean([*scores[task][way].values()]) for task in tasks])
         lead = mean_over_tasks(
             [difference(scores[task], way, PLAIN_FIT) for task in tasks]
         )
