@@ -62,7 +62,8 @@ plt.show()
 
 # %%
 # :class:`~lelp_sklearn.LELPStudentClassifierCV` trains all candidates
-# together, and judges them by how often they agree with the teacher.
+# together, and judges them by how far their class probabilities are
+# those of the teacher.
 values = {
     "projector__n_subclasses": [1, 20],
     "learning_rate": [0.01, 0.03, 0.1],
