@@ -44,11 +44,12 @@ def take_turns(
 ) -> dict[Name, np.ndarray]:
     """Return the seconds of each contestant in each round, after one to warm up.
 
-    That one is left out where the contestants are `warm` already.
+    That one is left out where the contestants are `warm` already. Every other round is
+    in reverse order: memory that was given back before is slower or faster.
     """
     seconds: dict[Name, list[float]] = {name: [] for name in contestants}
     for turn in range(repeats + (not warm)):
-        for name, run in contestants.items():
+        for name, run in list(contestants.items())[:: -1 if turn % 2 else 1]:
             time.sleep(PAUSE)
             start = clock()
             run()
