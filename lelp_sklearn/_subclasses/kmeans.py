@@ -1,19 +1,19 @@
 """Split by k-means of each class in the head's null space.
 
-Clusters are found in a sample of each class and then move among all rows, one pass at a
-time. The search in the sample draws no random numbers: points are divided along
-principal directions, so that the order of rows, and copies of a row in place of a
-weight, change nothing but rounding.
+Clusters are found in a sample of each class by scikit-learn's k-means, and then move
+among all rows, one pass at a time. The order of rows, and copies of a row in place of a
+weight, change nothing but rounding: copies are one row of the sample, whose rows are in
+an order of their own.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 from scipy import linalg
+from scipy.spatial.distance import cdist
 
+from lelp_sklearn._callers import ignored_warnings
 from lelp_sklearn._subclasses import torch_backend
 from lelp_sklearn._subclasses.moments import (
     Covariance,
@@ -39,7 +39,11 @@ from lelp_sklearn._subclasses.subsample import (
     importance_samples,
     sampled_subspace,
 )
-from lelp_sklearn._subclasses.threads import map_parts, one_blas_thread
+from lelp_sklearn._subclasses.threads import (
+    map_parts,
+    one_blas_thread,
+    one_openmp_thread,
+)
 from lelp_sklearn._subclasses.torch_backend import dispatch_to_device, tie_share
 from lelp_sklearn._typing import FloatArray, IntArray
 from lelp_sklearn._validation import (
@@ -51,10 +55,8 @@ from lelp_sklearn._validation import (
 # An improvement of the inertia below this share ends the search for a better one.
 _TOLERANCE = 1e-4
 _MAX_ITERATIONS = 100
-# Number of ways to dissolve one cluster and divide another that are tried in a round.
-_MAX_EXCHANGES = 10
-# Later iterations are not expected to gain more than so many times what one did.
-_PATIENCE = 3.0
+# Starts of k-means in a sample, of which the best counts.
+_N_STARTS = 5
 # Number of principal axes of a sample beyond the number of clusters, and the
 # multiplications by its covariance that find them: few, since clusters move among the
 # rows themselves afterwards.
@@ -198,7 +200,7 @@ def _cluster_sample(
         for each in (sample, untied)
     )
     labels = cluster(untied_points, sample.weight, n_clusters, _rounding(untied))
-    members = _membership(labels, sample.weight, labels.max() + 1)
+    members = (labels == np.arange(labels.max() + 1)[:, None]) * sample.weight
     means = members @ points / members.sum(axis=1)[:, None]
     # Sorted along the first principal direction: the order in which clusters were found
     # depends on rounding.
@@ -401,241 +403,25 @@ def cluster(
 
     Points whose squared distance is at most `rounding` count as one. Fewer clusters
     than asked for mean that there are no more distinct points.
-
-    Lloyd's iterations find the nearest local optimum. From there the most promising
-    changes are tried: dissolve one cluster and divide another, or divide two again. The
-    first that lowers the inertia starts the next round.
     """
+    # Imported here: it would slow the import of the package.
+    from sklearn.cluster import KMeans
+
+    if not points.size:
+        return np.zeros(len(points), dtype=np.intp)
     # Division by a power of two rounds nothing, and keeps squares from overflow.
-    unit = 2.0 ** np.frexp(np.abs(points).max(initial=0))[1]
-    cloud = _Cloud(points / unit, weight / weight.sum(), rounding / unit**2)
-    clusters = _divide(cloud, n_clusters)
-    for _ in range(n_clusters):
-        inertia = clusters.inertias.sum()
-        for changed in chain(
-            _exchanges(cloud, clusters), _redivisions(cloud, clusters)
-        ):
-            other = _settle(cloud, changed, inertia * (1 - _TOLERANCE))
-            gain = inertia - other.inertias.sum()
-            if len(other.sizes) == len(clusters.sizes) and gain > _TOLERANCE * inertia:
-                clusters = other
-                break
-        else:
-            break
-    return clusters.labels
-
-
-def lloyd(
-    points: FloatArray, weight: FloatArray, centroids: FloatArray, goal: float = np.inf
-) -> tuple[FloatArray, IntArray]:
-    """Move centroids (k, m) to the means of their points until that gains little.
-
-    It ends when no point moves, when an iteration lowers the inertia by a small share,
-    or when the inertia is not expected to fall to `goal`. A centroid without points
-    stays where it is.
-
-    Returns
-    -------
-    centroids (k, m), labels (n,) of the points of which they are the means
-    """
-    total = float(weight @ np.einsum("nm,nm->n", points, points))
-    explained = 0.0
-    labels = np.full(len(points), -1)
-    for iteration in range(_MAX_ITERATIONS):
-        nearest = assign(points, centroids)
-        if np.array_equal(nearest, labels):
-            break
-        labels = nearest
-        members = _membership(labels, weight, len(centroids))
-        sizes = members.sum(axis=1)
-        used = sizes > 0
-        means = (members @ points)[used] / sizes[used, None]
-        centroids = centroids.copy()
-        centroids[used] = means
-        before, explained = explained, float(sizes[used] @ np.sum(means**2, axis=1))
-        # Less than this share of what is explained may be rounding.
-        inertia = max(total - explained, _TOLERANCE * explained)
-        least = max(_TOLERANCE * inertia, (inertia - goal) / _PATIENCE)
-        if iteration and explained - before <= least:
-            break
-    return centroids, labels
-
-
-def assign(points: FloatArray, centroids: FloatArray) -> IntArray:
-    """Return the nearest centroid (k, m) of each point (n, m)."""
-    half_squares = np.einsum("km,km->k", centroids, centroids) / 2
-    labels: IntArray = np.argmax(centroids @ points.T - half_squares[:, None], axis=0)
+    unit = 2.0 ** np.frexp(np.abs(points).max())[1]
+    points = points / unit
+    # The starts are drawn from points in this order, which units and precision of the
+    # embeddings do not change.
+    order = points[:, 0].argsort(kind="stable")
+    model = KMeans(min(n_clusters, len(points)), n_init=_N_STARTS, random_state=0)
+    # More threads of OpenMP would not survive a fork. scikit-learn warns of equal
+    # points.
+    with one_openmp_thread(), ignored_warnings():
+        model.fit(points[order], sample_weight=weight[order])
+    centroids = model.cluster_centers_
+    is_close = cdist(centroids, centroids, "sqeuclidean") <= rounding / unit**2
+    distinct = centroids[~np.tril(is_close, -1).any(axis=1)]
+    labels: IntArray = cdist(points, distinct, "sqeuclidean").argmin(axis=1)
     return labels
-
-
-def _membership(labels: IntArray, weight: FloatArray, n: int) -> FloatArray:
-    """Return the matrix (n, m) that times rows (m, d) gives the sums of n clusters."""
-    # Dense: sparse matrices take longer to build than these to multiply.
-    members = np.zeros((n, len(labels)))
-    members[labels, np.arange(len(labels))] = weight
-    return members
-
-
-class _Cloud(NamedTuple):
-    """Points (n, m) with weights (n,); within `rounding` squared they are equal."""
-
-    points: FloatArray
-    weight: FloatArray
-    rounding: float
-
-    def mean(self) -> FloatArray:
-        mean: FloatArray = self.weight @ self.points / self.weight.sum()
-        return mean
-
-
-class _Clusters(NamedTuple):
-    """Centroids (k, m), labels (n,) of the points, and for each cluster (k,) two sums.
-
-    They are those of the weights, and of weights times squared distances.
-    """
-
-    centroids: FloatArray
-    labels: IntArray
-    sizes: FloatArray
-    inertias: FloatArray
-
-    def divided(self, k: int, index: IntArray, halves: "_Clusters") -> "_Clusters":
-        """Put two halves in place of cluster k, whose points are `index`."""
-        labels = self.labels.copy()
-        labels[index[halves.labels == 1]] = len(self.sizes)
-        centroids, sizes, inertias = (
-            np.concatenate([left[:k], right[:1], left[k + 1 :], right[1:]])
-            for left, right in (
-                (self.centroids, halves.centroids),
-                (self.sizes, halves.sizes),
-                (self.inertias, halves.inertias),
-            )
-        )
-        return _Clusters(centroids, labels, sizes, inertias)
-
-
-def _settle(cloud: _Cloud, centroids: FloatArray, goal: float = np.inf) -> _Clusters:
-    """Run Lloyd's iterations; drop centroids that are nearest to no point."""
-    centroids, labels = lloyd(cloud.points, cloud.weight, centroids, goal)
-    n_clusters = len(centroids)
-    used = np.bincount(labels, minlength=n_clusters) > 0
-    if not used.all():
-        return _settle(cloud, centroids[used])
-    apart = cloud.points - centroids[labels]
-    squares = np.einsum("nm,nm->n", apart, apart)
-    squares[squares <= cloud.rounding] = 0
-    sizes, inertias = (
-        np.bincount(labels, each, n_clusters).astype(np.float64)
-        for each in (cloud.weight, cloud.weight * squares)
-    )
-    return _Clusters(centroids, labels, sizes, inertias)
-
-
-def _divide(cloud: _Cloud, n_clusters: int) -> _Clusters:
-    """Divide the cluster of largest inertia until there are enough; then settle."""
-    clusters = _settle(cloud, cloud.mean()[None])
-    # Repeated, because clusters may lose all their points.
-    for _ in range(n_clusters):
-        while len(clusters.sizes) < n_clusters and clusters.inertias.any():
-            widest = int(clusters.inertias.argmax())
-            index = np.flatnonzero(clusters.labels == widest)
-            halves = _halves(cloud, index)
-            if len(halves.sizes) < 2:
-                return _settle(cloud, clusters.centroids)
-            clusters = clusters.divided(widest, index, halves)
-        clusters = _settle(cloud, clusters.centroids)
-        if len(clusters.sizes) == n_clusters or not clusters.inertias.any():
-            break
-    return clusters
-
-
-def _halves(cloud: _Cloud, index: IntArray) -> _Clusters:
-    """Divide the points `index` in two, and settle.
-
-    Return the better of two starts: across their first principal direction, or the
-    farthest point and the rest, which is often better for heavy tails.
-    """
-    part = _Cloud(cloud.points[index], cloud.weight[index], cloud.rounding)
-    mean = part.mean()
-    centred = part.points - mean
-    scatter = centred.T @ (part.weight[:, None] * centred)
-    last = len(scatter) - 1
-    _, vector = linalg.eigh(scatter, subset_by_index=(last, last))
-    above = centred @ vector[:, 0] > 0
-    shift = part.weight[above] @ centred[above]
-    sizes = np.array([part.weight[~above].sum(), part.weight[above].sum()])
-    apart = mean + np.outer([-1, 1], shift) / np.maximum(sizes, 1e-300)[:, None]
-    far = np.einsum("nm,nm->n", centred, centred).argmax()
-    starts = apart, np.stack([mean, part.points[far]])
-    tried = [_settle(part, start) for start in starts]
-    return min(tried, key=lambda halves: float(halves.inertias.sum()))
-
-
-def _exchanges(cloud: _Cloud, clusters: _Clusters) -> Iterator[FloatArray]:
-    """Yield centroids with one cluster dissolved and another divided, best first."""
-    n_clusters = len(clusters.sizes)
-    if n_clusters < 3:
-        return
-    halves = [
-        _halves(cloud, np.flatnonzero(clusters.labels == k)) for k in range(n_clusters)
-    ]
-    gains = clusters.inertias - [each.inertias.sum() for each in halves]
-    costs, moved = _dissolutions(cloud, clusters)
-    balance = costs[:, None] - gains
-    np.fill_diagonal(balance, np.inf)
-    for place in np.argsort(balance, axis=None, kind="stable")[:_MAX_EXCHANGES]:
-        gone, divided = np.unravel_index(place, balance.shape)
-        if len(halves[divided].sizes) == 2 and gone != divided:
-            exchanged = moved[gone].copy()
-            exchanged[[divided, gone]] = halves[divided].centroids
-            yield exchanged
-
-
-def _dissolutions(cloud: _Cloud, clusters: _Clusters) -> tuple[FloatArray, FloatArray]:
-    """Return the cost of moving the points of a cluster to the next nearest ones.
-
-    Returns
-    -------
-    costs (k,), centroids afterwards (k, k, m)
-    """
-    n_clusters, n_axes = clusters.centroids.shape
-    sums = np.zeros((n_clusters, n_clusters, n_axes))
-    sizes = np.zeros((n_clusters, n_clusters))
-    for k in range(n_clusters):
-        own = np.flatnonzero(clusters.labels == k)
-        others = np.flatnonzero(np.arange(n_clusters) != k)
-        points, weight = cloud.points[own], cloud.weight[own]
-        nearest = assign(points, clusters.centroids[others])
-        members = _membership(nearest, weight, len(others))
-        sums[k, others], sizes[k, others] = members @ points, members.sum(axis=1)
-    parts = sums / np.maximum(sizes, np.finfo(np.float64).tiny)[:, :, None]
-    before = np.sum((parts - clusters.centroids[:, None]) ** 2, axis=2)
-    after = np.sum((parts - clusters.centroids) ** 2, axis=2)
-    joint = sizes + clusters.sizes
-    costs = np.sum(sizes * (clusters.sizes / joint * after - before), axis=1)
-    moved = (clusters.sizes[:, None] * clusters.centroids + sums) / joint[:, :, None]
-    return costs, moved
-
-
-def _redivisions(cloud: _Cloud, clusters: _Clusters) -> Iterator[FloatArray]:
-    """Yield centroids with two clusters merged and divided again, if that is better."""
-    costs = _merger_costs(clusters)
-    pairs = np.column_stack(np.triu_indices(len(costs), 1))
-    nearest = np.argsort(costs[tuple(pairs.T)], kind="stable")[: len(costs)]
-    inertia = clusters.inertias.sum()
-    for pair in pairs[nearest]:
-        index = np.flatnonzero(np.isin(clusters.labels, pair))
-        halves = _halves(cloud, index)
-        gain = clusters.inertias[pair].sum() - halves.inertias.sum()
-        if gain > _TOLERANCE * inertia:
-            divided = clusters.centroids.copy()
-            divided[pair] = halves.centroids
-            yield divided
-
-
-def _merger_costs(clusters: _Clusters) -> FloatArray:
-    """Return the inertia (k, k) that merging two clusters would add (Ward)."""
-    means, sizes = clusters.centroids, clusters.sizes
-    apart = np.sum((means[:, None] - means) ** 2, axis=2)
-    costs: FloatArray = apart * sizes[:, None] * sizes / (sizes[:, None] + sizes)
-    return costs

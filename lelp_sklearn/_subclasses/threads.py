@@ -59,6 +59,11 @@ def map_parts(
                 future.cancel()
 
 
+def one_openmp_thread() -> Any:
+    """Return a context in which the calling thread starts no threads of OpenMP."""
+    return _get_threadpool_controller().limit(limits=1, user_api="openmp")
+
+
 class _OneBlasThread:
     """Context in which BLAS uses only the thread that calls it.
 
