@@ -369,8 +369,7 @@ class LELPProjector(  # type: ignore[call-arg]
             inputs = self._read_inputs(X, y, teacher_logits, sample_weight)
             splitter = self._resolve_splitter(inputs)
             solver, covariance_kind = self._resolve_solver(splitter, inputs)
-            task = begin_fit(self, X, y, sample_weight=sample_weight, max_subtasks=None)
-            inputs = inputs.reported_to(task)
+            task = begin_fit(self, X, y, sample_weight=sample_weight)
             random_states = RandomStates.start(self.random_state)
             # Exact sums use the threads of BLAS, the others threads of their own.
             with nullcontext() if covariance_kind == "exact" else one_blas_thread:

@@ -144,11 +144,7 @@ def test_fit_reports_to_callbacks(problem):
     projector = build(problem).set_callbacks(callback.ProgressBar(), told)
     plain = build(problem).fit_transform(problem.X, problem.codes)
     assert_array_equal(projector.fit_transform(problem.X, problem.codes), plain)
-    passes = told.events[2:-2]
-    assert told.events == ["setup", "begin fit", *passes, "end fit", "teardown"]
-    step = ["begin pass over the rows", "end pass over the rows"]
-    assert passes == step * (len(passes) // 2)
-    assert passes
+    assert told.events == ["setup", "begin fit", "end fit", "teardown"]
 
 
 class Listener:

@@ -1,15 +1,13 @@
 """Check the arguments of a fit, and give each row its class and weight."""
 
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lelp_sklearn import _validation
-from lelp_sklearn._callbacks import FitTask
 from lelp_sklearn._subclasses import torch_backend
 from lelp_sklearn._subclasses.head import (
     Head,
@@ -45,10 +43,8 @@ from lelp_sklearn._subclasses.subsample import (
     initial_subspace_from_sample,
     samples_of,
 )
-from lelp_sklearn._typing import BoolArray, FloatArray, IntArray
+from lelp_sklearn._typing import BoolArray, FloatArray
 from lelp_sklearn._validation import check_dense
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -130,10 +126,6 @@ class ProjectorInputs:
         """Columns that moments need: the logits too if the head is fitted to them."""
         fits_logits = self.head is None and self.has_logits
         return self.data.shape[1] + len(self.classes) * fits_logits
-
-    def reported_to(self, task: FitTask) -> "ProjectorInputs":
-        """Return these inputs; each pass over the rows is a step of `task`."""
-        return replace(self, data=_ReportedData(self.data, task))
 
     def completed(self) -> "ProjectorInputs":
         """Give unlabelled rows the teacher's class, if a head or logits give one."""
@@ -336,49 +328,6 @@ class CheckedRows(InMemory):
             logits,
             self.first_row,
         )
-
-
-@dataclass(frozen=True)
-class _ReportedData:
-    """Labelled rows; each pass over them is reported as a step of `task`."""
-
-    data: Data
-    task: FitTask
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.data.shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self.data.dtype
-
-    @property
-    def is_in_memory(self) -> bool:
-        return self.data.is_in_memory
-
-    def map_reduce(
-        self,
-        function: Callable[..., Result],
-        merge: Callable[[Result, Result], Result],
-        *arguments: Any,
-    ) -> Result:
-        """Reduce the rows as one step."""
-        step = self.task.begin("pass over the rows")
-        result = self.data.map_reduce(function, merge, *arguments)
-        step.end()
-        return result
-
-    def map(self, function: Callable[..., Any], *arguments: Any) -> "_ReportedData":
-        """Relabel the rows as one step."""
-        step = self.task.begin("pass over the rows")
-        data = self.data.map(function, *arguments)
-        step.end()
-        return replace(self, data=data)
-
-    def take(self, places: Sequence[IntArray]) -> Iterator[NDArray[Any]]:
-        """Yield copies of rows."""
-        return self.data.take(places)
 
 
 def _margin_sums(rows: LabelledRows) -> FloatArray:

@@ -25,7 +25,6 @@ from lelp_sklearn._subclasses.rows import (
     Data,
     LabelledRows,
     add_sums,
-    class_blocks,
     row_slices,
 )
 from lelp_sklearn._subclasses.splitters import (
@@ -36,7 +35,7 @@ from lelp_sklearn._subclasses.splitters import (
 )
 from lelp_sklearn._subclasses.subsample import (
     ClassSample,
-    importance_samples,
+    class_samples,
     sampled_subspace,
 )
 from lelp_sklearn._subclasses.threads import (
@@ -127,12 +126,11 @@ def class_centroids(
     """
     centroids = []
     with one_blas_thread:
-        samples = importance_samples(data, covariance, random_state)
+        samples = class_samples(data, len(covariance.mean), random_state)
         for c, sample in enumerate(samples):
-            means = _cluster_sample(sample, c, covariance, n_clusters, random_state)
-            if not sample.is_whole and len(means) < n_clusters:
-                means = _add_rare(data, c, covariance, means, n_clusters)
-            centroids.append(means)
+            centroids.append(
+                _cluster_sample(sample, c, covariance, n_clusters, random_state)
+            )
         return _settle_among_rows(data, covariance, centroids)
 
 
@@ -251,61 +249,6 @@ def _rounding(sample: ClassSample) -> float:
     # The rows are relative to their mean, whose rounding counts too.
     share, digits = max(10 * eps, _HEAD_ROUNDING), 4 * eps * sample.mean
     return float(rows.shape[1] * share**2 * (farthest @ farthest) + digits @ digits)
-
-
-def _add_rare(
-    data: Data, c: int, covariance: Covariance, centroids: FloatArray, n_clusters: int
-) -> FloatArray:
-    """Add rows of class `c` as centroids, each the farthest from the previous ones."""
-    mean, row_space = covariance.mean, covariance.row_space
-    while len(centroids) < n_clusters:
-        square, farthest = data.map_reduce(
-            _farthest, _farther, c, mean, row_space, centroids
-        )
-        if not square:
-            break
-        centroids = np.vstack([centroids, farthest])
-    return centroids
-
-
-def _farthest(
-    data: LabelledRows,
-    c: int,
-    mean: FloatArray,
-    row_space: FloatArray,
-    centroids: FloatArray,
-) -> tuple[float, FloatArray]:
-    """Return the largest squared distance of a row to its centroid, and the row (d,).
-
-    The distance is 0 if it may be rounding.
-    """
-    # Relative error of distances along which a class hardly varies.
-    share = 10 * np.finfo(np.result_type(data.dtype, np.float32)).eps
-    half_squares = np.einsum("kd,kd->k", centroids, centroids) / 2
-    farthest = 0.0, centroids[0]
-    for own_c, rows, _, _ in class_blocks(data, len(mean)):
-        if own_c != c:
-            continue
-        own_mean, space, known, halves = torch_backend.alongside(
-            rows, mean[c], row_space, centroids, half_squares
-        )
-        centred = rows - own_mean
-        offsets = centred - (centred @ space) @ space.T
-        apart = offsets - known[(offsets @ known.T - halves).argmax(1)]
-        squares = (apart * apart).sum(1)
-        # Not by the centroids: these may be far rows themselves.
-        lengths = (centred * centred).sum(1)
-        squares = squares * (squares > share * lengths.max())
-        place = squares.argmax()
-        found = float(squares[place]), torch_backend.to_array(offsets[place])
-        farthest = _farther(farthest, found)
-    return farthest
-
-
-def _farther(
-    left: tuple[float, FloatArray], right: tuple[float, FloatArray]
-) -> tuple[float, FloatArray]:
-    return right if right[0] > left[0] else left
 
 
 def _settle_among_rows(

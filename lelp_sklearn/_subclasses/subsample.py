@@ -1,9 +1,8 @@
 """Samples of the rows of each class, and the principal subspaces of these."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import linalg
@@ -24,11 +23,8 @@ from lelp_sklearn._subclasses.rows import (
     sum_dtype,
 )
 from lelp_sklearn._subclasses.threads import map_parts
-from lelp_sklearn._subclasses.torch_backend import dispatch_to_device, is_on_device
+from lelp_sklearn._subclasses.torch_backend import is_on_device
 from lelp_sklearn._typing import FloatArray, IntArray
-
-if TYPE_CHECKING:
-    from lelp_sklearn._subclasses.moments import Covariance
 
 # Share of the distinct rows of a class that is drawn, within bounds on the number of
 # rows and of entries. A class below the lower bound is taken whole.
@@ -58,12 +54,6 @@ class ClassSample:
     weight: FloatArray
     mean: FloatArray
     is_whole: bool
-
-    def reweighted(self, weight: FloatArray) -> "ClassSample":
-        """Return the same rows with other weights (m,), about their new mean."""
-        weight = weight / weight.sum()
-        step = weight.astype(self.rows.dtype) @ self.rows
-        return ClassSample(self.rows - step, weight, self.mean + step, self.is_whole)
 
 
 @dataclass(frozen=True)
@@ -133,77 +123,6 @@ def class_samples(
     """
     seed = draw_seed(random_state)
     return samples_of(data, class_sketches(data, n_classes, seed), seed)
-
-
-def importance_samples(
-    data: Data, covariance: "Covariance", random_state: np.random.RandomState
-) -> Iterator[ClassSample]:
-    """Yield a sample of each class in which rows far from the mean are likelier.
-
-    It estimates the inertia of any centroids well (Bachem, Lucic and Krause, 2018), and
-    its axes miss no direction of large variance (Frieze, Kannan and Vempala, 2004).
-    """
-    mean, row_space = covariance.mean, covariance.row_space
-    seed = draw_seed(random_state)
-    sketches = class_sketches(data, len(mean), seed)
-    sizes = [sample_size(len(each.places), data.shape[1]) for each in sketches]
-    is_whole = [
-        sketch.is_whole and len(sketch.places) <= size
-        for sketch, size in zip(sketches, sizes, strict=True)
-    ]
-    # All rows are equally important if no sample is drawn, or if nothing varies.
-    alike = is_whole | (covariance.null_variance <= covariance.rounding)
-    spread = np.where(alike, np.inf, covariance.null_variance)
-    if not alike.all():
-        data = data.map(with_importance_weights, mean, row_space, spread)
-        sketches = class_sketches(data, len(mean), seed)
-    for c, sample in enumerate(samples_of(data, sketches, seed)):
-        if np.isfinite(spread[c]):
-            centre = mean[c] - sample.mean
-            importance = _importance(sample.rows, centre, row_space, spread[c])
-            sample = sample.reweighted(sample.weight / importance)
-        yield sample
-
-
-def with_importance_weights(
-    data: LabelledRows, mean: FloatArray, row_space: FloatArray, spread: FloatArray
-) -> LabelledRows:
-    """Return the rows with weights multiplied by the importance of each."""
-    weight = data.weight * _importances(data, mean, row_space, spread)
-    return replace(data, weight=weight)
-
-
-@dispatch_to_device(torch_backend.importances)
-def _importances(
-    data: LabelledRows, mean: FloatArray, row_space: FloatArray, spread: FloatArray
-) -> FloatArray:
-    """Return the importance of each row (n,), 1 for rows without a class."""
-    dtype = np.result_type(data.dtype, np.float32)
-    importances = np.ones(len(data.class_index))
-
-    def work(block: slice) -> None:
-        class_index = data.class_index[block]
-        for c in range(len(mean)):
-            own = np.flatnonzero(class_index == c)
-            rows = np.asarray(data.X[block][own], dtype=dtype)
-            importances[block][own] = _importance(rows, mean[c], row_space, spread[c])
-
-    for _ in map_parts(work, row_slices(data.X)):
-        pass
-    return importances
-
-
-def _importance(
-    rows: FloatArray, centre: FloatArray, row_space: FloatArray, spread: float
-) -> FloatArray:
-    """Return the importance of rows (m, d), 1 + squared distance / `spread`."""
-    # Divided first: squares in other units may overflow.
-    centred = (rows - centre.astype(rows.dtype)) / rows.dtype.type(np.sqrt(spread))
-    inside = centred @ row_space.astype(rows.dtype)
-    squares = np.einsum("nd,nd->n", centred, centred)
-    squares -= np.einsum("nr,nr->n", inside, inside)
-    importance: FloatArray = 1 + np.maximum(squares, 0).astype(np.float64)
-    return importance
 
 
 def draw_seed(random_state: np.random.RandomState) -> np.uint64:

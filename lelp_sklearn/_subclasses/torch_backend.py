@@ -517,28 +517,6 @@ def cluster_sums(
     return own_sums, own_weights
 
 
-def importances(
-    data: "LabelledRows", mean: FloatArray, row_space: FloatArray, spread: FloatArray
-) -> FloatArray:
-    """Return the importance of each row (n,), 1 for rows without a class."""
-    X = cast("TensorRows", data.X)
-    importance = torch.ones(len(X), dtype=X.precision, device=X.tensor.device)
-    means, space = (X.beside(each, X.precision) for each in (mean, row_space))
-    for c, index, _ in _blocks(data, len(mean)):
-        rows = X.tensor[index] - means[c]
-        importance[index] = _importance(rows, space, spread[c])
-    return _host(importance)
-
-
-def _importance(rows: "Tensor", row_space: "Tensor", spread: float) -> "Tensor":
-    """Return the importance of rows less the mean of their class."""
-    # In units of the spread: the squares of others may overflow.
-    rows = rows * float(1 / np.sqrt(spread))
-    squares = torch.linalg.vector_norm(rows, dim=1) ** 2
-    inside = torch.linalg.vector_norm(rows @ row_space, dim=1) ** 2
-    return 1 + torch.clamp(squares - inside, min=0)
-
-
 class _Sums:
     """Sums in double precision, on the host if the device does not have it."""
 
