@@ -54,8 +54,10 @@ from lelp_sklearn._validation import (
 # An improvement of the inertia below this share ends the search for a better one.
 _TOLERANCE = 1e-4
 _MAX_ITERATIONS = 100
-# Starts of k-means in a sample, of which the best counts.
-_N_STARTS = 5
+# Starts of k-means in a sample, of which the best counts, and the iterations of each:
+# few, since clusters move among the rows themselves afterwards.
+_N_STARTS = 10
+_START_ITERATIONS = 10
 # Number of principal axes of a sample beyond the number of clusters, and the
 # multiplications by its covariance that find them: few, since clusters move among the
 # rows themselves afterwards.
@@ -358,7 +360,12 @@ def cluster(
     # The starts are drawn from points in this order, which units and precision of the
     # embeddings do not change.
     order = points[:, 0].argsort(kind="stable")
-    model = KMeans(min(n_clusters, len(points)), n_init=_N_STARTS, random_state=0)
+    model = KMeans(
+        min(n_clusters, len(points)),
+        n_init=_N_STARTS,
+        max_iter=_START_ITERATIONS,
+        random_state=0,
+    )
     # More threads of OpenMP would not survive a fork. scikit-learn warns of equal
     # points.
     with one_openmp_thread(), ignored_warnings():
