@@ -54,9 +54,11 @@ from lelp_sklearn._validation import (
 # An improvement of the inertia below this share ends the search for a better one.
 _TOLERANCE = 1e-4
 _MAX_ITERATIONS = 100
-# Starts of k-means in a sample, of which the best counts, and the iterations of each:
-# few, since clusters move among the rows themselves afterwards.
-_N_STARTS = 10
+# Starts of k-means in a sample, of which the best counts; the rows that are tried for
+# each centroid of a start; and the iterations from it: few, since clusters move among
+# the rows themselves afterwards.
+_N_STARTS = 3
+_N_TRIALS = 20
 _START_ITERATIONS = 10
 # Number of principal axes of a sample beyond the number of clusters, and the
 # multiplications by its covariance that find them: few, since clusters move among the
@@ -350,7 +352,7 @@ def cluster(
     than asked for mean that there are no more distinct points.
     """
     # Imported here: it would slow the import of the package.
-    from sklearn.cluster import KMeans
+    from sklearn.cluster import KMeans, kmeans_plusplus
 
     if not points.size:
         return np.zeros(len(points), dtype=np.intp)
@@ -360,17 +362,24 @@ def cluster(
     # The starts are drawn from points in this order, which units and precision of the
     # embeddings do not change.
     order = points[:, 0].argsort(kind="stable")
-    model = KMeans(
-        min(n_clusters, len(points)),
-        n_init=_N_STARTS,
-        max_iter=_START_ITERATIONS,
-        random_state=0,
-    )
+    in_order, weights = points[order], weight[order]
+    random_state, models = np.random.RandomState(0), []
+    n_clusters = min(n_clusters, len(points))
     # More threads of OpenMP would not survive a fork. scikit-learn warns of equal
     # points.
     with one_openmp_thread(), ignored_warnings():
-        model.fit(points[order], sample_weight=weight[order])
-    centroids = model.cluster_centers_
+        for _ in range(_N_STARTS):
+            start, _ = kmeans_plusplus(
+                in_order,
+                n_clusters,
+                sample_weight=weights,
+                n_local_trials=_N_TRIALS,
+                random_state=random_state,
+            )
+            model = KMeans(n_clusters, init=start, max_iter=_START_ITERATIONS, n_init=1)
+            models.append(model.fit(in_order, sample_weight=weights))
+    best = min(models, key=lambda model: float(model.inertia_))
+    centroids = best.cluster_centers_
     is_close = cdist(centroids, centroids, "sqeuclidean") <= rounding / unit**2
     distinct = centroids[~np.tril(is_close, -1).any(axis=1)]
     labels: IntArray = cdist(points, distinct, "sqeuclidean").argmin(axis=1)
