@@ -107,30 +107,20 @@ def eigh_directions(problem: SplitProblem, n_directions: int) -> list[Directions
 
 def full_directions(problem: SplitProblem, n_directions: int) -> list[Directions]:
     """Return exact directions by a full SVD of a copy of the rows of each class."""
-    covariance, directions = problem.covariance, []
-    scaled = problem.data.map_reduce(_scaled_rows, _joined, covariance.mean)
-    for c, rows in enumerate(scaled):
-        matrix = to_null_space(rows.T, covariance.row_space).T
+    data, covariance, directions = problem.data, problem.covariance, []
+    # Its solver is replaced if the rows are elsewhere.
+    assert isinstance(data, LabelledRows)
+    for c, mean in enumerate(covariance.mean):
+        index = np.flatnonzero(data.class_index == c)
+        rows = np.asarray(data.X[index], dtype=np.float64) - mean
+        scaled = np.sqrt(data.weight[index])[:, None] * rows
+        matrix = to_null_space(scaled.T, covariance.row_space).T
         _, singular, vectors = linalg.svd(matrix, full_matrices=False)
         values = singular[:n_directions] ** 2 / covariance.weight[c]
         vectors = vectors[:n_directions].T
         rounding = covariance.rounding[c]
         directions.append(tidy(vectors, values, covariance.row_space, rounding))
     return directions
-
-
-def _scaled_rows(data: LabelledRows, mean: FloatArray) -> list[FloatArray]:
-    """Return the rows of each class less its mean, times the roots of their weights."""
-    scaled = []
-    for c, own_mean in enumerate(mean):
-        index = np.flatnonzero(data.class_index == c)
-        rows = np.asarray(data.X[index], dtype=np.float64) - own_mean
-        scaled.append(np.sqrt(data.weight[index])[:, None] * rows)
-    return scaled
-
-
-def _joined(left: list[FloatArray], right: list[FloatArray]) -> list[FloatArray]:
-    return [np.vstack(parts) for parts in zip(left, right, strict=True)]
 
 
 def randomized_directions(problem: SplitProblem, n_directions: int) -> list[Directions]:
@@ -192,9 +182,7 @@ def _random_initial_products(
 SOLVERS = {
     "covariance_eigh": Solver(eigh_directions, needs_matrices=True),
     "randomized": Solver(randomized_directions, starts_from_sample=True),
-    "full": Solver(
-        full_directions, reads_whole_classes=True, substitute="covariance_eigh"
-    ),
+    "full": Solver(full_directions, substitute="covariance_eigh"),
 }
 
 
@@ -211,8 +199,7 @@ def resolve_solver(
     These are "exact" or "quick" d by d matrices, summed in double precision or in that
     of the rows, or "multipass": never formed, with a pass over the rows for each
     product. Every fit needs them, for the scale of the scores. `sums_covariance` says
-    that they are summed anyway, for the head or a stream. A solver that reads rows that
-    are elsewhere, without a substitute, is an error.
+    that they are summed anyway, for the head or a stream.
     """
     solver = None
     if is_used and svd_solver != "auto":
@@ -220,13 +207,7 @@ def resolve_solver(
     elif is_used:
         forms_matrices = sums_covariance or n_features <= _FEW_FEATURES
         solver = SOLVERS["covariance_eigh" if forms_matrices else "randomized"]
-    if solver is not None and solver.reads_whole_classes and not rows_are_here:
-        if solver.substitute is None:
-            raise ValueError(
-                f"svd_solver={svd_solver!r} reads all rows of a class at once, and "
-                "these are a stream or a dask array: use svd_solver='auto', or pass "
-                "the rows as one array to fit."
-            )
+    if solver is not None and solver.substitute is not None and not rows_are_here:
         solver = SOLVERS[solver.substitute]
     if not (sums_covariance or (solver is not None and solver.needs_matrices)):
         return solver, "multipass"

@@ -216,11 +216,6 @@ def row_slices(X: Rows) -> Iterator[slice]:
     yield from gen_batches(n_rows, size) if n_rows else ()
 
 
-def read_block(X: Rows, rows: slice, dtype: type[np.floating[Any]]) -> FloatArray:
-    """Read rows of X as `dtype`; a view of X if nothing has to be cast."""
-    return np.asarray(X[rows], dtype=dtype)
-
-
 def class_blocks(data: LabelledRows, n_classes: int) -> Iterator[Any]:
     """Yield the rows of each class, block by block, in double precision.
 
@@ -231,7 +226,7 @@ def class_blocks(data: LabelledRows, n_classes: int) -> Iterator[Any]:
         yield from torch_backend.class_blocks(data, n_classes)
         return
     for rows in row_slices(data.X):
-        block = read_block(data.X, rows, np.float64)
+        block = np.asarray(data.X[rows], dtype=np.float64)
         for c in range(n_classes):
             mine = np.flatnonzero(data.class_index[rows] == c)
             if mine.size:

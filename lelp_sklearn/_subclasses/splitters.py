@@ -153,9 +153,8 @@ class Solver:
     needs_matrices: bool = False  # whether it reads the d by d covariance matrices
     # Whether its first pass multiplies the subspace of a sample.
     starts_from_sample: bool = False
-    # Whether it copies the rows of each class, which have to be in this process.
-    reads_whole_classes: bool = False
-    # The solver that replaces it for rows elsewhere; None for an error.
+    # The solver that replaces it for a stream and for rows of other processes, if it
+    # reads all rows of a class at once.
     substitute: str | None = None
 
 

@@ -121,13 +121,8 @@ def class_samples(
     Copies of a row count as one row with the sum of their weights. The draw depends on
     the content of the rows, not on their order.
     """
-    seed = draw_seed(random_state)
+    seed = np.uint64(random_state.randint(2**31 - 1))
     return samples_of(data, class_sketches(data, n_classes, seed), seed)
-
-
-def draw_seed(random_state: np.random.RandomState) -> np.uint64:
-    """Draw the seed of a sample."""
-    return np.uint64(random_state.randint(2**31 - 1))
 
 
 def class_sketches(data: Data, n_classes: int, seed: np.uint64) -> list[Sketch]:

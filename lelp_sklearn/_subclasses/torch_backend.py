@@ -79,7 +79,6 @@ class TensorRows:
         self.ndim = tensor.ndim
         self.dtype = np.dtype(np.float64 if _is_double(tensor) else np.float32)
         self._groups: tuple[tuple[IntArray, FloatArray], Groups] | None = None
-        self._kept: list[tuple[NDArray[Any], torch.Tensor]] = []
 
     def __getitem__(self, rows: Any) -> NDArray[Any]:
         if isinstance(rows, np.ndarray):
@@ -136,19 +135,6 @@ class TensorRows:
         values = values if values.flags.writeable else values.copy()
         tensor = torch.from_numpy(np.ascontiguousarray(values))
         return tensor.to(self.tensor.device, dtype=dtype)
-
-    def kept(self, values: NDArray[Any]) -> "torch.Tensor":
-        """As `beside`, once for an array that no one changes; unsigned as signed."""
-        for known, tensor in self._kept:
-            if known is values:
-                return tensor
-        signed = values.view(np.int64) if values.dtype == np.uint64 else values
-        return self.keep(values, self.beside(signed))
-
-    def keep(self, values: NDArray[Any], tensor: "torch.Tensor") -> "torch.Tensor":
-        """Remember the copy of an array on the device; the last few are kept."""
-        self._kept = [*self._kept[-2:], (values, tensor)]
-        return tensor
 
     def groups(self, data: "LabelledRows", n_classes: int) -> "Groups":
         """Return the rows of each class; kept for the next pass."""
@@ -335,9 +321,7 @@ def hash_rows(
         all_finite = kernels.digest_rows(X.tensor, multipliers, digests)
     else:
         all_finite = _digest_blocks(X, multipliers, digests)
-    array = digests.cpu().numpy().view(np.uint64)
-    X.keep(array, digests)
-    return array, all_finite
+    return digests.cpu().numpy().view(np.uint64), all_finite
 
 
 def _digest_blocks(X: TensorRows, multipliers: "Tensor", digests: "Tensor") -> bool:
@@ -379,7 +363,7 @@ def distinct_rows(
     finds them, in another order.
     """
     X = cast("TensorRows", data.X)
-    digests, weights = X.kept(data.digests), X.kept(data.weight)
+    digests, weights = X.beside(data.digests.view(np.int64)), X.beside(data.weight)
     found = []
     for c in range(n_classes):
         index = X.groups(data, n_classes).index(c)

@@ -112,7 +112,8 @@ def cluster_sums(
     for c, block, w in _centred_rows(rows):
         scores = block @ packed[c, :n_clusters, :n_features].T - half_squares[c]
         is_near = scores >= scores.max(axis=1, keepdims=True) - ties[c]
-        members = _members(is_near.argmax(axis=1), w, n_clusters)
+        is_member = is_near.argmax(axis=1) == np.arange(n_clusters)[:, None]
+        members = np.where(is_member, w, 0)
         sums[c] += members @ block
         weights[c] += members.sum(axis=1, dtype=np.float64)
     return sums * rows.unit, weights * rows.unit
@@ -146,8 +147,3 @@ def _centred_rows(rows: ClassRows) -> Iterator[tuple[int, FloatArray, FloatArray
             index = block.start + np.flatnonzero(rows.class_index[block] == c)
             if index.size:
                 yield c, _numbers(rows.X[index]) - centre, rows.weight[index]
-
-
-def _members(labels: NDArray[Any], weight: FloatArray, n_clusters: int) -> FloatArray:
-    """Return weights as a matrix (clusters, rows): times the rows, their sums."""
-    return np.where(labels == np.arange(n_clusters)[:, None], weight, 0)
