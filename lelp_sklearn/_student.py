@@ -903,8 +903,7 @@ class LELPStudentClassifier(
         """Return the module, its C and S, and the temperature of their sum."""
         module, objective = self._state.module, self._state.objective
         n_subclasses = module.n_outputs // objective.n_classes
-        temperature = float(objective.temperature)
-        return module.net, objective.n_classes, n_subclasses, temperature
+        return module.net, objective.n_classes, n_subclasses, objective.temperature
 
     # --- the parts of a fit -----------------------------------------------------------
 
@@ -1006,8 +1005,7 @@ class LELPStudentClassifier(
                 params[name] = value.item()
         # The weights count, not the callable that builds them.
         params["module"] = state.module.net.state_dict()
-        max_epochs = int(self.max_epochs)
-        progress = np.arange(max_epochs + 1) / max_epochs
+        progress = np.linspace(0, 1, int(self.max_epochs) + 1)
         for name in ("subclass_weight", "learning_rate_schedule"):
             if callable(schedule := params[name]):
                 params[name] = [float(schedule(part)) for part in progress.tolist()]
