@@ -22,12 +22,7 @@ from sklearn.base import (
 )
 from sklearn.utils import _safe_indexing
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import (
-    _check_feature_names,
-    _check_n_features,
-    check_is_fitted,
-    validate_data,
-)
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 from lelp_sklearn import _validation
 from lelp_sklearn._callers import warn_user
@@ -495,8 +490,7 @@ class EmbeddingExtractor(
         _check_is_rows(X)
         if isinstance(X, torch.Tensor):
             _validation.check_tensor_rows(X)
-            _check_feature_names(self, X, reset=reset)
-            _check_n_features(self, X, reset=reset)
+            validate_data(self, X, reset=reset, skip_check_array=True)
             return X
         texts = _as_texts(X)
         if texts is not None:

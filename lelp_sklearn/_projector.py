@@ -13,12 +13,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils._set_output import _wrap_data_with_container
 from sklearn.utils.metadata_routing import UNUSED
-from sklearn.utils.validation import (
-    _check_feature_names,
-    _check_n_features,
-    check_is_fitted,
-    validate_data,
-)
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 from lelp_sklearn import _validation
 from lelp_sklearn._callbacks import CallbackSupportMixin, begin_fit, with_callbacks
@@ -844,8 +839,7 @@ class LELPProjector(  # type: ignore[call-arg]
                 rows = torch_backend.as_rows(X)
             else:
                 rows = dask_backend.as_rows(X)
-            _check_feature_names(self, X, reset=reset)
-            _check_n_features(self, rows, reset=reset)
+            validate_data(self, X, reset=reset, skip_check_array=True)
             return rows
         check_numbers(X, "X")
         return validate_data(

@@ -14,12 +14,7 @@ from numpy.typing import NDArray
 from scipy.sparse import issparse
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils import _safe_indexing, check_array
-from sklearn.utils.validation import (
-    _check_feature_names,
-    _check_n_features,
-    _num_samples,
-    validate_data,
-)
+from sklearn.utils.validation import _num_samples, validate_data
 
 from lelp_sklearn import _validation
 from lelp_sklearn._typing import BoolArray, FloatArray, IntArray
@@ -357,8 +352,7 @@ def check_rows(student: Any, X: Any, row_format: RowFormat | None) -> Any:
     reset = row_format is None
     if hasattr(X, "detach"):
         _validation.check_tensor_rows(X)
-        _check_feature_names(student, X, reset=reset)
-        _check_n_features(student, X, reset=reset)
+        validate_data(student, X, reset=reset, skip_check_array=True)
     else:
         check_numbers(X, "X")
         if issparse(X) and dtype_name(X) == "object":
