@@ -2,7 +2,6 @@
 
 import copy
 import os
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,7 +10,6 @@ from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import numpy as np
-import sklearn
 import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
@@ -56,9 +54,11 @@ from lelp_sklearn._training.state import (
     Placement,
     Seeds,
     TrainingState,
+    current_versions,
     make_epoch_loop,
     make_validation,
     optimizer_state,
+    releases,
     start_training,
 )
 from lelp_sklearn._typing import FloatArray
@@ -1080,26 +1080,9 @@ class LELPStudentClassifier(
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         saved, current = state.get("_versions"), current_versions()
-        if saved is not None and _releases(saved) != _releases(current):
+        if saved is not None and releases(saved) != releases(current):
             warning = OtherVersionsWarning(type(self).__name__, saved, current)
             warnings.warn(warning, stacklevel=2)
         super().__setstate__({n: v for n, v in state.items() if n != "_versions"})
         if hasattr(self, "_state"):
             self.module_ = self._state.module.net
-
-
-def current_versions() -> dict[str, str]:
-    """Return the versions of what predictions are made with."""
-    return {
-        "lelp_sklearn": sys.modules[__name__.partition(".")[0]].__version__,
-        "torch": str(torch.__version__),
-        "scikit-learn": sklearn.__version__,
-    }
-
-
-def _releases(versions: dict[str, str]) -> dict[str, str]:
-    """Return the parts of versions that must agree: of libraries two numbers."""
-    return {
-        name: version if name == "lelp_sklearn" else ".".join(version.split(".")[:2])
-        for name, version in versions.items()
-    }

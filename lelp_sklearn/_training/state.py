@@ -3,11 +3,13 @@
 `LELPStudentClassifier.__getstate__` says what a pickle drops, keeps and moves.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
+import sklearn
 import torch
 from sklearn.utils import check_random_state
 
@@ -387,3 +389,20 @@ def _make_objective(
         scale,
         is_hard,
     )
+
+
+def current_versions() -> dict[str, str]:
+    """Return the versions of what predictions are made with."""
+    return {
+        "lelp_sklearn": sys.modules[__name__.partition(".")[0]].__version__,
+        "torch": str(torch.__version__),
+        "scikit-learn": sklearn.__version__,
+    }
+
+
+def releases(versions: dict[str, str]) -> dict[str, str]:
+    """Return the parts of versions that must agree: of libraries two numbers."""
+    return {
+        name: version if name == "lelp_sklearn" else ".".join(version.split(".")[:2])
+        for name, version in versions.items()
+    }
