@@ -788,7 +788,7 @@ class LELPStudentClassifier(
         ndarray of shape (n_samples, n_classes * n_subclasses)
             Probabilities, subclass s of class c in column ``c * n_subclasses + s``.
         """
-        logits = self._logits(X)
+        logits = torch.cat(list(self._logits(X)))
         objective = self._state.objective
         classes = torch.softmax(objective.class_logits(logits), dim=1)
         scaled = logits / objective.within_class_temperature
@@ -886,18 +886,17 @@ class LELPStudentClassifier(
         rows = torch.zeros((2, *module.row_shape), dtype=module.dtype)
         export.export_onnx(*self._folded_net(), rows, path)
 
-    def _logits(self, X: Any) -> Tensor:
+    def _logits(self, X: Any) -> Iterator[Tensor]:
         check_is_fitted(self)
         module = self._state.module
         rows = check_rows(self, X, self._state.row_format)
         module.check_layout(rows)
         batch_size = int(self.batch_size)
-        batches = batched_outputs(module.net, as_tensor(rows), batch_size, module.dtype)
-        return torch.cat(list(batches))
+        return batched_outputs(module.net, as_tensor(rows), batch_size, module.dtype)
 
     def _class_logits(self, X: Any) -> Tensor:
-        logits = self._logits(X)
-        return self._state.objective.class_logits(logits)
+        batches = self._logits(X)
+        return torch.cat([self._state.objective.class_logits(each) for each in batches])
 
     def _folded_net(self) -> tuple[nn.Module, int, int, float]:
         """Return the module, its C and S, and the temperature of their sum."""
