@@ -238,7 +238,7 @@ def test_a_report_asks_about_an_earlier_layer():
     X, model = rows(200), make_model()
     y = (X[:, 0] > 0).astype(int)
     student, of_teacher = earlier_layer(model, X, y)
-    few = {"n_splits": 2, "max_epochs": 2, "random_state": 0}
+    few = {"n_splits": 2, "max_steps": 5, "random_state": 0}
     given = clone(student).set_params(teacher=None)
     assert subclass_report(student, X, y, **few) == subclass_report(
         given, X, y, **of_teacher, **few

@@ -215,7 +215,7 @@ def test_losses_and_functions_take_them_too():
     student = LELPStudentClassifier(
         projector=LELPProjector(np.int64(2), head=HEAD), max_epochs=np.int64(1)
     )
-    counts = {"n_splits": 2, "max_samples": 60, "max_epochs": 1, "random_state": 0}
+    counts = {"n_splits": 2, "max_samples": 60, "max_steps": 1, "random_state": 0}
     reports = [
         subclass_report(student, X, Y, teacher_embeddings=E, **numbers)
         for numbers in (counts, {n: np.uint8(value) for n, value in counts.items()})

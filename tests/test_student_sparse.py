@@ -470,7 +470,7 @@ def test_report_of_sparse_rows_is_that_of_dense_ones():
             teacher_embeddings=X,
             n_splits=2,
             max_samples=90,
-            max_epochs=1,
+            max_steps=1,
             random_state=0,
         )
         for rows in (X, sparse.coo_array(X))

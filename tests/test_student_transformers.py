@@ -177,7 +177,7 @@ def test_a_warm_start_on_other_rows_transforms_them(data):
 def test_a_report_is_of_the_embeddings_of_fit_transform(data):
     X, y = data
     student = make_student(teacher=OutOfFold())
-    options = {"n_splits": 2, "max_epochs": 2, "random_state": 0}
+    options = {"n_splits": 2, "max_steps": 5, "random_state": 0}
     report = subclass_report(student, X, y, **options)
     embeddings = expected_embeddings(X, y)
     given = subclass_report(

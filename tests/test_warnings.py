@@ -83,7 +83,7 @@ def fit_in_a_pipeline():
 
 def report():
     given = {"teacher_embeddings": E, "teacher_logits": PROBABILITIES}
-    subclass_report(student(), X, Y, **given, n_splits=2, max_epochs=1, random_state=0)
+    subclass_report(student(), X, Y, **given, n_splits=2, max_steps=1, random_state=0)
 
 
 FITTED = LELPProjector(2, head=HEAD).fit(E, Y)

@@ -6,7 +6,7 @@ import numpy as np
 
 from benchmarks.distillation.chosen import Taken, take
 from benchmarks.distillation.config import BASELINE, OURS, PLAIN, UNION, Table
-from benchmarks.distillation.diagnosis import AGREEMENTS, GAINS, SEEDS
+from benchmarks.distillation.diagnosis import AGREEMENTS, SEEDS
 from benchmarks.distillation.methods import TRAINABLE
 from benchmarks.distillation.methods.base import DistillationData, subclasses
 from benchmarks.distillation.methods.lelp import of_earlier_layer
@@ -68,7 +68,7 @@ def write_layers(
         (name, layer, task): float(
             np.mean([x[name] for x in reports[layer] if x["task"] == task])
         )
-        for name in (*GAINS, "pilot_gain_se")
+        for name in ("pilot_gain", "pilot_gain_se")
         for layer in LAYERS
         for task in tasks
     }
@@ -101,11 +101,10 @@ def choices_of(
 ) -> dict[str, Choice]:
     """Return the layer that is taken on each task, by the way of choosing it."""
     found: dict[str, Choice] = {
-        f"by the {name.replace('_', ' ')}": {
-            task: max(LAYERS, key=lambda layer: means[name, layer, task])
+        "by the pilot gain": {
+            task: max(LAYERS, key=lambda layer: means["pilot_gain", layer, task])
             for task in tasks
         }
-        for name in GAINS
     }
     by_method = {method: layer for layer, method in LAYERS.items()}
     found["on validation rows"] = {

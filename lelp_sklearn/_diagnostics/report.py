@@ -1,105 +1,114 @@
 """A report, from a few quick students, on whether subclass targets will help."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import combinations
+from dataclasses import dataclass, field
+from textwrap import fill
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy import linalg
 from sklearn.base import clone
-from sklearn.frozen import FrozenEstimator
-from sklearn.metrics import (
-    adjusted_mutual_info_score,
-    adjusted_rand_score,
-    roc_auc_score,
-)
-from sklearn.utils import _safe_indexing, check_random_state
+from sklearn.utils import check_random_state
 
 from lelp_sklearn._callers import warned_once
-from lelp_sklearn._diagnostics.table import check_at_least, class_logits
-from lelp_sklearn._subclasses.kmeans import cluster
-from lelp_sklearn._subclasses.moments import row_space_basis, to_null_space
-from lelp_sklearn._targets import TargetSource, embed, has_teacher, usable_rows
-from lelp_sklearn._training.inputs import StudentInputs, add_note_on_error, as_array
-from lelp_sklearn._typing import FloatArray, IntArray
+from lelp_sklearn._diagnostics.advice import Advice
+from lelp_sklearn._diagnostics.pilots import (
+    LABELS,
+    SUBCLASSES,
+    VANILLA,
+    Pilot,
+    PilotData,
+    draw_seed,
+    has_epochs,
+    make_pilots,
+)
+from lelp_sklearn._diagnostics.reasons import mean_margin_r2
+from lelp_sklearn._diagnostics.table import check_at_least
+from lelp_sklearn._training.inputs import add_note_on_error
+from lelp_sklearn._typing import BoolArray
 
-_HELD_OUT = 0.25
-# A gain in agreement that is worth having: benchmarks/README.md has the tasks.
-_WORTHWHILE = 0.01
-
-_N_CLUSTERS = 20
-# With fewer rows a cluster the inertia says little.
-_ROWS_A_CLUSTER = 5
-# Clusters are found in a few dimensions more than there are clusters.
-_N_AXES = _N_CLUSTERS + 10
+# Between these gains a verdict is open: benchmarks/results/findings.md has the tasks.
+_LEAST_GAIN, _WORTHWHILE = 0.005, 0.01
+# Standard errors on either side of a gain in an interval of 95 %.
+_HALF_WIDTH = 1.96
+# With less headroom, subclasses that gain something may not with more rows.
+_LITTLE_ROOM = 0.05
+# Where reasons change their wording.
+_MOSTLY_CONFIDENCE = 0.8
+_HARDLY_LEARNED, _PARTLY_LEARNED = 0.2, 0.5
 
 
 @dataclass(frozen=True)
 class SubclassReport:
-    """The result of :func:`subclass_report`; printed, it is a table.
+    """The result of :func:`subclass_report`; printed, it explains itself.
 
-    Shares are between 0 and 1, and gains are differences of shares.
+    Shares are between 0 and 1, and gains are differences of shares. A student is asked
+    about rows that it has not seen. Three students are compared: one that learns the
+    labels alone, one that learns the teacher's class probabilities (vanilla
+    distillation, S = 1), and one that learns subclasses.
 
     Parameters
     ----------
-    pilot_gain : float
-        Share of held-out rows on which the quick student with subclasses agrees with
-        the teacher's class, minus that of the one without: the mean over the splits.
-    pilot_gain_se : float
-        Standard error of `pilot_gain`, corrected for splits that share rows.
-    ranking_gain : float
-        The same gain in the area under the ROC curve, one class against the others,
-        averaged over the classes. It varies less from split to split.
+    pilot_gain, pilot_gain_se : float
+        How much larger the share of right rows is with subclasses than without, and its
+        standard error. A row is right if the student predicts its label, or the
+        teacher's class if it has none.
+    teacher_gain, teacher_gain_se : float or None
+        The same for the student without subclasses against the one that learns labels,
+        on the labelled rows. None without labels.
+    teacher_accuracy, label_accuracy : float or None
+        Share of the labelled rows that the teacher and the student of the labels get
+        right. None without labels.
+    vanilla_accuracy, subclass_accuracy : float
+        The same for the students of the teacher, without and with subclasses; without
+        labels, the share of rows in which they agree with the teacher.
     headroom : float
-        Share of held-out rows on which the quick student without subclasses disagrees
-        with the teacher.
+        Share of rows on which the student without subclasses differs from the teacher.
     learnability : float
-        Adjusted mutual information between the subclasses of held-out rows and those
-        that the student with subclasses predicts, within each class: 0 for chance, 1
-        if all agree.
-    gap_ratio : float
-        How clustered a class is in the null space: the inertia after k-means of a
-        Gaussian sample with the same variances, divided by that of the class. 1 for a
-        Gaussian, larger for clusters.
-    stability : float
-        Adjusted Rand index between the subclasses of two splits: 0 for chance, 1 for
-        the same partition, as that of a frozen projector always is.
+        Adjusted mutual information between the subclasses of rows and those that the
+        student predicts, within each class: 0 for chance, 1 if all agree.
     margin_r2 : float
         Share of the variance of the teacher's margin in a class, the logit of the class
         minus the largest other, that is explained by the clusters of the class in the
-        null space. Near 1, subclasses only restate the teacher's confidence.
+        null space.
+    training_length : {"too long", "too short"} or None
+        Whether the score of held-out rows, of the student with subclasses, is best in
+        the first tenth of training, or still clearly rises in the last. None otherwise,
+        and for a student without epochs.
     n_subclasses : int
         The number S of subclasses that was compared with S = 1.
-    n_samples, n_splits : int
-        Number of rows used, and of splits.
+    n_samples, n_labelled, n_splits : int
+        Number of rows used, of those that have a label, and of splits.
+    recommendation : str
+        What to do, and the call to make.
     """
 
     pilot_gain: float
     pilot_gain_se: float
-    ranking_gain: float
+    teacher_gain: float | None
+    teacher_gain_se: float | None
+    teacher_accuracy: float | None
+    label_accuracy: float | None
+    vanilla_accuracy: float
+    subclass_accuracy: float
     headroom: float
     learnability: float
-    gap_ratio: float
-    stability: float
     margin_r2: float
+    training_length: str | None
     n_subclasses: int
     n_samples: int
+    n_labelled: int
     n_splits: int
+    # The arguments that it names are how the report was asked, not what it found.
+    recommendation: str = field(compare=False)
 
     @property
     def verdict(self) -> str:
         """Whether subclasses help: "helps", "unclear" or "does not help".
 
-        "helps" if `pilot_gain` minus its standard error is above 0.01, one point of
-        agreement; "does not help" if `pilot_gain` plus its standard error is below.
+        "does not help" if `pilot_gain` plus its standard error is below 0.01, one point
+        of accuracy; else "helps" if `pilot_gain` minus its standard error is above
+        0.005 and `headroom` is at least 0.05.
         """
-        if self.pilot_gain - self.pilot_gain_se > _WORTHWHILE:
-            return "helps"
-        if self.pilot_gain + self.pilot_gain_se < _WORTHWHILE:
-            return "does not help"
-        return "unclear"
+        return _verdict(self.pilot_gain, self.pilot_gain_se, self.headroom)
 
     @property
     def recommended_n_subclasses(self) -> int:
@@ -110,27 +119,94 @@ class SubclassReport:
         return 1 if self.verdict == "does not help" else self.n_subclasses
 
     def __str__(self) -> str:
-        gain = f"{_in_points(self.pilot_gain)} ± {100 * self.pilot_gain_se:.1f} points"
-        ranking = f"{_in_points(self.ranking_gain)} points"
-        lines = [
-            ("pilot gain", gain, "agreement with the teacher, against one subclass"),
-            ("ranking gain", ranking, "area under the ROC curve, against one subclass"),
-            ("headroom", f"{self.headroom:.1%}", "disagreement of one subclass"),
-            ("learnability", f"{self.learnability:.2f}", "0: chance, 1: perfect"),
-            ("gap ratio", f"{self.gap_ratio:.2f}", "1: no clusters, as in a Gaussian"),
-            ("stability", f"{self.stability:.2f}", "0: chance, 1: identical"),
-            ("margin R²", f"{self.margin_r2:.2f}", "1: subclasses restate confidence"),
-        ]
-        title = (
-            f"Subclass targets: {self.verdict} ({self.n_subclasses} subclasses per "
-            f"class, {self.n_samples} rows, {self.n_splits} splits)"
+        return "\n".join(
+            [
+                f"Subclass targets: {self.verdict} ({self.n_samples} rows, "
+                f"{self.n_splits} splits)",
+                *self._describe_accuracies(),
+                *self._describe_gains(),
+                "Reasons",
+                *(_wrap(reason) for reason in self._reasons()),
+                f"Recommendation: {self.recommendation}",
+            ]
         )
-        return "\n".join([title, *(f"  {a:<14}{b:<21}{c}" for a, b, c in lines)])
+
+    def _describe_accuracies(self) -> list[str]:
+        rows = f"Accuracy on {self.n_labelled} labelled rows, unseen by the student"
+        if not self.n_labelled:
+            rows = f"Agreement with the teacher on {self.n_samples} unseen rows"
+        lines = [
+            ("the teacher itself, which may have seen them", self.teacher_accuracy),
+            ("student of the labels", self.label_accuracy),
+            ("student of the teacher, 1 subclass per class", self.vanilla_accuracy),
+            (
+                f"student of the teacher, {self.n_subclasses} subclasses per class",
+                self.subclass_accuracy,
+            ),
+        ]
+        return [rows, *(f"  {a:<48}{b:6.1%}" for a, b in lines if b is not None)]
+
+    def _describe_gains(self) -> list[str]:
+        interval = _interval(self.pilot_gain, self.pilot_gain_se)
+        lines = [f"  {'subclasses instead of 1':<48}{interval}"]
+        if self.teacher_gain is not None and self.teacher_gain_se is not None:
+            interval = _interval(self.teacher_gain, self.teacher_gain_se)
+            lines.insert(0, f"  {'the teacher instead of the labels':<48}{interval}")
+        others = ""
+        if 0 < self.n_labelled < self.n_samples:
+            others = " (rows without a label: agreement with the teacher)"
+        return [f"Gain in points, with 95 % interval{others}", *lines]
+
+    def _reasons(self) -> list[str]:
+        """Return sentences on what the verdict follows from."""
+        room = "little" if self.headroom < _LITTLE_ROOM else "something"
+        recognises = "recognises the subclasses well"
+        if self.learnability < _PARTLY_LEARNED:
+            recognises = "recognises the subclasses in part"
+        if self.learnability < _HARDLY_LEARNED:
+            recognises = "hardly recognises the subclasses"
+        confidence = "Subclasses say more than the teacher's confidence"
+        if self.margin_r2 > _MOSTLY_CONFIDENCE:
+            confidence = "Subclasses mostly repeat the teacher's confidence"
+        reasons = [
+            f"With 1 subclass the student differs from the teacher on "
+            f"{self.headroom:.1%} of the rows: {room} to gain.",
+            f"From its inputs the student {recognises}: {self.learnability:.2f}, "
+            "where 0 is guessing and 1 is perfect.",
+            f"{confidence}, of which groups in a class explain {self.margin_r2:.0%}.",
+        ]
+        if self.training_length == "too long":
+            reasons.append(
+                "Training is too long: unseen rows are predicted best in the first "
+                "tenth of it."
+            )
+        elif self.training_length == "too short":
+            reasons.append(
+                "Training is too short: unseen rows are still predicted better and "
+                "better in the last tenth of it."
+            )
+        return reasons
 
 
-def _in_points(share: float) -> str:
-    """Format a gain in points; zero is +0.0, never -0.0."""
-    return f"{round(100 * share, 1) + 0.0:+.1f}"
+def _wrap(sentence: str) -> str:
+    return fill(sentence, 80, initial_indent="  ", subsequent_indent="    ")
+
+
+def _verdict(gain: float, error: float, headroom: float) -> str:
+    if gain + error < _WORTHWHILE:
+        return "does not help"
+    has_room = headroom >= _LITTLE_ROOM
+    return "helps" if has_room and gain - error > _LEAST_GAIN else "unclear"
+
+
+def _interval(gain: float, error: float) -> str:
+    """Format a gain in points with its interval; zero is +0.0, never -0.0."""
+    width = _HALF_WIDTH * error
+    center, low, high = (
+        f"{round(100 * value, 1) + 0.0:+.1f}"
+        for value in (gain, gain - width, gain + width)
+    )
+    return f"{center} [{low}, {high}]"
 
 
 def subclass_report(
@@ -142,26 +218,28 @@ def subclass_report(
     teacher_logits: Any = None,
     n_splits: int = 5,
     max_samples: int = 5000,
-    max_epochs: int = 30,
+    max_steps: int = 2000,
     random_state: Any = None,
 ) -> SubclassReport:
     r"""Estimate before training whether subclass targets will help a student.
 
-    In each of several splits, a quarter of at most `max_samples` rows is held out, and
-    two quick students are trained on the others. They differ in their targets only: the
-    subclasses of the student's projector, or its class probabilities alone (S = 1,
-    vanilla distillation). The verdict depends on the gain in agreement with the
-    teacher's class on the held-out rows; the other measures explain it.
+    At most `max_samples` rows are split into `n_splits` parts. Each part is held out
+    once, while three students are trained on the others: on the subclasses of the
+    student's projector, on its class probabilities alone (S = 1, vanilla distillation),
+    and on the labels, if there are any. The verdict depends on how many more of the
+    held-out rows the first gets right than the second; the rest of the report says what
+    to compare that with, why it may be so, and what to do.
 
     Parameters
     ----------
-    student : LELPStudentClassifier or LELPMetaClassifier
-        Fitted or not. Its projector, module and training parameters are used, with
-        fewer epochs, or its estimator; it is not changed. Its learning rate,
-        regularization and temperature should be about right. An estimator has to
-        predict probabilities.
+    student : LELPStudentClassifier, LELPMetaClassifier or Pipeline that ends in one
+        Fitted or not; it is not changed. All its parameters are used, but
+        `early_stopping`, `warm_start`, `checkpoint` and `verbose`. The steps of a
+        Pipeline before it are fitted once, on all rows. The estimator of a
+        LELPMetaClassifier has to predict probabilities.
     X : {array-like, sparse matrix, torch.Tensor} of shape (n_samples, n_features, ...)
-        Inputs of the student, as in :meth:`LELPStudentClassifier.fit`.
+        Inputs of `student`, as in :meth:`LELPStudentClassifier.fit`; of a Pipeline,
+        what its first step takes.
     y : array-like of shape (n_samples,), default=None
         Class labels, as in :meth:`LELPStudentClassifier.fit`.
     teacher_embeddings : array-like of shape (n_samples, n_embedding), default=None
@@ -170,12 +248,13 @@ def subclass_report(
     teacher_logits : array-like of shape (n_samples, n_classes or 1), default=None
         The teacher's logits.
     n_splits : int, default=5
-        Number of splits, at least 2. Each trains two students.
+        Number of parts, at least 2.
     max_samples : int, default=5000
         Number of rows to use at most, drawn stratified by label.
-    max_epochs : int, default=30
-        Number of epochs of a quick student at most; its own `max_epochs` if that is
-        less.
+    max_steps : int, default=2000
+        Number of steps in which a quick student is trained at most, in whole epochs. It
+        makes as many steps as `student` would make on all rows, if that is less, and
+        its schedules end with the last one.
     random_state : int, RandomState instance or None, default=None
         Controls the drawn rows, the splits and the students' seeds. Pass an int for
         reproducible reports; None uses NumPy's global generator.
@@ -183,8 +262,8 @@ def subclass_report(
     Returns
     -------
     SubclassReport
-        Print it for a table. Its `verdict` is "helps", "unclear" or "does not help",
-        and `recommended_n_subclasses` follows from it.
+        Print it. Its `verdict` is "helps", "unclear" or "does not help", and
+        `recommendation` has the call to make.
 
     Raises
     ------
@@ -192,32 +271,27 @@ def subclass_report(
         If `student` is not a student.
     ValueError
         If no teacher is given, if the projector makes only one subclass or more than
-        three quarters of the rows of a class allow, or as in
+        the rows of a class in all parts but one allow, or as in
         :meth:`LELPStudentClassifier.fit`.
+    FloatingPointError
+        If the weights of a quick student were not finite.
 
     See Also
     --------
+    LELPStudentClassifierCV : Chooses the parameters of a student.
     subclass_table : Describes the subclasses.
 
     Notes
     -----
-    The standard error of the mean of K splits is that of Nadeau and Bengio [1]_,
+    The standard error of a gain over n rows is that of paired differences,
+    :math:`s / \sqrt{n}`, where s is the standard deviation over the rows of
+    (right now) minus (right before). It says how much the gain depends on the rows that
+    were held out, not on those that the students learned from.
 
-    .. math:: \sqrt{\left( \frac{1}{K} + \frac{n_{held\ out}}{n_{rest}} \right)
-              s^2}
-
-    with the variance :math:`s^2` of the K differences: since splits share rows, their
-    mean is less certain than that of as many independent samples.
-
-    The cost, in fits of E epochs on n rows, is ``1.5 * n_splits * min(max_epochs, E) *
-    min(max_samples, n) / (E * n)``: by default 0.9 of a fit of 240 epochs on 2 000
-    rows, 2.3 of one of 100 epochs on 5 000 or fewer, a twentieth of one of 100 epochs
-    on 225 000. k-means for `gap_ratio` and `margin_r2` uses at most 20 clusters.
-
-    References
-    ----------
-    .. [1] C. Nadeau and Y. Bengio, "Inference for the Generalization Error", Machine
-       Learning 52, 2003.
+    The students of all parts are trained together, as in
+    :class:`LELPStudentClassifierCV`, if the module allows it; otherwise one after the
+    other, which takes up to ``3 * n_splits`` trainings of `max_steps` steps. The
+    clusters that the teacher's confidence is explained by are at most 20 in a class.
 
     Examples
     --------
@@ -229,329 +303,114 @@ def subclass_report(
     >>> head = LogisticRegression().fit(X, y)
     >>> student = LELPStudentClassifier(projector=LELPProjector(5, head=head))
     >>> report = subclass_report(
-    ...     student, X, y, teacher_embeddings=X, max_epochs=2, random_state=0
+    ...     student, X, y, teacher_embeddings=X, max_steps=60, random_state=0
     ... )
     >>> report.verdict in ("helps", "unclear", "does not help")
     True
     >>> print(report)
-    Subclass targets: ... (5 subclasses per class, 1797 rows, 5 splits)
-      pilot gain ...
+    Subclass targets: ... (1797 rows, 5 splits)
+    Accuracy on 1797 labelled rows, unseen by the student
+      the teacher itself, which may have seen them ...
     >>> student = student.set_params(
     ...     projector__n_subclasses=report.recommended_n_subclasses
     ... )
     """
+    student, steps, name = _split_pipeline(student)
     _check_student(student)
     check_at_least(n_splits, 2, "n_splits")
     check_at_least(max_samples, 2, "max_samples")
-    check_at_least(max_epochs, 1, "max_epochs")
+    check_at_least(max_steps, 1, "max_steps")
     random_state = check_random_state(random_state)
+    given = {
+        "y": y,
+        "teacher_embeddings": teacher_embeddings,
+        "teacher_logits": teacher_logits,
+    }
+    advice = Advice(student, name, [n for n, v in given.items() if v is not None])
     note = f"(In a report, which uses at most max_samples={max_samples} rows.)"
     with warned_once(), add_note_on_error(note):
-        data = ReportData.read(
+        if steps is not None:
+            X = clone(steps).fit_transform(X, y)
+        data = PilotData.read(
             student, X, y, teacher_embeddings, teacher_logits, max_samples, random_state
         )
-        pilots = [
-            _Pilot.train(data, max_epochs, _draw_seed(random_state))
-            for _ in range(n_splits)
-        ]
-    gains = np.array([pilot.gain for pilot in pilots])
-    size_ratio = float(np.mean([pilot.size_ratio for pilot in pilots]))
-    partitions = combinations([pilot.partition for pilot in pilots], 2)
-    stabilities = [
-        _mean_by_class(adjusted_rand_score, data.class_index, one, other)
-        for one, other in partitions
-    ]
-    of_classes = [
-        data.gap_ratio_and_margin_r2(c, random_state) for c in range(data.n_classes)
-    ]
-    gap_ratio, margin_r2 = np.mean(of_classes, axis=0)
+        pilots = make_pilots(data, n_splits, max_steps, random_state)
+        length = None
+        if has_epochs(student):
+            # Not every student needs torch.
+            from lelp_sklearn._diagnostics import pilot_training
+
+            pilot_training.train_pilots(data, pilots, draw_seed(random_state))
+            length = pilot_training.training_length(pilots)
+        else:
+            for pilot in pilots:
+                pilot.fit(data)
+    return _summarise(data, pilots, length, advice)
+
+
+def _summarise(
+    data: PilotData, pilots: list[Pilot], length: str | None, advice: Advice
+) -> SubclassReport:
+    """Compare what the pilots say of the rows that they have not seen."""
+    with_subclasses = [pilot for pilot in pilots if pilot.kind == SUBCLASSES]
+    n_rows, truth, labelled = len(data.labels), data.class_index, data.labels >= 0
+    predicted = {
+        kind: np.full(n_rows, -1) for kind in dict.fromkeys(p.kind for p in pilots)
+    }
+    learnability = []
+    for pilot in pilots:
+        classes, subclasses = pilot.predict(data)
+        predicted[pilot.kind][pilot.held_out] = classes
+        if pilot.kind == SUBCLASSES:
+            learnability.append(pilot.learnability(data, subclasses))
+    is_right = {kind: of_kind == truth for kind, of_kind in predicted.items()}
+    scored = labelled if labelled.any() else np.full(n_rows, True)
+    accuracy = {kind: float(right[scored].mean()) for kind, right in is_right.items()}
+    gain, error = _gain(is_right[SUBCLASSES], is_right[VANILLA])
+    teacher_gain = teacher_gain_se = teacher_accuracy = None
+    if LABELS in is_right:
+        teacher_accuracy = float((data.by_teacher == truth)[labelled].mean())
+        teacher_gain, teacher_gain_se = _gain(
+            is_right[VANILLA][labelled], is_right[LABELS][labelled]
+        )
+    n_subclasses = with_subclasses[0].n_subclasses
+    headroom = float(np.mean(predicted[VANILLA] != data.by_teacher))
+    verdict = _verdict(gain, error, headroom)
     return SubclassReport(
-        pilot_gain=float(gains.mean()),
-        pilot_gain_se=_error_of_mean(gains, size_ratio),
-        ranking_gain=float(np.mean([pilot.ranking_gain for pilot in pilots])),
-        headroom=float(np.mean([pilot.headroom for pilot in pilots])),
-        learnability=float(np.mean([pilot.learnability for pilot in pilots])),
-        gap_ratio=float(gap_ratio),
-        stability=float(np.mean(stabilities)),
-        margin_r2=float(margin_r2),
-        n_subclasses=pilots[0].n_subclasses,
-        n_samples=len(data.sample),
-        n_splits=n_splits,
+        pilot_gain=gain,
+        pilot_gain_se=error,
+        teacher_gain=teacher_gain,
+        teacher_gain_se=teacher_gain_se,
+        teacher_accuracy=teacher_accuracy,
+        label_accuracy=accuracy.get(LABELS),
+        vanilla_accuracy=accuracy[VANILLA],
+        subclass_accuracy=accuracy[SUBCLASSES],
+        headroom=headroom,
+        learnability=float(np.mean(learnability)),
+        margin_r2=mean_margin_r2(
+            data.embeddings, data.logits, data.projector.coef_, truth
+        ),
+        training_length=length,
+        n_subclasses=n_subclasses,
+        n_samples=n_rows,
+        n_labelled=int(labelled.sum()),
+        n_splits=len(with_subclasses),
+        recommendation=advice.recommend(verdict, length, n_subclasses),
     )
 
 
-@dataclass(frozen=True)
-class ReportData:
-    """The rows of a report, and a projector that is fitted to all of them."""
-
-    student: Any
-    sample: StudentInputs
-    # (n, d) and (n, C), those of the teacher.
-    embeddings: FloatArray
-    logits: FloatArray
-    # (n,), by the label of a row, else by the teacher.
-    class_index: IntArray
-    # A LELPProjector or a FrozenEstimator of one.
-    projector: Any
-
-    @classmethod
-    def read(
-        cls,
-        student: Any,
-        X: Any,
-        y: Any,
-        teacher_embeddings: Any,
-        teacher_logits: Any,
-        max_samples: int,
-        random_state: np.random.RandomState,
-    ) -> "ReportData":
-        """Check all rows, draw some, and fit teacher and projector to them."""
-        quick = _quick_student(student, 1, _draw_seed(random_state))
-        quick._check_params()
-        sample = StudentInputs.from_user(
-            quick,
-            X,
-            y,
-            teacher_embeddings=teacher_embeddings,
-            teacher_logits=teacher_logits,
-        )
-        if not has_teacher(quick, sample):
-            raise ValueError(
-                "No teacher is given, so there is nothing to agree with: pass "
-                "teacher_embeddings or teacher_logits, or a student that has a "
-                "teacher or a projector with a head."
-            )
-        used = usable_rows(quick, sample)
-        if len(sample) > max_samples:
-            fraction = max_samples / len(sample)
-            rows = np.sort(sample.draw(used, fraction, _draw_seed(random_state)))
-            sample, used = sample.select(rows), used[rows]
-        seed = _draw_seed(random_state)
-        source, sample = TargetSource.resolve(quick, sample, used, seed=seed)
-        projector = source.projector
-        if projector.n_subclasses_ < 2:
-            raise ValueError(
-                f"The projector makes {projector.n_subclasses_} subclass of each class "
-                f"(n_subclasses={projector.n_subclasses!r}), which is vanilla "
-                "distillation, so there is nothing to compare: set n_subclasses to "
-                "'auto' or to 2 or more, and give each class several distinct rows."
-            )
-        embeddings = as_array(embed(sample, source.teacher))
-        logits = sample.teacher_logits
-        logits = None if logits is None else as_array(logits)
-        logits = class_logits(projector, embeddings, logits)
-        class_index = sample.class_index(source.classes)
-        class_index = np.where(class_index >= 0, class_index, logits.argmax(axis=1))
-        return cls(student, sample, embeddings, logits, class_index, projector)
-
-    @property
-    def n_classes(self) -> int:
-        """The number of classes."""
-        return int(self.logits.shape[1])
-
-    def fit_projector(self, rows: IntArray, seed: int) -> Any:
-        """Fit a projector to some rows and freeze it; return a frozen one as it is."""
-        if isinstance(self.projector, FrozenEstimator):
-            return self.projector
-        projector = clone(self.projector).set_params(
-            head=(self.projector.coef_, self.projector.intercept_),
-            unlabeled=None,
-            random_state=seed,
-        )
-        projector.fit(
-            self.embeddings[rows],
-            self.class_index[rows],
-            teacher_logits=self.logits[rows],
-        )
-        # It was fitted to class indices; the student has labels.
-        projector.classes_ = self.projector.classes_
-        return FrozenEstimator(projector)
-
-    def fit_student(
-        self, rows: IntArray, projector: Any, targets: Any, max_epochs: int, seed: int
-    ) -> Any:
-        """Train a quick student on targets (n, K) of some rows."""
-        student = _quick_student(self.student, max_epochs, seed)
-        student.set_params(projector=projector, teacher=None)
-        return student.fit(
-            _safe_indexing(self.sample.X, rows),
-            None if self.sample.y is None else self.sample.y[rows],
-            soft_targets=targets[rows],
-        )
-
-    def gap_ratio_and_margin_r2(
-        self, c: int, random_state: np.random.RandomState
-    ) -> tuple[float, float]:
-        """Return how clustered a class is, and how well clusters explain the margin."""
-        in_class = self.class_index == c
-        embeddings = self.embeddings[in_class].astype(np.float64)
-        row_space = row_space_basis(self.projector.coef_)
-        points = principal_points(embeddings, row_space)
-        logits = self.logits[in_class].astype(np.float64)
-        margin = logits[:, c] - np.delete(logits, c, axis=1).max(axis=1)
-        r2 = adjusted_r2(clusters_of(points), margin)
-        return inertia_ratio(points, random_state), r2
+def _gain(is_right: BoolArray, was_right: BoolArray) -> tuple[float, float]:
+    """Return the mean of paired differences, and its standard error."""
+    differences = is_right.astype(float) - was_right
+    return float(differences.mean()), float(differences.std() / len(differences) ** 0.5)
 
 
-@dataclass(frozen=True)
-class _Pilot:
-    """The measures of one split; `size_ratio` is the held-out rows over the others."""
-
-    gain: float
-    ranking_gain: float
-    headroom: float
-    learnability: float
-    partition: IntArray
-    n_subclasses: int
-    size_ratio: float
-
-    @classmethod
-    def train(cls, data: ReportData, max_epochs: int, seed: int) -> "_Pilot":
-        """Split the rows, train both quick students, and compare them."""
-        all_rows = np.arange(len(data.sample))
-        is_usable = np.full(len(all_rows), True)
-        held_out = np.sort(data.sample.draw(is_usable, _HELD_OUT, seed))
-        rest = np.setdiff1d(all_rows, held_out)
-        projector = data.fit_projector(rest, seed)
-        soft = projector.transform(data.embeddings, teacher_logits=data.logits)
-        summed = projector.inverse_transform(soft)
-        split = data.fit_student(rest, projector, soft, max_epochs, seed)
-        vanilla = data.fit_student(rest, projector, summed, max_epochs, seed)
-        n_subclasses = projector.n_subclasses_
-        partition = _likeliest_in_class(soft, n_subclasses, data.class_index)
-        inputs = _safe_indexing(data.sample.X, held_out)
-        class_index = data.class_index[held_out]
-        predicted = _likeliest_in_class(
-            split.predict_subclass_proba(inputs), n_subclasses, class_index
-        )
-        teacher = data.logits[held_out].argmax(axis=1)
-        split_proba, vanilla_proba = (
-            student.predict_proba(inputs) for student in (split, vanilla)
-        )
-        agreement = float(np.mean(split_proba.argmax(axis=1) == teacher))
-        vanilla_agreement = float(np.mean(vanilla_proba.argmax(axis=1) == teacher))
-        return cls(
-            gain=agreement - vanilla_agreement,
-            ranking_gain=_mean_auc(split_proba, teacher)
-            - _mean_auc(vanilla_proba, teacher),
-            headroom=1 - vanilla_agreement,
-            learnability=_mean_by_class(
-                adjusted_mutual_info_score, class_index, partition[held_out], predicted
-            ),
-            partition=partition,
-            n_subclasses=n_subclasses,
-            size_ratio=len(held_out) / len(rest),
-        )
-
-
-def principal_points(rows: FloatArray, row_space: FloatArray) -> FloatArray:
-    """Return coordinates (n, m) of rows (n, d) along principal axes in the null space.
-
-    `row_space` (d, r) is an orthonormal basis of the head's rows.
-    """
-    inside = to_null_space((rows - rows.mean(axis=0)).T, row_space).T
-    is_wide = inside.shape[0] < inside.shape[1]
-    products = inside @ inside.T if is_wide else inside.T @ inside
-    last = len(products) - 1
-    values, vectors = linalg.eigh(
-        products, subset_by_index=(max(0, last - _N_AXES + 1), last)
-    )
-    if is_wide:
-        vectors = vectors * np.sqrt(np.maximum(values, 0))
-    points: FloatArray = vectors if is_wide else inside @ vectors
-    return points
-
-
-def clusters_of(points: FloatArray) -> IntArray:
-    """Return the cluster (n,) of each point (n, m), about the origin."""
-    n_clusters = max(1, min(_N_CLUSTERS, len(points) // _ROWS_A_CLUSTER))
-    weight = np.full(len(points), 1 / len(points))
-    # Rows that differ by the rounding of single precision are one.
-    rounding = float(np.finfo(np.float32).eps ** 2 * np.mean(points**2))
-    return cluster(points, weight, n_clusters, rounding)
-
-
-def inertia_ratio(points: FloatArray, random_state: np.random.RandomState) -> float:
-    """Return the inertia after k-means of a Gaussian like the points, over theirs."""
-    deviations = np.sqrt(np.mean(points**2, axis=0))
-    gaussian = random_state.normal(size=points.shape) * deviations
-    left, left_of_gaussian = _unexplained(points), _unexplained(gaussian)
-    if not deviations.any():
-        return 1.0
-    return left_of_gaussian / left if left > 0 else np.inf
-
-
-def _unexplained(points: FloatArray) -> float:
-    """Return the share of the variance of points that clusters do not explain."""
-    centred = points - points.mean(axis=0)
-    clusters = clusters_of(centred)
-    explained = sum(_explained_squares(clusters, axis) for axis in centred.T)
-    return 1 - explained / max(float(np.sum(centred**2)), np.finfo(float).tiny)
-
-
-def adjusted_r2(clusters: IntArray, values: FloatArray) -> float:
-    """Return the adjusted R² of values (n,) by their clusters (n,), 0 for constants."""
-    n_rows, n_clusters = len(values), len(np.unique(clusters))
-    centred = values - values.mean()
-    total = float(centred @ centred)
-    if n_rows <= n_clusters or not total > 0:
-        return 0.0
-    explained = _explained_squares(clusters, centred) / total
-    return 1 - (1 - explained) * (n_rows - 1) / (n_rows - n_clusters)
-
-
-def _explained_squares(clusters: IntArray, centred: FloatArray) -> float:
-    sizes, sums = np.bincount(clusters), np.bincount(clusters, centred)
-    return float(np.sum(sums**2 / np.maximum(sizes, 1)))
-
-
-def _quick_student(student: Any, max_epochs: int, seed: int) -> Any:
-    """Return a student of the same parameters that trains briefly and saves nothing."""
-    params = student.get_params(deep=False) | {"random_state": seed}
-    # A LELPMetaClassifier has no epochs, and its estimator is fitted as it is.
-    if "max_epochs" in params:
-        params["max_epochs"] = min(params["max_epochs"], max_epochs)
-        params |= {"early_stopping": False, "warm_start": False}
-        params |= {"checkpoint": None, "verbose": 0}
-    return type(student)(**params)
-
-
-def _draw_seed(random_state: np.random.RandomState) -> int:
-    return int(random_state.randint(2**31 - 1))
-
-
-def _likeliest_in_class(
-    soft: FloatArray, n_subclasses: int, class_index: IntArray
-) -> IntArray:
-    """Return the most likely subclass (n,) of each row in its own class."""
-    by_class = soft.reshape(len(class_index), -1, n_subclasses)
-    in_class = by_class[np.arange(len(class_index)), class_index]
-    likeliest: IntArray = in_class.argmax(axis=1)
-    return likeliest
-
-
-def _mean_auc(probabilities: FloatArray, teacher: IntArray) -> float:
-    """Return the area under the ROC curve, averaged over the classes present."""
-    present = [c for c in np.unique(teacher) if (teacher != c).any()]
-    areas = [roc_auc_score(teacher == c, probabilities[:, c]) for c in present]
-    return float(np.mean(areas)) if areas else 0.5
-
-
-def _error_of_mean(values: FloatArray, size_ratio: float) -> float:
-    """Return the standard error of the mean of splits that share rows."""
-    return float(np.sqrt((1 / len(values) + size_ratio) * values.var(ddof=1)))
-
-
-def _mean_by_class(
-    score: Callable[[Any, Any], float],
-    class_index: IntArray,
-    one: NDArray[Any],
-    other: NDArray[Any],
-) -> float:
-    """Return the score of two partitions in each class, averaged over the rows."""
-    present, sizes = np.unique(class_index, return_counts=True)
-    scores = [score(one[class_index == c], other[class_index == c]) for c in present]
-    return float(np.average(scores, weights=sizes))
+def _split_pipeline(student: Any) -> tuple[Any, Any, str | None]:
+    """Return the student, the steps before it and its name if it is in a Pipeline."""
+    if not hasattr(student, "steps"):
+        return student, None, None
+    name, last = student.steps[-1]
+    return last, student[:-1] if len(student.steps) > 1 else None, name
 
 
 def _check_student(student: object) -> None:
@@ -561,8 +420,6 @@ def _check_student(student: object) -> None:
         "pass a LELPStudentClassifier, or a LELPMetaClassifier whose estimator "
         "predicts probabilities"
     )
-    if hasattr(student, "steps"):
-        fix = "pass its last step, and X as transformed by the steps before it"
-    elif hasattr(student, "n_subclasses"):
+    if hasattr(student, "n_subclasses"):
         fix = "pass the LELPStudentClassifier that has this projector"
     raise TypeError(f"student is of type {type(student).__name__}: {fix}.")

@@ -59,17 +59,34 @@ def first_final_epoch(schedule: Schedule, max_epochs: int) -> int:
     return epoch
 
 
-def warn_of_length(scores: list[float], max_epochs: int) -> None:
-    """Warn if training was too long or too short, by the scores of its epochs.
+def judge_length(scores: list[float], n_scores: int) -> str | None:
+    """Return "too long" or "too short" for training with these scores, else None.
 
-    It was too long if the best epoch is in the first tenth, and too short if the score
-    clearly rose in the last tenth.
+    It was too long if the best of the scores is in the first tenth of `n_scores`, the
+    number without an early end, and too short if they clearly rose in the last tenth.
     """
-    n_tenth = max_epochs // 10
+    n_tenth = n_scores // 10
     if not n_tenth:
-        return
+        return None
     best = max(range(len(scores)), key=scores.__getitem__)
     if best < n_tenth:
+        return "too long"
+    if best >= n_scores - n_tenth and _rise_at_end(scores, n_scores) > _CLEAR_RISE:
+        return "too short"
+    return None
+
+
+def _rise_at_end(scores: list[float], n_scores: int) -> float:
+    """Return how far scores rose in the last tenth, relative to the best before."""
+    before = max(scores[: n_scores - n_scores // 10])
+    return (max(scores) - before) / max(abs(before), torch.finfo().tiny)
+
+
+def warn_of_length(scores: list[float], max_epochs: int) -> None:
+    """Warn if training was too long or too short, by the scores of its epochs."""
+    judgement = judge_length(scores, max_epochs)
+    if judgement == "too long":
+        best = max(range(len(scores)), key=scores.__getitem__)
         warn_user(
             ConvergenceWarning(
                 f"the best validation score is that of epoch {best + 1} of "
@@ -77,16 +94,14 @@ def warn_of_length(scores: list[float], max_epochs: int) -> None:
                 "or max_epochs."
             )
         )
-    elif best >= max_epochs - n_tenth:
-        before = max(scores[: max_epochs - n_tenth])
-        rise = (scores[best] - before) / max(abs(before), torch.finfo().tiny)
-        if rise > _CLEAR_RISE:
-            warn_user(
-                ConvergenceWarning(
-                    f"the validation score rose by {rise:.0%} in the last tenth of "
-                    f"{max_epochs} epochs: raise max_epochs, or learning_rate."
-                )
+    elif judgement == "too short":
+        rise = _rise_at_end(scores, max_epochs)
+        warn_user(
+            ConvergenceWarning(
+                f"the validation score rose by {rise:.0%} in the last tenth of "
+                f"{max_epochs} epochs: raise max_epochs, or learning_rate."
             )
+        )
 
 
 def copy_tensors(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:

@@ -49,14 +49,21 @@ def group_alike(trainers: Sequence[Trainer]) -> tuple[list[list[int]], list[int]
     return together, alone
 
 
-def train_together(trainers: Sequence[Trainer]) -> list[bool]:
+def train_together(
+    trainers: Sequence[Trainer], after_epoch: Callable[[int], None] | None = None
+) -> list[bool]:
     """Train the modules of a group in place, over all epochs.
 
-    Returns, for each student, whether its losses and weights were finite throughout.
+    `after_epoch` is called with the number of each complete epoch, from 1, when the
+    modules have its weights; None skips that. Returns, for each student, whether its
+    losses and weights were finite throughout.
     """
     stack = _Stack(trainers)
     for epoch in range(trainers[0].max_epochs):
         stack.run_epoch(epoch)
+        if after_epoch is not None:
+            stack.unstack()
+            after_epoch(epoch + 1)
     stack.unstack()
     return stack.is_finite.tolist()
 
@@ -68,7 +75,7 @@ class _Stack:
         first = trainers[0]
         self.trainers, self.first = trainers, first
         self.device = first.rows.X.device
-        modules = [trainer.module.train() for trainer in trainers]
+        modules = [trainer.module for trainer in trainers]
         self.weights = stack_weights(modules)
         self.forward = _make_forward(modules[0])
         self.optimizer = StackedAdamW(trainers, self._trainable())
@@ -81,6 +88,8 @@ class _Stack:
 
     def run_epoch(self, epoch: int) -> None:
         """Train for one epoch, which counts from 0."""
+        for trainer in self.trainers:
+            trainer.module.train()
         with denormals_are_zero(), torch.enable_grad(), ExitStack() as contexts:
             seed = derive_seed(self.first.seed, epoch)
             contexts.enter_context(seeded(seed, self.device))
@@ -119,7 +128,9 @@ class _Stack:
             losses = losses / len(index)
         else:
             weight = self.row_weights.index_select(1, index)
-            losses = losses * (weight / weight.sum(1, keepdim=True))
+            total = weight.sum(1, keepdim=True)
+            # Of a batch without weight a student learns nothing.
+            losses = losses * (weight / total.clamp(min=torch.finfo(weight.dtype).tiny))
         # The students share no weight, so that each has the gradient of its own loss.
         losses.sum().backward()
         self.optimizer.step(progress, at)

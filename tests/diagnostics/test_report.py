@@ -1,6 +1,7 @@
 """What the report foresees, that it is repeatable, and that it leaves no trace."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -9,14 +10,14 @@ import torch
 from numpy.testing import assert_allclose
 from scipy import stats
 from sklearn.base import clone
-from sklearn.cluster import KMeans
-from sklearn.datasets import make_blobs
 from sklearn.decomposition import PCA
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LinearRegression, LogisticRegression, SGDClassifier
+from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+import lelp_sklearn
 from lelp_sklearn import (
     LELPMetaClassifier,
     LELPProjector,
@@ -24,12 +25,11 @@ from lelp_sklearn import (
     SubclassReport,
     subclass_report,
 )
-from lelp_sklearn._diagnostics.report import (
-    _error_of_mean,
-    adjusted_r2,
-    inertia_ratio,
-    principal_points,
-)
+from lelp_sklearn._diagnostics.advice import Advice
+from lelp_sklearn._diagnostics.pilot_training import PilotFit, train_pilots
+from lelp_sklearn._diagnostics.pilots import PilotData, make_pilots
+from lelp_sklearn._diagnostics.reasons import adjusted_r2, principal_points
+from lelp_sklearn._diagnostics.report import _gain
 from lelp_sklearn._subclasses.moments import row_space_basis
 from tests.reference import null_space_rows
 from tests.student_problems import MatrixTeacher, TemplateNet, make_groups
@@ -79,48 +79,60 @@ def plain(n_rows=800, seed=0):
 def quick_report(head=None, *, student=None, of=None, **options):
     X, y, E, own_head = make_groups() if of is None else of
     student = student or student_of(own_head if head is None else head, 3)
-    options = {"teacher_embeddings": E, "n_splits": 2, "max_epochs": 2} | options
+    options = {"teacher_embeddings": E, "n_splits": 2, "max_steps": 10} | options
     return subclass_report(student, X, y, random_state=0, **options)
 
 
-@pytest.fixture(scope="module")
-def of_union():
+@pytest.mark.slow
+def test_subclasses_help_where_classes_are_unions():
     X, y, E, head = union()
-    return subclass_report(student_of(head), X, y, teacher_embeddings=E, random_state=0)
+    report = subclass_report(
+        student_of(head), X, y, teacher_embeddings=E, max_steps=600, random_state=0
+    )
+    assert report.verdict == "helps"
+    assert report.teacher_accuracy > 0.99
+    assert report.headroom > report.pilot_gain > report.pilot_gain_se > 0
+    assert report.subclass_accuracy - report.vanilla_accuracy == pytest.approx(
+        report.pilot_gain
+    )
+    assert report.vanilla_accuracy - report.label_accuracy == pytest.approx(
+        report.teacher_gain
+    )
+    assert report.learnability > 0.5
+    assert report.margin_r2 < 0.3
 
 
-@pytest.fixture(scope="module")
-def of_plain():
+@pytest.mark.slow
+def test_they_do_not_where_classes_hide_nothing():
     X, y, E, head = plain()
-    return subclass_report(student_of(head), X, y, teacher_embeddings=E, random_state=0)
+    report = subclass_report(
+        student_of(head), X, y, teacher_embeddings=E, max_steps=600, random_state=0
+    )
+    assert report.verdict == "does not help"
+    assert report.headroom < 0.05
+    assert report.learnability == pytest.approx(0, abs=0.05)
 
 
-@pytest.mark.slow
-def test_subclasses_help_where_classes_are_unions(of_union):
-    assert of_union.verdict == "helps"
-    assert of_union.headroom > of_union.pilot_gain > of_union.pilot_gain_se > 0
-    assert of_union.ranking_gain > 0.01
-    assert of_union.learnability > 0.5
-    assert of_union.gap_ratio > 2
-    assert of_union.stability > 0.6
-    assert of_union.margin_r2 < 0.3
-
-
-@pytest.mark.slow
-def test_they_do_not_where_classes_hide_nothing(of_plain):
-    assert of_plain.verdict == "does not help"
-    assert of_plain.ranking_gain == pytest.approx(0, abs=0.005)
-    assert of_plain.headroom < 0.05
-    assert of_plain.learnability == pytest.approx(0, abs=0.05)
-    assert of_plain.gap_ratio == pytest.approx(1, abs=0.1)
-
-
-def test_nothing_is_learnable_from_noise():
+def test_nothing_is_learnable_from_noise_and_training_is_too_long():
     X, y, E, head = union()
     X = np.random.RandomState(1).normal(size=X.shape)
-    report = quick_report(of=(X, y, E, head), student=student_of(head), max_epochs=5)
+    student = student_of(head, max_epochs=20)
+    report = quick_report(of=(X, y, E, head), student=student, max_steps=400)
     assert report.learnability == pytest.approx(0, abs=0.05)
     assert report.headroom == pytest.approx(0.5, abs=0.1)
+    assert report.training_length == "too long"
+    assert "Training is too long" in str(report)
+    assert "LELPStudentClassifierCV(student).fit(X, y, " in report.recommendation
+
+
+def test_a_student_that_still_learns_at_the_end_is_trained_for_too_short_a_time():
+    _, _, _, head = make_groups()
+    student = student_of(
+        head, 3, max_epochs=10, learning_rate=3e-3, learning_rate_schedule="constant"
+    )
+    report = quick_report(student=student, max_steps=1000)
+    assert report.training_length == "too short"
+    assert "max_epochs=20" in report.recommendation
 
 
 def test_clusters_that_are_levels_of_confidence_tell_the_margin():
@@ -132,19 +144,94 @@ def test_clusters_that_are_levels_of_confidence_tell_the_margin():
     assert report.margin_r2 > 0.9
 
 
-def test_the_quick_student_without_subclasses_is_vanilla_distillation():
+def pilots_of(student, max_steps=30):
+    X, y, E, _ = make_groups()
+    random_state = np.random.RandomState(0)
+    data = PilotData.read(student, X, y, E, None, 1000, random_state)
+    return data, make_pilots(data, 2, max_steps, random_state)
+
+
+@pytest.mark.parametrize("kind", ["subclasses", "vanilla", "labels"])
+def test_a_pilot_is_the_student_trained_on_the_other_rows(kind):
+    X, y, _, head = make_groups()
+    data, pilots = pilots_of(student_of(head, 3))
+    pilot = next(each for each in pilots if each.kind == kind)
+    alone = LELPStudentClassifier(**pilot.student.get_params(deep=False))
+    rows = pilot.is_train
+    alone.fit(X[rows], y[rows], soft_targets=pilot.soft_targets[rows])
+    fit = PilotFit.start(data, pilot, 0)
+    fit.train_alone()
+    pilot.student.__dict__.update(fit.state.attributes())
+    assert_allclose(pilot.student.predict_proba(X), alone.predict_proba(X), atol=1e-5)
+
+
+def test_pilots_that_are_trained_together_learn_nothing_of_the_rows_held_out():
+    _, _, _, head = make_groups()
+    predictions = []
+    for replaced in (False, True):
+        data, pilots = pilots_of(student_of(head, 3))
+        if replaced:
+            for pilot in pilots:
+                held_out = pilot.soft_targets[pilot.held_out]
+                pilot.soft_targets[pilot.held_out] = held_out[:, ::-1]
+        train_pilots(data, pilots, 0)
+        X = data.sample.X
+        predictions.append([pilot.student.predict_proba(X) for pilot in pilots])
+    for one, other in zip(*predictions, strict=True):
+        assert_allclose(one, other, atol=1e-6)
+
+
+def test_a_pilot_makes_the_steps_that_the_student_would():
+    _, _, _, head = make_groups()
+    # 240 rows are five batches of 50.
+    for max_steps, max_epochs in ((35, 7), (1, 1), (1000, 9)):
+        _, pilots = pilots_of(student_of(head, 3, max_epochs=9), max_steps)
+        assert {pilot.student.max_epochs for pilot in pilots} == {max_epochs}
+
+
+def test_a_pipeline_is_asked_about_what_its_steps_make_of_the_rows():
     X, y, E, head = make_groups()
-    fitted = LELPProjector(3, head=head, temperature=4.0, random_state=0).fit(E, y)
-    options = {"max_epochs": 3, "random_state": 0}
-    ours = LELPStudentClassifier(projector=FrozenEstimator(fitted), **options)
-    ours.fit(X, y, soft_targets=fitted.inverse_transform(fitted.transform(E)))
-    vanilla = LELPStudentClassifier(
-        projector=LELPProjector(1, head=head, temperature=4.0), **options
-    )
-    vanilla.fit(X, y, teacher_embeddings=E)
-    np.testing.assert_allclose(
-        ours.predict_proba(X), vanilla.predict_proba(X), atol=1e-5
-    )
+    student = student_of(head, 3)
+    pipe = make_pipeline(StandardScaler(), student)
+    transformed = StandardScaler().fit_transform(X)
+    found = quick_report(of=(X, y, E, head), student=pipe)
+    assert found == quick_report(of=(transformed, y, E, head), student=student)
+    assert "lelpstudentclassifier__teacher_embeddings" in found.recommendation
+
+
+@pytest.mark.parametrize("kind", ["student", "pipeline", "no projector", "classifier"])
+@pytest.mark.parametrize(
+    ("verdict", "length"),
+    [
+        ("helps", None),
+        ("unclear", None),
+        ("does not help", None),
+        ("helps", "too long"),
+        ("does not help", "too short"),
+    ],
+)
+def test_the_call_that_is_recommended_can_be_made(verdict, length, kind):
+    X, y, E, head = make_groups(n_rows=80)
+    projector = None if kind == "no projector" else LELPProjector(3, head=head)
+    last = LELPStudentClassifier(projector=projector, max_epochs=1)
+    if kind == "classifier":
+        last = LELPMetaClassifier(LogisticRegression(), projector=projector)
+        length = None
+    is_pipeline = kind == "pipeline"
+    student = make_pipeline(StandardScaler(), last) if is_pipeline else last
+    step = "lelpstudentclassifier" if is_pipeline else None
+    advice = Advice(last, step, ["y", "teacher_embeddings"])
+    _, call = advice.recommend(verdict, length, 3).split("\n")
+    names = {"student": student, "X": X, "y": y, "teacher_embeddings": E}
+    names |= {name: getattr(lelp_sklearn, name) for name in lelp_sklearn.__all__}
+    fitted = eval(call.strip(), {"GridSearchCV": GridSearchCV}, names)
+    fitted = fitted[-1] if is_pipeline else fitted
+    if length == "too long" or (verdict == "unclear" and length is None):
+        assert any(name.startswith("projector") for name in fitted.best_params_)
+        return
+    assert (fitted.projector_.n_subclasses_ == 1) == (verdict == "does not help")
+    n_epochs = 2 if length == "too short" else 1
+    assert getattr(fitted, "n_epochs_", n_epochs) == n_epochs
 
 
 def test_equal_calls_give_equal_reports():
@@ -160,7 +247,7 @@ def test_other_seeds_give_other_splits():
             y,
             teacher_embeddings=E,
             n_splits=2,
-            max_epochs=2,
+            max_steps=10,
             random_state=seed,
         )
         for seed in (0, 1)
@@ -185,7 +272,7 @@ def test_a_report_leaves_no_trace(tmp_path):
     attributes = {name: id(value) for name, value in vars(student).items()}
     before = np.random.get_state()[1].copy(), torch.get_rng_state()
     subclass_report(
-        student, X, y, teacher_embeddings=E, n_splits=2, max_epochs=2, random_state=0
+        student, X, y, teacher_embeddings=E, n_splits=2, max_steps=5, random_state=0
     )
     np.testing.assert_array_equal(np.random.get_state()[1], before[0])
     assert torch.equal(torch.get_rng_state(), before[1])
@@ -215,6 +302,7 @@ def test_inputs_of_every_kind_give_the_report_of_arrays(kind):
     else:
         options = {"teacher_logits": E @ W.T + b}
     found = quick_report(of=given, **options)
+    found, expected = (replace(each, recommendation="") for each in (found, expected))
     assert vars(found) == pytest.approx(vars(expected))
 
 
@@ -225,7 +313,7 @@ def test_embeddings_of_the_students_teacher_are_as_good_as_given_ones():
     student = LELPStudentClassifier(
         teacher=MatrixTeacher(matrix, head), projector=LELPProjector(3)
     )
-    asked = {"n_splits": 2, "max_epochs": 2, "random_state": 0}
+    asked = {"n_splits": 2, "max_steps": 5, "random_state": 0}
     found = subclass_report(student, X, y, **asked)
     given = LELPStudentClassifier(projector=LELPProjector(3, head=head))
     assert found == subclass_report(given, X, y, teacher_embeddings=X @ matrix, **asked)
@@ -235,7 +323,7 @@ def test_rows_without_a_label_count_by_their_teacher():
     X, y, E, (W, b) = make_groups()
     # Logits that say the labels: who has none takes the same class.
     logits = np.where(y[:, None] == [0, 1], 5.0, -5.0)
-    asked = {"teacher_logits": logits, "max_epochs": 1}
+    asked = {"teacher_logits": logits, "max_steps": 1}
     none = quick_report(of=(X, None, E, (W, b)), **asked)
     marked = student_of((W, b), 3, unlabeled=-1, label_weight=0.5)
     half = quick_report(
@@ -244,15 +332,18 @@ def test_rows_without_a_label_count_by_their_teacher():
         **asked,
     )
     assert none.n_samples == half.n_samples == len(X)
-    assert none.gap_ratio == pytest.approx(half.gap_ratio, rel=0.05)
+    assert (none.n_labelled, half.n_labelled) == (0, 160)
+    assert none.margin_r2 == pytest.approx(half.margin_r2)
+    assert none.label_accuracy is none.teacher_accuracy is none.teacher_gain is None
+    assert "Agreement with the teacher" in str(none)
+    assert "Accuracy on 160 labelled rows" in str(half)
 
 
-def test_a_frozen_projector_always_gives_the_same_partition():
+def test_a_frozen_projector_is_used_as_it_is():
     X, y, E, head = make_groups()
     fitted = LELPProjector(3, head=head, random_state=0).fit(E, y)
     student = LELPStudentClassifier(projector=FrozenEstimator(fitted))
     report = quick_report(of=(X, y, E, head), student=student)
-    assert report.stability == 1
     assert report.n_subclasses == 3
 
 
@@ -270,33 +361,50 @@ def test_a_bounded_number_of_rows_is_drawn_from_every_class():
     assert 2 <= report.n_subclasses <= 10
 
 
-def test_the_error_of_splits_that_share_no_rows_is_the_usual_one():
-    values = np.random.RandomState(0).normal(size=7)
-    assert _error_of_mean(values, 0.0) == pytest.approx(stats.sem(values))
-    # However many splits there are, the rows stay the same.
-    many = np.tile(values, 10_000)
-    assert _error_of_mean(many, 1 / 3) == pytest.approx(
-        values.std() / np.sqrt(3), rel=1e-3
-    )
+def test_the_error_of_a_gain_is_that_of_paired_differences():
+    rng = np.random.RandomState(0)
+    now, before = rng.rand(500) < 0.8, rng.rand(500) < 0.7
+    gain, error = _gain(now, before)
+    differences = now.astype(int) - before
+    assert gain == pytest.approx(now.mean() - before.mean())
+    assert error == pytest.approx(stats.sem(differences, ddof=0))
+
+
+def report_with(gain, error, **changes):
+    values = dict.fromkeys(SubclassReport.__dataclass_fields__, 0.5)
+    values |= {"pilot_gain": gain, "pilot_gain_se": error, "training_length": None}
+    values |= {"n_subclasses": 20, "n_samples": 300, "n_labelled": 300, "n_splits": 5}
+    return SubclassReport(**values | changes)
 
 
 @pytest.mark.parametrize(
     ("gain", "error", "verdict"),
     [
         (0.03, 0.01, "helps"),
-        (0.03, 0.025, "unclear"),
+        (0.03, 0.026, "unclear"),
         (-0.01, 0.03, "unclear"),
         (0.004, 0.003, "does not help"),
+        (0.008, 0.001, "does not help"),
         (-0.03, 0.01, "does not help"),
     ],
 )
 def test_the_verdict_follows_from_the_gain_and_its_error(gain, error, verdict):
-    report = SubclassReport(gain, error, 0.02, 0.1, 0.5, 1.5, 0.7, 0.5, 20, 2000, 5)
+    report = report_with(gain, error)
     assert report.verdict == verdict
     assert report.recommended_n_subclasses == (1 if verdict == "does not help" else 20)
     text = str(report)
     assert verdict in text.splitlines()[0]
-    assert f"{100 * gain:+.1f} ± {100 * error:.1f} points" in text
+    low, high = 100 * (gain - 1.96 * error), 100 * (gain + 1.96 * error)
+    assert f"{100 * gain:+.1f} [{low:+.1f}, {high:+.1f}]" in text
+
+
+def test_little_room_leaves_the_verdict_open():
+    assert report_with(0.03, 0.01, headroom=0.04).verdict == "unclear"
+
+
+def test_the_gain_of_some_labelled_rows_says_what_it_is_of():
+    assert "rows without a label" in str(report_with(0.02, 0.01, n_labelled=100))
+    assert "rows without a label" not in str(report_with(0.02, 0.01))
 
 
 def refused(error, match, *, of=None, student=None, **options):
@@ -307,8 +415,8 @@ def refused(error, match, *, of=None, student=None, **options):
 def test_what_is_no_student_is_refused():
     _, _, _, head = make_groups()
     student = student_of(head, 3)
-    pipe = make_pipeline(StandardScaler(), student)
-    refused(TypeError, "Pipeline: pass its last step", student=pipe)
+    pipe = make_pipeline(StandardScaler(), LogisticRegression())
+    refused(TypeError, "LogisticRegression", student=pipe)
     projector = student.projector
     refused(TypeError, "has this projector", student=projector)
     refused(TypeError, "StandardScaler", student=StandardScaler())
@@ -320,7 +428,7 @@ def test_what_is_no_student_is_refused():
         ({"n_splits": 1}, ValueError, "n_splits=1 must be at least 2"),
         ({"n_splits": 2.5}, TypeError, "n_splits=2.5 must be an integer"),
         ({"max_samples": 0}, ValueError, "max_samples=0"),
-        ({"max_epochs": True}, TypeError, "max_epochs=True must be an integer"),
+        ({"max_steps": True}, TypeError, "max_steps=True must be an integer"),
         ({"teacher_embeddings": np.ones((3, 9))}, ValueError, "teacher_embeddings"),
     ],
 )
@@ -376,15 +484,6 @@ def test_a_classifier_of_scikit_learn_as_student(problem, verdict):
         subclass_report(student, table, y, teacher_embeddings=E)
 
 
-def gaussian(n_rows=1500, d=12, seed=0):
-    rng = np.random.RandomState(seed)
-    return rng.normal(size=(n_rows, d)) * np.geomspace(3, 0.3, d)
-
-
-def points_of(X):
-    return principal_points(X, np.zeros((X.shape[1], 0)))
-
-
 @pytest.mark.parametrize("n_rows", [25, 400], ids=["wide", "tall"])
 def test_points_are_the_principal_coordinates_in_the_null_space(n_rows):
     rng = np.random.RandomState(0)
@@ -396,30 +495,6 @@ def test_points_are_the_principal_coordinates_in_the_null_space(n_rows):
     assert found.shape[1] == min(n_rows, 30)
     found = found[:, np.argsort(-found.var(axis=0))]
     assert_allclose(np.abs(found), np.abs(expected), atol=1e-6)
-
-
-def test_a_gaussian_is_as_clustered_as_a_gaussian():
-    ratio = inertia_ratio(points_of(gaussian()), np.random.RandomState(1))
-    assert ratio == pytest.approx(1, abs=0.05)
-
-
-def test_the_ratio_is_that_of_scikit_learns_inertias():
-    X, _ = make_blobs(1000, 10, centers=20, cluster_std=2.0, random_state=0)
-    rng = np.random.RandomState(0)
-    like = rng.multivariate_normal(X.mean(axis=0), np.cov(X.T, bias=True), size=1000)
-    left = [
-        KMeans(20, n_init=10, random_state=0).fit(rows).inertia_
-        / rows.var(axis=0).sum()
-        for rows in (like, X)
-    ]
-    found = inertia_ratio(points_of(X), rng)
-    assert found > 2
-    assert found == pytest.approx(left[0] / left[1], rel=0.05)
-
-
-def test_rows_that_are_all_alike_have_no_structure():
-    points = points_of(np.ones((50, 4)))
-    assert inertia_ratio(points, np.random.RandomState(0)) == 1
 
 
 def test_the_share_told_is_the_adjusted_r_squared_of_a_regression():

@@ -119,10 +119,10 @@ class Data:
         )
 
 
-def task_data(task: TaskConfig, paths: Paths, seed: int) -> Data:
-    """Draw a task of the comparison."""
+def task_data(task: TaskConfig, paths: Paths, seed: int, part: str = "test") -> Data:
+    """Draw a task of the comparison, to be scored on a part of its rows."""
     prepare_files(task, paths)
-    data = make_data(task, paths, seed, "test")
+    data = make_data(task, paths, seed, part)
     return Data(
         data.X,
         data.y,

@@ -1,128 +1,84 @@
-"""What the report says, held to measured gains: thresholds, tables, interruptions."""
+"""What the report says, held to measured gains: tables, bars, interruptions."""
 
 import numpy as np
 import torch
 
-from benchmarks.distillation import config, diagnose, diagnosis, records
+from benchmarks.distillation import diagnose, diagnosis, foresight
 from benchmarks.distillation.methods import base
-from benchmarks.distillation.tables import TABLES
+from benchmarks.distillation.tables import untuned
 from benchmarks.distillation.tables.tasks import TASKS
 
-
-def made_up(table, gains):
-    """Reports and results of tasks on which subclasses gain so many points."""
-
-    reports, results, rng = [], [], np.random.RandomState(0)
-    for task, gain in zip(table.tasks, gains, strict=False):
-        for seed in diagnosis.SEEDS:
-            line = dict.fromkeys(diagnosis.COLUMNS, "")
-            line |= {name: rng.uniform() for name in diagnosis.NUMBERS}
-            line |= {"pilot_gain": gain / 100, "pilot_gain_se": 0.001}
-            line["verdict"] = "helps" if gain > 1 else "does not help"
-            line["made_with"] = diagnosis.made_with(task)
-            reports.append(line | {"task": task.name, "kind": task.kind, "seed": seed})
-        for method in table.of(task):
-            for seed in range(5):
-                accuracy = 0.8 + 0.001 * rng.normal()
-                accuracy += gain / 100 * (method == config.OURS)
-                results.append(
-                    {"task": task.name, "method": method, "accuracy": accuracy}
-                    | {"seed": seed, "average_precision": None}
-                )
-    return reports, results
+# Points, by task; of the last one the report is wrong.
+GAINS = {"a": 0.0, "b": 3.0, "c": 6.0, "d": -2.0}
+VERDICTS = {"a": "does not help", "b": "unclear", "c": "helps", "d": "helps"}
 
 
-def test_threshold_lies_in_the_widest_gap_that_tells_gains_apart():
-    pilot = np.array([0.0, 1.0, 2.0, 9.0, 10.0])
-    gained = pilot > 1.5
-    assert diagnosis.best_threshold(pilot, gained) == 1.5
-    # One gain that none can foresee: the gap decides.
-    assert diagnosis.best_threshold(np.append(pilot, 0.5), np.append(gained, True)) in (
-        0.25,
-        1.5,
-    )
+def made_up():
+    """Reports, and scores of two recipes on five seeds."""
+    lines, scores, rng = [], {}, np.random.RandomState(0)
+    for task, gain in GAINS.items():
+        for rows in (diagnosis.ALL, diagnosis.HALF):
+            line = dict.fromkeys(diagnosis.NUMBERS, "0.01")
+            line |= {"task": task, "rows": rows, "verdict": VERDICTS[task]}
+            line |= {"pilot_gain": str(gain / 100), "training_length": ""}
+            lines.append(line)
+        one = {seed: 80 + 0.1 * rng.normal() for seed in range(5)}
+        now = {seed: score + gain + 0.1 * rng.normal() for seed, score in one.items()}
+        scores[task] = {"S = 1": one, "defaults": now}
+    return lines, scores
 
 
-def test_a_task_is_guessed_by_the_others_alone():
-    pilot = np.array([0.0, 1.0, 8.0, 9.0])
-    gained = np.array([False, False, True, True])
-    np.testing.assert_array_equal(diagnosis.held_out_guesses(pilot, gained), gained)
-    # The odd one is guessed as its neighbours are, whatever it is itself.
-    for odd in (False, True):
-        gained = np.array([False, False, True, odd])
-        assert diagnosis.held_out_guesses(pilot, gained)[3]
-
-
-def test_perfect_foresight_is_told_as_such(tmp_path, capsys):
-    table = TABLES["methods"]
+def test_wrong_verdicts_are_named(tmp_path, capsys):
+    lines, scores = made_up()
+    # At half of the rows one verdict is the opposite.
+    lines[1] |= {"verdict": "helps"}
     path = tmp_path / "diagnosis.md"
-    diagnosis.write_report(table, *made_up(table, [0, 3, 4.5, 6, 9]), path)
+    foresight.write_foresight(lines, scores, path)
     text = path.read_text("utf-8")
     assert text in capsys.readouterr().out
-    assert f"5 of {len(table.tasks)} tasks have reports and results" in text
-    assert "| pilot gain | +1.00 [+1.00, +1.00] |" in text
-    assert "| pilot gain | 4 of 4 | 4 of 4 | 5 of 5 |" in text
-    assert "| helps | 8 | 0 |" in text
-    assert "| does not help | 0 | 2 |" in text
-
-
-def test_a_policy_keeps_the_gains_of_the_reports_that_it_heeds():
-    def reports(kind, *verdicts):
-        shares = {"helps": 0.5, "unclear": 0.9, "does not help": 0.9}
-        return [
-            {"kind": kind, "verdict": verdict, "margin_r2": shares[verdict]}
-            for verdict in verdicts
-        ]
-
-    by_task = [
-        reports("union", "helps", "unclear"),
-        reports("union", "helps", "helps"),
-        reports("plain", "does not help", "unclear"),
-    ]
-    leads = [np.full(5, 4.0), np.full(5, 2.0), np.full(5, -2.0)]
-    table = diagnosis.policies_table(by_task, leads)
-    by_policy = {
-        row.split(" | ")[0].strip("| "): [
-            cell.split()[0] for cell in row.split("|")[2:4]
-        ]
-        for row in table.splitlines()[2:]
-    }
-    always, advised, by_share, where_it_helps = by_policy.values()
-    assert always == ["+3.00", "-2.00"]
-    assert advised == ["+3.00", "-1.00"]
-    assert by_share == where_it_helps == ["+2.00", "+0.00"]
+    assert "rank correlation +1.00" in text
+    assert "clearly negative (Holm, p < 0.05; 1 tasks): d" in text
+    assert "clearly above 1 point (95 %; 2 tasks): none" in text
+    assert '"unclear": 1 of 4' in text
+    assert "half the rows (4 tasks): a" in text
 
 
 def test_too_few_tasks_are_no_report(tmp_path, capsys):
-    table = TABLES["methods"]
+    lines, scores = made_up()
     path = tmp_path / "diagnosis.md"
-    diagnosis.write_report(table, *made_up(table, [0, 3]), path)
+    foresight.write_foresight(lines[:4], scores, path)
     assert not path.exists()
     assert "nothing to report" in capsys.readouterr().out
 
 
-def test_reports_are_made_once_for_each_configuration(tmp_path, monkeypatch):
-    table = TABLES["methods"]
-    lines, _ = made_up(table, [0, 3])
-    lines[0]["made_with"] = "other"
-    diagnosis.write(tmp_path / "diagnosis.csv", lines, table)
-    (tmp_path / "methods.csv").write_text(",".join(records.COMMON))
-    asked = []
-
-    def report(task, paths, seed, method):
-        asked.append((task.name, seed))
-        return [lines[0] | {"made_with": diagnosis.made_with(task), "seed": seed}]
-
-    monkeypatch.setattr(diagnose, "diagnose", report)
-    tasks = [table.tasks[i].name for i in (0, 1)]
-    arguments = ["--cache", str(tmp_path), "--results", str(tmp_path), "--tasks"]
-    diagnose.main([*arguments, *tasks])
-    assert asked == [(tasks[0], 100)]
-    diagnose.main([*arguments, *tasks])
-    assert len(asked) == 1
+def tiny(task, paths, seed, part="test"):
+    """Data of a task, with two groups in each class."""
+    rng = np.random.RandomState(seed)
+    groups = np.arange(120) % 4
+    X = (3 * np.eye(4)[groups] + rng.normal(size=(120, 4))).astype(np.float32)
+    head = torch.nn.Linear(4, 2)
+    return untuned.Data(X, groups % 2, X, head, None, None, seed, (4,))
 
 
-def test_no_scored_row_is_read():
+def test_reports_are_made_once_and_read_no_scored_row(tmp_path, monkeypatch):
+    defaults = {**diagnosis.subclass_report.__kwdefaults__, "max_steps": 4}
+    monkeypatch.setattr(diagnosis.subclass_report, "__kwdefaults__", defaults)
+    monkeypatch.setattr(untuned, "task_data", tiny)
+    recipe = {"n_subclasses": 2}, {}
+    student_of = untuned.student_of
+    monkeypatch.setattr(
+        diagnosis, "student_of", lambda data, _: student_of(data, recipe)
+    )
+    path = tmp_path / "diagnosis.csv"
+    for _ in range(2):
+        diagnose.report_on_plain_fits(TASKS[:1], None, path)
+        lines = untuned.read(path)
+        assert [line["rows"] for line in lines] == [diagnosis.ALL, diagnosis.HALF]
+    assert [int(line["n_samples"]) for line in lines] == [120, 60]
+    assert {line["task"] for line in lines} == {TASKS[0].name}
+
+
+def test_no_scored_row_is_read_for_a_layer():
     """The rows to score on may be anything."""
     rng = np.random.RandomState(0)
     X, y = rng.normal(size=(80, 4)).astype(np.float32), np.arange(80) % 2
@@ -140,5 +96,4 @@ def test_no_scored_row_is_read():
         seed=0,
     )
     line = diagnosis.diagnose(TASKS[0], data, 100)
-    assert line["verdict"] in diagnosis.VERDICTS
     assert set(line) == set(diagnosis.COLUMNS)

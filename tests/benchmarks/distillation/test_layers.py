@@ -157,7 +157,7 @@ def reports_of(task, layer, gain):
     """Two reports, of which only the mean has that gain in points."""
     return [
         {"task": task, "layer": layer, "pilot_gain": (gain + by) / 100}
-        | {"ranking_gain": 0.0, "pilot_gain_se": 0.01, "seed": seed}
+        | {"pilot_gain_se": 0.01, "seed": seed}
         | {"last_agreement": None, "earlier_agreement": 0.5 + 0.1 * by}
         for seed, by in ((100, -3), (101, 3))
     ]
@@ -197,9 +197,9 @@ def test_layer_is_chosen_by_the_mean_of_reports(compared, tmp_path, capsys):
     # On rows to validate on the first layer is best on the first task only; on test
     # rows, which hindsight alone sees, it is the other way round.
     assert by_name[first][:2] == ["+2.0 ± 1.0", "+1.0 ± 1.0"]
-    assert by_name[first][4:] == ["last", "last", "last", "", "0.50"]
+    assert by_name[first][4:] == ["last", "last", "", "0.50"]
     assert by_name[second][:2] == ["+4.0 ± 1.0", "+3.5 ± 1.0"]
-    assert by_name[second][4:7] == ["last", "last", "earlier"]
+    assert by_name[second][4:6] == ["last", "earlier"]
     assert by_name["by the pilot gain"][2] == "1 of 2"
     assert by_name["on validation rows"][2] == "0 of 2"
     assert by_name["with hindsight"][2] == "2 of 2"
@@ -233,7 +233,7 @@ def test_report_is_asked_about_the_layer_of_a_method(drawn, monkeypatch):
 
     def watched(student, X, y, **given):
         asked.append((student.projector.head, given))
-        return report(student, X, y, **given, n_splits=2, max_epochs=2)
+        return report(student, X, y, **given, n_splits=2, max_steps=4)
 
     monkeypatch.setattr(diagnosis, "subclass_report", watched)
     # 20 subclasses a class are too many for these rows.
