@@ -117,16 +117,22 @@ def gains(areas: Areas, S: str) -> str:
 
 
 def bar(areas: Areas, S: str) -> str:
-    """Say on how many sets cross-fitted targets lead clearly, students together."""
+    """Say on how many sets cross-fitted targets lead clearly."""
     lines = []
-    for over in (LEAKING, HARD):
-        leads = {name: lead(areas, name, over, S) for name in sets_of(areas)}
-        clear = [name for name, found in leads.items() if found.low > 0]
-        below = [name for name, found in leads.items() if found.high < 0]
+    for student in STUDENTS:
+        leads = {
+            name: [
+                lead(areas, name, m, S, students=(student,)) for m in (LEAKING, HARD)
+            ]
+            for name in sets_of(areas)
+        }
+        clear = [name for name, found in leads.items() if min(x.low for x in found) > 0]
+        below = [name for name, found in leads.items() if found[1].high < 0]
         lines.append(
-            f"- {CROSS_FITTED}, over {over}, both students: clearly above on "
-            f"{len(clear)} of {len(leads)} sets ({', '.join(clear) or 'none'}), "
-            f"clearly below on {len(below)} ({', '.join(below) or 'none'})."
+            f"- {student} student, {CROSS_FITTED}: clearly above {LEAKING} and above "
+            f"{HARD} on {len(clear)} of {len(leads)} sets "
+            f"({', '.join(clear) or 'none'}), clearly below {HARD} on {len(below)} "
+            f"({', '.join(below) or 'none'})."
         )
     return "\n".join(lines)
 
