@@ -160,7 +160,7 @@ def costs(lines: list[dict[str, str]]) -> str:
         model = student if line["student"] else line["teacher"]
         found[model].append((float(line["ms"]), float(line["kB"])))
     rows = [
-        [model, *(f"{value:.2g}" for value in np.median(values, axis=0))]
+        [model, *(f"{value:.3g}" for value in np.median(values, axis=0))]
         for model, values in sorted(found.items())
     ]
     return markdown(["model", "ms for one row", "kB of its pickle"], rows)
