@@ -56,7 +56,7 @@ def tiny(task, paths, seed, part="test"):
     rng = np.random.RandomState(seed)
     groups = np.arange(120) % 4
     X = (3 * np.eye(4)[groups] + rng.normal(size=(120, 4))).astype(np.float32)
-    head = torch.nn.Linear(4, 2)
+    head = np.array([[1.0, -1, 1, -1], [-1, 1, -1, 1]]), np.zeros(2)
     return untuned.Data(X, groups % 2, X, head, None, None, seed, (4,))
 
 
