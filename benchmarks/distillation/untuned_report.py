@@ -140,10 +140,12 @@ def gaps_to_tuned(scores: Scores, tasks: list[str], kinds: dict[str, str]) -> st
             )
             for name in (NOW, BEFORE)
         }
+        gain = mean_over_tasks([difference(scores[t], NOW, ONE) for t in of_kind])
         sentences.append(
             f"{kind} tasks ({len(of_kind)}): tuned leads the defaults by "
             f"{interval(by_name[NOW])} points (wanted: at most {allowed}), and the "
-            f"earlier ones by {interval(by_name[BEFORE])}."
+            f"earlier ones by {interval(by_name[BEFORE])}. The defaults lead S = 1 by "
+            f"{interval(gain)}."
         )
     return "\n\n".join(sentences)
 
