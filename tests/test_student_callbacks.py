@@ -192,6 +192,7 @@ def test_callbacks_change_nothing_in_training(problem):
 def test_older_scikit_learn_works_without_callbacks():
     code = """
     import sklearn.callback
+    import sklearn.cluster
     import sklearn.model_selection
     import sklearn.pipeline
     del sklearn.callback.CallbackSupportMixin

@@ -57,7 +57,7 @@ _MAX_ITERATIONS = 100
 # Starts of k-means in a sample, of which the best counts; the rows that are tried for
 # each centroid of a start; and the iterations from it: few, since clusters move among
 # the rows themselves afterwards.
-_N_STARTS = 3
+_N_STARTS = 5
 _N_TRIALS = 20
 _START_ITERATIONS = 10
 # Number of principal axes of a sample beyond the number of clusters, and the
@@ -195,13 +195,13 @@ def _cluster_sample(
 ) -> FloatArray:
     """Return at most `n_clusters` centroids (k, d) of a sample of class `c`."""
     row_space = covariance.row_space
-    untied = replace(sample, rows=_untied(sample.rows, row_space))
+    untied = _untied(sample, row_space)
     axes = _principal_axes(untied, row_space, n_clusters, random_state)
     points, untied_points = (
         (each.rows @ axes.astype(each.rows.dtype)).astype(np.float64)
         for each in (sample, untied)
     )
-    labels = cluster(untied_points, sample.weight, n_clusters, _rounding(untied))
+    labels = cluster(untied_points, untied.weight, n_clusters, _rounding(untied))
     members = (labels == np.arange(labels.max() + 1)[:, None]) * sample.weight
     means = members @ points / members.sum(axis=1)[:, None]
     # Sorted along the first principal direction: the order in which clusters were found
@@ -213,19 +213,23 @@ def _cluster_sample(
     return centroids
 
 
-def _untied(points: FloatArray, row_space: FloatArray) -> FloatArray:
-    """Stretch points (n, d) slightly, by their place along a fixed random direction.
+def _untied(sample: ClassSample, row_space: FloatArray) -> ClassSample:
+    """Stretch rows and weights slightly, by their place along a fixed random direction.
 
-    This breaks ties of distances in symmetric data, which rounding, and with it the
-    order of rows, would decide otherwise.
+    This breaks ties, which rounding, and with it the order of rows, would decide
+    otherwise: of distances in symmetric data, and of two points of equal weight that
+    lower the inertia by the same as the next start.
     """
     draw = np.random.RandomState(0).standard_normal((len(row_space), 1))
-    along = points @ to_null_space(draw, row_space)[:, 0].astype(points.dtype)
+    direction = to_null_space(draw, row_space)[:, 0]
+    along = sample.rows @ direction.astype(sample.rows.dtype)
     farthest = np.abs(along).max(initial=0)
     if not farthest:
-        return points
-    stretched: FloatArray = points * (1 + _STRETCH / farthest * along)[:, None]
-    return stretched
+        return sample
+    factor = 1 + _STRETCH / farthest * along
+    return replace(
+        sample, rows=sample.rows * factor[:, None], weight=sample.weight * factor
+    )
 
 
 def _principal_axes(

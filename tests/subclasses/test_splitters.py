@@ -53,5 +53,3 @@ def test_a_new_solver(monkeypatch):
     for each in (projector, known):
         each.fit(problem.X, problem.codes)
     assert_allclose(projector.components_, known.components_)
-    with pytest.raises(ValueError, match="svd_solver='svd' reads all rows of a class"):
-        projector.partial_fit(problem.X, problem.codes)
