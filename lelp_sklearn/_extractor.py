@@ -54,7 +54,7 @@ class EmbeddingExtractor(
     TransformerMixin,  # type: ignore[misc]
     BaseEstimator,  # type: ignore[misc]
 ):
-    """Embeddings of a trained torch model, and the linear layer that reads them.
+    """Embeddings of a trained model, and the linear layer that reads them.
 
     The embedding of a row is the input of the linear layer whose output the model
     returns. This layer is found by running the model on the first rows: its weights

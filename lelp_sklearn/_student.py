@@ -167,7 +167,8 @@ class LELPStudentClassifier(
         "sparse_adam" is faster for sparse X with many features: a step changes the
         weights only of features that occur in its batch. What AdamW does to the others,
         weight decay and the rest of their momentum, is made up when they occur again,
-        after the gradient of that batch, or at the end of the epoch. The same applies
+        after the gradient of that batch, or at the end of the epoch; a stored 0 counts
+        as an occurrence. The same applies
         to ``nn.Embedding(sparse=True)``; all else is updated as by "adamw". It trains
         in one process. A callable ``(parameters, lr=, weight_decay=)`` returns a
         :class:`torch.optim.Optimizer` whose `step` needs no closure.

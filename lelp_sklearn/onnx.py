@@ -68,8 +68,9 @@ def to_onnx(model: Any, X: Any, path: str | PathLike[str]) -> None:
     ----------
     model : Pipeline, LELPStudentClassifier, LELPStudentClassifierCV or \
             LELPMetaClassifier
-        The fitted model. Steps before the classifier, and the estimator of a
-        LELPMetaClassifier, must be such as skl2onnx converts.
+        The fitted model, or a search whose best estimator is one. Steps before the
+        classifier, and the estimator of a LELPMetaClassifier, must be such as skl2onnx
+        converts.
     X : array-like of str of shape (n_samples,) or of shape (n_samples, ...)
         Rows on which the file is compared with `model`. They should be such as the
         file will be used on.
@@ -112,6 +113,7 @@ def to_onnx(model: Any, X: Any, path: str | PathLike[str]) -> None:
     ...     lelp_sklearn.onnx.to_onnx(model, texts, Path(folder) / "film.onnx")
     """
     check_is_fitted(model)
+    model = getattr(model, "best_estimator_", model)
     pipeline = model if isinstance(model, Pipeline) else make_pipeline(model)
     if _is_vectorizer(pipeline[0]):
         X = _as_strings(X)

@@ -12,6 +12,7 @@ from sklearn.feature_extraction.text import (
     TfidfVectorizer,
 )
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MaxAbsScaler, StandardScaler
 from torch import nn
@@ -21,6 +22,7 @@ from lelp_sklearn import (
     LELPProjector,
     LELPStudentClassifier,
     LELPStudentClassifierCV,
+    NoTeacherWarning,
 )
 from lelp_sklearn.onnx import to_onnx
 
@@ -113,6 +115,19 @@ def test_the_best_student_of_a_search_is_exported(tmp_path):
     to_onnx(search, X, tmp_path / "iris.onnx")
     _, probabilities = predictions(tmp_path / "iris.onnx", X.astype(np.float32))
     np.testing.assert_allclose(probabilities, search.predict_proba(X), atol=1e-5)
+
+
+def test_a_search_over_a_pipeline_of_text_is_exported_as_its_best(
+    texts, labels, tmp_path
+):
+    model = make_pipeline(TfidfVectorizer(), LELPMetaClassifier(LogisticRegression()))
+    grid = {"lelpmetaclassifier__estimator__C": [1.0, 10.0]}
+    with pytest.warns(NoTeacherWarning):
+        search = GridSearchCV(model, grid, cv=2).fit(texts, labels)
+    to_onnx(search, texts, tmp_path / "text.onnx")
+    rows = np.array(texts, dtype=object)
+    _, probabilities = predictions(tmp_path / "text.onnx", rows[:, None])
+    np.testing.assert_allclose(probabilities, search.predict_proba(texts), atol=1e-5)
 
 
 def test_a_difference_is_an_error_that_names_the_row(texts, labels, tmp_path):

@@ -24,10 +24,10 @@ class Advice:
     def recommend(self, verdict: str, length: str | None, n_subclasses: int) -> str:
         """Return what to do, and the call on a line of its own."""
         if length == "too long" and has_epochs(self.student):
-            return f"search for shorter training.\n  {self._search(n_subclasses)}"
+            return f"search for shorter training.\n  {self._search()}"
         if length is None and verdict == "unclear":
             numbers = f"1 and {n_subclasses} subclasses per class"
-            return f"compare {numbers} in a search.\n  {self._search(n_subclasses)}"
+            return f"compare {numbers} in a search.\n  {self._comparison(n_subclasses)}"
         changes, what = {}, "train the student as it is"
         if length == "too short":
             changes["max_epochs"] = str(2 * int(self.student.max_epochs))
@@ -38,14 +38,20 @@ class Advice:
             what = f"{what if changes.keys() - {name} else 'train'} with one subclass"
         return f"{what}.\n  {self._fit(changes)}"
 
-    def _search(self, n_subclasses: int) -> str:
-        if not has_epochs(self.student):
-            name, values = self._projector_values([1, n_subclasses])
-            grid = f'{{"{self._prefix}{name}": [{", ".join(values)}]}}'
-            return f"GridSearchCV(student, {grid}).fit({self._arguments()})"
+    def _comparison(self, n_subclasses: int) -> str:
+        """Return the search of 1 and `n_subclasses` subclasses."""
+        name, values = self._projector_values([1, n_subclasses])
+        of_numbers = f": [{', '.join(values)}]}}"
+        if has_epochs(self.student):
+            return self._search(f', {{"{name}"{of_numbers}')
+        grid = f'{{"{self._prefix}{name}"{of_numbers}'
+        return f"GridSearchCV(student, {grid}).fit({self._arguments()})"
+
+    def _search(self, grid: str = "") -> str:
+        """Return the search of a torch student, by default with the default grid."""
         if self.step is None:
-            return f"LELPStudentClassifierCV(student).fit({self._arguments()})"
-        search = f"{self.step}=LELPStudentClassifierCV(student[-1])"
+            return f"LELPStudentClassifierCV(student{grid}).fit({self._arguments()})"
+        search = f"{self.step}=LELPStudentClassifierCV(student[-1]{grid})"
         return f"student.set_params({search}).fit({self._arguments()})"
 
     def _fit(self, changes: dict[str, str]) -> str:

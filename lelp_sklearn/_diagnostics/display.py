@@ -300,7 +300,9 @@ def _searched_numbers(search: Any) -> list[Any]:
     name, owner = names[0], names[0].rpartition("__")[0]
     numbers = []
     for params in search.cv_results_["params"]:
-        number = search.estimator.get_params().get(name)
+        # LELPStudentClassifierCV names its estimator `student`.
+        searched = getattr(search, "student", None) or search.estimator
+        number = searched.get_params().get(name)
         if owner in params:
             number = getattr(params[owner], "n_subclasses", None)
         numbers.append(params.get(name, number))

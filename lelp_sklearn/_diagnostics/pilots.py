@@ -14,7 +14,7 @@ from lelp_sklearn._diagnostics.reasons import agreement_in_classes
 from lelp_sklearn._diagnostics.table import class_logits
 from lelp_sklearn._projector import LELPProjector
 from lelp_sklearn._targets import TargetSource, embed, has_teacher, usable_rows
-from lelp_sklearn._training.inputs import StudentInputs, as_array
+from lelp_sklearn._training.inputs import StudentInputs, as_array, unlabeled_mark
 from lelp_sklearn._typing import BoolArray, FloatArray, IntArray
 
 # How the targets of a pilot are made.
@@ -122,11 +122,9 @@ class PilotData:
         projector.set_params(head=(self.projector.coef_, self.projector.intercept_))
         projector.fit(
             self.embeddings[rows],
-            self.class_index[rows],
+            self.projector.classes_[self.class_index[rows]],
             teacher_logits=self.logits[rows],
         )
-        # It was fitted to class indices; the student has labels.
-        projector.classes_ = self.projector.classes_
         return FrozenEstimator(projector)
 
 
@@ -200,9 +198,11 @@ def make_pilots(
         if is_labelled.any():
             one_hot = np.eye(data.n_classes, dtype=soft.dtype)[data.class_index]
             kinds.append((LABELS, data.fit_class_projector(rest), one_hot))
+        # A frozen projector does not tell it.
+        mark = unlabeled_mark(data.student)
         for kind, projector, targets in kinds:
             student = _pilot_student(data.student, seed)
-            student.set_params(projector=projector, teacher=None)
+            student.set_params(projector=projector, teacher=None, unlabeled=mark)
             is_used = is_train & is_labelled if kind == LABELS else is_train
             if has_epochs(student):
                 share = is_used.sum() / is_train.sum()

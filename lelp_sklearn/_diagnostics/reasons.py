@@ -6,6 +6,7 @@ from sklearn.metrics import adjusted_mutual_info_score
 
 from lelp_sklearn._subclasses.kmeans import cluster
 from lelp_sklearn._subclasses.moments import row_space_basis, to_null_space
+from lelp_sklearn._subclasses.threads import one_blas_thread
 from lelp_sklearn._typing import FloatArray, IntArray
 
 _N_CLUSTERS = 20
@@ -67,7 +68,8 @@ def clusters_of(points: FloatArray) -> IntArray:
     weight = np.full(len(points), 1 / len(points))
     # Rows that differ by the rounding of single precision are one.
     rounding = float(np.finfo(np.float32).eps ** 2 * np.mean(points**2))
-    return cluster(points, weight, n_clusters, rounding)
+    with one_blas_thread:
+        return cluster(points, weight, n_clusters, rounding)
 
 
 def adjusted_r2(clusters: IntArray, values: FloatArray) -> float:

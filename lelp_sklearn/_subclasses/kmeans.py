@@ -386,5 +386,7 @@ def cluster(
     centroids = best.cluster_centers_
     is_close = cdist(centroids, centroids, "sqeuclidean") <= rounding / unit**2
     distinct = centroids[~np.tril(is_close, -1).any(axis=1)]
-    labels: IntArray = cdist(points, distinct, "sqeuclidean").argmin(axis=1)
+    nearest = cdist(points, distinct, "sqeuclidean").argmin(axis=1)
+    # A cluster may have lost its last point in the last iteration.
+    labels: IntArray = np.unique(nearest, return_inverse=True)[1]
     return labels

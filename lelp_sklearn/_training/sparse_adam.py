@@ -81,6 +81,8 @@ class SparseAdamW(torch.optim.AdamW):
                     self._update_rows(weight, weight.grad.coalesce(), group)
                     # AdamW skips weights without a gradient.
                     weight.grad = None
+                elif weight.grad is not None:
+                    self._complete(weight, group)
         return super().step(closure)
 
     @torch.no_grad()
@@ -88,10 +90,13 @@ class SparseAdamW(torch.optim.AdamW):
         """Make up what rows have missed; then all state is that of AdamW."""
         for group in self.param_groups:
             for weight in group["params"]:
-                state = self.state[weight]
-                if (missed := state.pop("missed", None)) is not None:
-                    rows = weight, state["exp_avg"], state["exp_avg_sq"]
-                    missed.make_up(missed.last_step, rows, group)
+                self._complete(weight, group)
+
+    def _complete(self, weight: nn.Parameter, group: dict[str, Any]) -> None:
+        state = self.state[weight]
+        if (missed := state.pop("missed", None)) is not None:
+            rows = weight, state["exp_avg"], state["exp_avg_sq"]
+            missed.make_up(missed.last_step, rows, group)
 
     def _update_rows(
         self, weight: nn.Parameter, gradient: Tensor, group: dict[str, Any]

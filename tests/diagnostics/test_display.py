@@ -15,11 +15,13 @@ from sklearn.pipeline import make_pipeline
 from lelp_sklearn import (
     LELPProjector,
     LELPStudentClassifier,
+    LELPStudentClassifierCV,
     SubclassDisplay,
     subclass_table,
 )
 from tests import reference
 from tests.problems import fit_to_groups, make_far_groups
+from tests.student_problems import make_groups
 
 matplotlib = pytest.importorskip("matplotlib")
 
@@ -155,6 +157,18 @@ def test_a_search_is_drawn_with_vanilla_distillation_as_the_line_to_beat():
         assert score == scores[sizes == x].max()
         assert error in spread[sizes == x] / np.sqrt(3)
     assert panel["baseline"] == panel["y"][0]
+
+
+def test_the_search_of_a_student_is_drawn():
+    X, y, E, head = make_groups()
+    student = LELPStudentClassifier(
+        projector=LELPProjector(2, head=head), max_epochs=2, random_state=0
+    )
+    grid = {"projector__n_subclasses": [1, 2]}
+    search = LELPStudentClassifierCV(student, grid).fit(X, y, teacher_embeddings=E)
+    panel = SubclassDisplay.from_search(search).panels[""]
+    assert_array_equal(panel["x"], [1, 2])
+    assert_allclose(panel["y"], search.cv_results_["mean_test_score"])
 
 
 def test_a_search_has_a_tick_for_each_number_and_a_legend_for_vanilla_kd():

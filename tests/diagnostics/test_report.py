@@ -227,7 +227,12 @@ def test_the_call_that_is_recommended_can_be_made(verdict, length, kind):
     fitted = eval(call.strip(), {"GridSearchCV": GridSearchCV}, names)
     fitted = fitted[-1] if is_pipeline else fitted
     if length == "too long" or (verdict == "unclear" and length is None):
-        assert any(name.startswith("projector") for name in fitted.best_params_)
+        searched = [each for each in fitted.best_params_ if "projector" in each]
+        assert searched
+        if verdict == "unclear":
+            tried = fitted.cv_results_[f"param_{searched[0]}"]
+            numbers = [getattr(each, "n_subclasses", each) for each in tried]
+            assert numbers == [1, 3]
         return
     assert (fitted.projector_.n_subclasses_ == 1) == (verdict == "does not help")
     n_epochs = 2 if length == "too short" else 1
@@ -337,6 +342,15 @@ def test_rows_without_a_label_count_by_their_teacher():
     assert none.label_accuracy is none.teacher_accuracy is none.teacher_gain is None
     assert "Agreement with the teacher" in str(none)
     assert "Accuracy on 160 labelled rows" in str(half)
+
+
+def test_a_mark_may_be_that_of_the_projector():
+    X, y, E, head = make_groups()
+    marked = np.where(np.arange(len(y)) % 3, y, -1)
+    student = LELPMetaClassifier(
+        LogisticRegression(), projector=LELPProjector(3, head=head, unlabeled=-1)
+    )
+    assert quick_report(of=(X, marked, E, head), student=student).n_labelled == 160
 
 
 def test_a_frozen_projector_is_used_as_it_is():
@@ -458,6 +472,9 @@ def test_more_subclasses_than_a_split_allows_say_where():
     with pytest.raises(ValueError, match="n_subclasses") as caught:
         quick_report(of=(X, y, E, head), student=student_of(head, 28))
     assert "max_samples" in "".join(caught.value.__notes__)
+    names = np.array(["ham", "spam"])[y]
+    with pytest.raises(ValueError, match=r"class '(ham|spam)' allows"):
+        quick_report(of=(X, names, E, head), student=student_of(head, 28))
 
 
 def test_a_clone_of_the_student_gives_the_same_report():

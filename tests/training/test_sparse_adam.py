@@ -84,6 +84,19 @@ def test_gradients_may_become_dense_or_sparse_between_epochs(is_dense):
     assert_close(weight, other, rtol=0, atol=1e-12)
 
 
+def test_gradients_may_become_dense_or_sparse_between_steps():
+    weight, other = make_weight(), make_weight()
+    optimizer = SparseAdamW([weight], eps=1e-100)
+    adamw = torch.optim.AdamW([other], eps=1e-100)
+    for number, gradient in enumerate(gradients(20)):
+        weight.grad = gradient.to_dense() if number % 7 == 6 else gradient
+        other.grad = gradient.to_dense()
+        optimizer.step()
+        adamw.step()
+    optimizer.complete_rows()
+    assert_close(weight, other, rtol=0, atol=1e-12)
+
+
 def test_other_weights_are_updated_by_adamw():
     weight, dense, twin = make_weight(), make_weight(), make_weight()
     optimizer = SparseAdamW([weight, dense])
