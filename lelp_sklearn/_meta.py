@@ -387,6 +387,23 @@ class LELPMetaClassifier(
         return summed
 
     @available_if(_has_probabilities)  # type: ignore[untyped-decorator]
+    def predict_log_proba(self, X: Any) -> FloatArray:
+        """Predict the logarithms of class probabilities, of 0 minus infinity.
+
+        Parameters
+        ----------
+        X : array-like or sparse matrix of shape (n_samples, n_features), or list of str
+            Rows as in fit.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes)
+            Logarithms of `predict_proba`.
+        """
+        with np.errstate(divide="ignore"):
+            return np.log(self.predict_proba(X))
+
+    @available_if(_has_probabilities)  # type: ignore[untyped-decorator]
     def predict_subclass_proba(self, X: Any) -> FloatArray:
         """Predict the probabilities of subclasses.
 

@@ -388,7 +388,8 @@ class LELPProjector(  # type: ignore[call-arg]
         """Fit to one more block of rows.
 
         The d by d covariance of each class is kept, so the blocks give the result of
-        :meth:`fit` on all rows with `svd_solver` "covariance_eigh". "full" works as
+        :meth:`fit` on all rows with `svd_solver` "covariance_eigh" and the same
+        temperature, which "auto" takes from the first block. "full" works as
         "covariance_eigh". "kmeans" updates the centroids of the first block, as
         mini-batch k-means does. `head` may be None, which estimates it from all blocks,
         but not an unfitted classifier. Rows without a label require a head or
@@ -762,8 +763,10 @@ class LELPProjector(  # type: ignore[call-arg]
             "explained_variance_ratio_": ratio,
             "margin_": margin,
             "temperature_": float(temperature),
-            # Without a scale all scores are 0, whatever divides them.
-            "subclass_temperature_": float(subclass_temperature) * (scale or 1.0),
+            # Without a scale all scores are 0, whatever divides them, but 0.
+            "subclass_temperature_": scale * float(subclass_temperature)
+            if scale
+            else 1.0,
             "_stream": stream,
         }
         if splitter.uses_solver:

@@ -1,6 +1,7 @@
 """Texts: models of Hugging Face and sentence-transformers, offline; any tokenizer."""
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -193,6 +194,20 @@ def test_a_sentence_encoder_gives_what_it_encodes(encoder, tmp_path):
     assert_allclose(found, encoder.encode(TEXTS), atol=1e-5)
     half = extractor.extract(TEXTS, tmp_path / "e.npy")
     assert_allclose(half, found.astype(np.float16), atol=1e-3)
+
+
+def test_extractors_of_other_lengths_share_an_encoder_in_threads(encoder):
+    before = encoder.max_seq_length
+    extractors = [
+        EmbeddingExtractor(encoder, batch_size=1, max_length=n).fit(TEXTS)
+        for n in (4, None)
+    ]
+    expected = [each.transform(TEXTS) for each in extractors]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda each: each.transform(TEXTS), 4 * extractors))
+    for embeddings, right in zip(found, 4 * expected, strict=True):
+        assert_allclose(embeddings, right, atol=1e-5)
+    assert encoder.max_seq_length == before
 
 
 def test_a_sentence_encoder_cuts_texts_to_max_length(encoder, tmp_path):

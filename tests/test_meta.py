@@ -203,6 +203,8 @@ def test_estimators(estimator):
     assert_allclose(proba.sum(axis=1), 1, atol=1e-6)
     summed = proba.reshape(-1, 2, 3).sum(axis=2)
     assert_allclose(classifier.predict_proba(X), summed)
+    with np.errstate(divide="ignore"):
+        assert_allclose(classifier.predict_log_proba(X), np.log(summed))
     assert classifier.score(X, Y) > 0.8
 
 

@@ -58,7 +58,14 @@ def write_checkpoint(path):
     return student.fit(X, y, teacher_embeddings=E)
 
 
+def write_onnx(path):
+    X, y, E, _ = make_groups()
+    student = LELPStudentClassifier(max_epochs=1, random_state=0)
+    student.fit(X, y, teacher_embeddings=E).to_onnx(path)
+
+
 WRITERS = {
+    "student.onnx": write_onnx,
     "e.npy": write_embeddings,
     "out.npy": write_soft_labels,
     "student.ckpt": write_checkpoint,

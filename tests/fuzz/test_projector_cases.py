@@ -207,7 +207,7 @@ def params(draw, rng, n_classes, d):
         "splitter": splitter,
         "null_space": draw(st.booleans()),
         "rotation": draw(st.sampled_from(["equal", "random", None])),
-        "temperature": draw(st.sampled_from([0.5, 1.0, 4.0])),
+        "temperature": draw(st.sampled_from(["auto", 0.5, 1.0, 4.0])),
         "subclass_temperature": draw(st.sampled_from(["auto", 0, 0.2, 1.0])),
         "svd_solver": draw(
             st.sampled_from(["auto", "randomized", "covariance_eigh", "full"])
@@ -536,7 +536,9 @@ def test_blocks_are_one_fit(case, n_blocks):
     projector = fitted(case)
     if projector is None:
         return
-    other = LELPProjector(**case.params)
+    # "auto" takes it from the first block.
+    temperature = projector.temperature_
+    other = LELPProjector(**{**case.params, "temperature": temperature})
     classes = np.unique(case.y[case.y != case.params["unlabeled"]])
     for rows in np.array_split(np.arange(len(case.rows)), n_blocks):
         if np.any(case.weight[rows] > 0):

@@ -64,6 +64,15 @@ def test_random_directions(make, svd_solver, dtype, kind, monkeypatch):
         assert_allclose(shares(projector, rows), 1 / 3, rtol=1e-6)
 
 
+@pytest.mark.parametrize("beta", ["auto", 0, 0.5])
+def test_every_subclass_temperature(beta):
+    X, y = constant(), np.arange(60) % 2
+    projector = LELPProjector(
+        3, splitter="random", head=HEAD, subclass_temperature=beta, random_state=0
+    ).fit(X, y)
+    assert_allclose(shares(projector, X), 1 / 3)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_random_directions_with_unequal_weights(seed):
     X, y = constant(), np.arange(60) % 2

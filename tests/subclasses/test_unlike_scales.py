@@ -21,21 +21,21 @@ def class_targets(projector, X, **metadata):
     return projector.inverse_transform(projector.transform(X, **metadata))
 
 
-def one_large_column():
-    """Columns that each tell a little, and one that tells nothing."""
+def weak_columns():
+    """Columns that each tell a little."""
     rng = np.random.default_rng(0)
     codes = np.arange(400) % 2
     return rng.normal(size=(400, 20)) + 0.7 * codes[:, None], codes
 
 
 def collinear():
-    X, codes = one_large_column()
+    X, codes = weak_columns()
     return np.hstack([X, X @ np.random.default_rng(1).normal(size=(20, 4))]), codes
 
 
 def constant_columns():
     """A constant, one within each class, one within one class, a column of copies."""
-    X, codes = one_large_column()
+    X, codes = weak_columns()
     X[:, 0] = 0.1
     X[:, 1] = codes / 3
     X[:, 2] *= codes
@@ -54,7 +54,7 @@ def one_row_a_class():
 
 
 def far_from_zero():
-    X, codes = one_large_column()
+    X, codes = weak_columns()
     return X + 1000, codes
 
 
@@ -63,7 +63,7 @@ def digits():
 
 
 KINDS = [
-    one_large_column,
+    weak_columns,
     collinear,
     constant_columns,
     more_columns_than_rows,
@@ -103,7 +103,7 @@ def test_units_move_no_least_squares_head(make):
         assert_allclose(class_targets(projector, moved), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("make", [one_large_column, constant_columns, digits])
+@pytest.mark.parametrize("make", [weak_columns, constant_columns, digits])
 @pytest.mark.parametrize("way", ["blocks", "tensor", "dask"])
 def test_every_reading_gives_the_head_of_the_reference(make, way, monkeypatch):
     X, codes = make()
@@ -141,9 +141,14 @@ def bundled():
             yield f"{load.__name__} mod 2", X, y % 2
             yield f"{load.__name__} zero", X, np.where(y == 0, 1, 0)
             yield f"{load.__name__} upper", X, np.where(y > y.max() // 2, 1, 0)
-    X, y = one_large_column()
+    X, y = weak_columns()
     for size in (1, 100, 10_000):
         yield f"column of {size}", np.column_stack([X[:, 1:], size * X[:, 0]]), y
+    for size in (1, 100, 1_000, 10_000):
+        rng, y = np.random.default_rng(0), np.arange(1_000) % 2
+        X = rng.normal(size=(1_000, 32)) + 0.7 * y[:, None]
+        X[:, -1] = size * rng.normal(size=1_000)
+        yield f"column of noise of {size}", X, y
 
 
 @pytest.mark.parametrize(
