@@ -69,7 +69,8 @@ class SubclassDisplay:
             Class labels.
         kind : {"spectrum", "embedding", "mass"}, default="spectrum"
             "spectrum": the variance along each direction, as a share of that of the
-            class; "embedding": the rows of each class in the plane of their largest
+            class, which for "kmeans" is scaled by the squared length of a centroid;
+            "embedding": the rows of each class in the plane of their largest
             variance in the null space, coloured by subclass, and below by
             `fine_labels`, each of which has one colour in both classes; "mass": the
             share of the class that each subclass has, in the colours of "embedding";
