@@ -141,8 +141,8 @@ class EmbeddingExtractor(
     (100, 16)
     >>> projector = LELPProjector(n_subclasses=2, head=extractor.head_)
     >>> W, b = extractor.head_
-    >>> likeliest = (embeddings @ W.T + b).argmax(axis=1)
-    >>> projector.fit_transform(embeddings, likeliest).shape
+    >>> most_likely = (embeddings @ W.T + b).argmax(axis=1)
+    >>> projector.fit_transform(embeddings, most_likely).shape
     (100, 4)
 
     Use the input of an earlier layer, and the logits in place of a head:
@@ -151,7 +151,7 @@ class EmbeddingExtractor(
     >>> embeddings = extractor.fit_transform(X)
     >>> logits = extractor.predict_logits(X)
     >>> projector = LELPProjector(n_subclasses=2)
-    >>> projector.fit_transform(embeddings, likeliest, teacher_logits=logits).shape
+    >>> projector.fit_transform(embeddings, most_likely, teacher_logits=logits).shape
     (100, 4)
     """
 

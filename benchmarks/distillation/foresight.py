@@ -28,7 +28,7 @@ CHOSEN_ON = (
     "letters, 500 rows",
 )
 
-INTRODUCTION = """# What the report says beforehand
+INTRODUCTION = """# What the report says before training
 
 By `python benchmarks/distillation/diagnose.py`. The measured gain is that of the
 library's plain `fit` over the same student with `n_subclasses=1`, in points of test

@@ -13,7 +13,7 @@ from lelp_sklearn._validation import check_length
 
 # More points of a class overlap.
 _MAX_POINTS = 2000
-# More colours are not told apart.
+# The eye cannot distinguish more colours.
 _MAX_COLOURS = 20
 
 Panel = dict[str, Any]
@@ -242,7 +242,7 @@ def _embedding_panels(data: ProjectedData, fine_labels: Any) -> dict[str, Panel]
         # A single axis is shown against itself.
         panel = {"x": points[:, 0], "y": points[:, -1]}
         by_subclass[f"class {label}: subclasses"] = panel | {
-            "colour": class_data.likeliest[shown],
+            "colour": class_data.most_likely[shown],
             "palette": np.arange(class_data.shares.shape[1]),
         }
         if fine_labels is not None:
@@ -299,11 +299,11 @@ def _searched_numbers(search: Any) -> list[Any]:
             "as in {'projector__n_subclasses': [1, 2, 5]}."
         )
     name, owner = names[0], names[0].rpartition("__")[0]
-    numbers = []
+    # LELPStudentClassifierCV names its estimator `student`.
+    searched = getattr(search, "student", None) or search.estimator
+    own_number, numbers = searched.get_params().get(name), []
     for params in search.cv_results_["params"]:
-        # LELPStudentClassifierCV names its estimator `student`.
-        searched = getattr(search, "student", None) or search.estimator
-        number = searched.get_params().get(name)
+        number = own_number
         if owner in params:
             number = getattr(params[owner], "n_subclasses", None)
         numbers.append(params.get(name, number))

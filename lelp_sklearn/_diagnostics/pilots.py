@@ -99,8 +99,8 @@ class PilotData:
     @property
     def by_teacher(self) -> IntArray:
         """The index of the teacher's most likely class of each row (n,)."""
-        likeliest: IntArray = self.logits.argmax(axis=1)
-        return likeliest
+        most_likely: IntArray = self.logits.argmax(axis=1)
+        return most_likely
 
     @property
     def class_index(self) -> IntArray:
@@ -165,7 +165,7 @@ class Pilot:
         X = _safe_indexing(*indexable(data.sample.X), self.held_out)
         return (
             self.student.predict_proba(X).argmax(axis=1),
-            likeliest_in_class(
+            most_likely_in_class(
                 self.student.predict_subclass_proba(X),
                 data.class_index[self.held_out],
                 data.n_classes,
@@ -176,7 +176,7 @@ class Pilot:
         """Return how well predicted subclasses of held-out rows agree with theirs."""
         class_index = data.class_index[self.held_out]
         soft = self.soft_targets[self.held_out]
-        subclass = likeliest_in_class(soft, class_index, data.n_classes)
+        subclass = most_likely_in_class(soft, class_index, data.n_classes)
         return agreement_in_classes(class_index, subclass, predicted)
 
 
@@ -255,11 +255,11 @@ def draw_seed(random_state: np.random.RandomState) -> int:
     return int(random_state.randint(2**31 - 1))
 
 
-def likeliest_in_class(
+def most_likely_in_class(
     soft: FloatArray, class_index: IntArray, n_classes: int
 ) -> IntArray:
     """Return the most likely subclass (n,) of each row in its own class."""
     by_class = soft.reshape(len(class_index), n_classes, -1)
     in_class = by_class[np.arange(len(class_index)), class_index]
-    likeliest: IntArray = in_class.argmax(axis=1)
-    return likeliest
+    most_likely: IntArray = in_class.argmax(axis=1)
+    return most_likely

@@ -109,7 +109,7 @@ def subclass_table(
                 is_table = isinstance(shown, pandas.DataFrame)
                 line["samples"] = shown.to_dict("records") if is_table else list(shown)
             if fine_labels is not None:
-                members = class_data.likeliest == s
+                members = class_data.most_likely == s
                 line |= _most_common(fine_labels[class_data.rows[members]])
             lines.append(line)
             index.append((label, s))
@@ -135,10 +135,10 @@ class ClassData:
     margins: FloatArray
 
     @cached_property
-    def likeliest(self) -> IntArray:
+    def most_likely(self) -> IntArray:
         """The most likely subclass (n,) of each row."""
-        likeliest: IntArray = self.shares.argmax(axis=1)
-        return likeliest
+        most_likely: IntArray = self.shares.argmax(axis=1)
+        return most_likely
 
     @cached_property
     def unit_embeddings(self) -> FloatArray:
@@ -154,7 +154,7 @@ class ClassData:
 
     def describe(self, s: int) -> dict[str, Any]:
         """Return what the table says of a subclass with any data."""
-        members = self.likeliest == s
+        members = self.most_likely == s
         shares, scores = self.shares[members], self.scores[:, s]
         entropies = -np.sum(shares * np.log(np.where(shares > 0, shares, 1)), axis=1)
         correlation = np.nan
@@ -169,7 +169,7 @@ class ClassData:
 
     def typical_rows(self, s: int, n_samples: int) -> IntArray:
         """Return the rows of a subclass that are most similar to their mean."""
-        members = np.flatnonzero(self.likeliest == s)
+        members = np.flatnonzero(self.most_likely == s)
         units = self.unit_embeddings[members]
         order = np.argsort(-(units @ units.sum(axis=0)), kind="stable")
         return self.rows[members[order[:n_samples]]]
