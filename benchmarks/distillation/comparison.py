@@ -35,7 +35,7 @@ from benchmarks.distillation.search import (
     key_of,
     next_settings,
 )
-from benchmarks.distillation.stacked import class_logits
+from benchmarks.distillation.training import accuracies, class_logits
 from benchmarks.files import versions
 from benchmarks.timing import one_thread
 
@@ -175,7 +175,12 @@ class Comparison:
     ) -> None:
         """Train the students of all units and keep each unit's lines at once."""
         calls = (
-            delayed(train)(task, unit, [data_by_seed[seed] for seed in unit.seeds])
+            delayed(train)(
+                task,
+                unit,
+                [data_by_seed[seed] for seed in unit.seeds],
+                is_search=records is self.trials,
+            )
             for unit in units
         )
         for lines, seconds in Parallel(return_as="generator_unordered")(calls):
@@ -229,12 +234,32 @@ def has_own_teacher(method: str) -> bool:
 
 
 def train(
-    task: TaskConfig, unit: Unit, data_by_seed: list[DistillationData]
+    task: TaskConfig,
+    unit: Unit,
+    data_by_seed: list[DistillationData],
+    *,
+    is_search: bool,
 ) -> tuple[list[Line], float]:
-    """Train the students of a unit; return their lines and the seconds it took."""
-    start = time.perf_counter()
+    """Train the students of a unit; return their lines and the seconds it took.
+
+    A line of a search has the accuracy alone, by which settings are compared.
+    """
+    start, method = time.perf_counter(), TRAINABLE[unit.method]
     with one_thread():
-        found = class_logits(TRAINABLE[unit.method], data_by_seed, unit.settings)
+        if is_search:
+            found = [
+                [{"accuracy": round(accuracy, 6)} for accuracy in by_setting]
+                for by_setting in accuracies(method, data_by_seed, unit.settings)
+            ]
+        else:
+            found = [
+                [scores(task, data, logits) for logits in by_setting]
+                for data, by_setting in zip(
+                    data_by_seed,
+                    class_logits(method, data_by_seed, unit.settings),
+                    strict=True,
+                )
+            ]
     common = {"task": task.name, "kind": task.kind, "method": unit.method}
     kept = {"made_with": digest(task, unit.method), **versions()}
     lines = [
@@ -243,18 +268,19 @@ def train(
             **dict.fromkeys(("temperature", "regression_weight")),
             **setting,
             "seed": seed,
-            **scores(task, data, logits),
+            **of_setting,
+            "teacher_accuracy": round(data.teacher_accuracy, 6),
             **(own_teacher(data, setting) if has_own_teacher(unit.method) else {}),
             **kept,
         }
         for seed, data, by_setting in zip(unit.seeds, data_by_seed, found, strict=True)
-        for setting, logits in zip(unit.settings, by_setting, strict=True)
+        for setting, of_setting in zip(unit.settings, by_setting, strict=True)
     ]
     return lines, time.perf_counter() - start
 
 
 def scores(task: TaskConfig, data: DistillationData, logits: Array) -> Line:
-    """Return the student's and the teacher's scores."""
+    """Return the student's scores."""
     precision = None
     if task.has_rare_class:
         margin = np.nan_to_num(logits[:, 1] - logits[:, 0])
@@ -267,7 +293,6 @@ def scores(task: TaskConfig, data: DistillationData, logits: Array) -> Line:
         **matthews,
         "accuracy": round(float(np.mean(predicted == data.y_score)), 6),
         "average_precision": precision,
-        "teacher_accuracy": round(data.teacher_accuracy, 6),
     }
 
 

@@ -1,10 +1,8 @@
-"""Many students side by side, which makes the searches of the comparison affordable.
+"""Students of FitNet and of the peers, side by side, with losses of their own.
 
 Students of one hidden layer that differ in setting, in data or in both share each step:
-a few batched matrix products. They draw the initial weights and the order of rows that
-the library draws from the seed, so that each is the student that the public API trains,
-but for rounding; tests hold the two together. The gradient of the library's loss with
-respect to the outputs is in closed form here; autograd does the rest.
+a few batched matrix products. Those of a peer draw the initial weights and the order of
+rows that the library draws from the seed, so that they are paired with its students.
 
 Parameters have the shape (G, M, out, in), of G data sets and M settings, and what a
 student makes of a batch the shape (G, M, units, b).
@@ -12,7 +10,6 @@ student makes of a batch the shape (G, M, units, b).
 
 import math
 import sys
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,9 +27,7 @@ from benchmarks.distillation.methods.base import (
     Peer,
     Setting,
     Term,
-    within_class_targets,
 )
-from benchmarks.distillation.methods.fit import scored_logits
 from benchmarks.distillation.methods.fitnet import TERM as FITNET_TERM
 from benchmarks.distillation.methods.fitnet import scaled_embeddings
 from benchmarks.distillation.methods.losses import class_logits as summed_logits
@@ -66,109 +61,13 @@ class StackedAdamW:
             p.sub_(torch.div(mean, scale, out=scale).mul_(by_mean))
 
 
-class Objective(ABC):
-    """The loss of all students, and what their outputs say of the classes.
-
-    What is a number for each setting has shape (M,). `subclass_weight`, a function of
-    progress, multiplies what is added to the loss of the classes.
-    """
-
-    n_outputs: int
-    subclass_weight: Callable[[float], float]
-
-    @abstractmethod
-    def backward(
-        self, hidden: Tensor, outputs: Tensor, own: list[Tensor], rows: Tensor, weight
-    ) -> None:
-        """Find the gradients of the mean loss of a batch, rows (G, b)."""
-
-    @abstractmethod
-    def class_logits(self, outputs: Tensor) -> Tensor:
-        """Return the class logits of outputs, (G, M, n, C)."""
-
-
 @dataclass(frozen=True)
-class SubclassObjective(Objective):
-    """The loss of `LELPStudentClassifier`, its gradient in closed form.
+class Objective:
+    """The loss of all students, a term beside that of the classes.
 
-    `classes` (G, n, M * C) are each student's class targets, at its temperature, and
-    `labels` (G, n, C) those of the share `label_weight` of the loss. `within`
-    (G, n, C * S) are shared by the settings.
-    """
-
-    classes: Tensor
-    labels: Tensor
-    within: Tensor
-    temperatures: Tensor
-    within_temperatures: Tensor
-    subclass_weight: Callable[[float], float]
-    label_weight: float
-
-    @property
-    def n_outputs(self) -> int:
-        """C * S."""
-        return self.within.shape[2]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Settings, classes and subclasses."""
-        n_classes = self.labels.shape[2]
-        return len(self.temperatures), n_classes, self.n_outputs // n_classes
-
-    def backward(self, hidden, outputs, own, rows, weight) -> None:
-        """Find the gradients from that with respect to the outputs."""
-        with torch.no_grad():
-            gradient = self.gradient(outputs.detach(), rows, weight)
-        outputs.backward(gradient.div_(rows.shape[1]))
-
-    def gradient(self, outputs: Tensor, rows: Tensor, weight: float) -> Tensor:
-        """Return the gradient of each row's loss, in the shape of the outputs."""
-        (G, b), (M, C, S) = rows.shape, self.shape
-        tau = self.temperatures.view(M, 1, 1)
-        classes = pick(self.classes, rows).mT.view(G, M, C, b)
-        if S == 1:
-            return self.class_gradient(outputs / tau, classes, rows)
-        outputs = outputs.unflatten(2, (C, S))
-        scaled = outputs / tau.unsqueeze(3)
-        log_within = torch.log_softmax(scaled, 3)
-        # A log-softmax differs from its logits by their logsumexp.
-        summed = scaled.select(3, 0) - log_within.select(3, 0)
-        error = self.class_gradient(summed, classes, rows)
-        weight = weight * (1 - self.label_weight)
-        if not weight:
-            return log_within.exp_().mul_(error.unsqueeze(3)).flatten(2, 3)
-        within = pick(self.within, rows).mT.reshape(G, 1, C, S, b)
-        tau_within = self.within_temperatures.view(M, 1, 1)
-        mass = (classes * (weight * tau_within)).unsqueeze(3)
-        if torch.equal(self.temperatures, self.within_temperatures):
-            gradient = log_within.exp_().mul_(error.unsqueeze(3) + mass)
-            return gradient.sub_(within * mass).flatten(2, 3)
-        inner = torch.softmax(outputs / tau_within.unsqueeze(3), 3).sub_(within)
-        gradient = log_within.exp_().mul_(error.unsqueeze(3))
-        return gradient.add_(inner.mul_(mass)).flatten(2, 3)
-
-    def class_gradient(self, summed: Tensor, classes: Tensor, rows: Tensor) -> Tensor:
-        """Return the gradient by class logits; `summed` are those over τ."""
-        tau = self.temperatures.view(-1, 1, 1)
-        error = torch.softmax(summed, 2).sub_(classes).mul_(tau)
-        if not self.label_weight:
-            return error
-        labels = pick(self.labels, rows).mT.unsqueeze(1)
-        on_labels = torch.softmax(summed * tau, 2).sub_(labels)
-        return error.lerp_(on_labels, self.label_weight)
-
-    def class_logits(self, outputs: Tensor) -> Tensor:
-        """Return τ times the logsumexp of a class's outputs over τ."""
-        tau = self.temperatures.view(-1, 1, 1, 1)
-        scaled = outputs.unflatten(2, self.shape[1:]) / tau
-        return (tau[..., 0] * torch.logsumexp(scaled, 3)).mT
-
-
-@dataclass(frozen=True)
-class TermObjective(Objective):
-    """The loss of another method, which is its term beside that of the classes.
-
-    `logits` (G, n, K), `embeddings` (G, n, e) and `labels` (G, n).
+    `logits` are (G, n, K), `embeddings` (G, n, e) and `labels` (G, n); what is a number
+    for each setting has shape (M,). `term_weight`, a function of progress, multiplies
+    the term.
     """
 
     term: Term
@@ -178,15 +77,17 @@ class TermObjective(Objective):
     n_classes: int
     temperatures: Tensor
     own_weights: Tensor
-    subclass_weight: Callable[[float], float]
+    term_weight: Callable[[float], float]
 
     @property
     def n_outputs(self) -> int:
         """As many as the teacher's."""
         return self.logits.shape[2]
 
-    def backward(self, hidden, outputs, own, rows, weight) -> None:
-        """Find all gradients by autograd."""
+    def backward(
+        self, hidden: Tensor, outputs: Tensor, own: list[Tensor], rows: Tensor, weight
+    ) -> None:
+        """Find the gradients of the mean loss of a batch, rows (G, b)."""
         batch = Batch(
             hidden=hidden.mT,
             outputs=outputs.mT,
@@ -203,7 +104,7 @@ class TermObjective(Objective):
         loss.sum().backward()
 
     def class_logits(self, outputs: Tensor) -> Tensor:
-        """Return the logsumexp of a class's outputs."""
+        """Return the class logits of outputs, (G, M, n, C)."""
         return summed_logits(outputs.mT, self.n_classes)
 
 
@@ -238,7 +139,7 @@ class Stack:
                 batches = split(order, self.batch_size)
                 for step, rows in enumerate(batches):
                     progress = (epoch + step / len(batches)) / max_epochs
-                    weight = self.objective.subclass_weight(progress)
+                    weight = self.objective.term_weight(progress)
                     for p in parameters:
                         p.grad = None
                     hidden, outputs = apply(student, pick(self.X, rows))
@@ -268,32 +169,14 @@ def apply(student: list[Tensor], X: Tensor) -> tuple[Tensor, Tensor]:
 def class_logits(
     method: Method, data_sets: Sequence[DistillationData], settings: list[Setting]
 ) -> list[list[Array]]:
-    """Train a student of a method on each data set at each setting.
+    """Train a student on each data set at each setting, by FitNet or a `Peer`.
 
-    With a module, or `one_by_one`, it is one student after the other, and a `Peer` is
-    refused with a ValueError. Returns, for each data set and each setting, the class
-    logits of the rows to score, (n, C).
+    Returns, for each data set and each setting, the class logits of the rows to score,
+    (n, C).
     """
-    if data_sets[0].module is not None or data_sets[0].one_by_one:
-        if isinstance(method, Peer):
-            raise ValueError(
-                f"method has the loss {method.term!r}, which is written for students "
-                "of one hidden layer that are trained side by side, but the data have "
-                "a module or are one_by_one: leave out the method"
-            )
-        return [
-            [scored_logits(method, data, s) for s in settings] for data in data_sets
-        ]
     found = [[np.empty(0)] * len(settings) for _ in data_sets]
     data_sets = [method.select_layer(data) for data in data_sets]
-    targets = [
-        None if has_term(method) else within_class_targets(method, data)
-        for data in data_sets
-    ]
-    shapes = [
-        (np.shape(within), data.X.shape, data.X_score.shape)
-        for within, data in zip(targets, data_sets, strict=True)
-    ]
+    shapes = [(data.X.shape, data.X_score.shape) for data in data_sets]
     epochs = [setting["max_epochs"] for setting in settings]
     for shape in dict.fromkeys(shapes):
         alike = [i for i, other in enumerate(shapes) if other == shape]
@@ -302,7 +185,6 @@ def class_logits(
             logits = train_alike(
                 method,
                 [data_sets[i] for i in alike],
-                [targets[i] for i in alike],
                 [settings[j] for j in columns],
             )
             for i, of_data in zip(alike, logits, strict=True):
@@ -311,25 +193,11 @@ def class_logits(
     return found
 
 
-def accuracies(
-    method: Method, data: DistillationData, settings: list[Setting]
-) -> list[float]:
-    """Return the accuracy that a method reaches at each setting."""
-    (by_setting,) = class_logits(method, [data], settings)
-    return [float(np.mean(rows.argmax(1) == data.y_score)) for rows in by_setting]
-
-
 def train_alike(
-    method: Method,
-    data_sets: list[DistillationData],
-    targets: list[Array | None],
-    settings: list[Setting],
+    method: Method, data_sets: list[DistillationData], settings: list[Setting]
 ) -> Array:
     """Train students of equal shapes and epochs; return logits (G, M, n, C)."""
-    if has_term(method):
-        objective = term_objective(method, data_sets, settings)
-    else:
-        objective = subclass_objective(method, data_sets, targets, settings)
+    objective = make_objective(method, data_sets, settings)
     training = data_sets[0].training
     stack = Stack(
         X=stacked([data.X for data in data_sets]),
@@ -345,46 +213,13 @@ def train_alike(
     return stack.class_logits(X_score, student).numpy()
 
 
-def subclass_objective(
-    method: Method,
-    data_sets: list[DistillationData],
-    targets: list[Array],
-    settings: list[Setting],
-) -> SubclassObjective:
-    """Return the objective of a method of the library; `targets` are (n, C, S)."""
-    n, n_classes, _ = targets[0].shape
-    temperatures = column(settings, "temperature")
-    labels = torch.eye(n_classes)[stacked([data.y for data in data_sets])]
-    classes = []
-    for data, of_data in zip(data_sets, labels, strict=True):
-        logits = torch.from_numpy(data.logits).unsqueeze(1)
-        soft = torch.softmax(logits / temperatures.view(1, -1, 1), 2)
-        if method.labels_only:
-            soft = of_data.unsqueeze(1).expand_as(soft)
-        classes.append(soft.reshape(n, -1))
-    within_temperature = method.training.get("within_class_temperature")
-    # As in `methods.fit`: 1 where each row has one subclass, else the temperature.
-    if within_temperature is None:
-        is_hard = all(np.isin(within, (0, 1)).all() for within in targets)
-        within_temperature = 1.0 if is_hard else temperatures
-    return SubclassObjective(
-        classes=torch.stack(classes),
-        labels=labels,
-        within=stacked(targets).flatten(2),
-        temperatures=temperatures,
-        within_temperatures=within_temperature * torch.ones_like(temperatures),
-        subclass_weight=schedule(method.training.get("subclass_weight", "anneal")),
-        label_weight=method.training.get("label_weight", 0.0),
-    )
-
-
-def term_objective(
+def make_objective(
     method: Method, data_sets: list[DistillationData], settings: list[Setting]
-) -> TermObjective:
+) -> Objective:
     """Return the objective of FitNet or a `Peer`."""
     is_subclass = isinstance(method, Peer) and method.term == SUBCLASS
     logits = [d.subclass_teacher.logits if is_subclass else d.logits for d in data_sets]
-    return TermObjective(
+    return Objective(
         term=FITNET_TERM if method.is_fitnet else TERMS[method.term],
         logits=stacked(logits),
         embeddings=torch.stack([scaled_embeddings(d.embeddings) for d in data_sets]),
@@ -392,13 +227,8 @@ def term_objective(
         n_classes=data_sets[0].logits.shape[1],
         temperatures=column(settings, "temperature"),
         own_weights=column(settings, "regression_weight"),
-        subclass_weight=schedule(method.training.get("subclass_weight", "anneal")),
+        term_weight=schedule(method.training.get("subclass_weight", "anneal")),
     )
-
-
-def has_term(method: Method) -> bool:
-    """Return whether a method has a loss of its own."""
-    return method.is_fitnet or isinstance(method, Peer)
 
 
 def draws(

@@ -14,7 +14,7 @@ from benchmarks.distillation.config import HARD, Search
 from benchmarks.distillation.methods.base import DistillationData, Method, Setting
 from benchmarks.distillation.methods.fit import fit
 from benchmarks.distillation.search import key_of, next_settings
-from benchmarks.distillation.stacked import accuracies
+from benchmarks.distillation.training import accuracies
 
 # A trial is a setting with the key "accuracies", one for each seed.
 Trial = dict[str, object]
@@ -81,9 +81,9 @@ def score(
     with parallel_config("loky", n_jobs=n_jobs, inner_max_num_threads=1):
         if data_by_seed[0].module is None:
             by_seed = Parallel()(
-                delayed(accuracies)(method, data, settings) for data in data_by_seed
+                delayed(accuracies)(method, [data], settings) for data in data_by_seed
             )
-            return np.transpose(by_seed).tolist()
+            return np.transpose(np.concatenate(by_seed)).tolist()
         one_by_one = Parallel()(
             delayed(accuracy)(method, data, setting)
             for setting in settings

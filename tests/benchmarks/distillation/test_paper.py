@@ -15,9 +15,9 @@ from benchmarks.distillation.datasets import cifar100, documents, patches, speec
 from benchmarks.distillation.datasets.base import Paths, Task, merged
 from benchmarks.distillation.methods import METHODS
 from benchmarks.distillation.records import read_lines
-from benchmarks.distillation.stacked import class_logits
 from benchmarks.distillation.tables.paper import SEARCH_OF_PAPER, by_library
 from benchmarks.distillation.teachers.perceptron import predict
+from benchmarks.distillation.training import class_logits
 
 
 def test_groups_are_merged_at_random_into_equal_classes_or_by_kind():

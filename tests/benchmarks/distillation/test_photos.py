@@ -16,8 +16,8 @@ from benchmarks.distillation import (
     preparation,
     records,
     run,
-    stacked,
     students,
+    training,
 )
 from benchmarks.distillation.datasets import draw
 from benchmarks.distillation.datasets import photos as photo_files
@@ -303,7 +303,7 @@ def test_a_unit_trains_the_students_of_the_public_api(task, data, name):
         few = replace(method, splitting={"n_subclasses": 3, **method.splitting})
     setting = {**SETTING, "regression_weight": 2.0} if few.is_fitnet else SETTING
     by_hand = fit.fit(few, data, setting)
-    (found,) = stacked.class_logits(few, [data], [setting])[0]
+    (found,) = training.class_logits(few, [data], [setting])[0]
     assert found.shape == (N_VALIDATION, 2)
     predicted = by_hand.predict(data.X_score)
     np.testing.assert_array_equal(found.argmax(1), predicted)
@@ -326,7 +326,7 @@ def test_setting_that_diverges_is_scored_and_ends_no_search(data):
 def test_loss_for_one_hidden_layer_is_refused_to_a_module(data):
     peer = methods.PEERS["CRD, annealed"]
     with pytest.raises(ValueError, match=r"'CRD'.*leave out the method"):
-        stacked.class_logits(peer, [data], [SETTING])
+        training.class_logits(peer, [data], [SETTING])
 
 
 def test_fitnet_takes_half_precision_for_storage_only(data):
@@ -355,7 +355,7 @@ def test_teacher_and_students_learn_on_a_gpu(task, paths, tmp_path, name):
     method = methods.METHODS[name]
     few = replace(method, splitting={**method.splitting, "n_subclasses": 3})
     setting = {**SETTING, "max_epochs": 20}
-    (found,) = stacked.class_logits(few, [data], [setting])[0]
+    (found,) = training.class_logits(few, [data], [setting])[0]
     assert (found.argmax(1) == data.y_score).mean() > 0.8
     assert torch.equal(torch.cuda.get_rng_state(), before)
 

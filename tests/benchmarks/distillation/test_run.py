@@ -75,6 +75,7 @@ def test_run_that_was_stopped_goes_on_to_the_same_files(
 def test_finished_run_trains_nothing_again(tiny, finished, monkeypatch):
     monkeypatch.setattr(comparison, "make_data", None)
     monkeypatch.setattr(comparison, "class_logits", None)
+    monkeypatch.setattr(comparison, "accuracies", None)
     call(tiny, finished)
 
 

@@ -7,6 +7,8 @@ import pytest
 from scipy import stats
 
 from benchmarks.distillation import statistics
+from benchmarks.distillation.agreement import agreement
+from benchmarks.distillation.config import BASELINE, OURS
 
 
 def test_paired_differences_agree_with_scipy():
@@ -54,3 +56,22 @@ def test_holm_is_bonferroni_over_every_subset():
         for i in range(6)
     ]
     np.testing.assert_allclose(statistics.holm(p), closed)
+
+
+def test_runs_are_compared_on_the_seeds_that_both_have():
+    """Another seed and another task do not count."""
+    before = {
+        "letters": {
+            BASELINE: {0: 80.0, 1: 82.0, 2: 50.0},
+            OURS: {0: 84.0, 1: 87.0, 2: 99.0},
+        },
+        "digits": {BASELINE: {0: 90.0, 1: 91.0}},
+    }
+    now = {"letters": {BASELINE: {0: 80.0, 1: 82.0}, OURS: {0: 84.5, 1: 87.5}}}
+    _, _, of_baseline, ours, _, summary = agreement(before, now).split("\n")
+    assert "| 2 |" in of_baseline
+    assert "+0.00 [+0.00, +0.00]" in of_baseline
+    cells = [cell.split()[0] for cell in ours.strip("| ").split(" | ")[2:]]
+    assert cells == ["2", "+4.50", "+5.00", "+0.50"]
+    # All seeds differ alike, which is no chance.
+    assert summary.startswith("Of 2 differences 1 are clear")
