@@ -324,7 +324,7 @@ class LELPMetaClassifier(
             is_train, weights = inputs.row_weights(
                 is_train, targets, source.classes, self.class_weight
             )
-            labels = source.classes[inputs.likeliest_class(targets, source.classes)]
+            labels = source.classes[inputs.most_likely_class(targets, source.classes)]
             (X,) = indexable(X)
             if not is_train.all():
                 index = np.flatnonzero(is_train)
@@ -489,7 +489,7 @@ class LELPMetaClassifier(
         if not takes_weights:
             return Examples(rows, targets.argmax(axis=1), None)
         n_copies = None if n_subclasses == 1 else int(self.max_subclasses)
-        return _likeliest_subclasses(targets, weights, n_copies)
+        return _most_likely_subclasses(targets, weights, n_copies)
 
     _sk_visual_block_ = single_block
 
@@ -571,7 +571,7 @@ def _switch_off_inner_splits(estimator: Any) -> None:
             )
 
 
-def _likeliest_subclasses(
+def _most_likely_subclasses(
     targets: FloatArray, weights: FloatArray, n_copies: int | None
 ) -> Examples:
     """Return an example for each of a row's most likely subclasses, None for all.

@@ -116,7 +116,8 @@ class LELPStudentClassifier(
         Turns X into embeddings, unless they are given. A clone is fitted by
         ``teacher.fit(X, y)``, even if `teacher_embeddings` are given; wrap it in a
         :class:`~sklearn.frozen.FrozenEstimator` to avoid this. In a Pipeline, X is the
-        output of the previous steps. If the teacher defines `fit_transform` itself, as
+        output of the previous steps: for a teacher that reads texts, pass
+        `teacher_embeddings`. If the teacher defines `fit_transform` itself, as
         a Pipeline and :class:`~sklearn.preprocessing.TargetEncoder` do, it makes the
         embeddings of the rows that the teacher is fitted on, in later calls too, and
         `transform` makes those of all other rows. Embeddings of several members,
@@ -736,8 +737,8 @@ class LELPStudentClassifier(
         ndarray of shape (n_samples,)
             The most likely classes.
         """
-        likeliest = self._class_logits(X).argmax(dim=1).cpu().numpy()
-        classes: NDArray[Any] = self.classes_[likeliest]
+        most_likely = self._class_logits(X).argmax(dim=1).cpu().numpy()
+        classes: NDArray[Any] = self.classes_[most_likely]
         return classes
 
     def predict_proba(self, X: Any) -> FloatArray:

@@ -41,6 +41,11 @@ from lelp_sklearn._typing import BoolArray, FloatArray, IntArray, TargetParams
 from lelp_sklearn.exceptions import NoTeacherWarning, OverfittedTeacherWarning
 
 _MAX_SVD_COMPONENTS = 100
+_IN_TEACHER = (
+    "(In the teacher, which reads the student's X: in a Pipeline, what the steps "
+    "before the student return. If your teacher reads something else, such as the "
+    "texts themselves, compute its embeddings first and pass teacher_embeddings.)"
+)
 # Where a teacher has seen only some rows: the fewest of each kind to compare, and the
 # least mean probability beside the most likely class in the others.
 _FEWEST_ROWS_TO_COMPARE = 50
@@ -131,7 +136,10 @@ class TargetSource:
         lacks_classes = classes is not None and not np.isin(classes, labels).all()
         if lacks_classes and not is_frozen:
             _check_block_classes(inputs, projector, teacher, labels, classes)
-        teacher, embeddings = _fit_and_embed(teacher, inputs, is_train)
+        if teacher is None:
+            embeddings = embed(inputs, None)
+        else:
+            teacher, embeddings = _fit_and_embed(teacher, inputs, is_train)
         is_of_rows = has_own_fit_transform(teacher) or unseen_logits is not None
         fitted_on = _hash_of_rows(inputs) if is_of_rows else None
         asks_logits = _asks_logits(
@@ -535,17 +543,15 @@ def _fit_classifier(
             "the teacher is fitted on labels", "wrap a fitted one in a FrozenEstimator"
         )
     rows = np.flatnonzero(is_train & inputs.is_labelled)
-    return fit_classifier_teacher(
-        params.teacher, inputs.X, inputs.labels, rows, params.teacher_cv
-    )
+    fit = add_note_on_error(_IN_TEACHER)(fit_classifier_teacher)
+    return fit(params.teacher, inputs.X, inputs.labels, rows, params.teacher_cv)
 
 
+@add_note_on_error(_IN_TEACHER)
 def _fit_and_embed(
     teacher: Any, inputs: StudentInputs, is_train: BoolArray
 ) -> tuple[Any, Any]:
-    """Return the fitted teacher, None for none, and the embeddings of all rows."""
-    if teacher is None:
-        return None, embed(inputs, None)
+    """Return the fitted teacher, and the embeddings of all rows."""
     if inputs.teacher_embeddings is None:
         return fit_transform_teacher(teacher, inputs.X, inputs.y, is_train)
     return fit_teacher(teacher, inputs.X, inputs.y, is_train), inputs.teacher_embeddings

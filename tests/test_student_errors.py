@@ -1,11 +1,14 @@
 """What the student refuses, by the message that says why and what to do."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.decomposition import PCA
+from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
 from torch import nn
 
 from lelp_sklearn import (
@@ -162,6 +165,22 @@ def test_errors_of_the_projector_say_which_array_is_meant():
     with pytest.raises(ValueError, match="n_subclasses=99") as caught:
         given.fit(X, Y, teacher_embeddings=E)
     assert any("teacher_embeddings" in note for note in caught.value.__notes__)
+
+
+def test_a_teacher_of_texts_after_a_vectorizer_is_told_what_it_reads():
+    texts = ["a red card", "the pin", "a new card", "my pin"] * 5
+    teacher = make_pipeline(TfidfVectorizer(), LogisticRegression())
+    pipeline = make_pipeline(TfidfVectorizer(), student(teacher=teacher))
+    with pytest.raises(AttributeError, match="lower") as caught:
+        pipeline.fit(texts, [0, 1] * 10)
+    assert any("teacher_embeddings" in note for note in caught.value.__notes__)
+
+
+@pytest.mark.parametrize("column", [list, np.array, pd.Series])
+def test_texts_need_a_vectorizer(column):
+    texts = column(["a red card", "the pin"] * 30)
+    with pytest.raises(TypeError, match="put a vectorizer before"):
+        student().fit(texts, Y)
 
 
 def test_more_subclasses_than_there_are():

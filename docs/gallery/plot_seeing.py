@@ -38,9 +38,7 @@ table.drop(columns="samples", errors="ignore").round(2)
 # %%
 # The rows of each class in the plane of their largest variance: above by
 # subclass, below by digit.
-SubclassDisplay.from_estimator(
-    projector, E, y, kind="embedding", fine_labels=digit
-)
+SubclassDisplay.from_estimator(projector, E, y, fine_labels=digit)
 plt.show()
 
 # %%
@@ -52,8 +50,5 @@ plt.show()
 # %%
 # The variance along principal directions. A few large ones are groups; one
 # that is far larger than the rest is often the confidence.
-directions = LELPProjector(
-    10, splitter="pca", head=extractor.head_, random_state=0
-)
-SubclassDisplay.from_estimator(directions.fit(E, y), E, y, kind="spectrum")
+SubclassDisplay.from_estimator(projector, E, y, kind="spectrum")
 plt.show()

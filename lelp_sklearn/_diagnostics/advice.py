@@ -27,7 +27,8 @@ class Advice:
             return f"search for shorter training.\n  {self._search()}"
         if length is None and verdict == "unclear":
             numbers = f"1 and {n_subclasses} subclasses per class"
-            return f"compare {numbers} in a search.\n  {self._comparison(n_subclasses)}"
+            what = f"compare {numbers}, and others, in a search"
+            return f"{what}.\n  {self._comparison(n_subclasses)}"
         changes, what = {}, "train the student as it is"
         if length == "too short":
             changes["max_epochs"] = str(2 * int(self.student.max_epochs))

@@ -27,7 +27,7 @@ class SubclassDisplay:
 
     Parameters
     ----------
-    kind : {"spectrum", "embedding", "mass", "search"}
+    kind : {"embedding", "mass", "spectrum", "search"}
         What the display shows.
     panels : dict of dict
         The data of each panel by its title: arrays ``x`` and ``y``, and depending on
@@ -52,7 +52,7 @@ class SubclassDisplay:
         X: Any,
         y: Any,
         *,
-        kind: str = "spectrum",
+        kind: str = "embedding",
         teacher_logits: Any = None,
         fine_labels: Any = None,
         axes: Any = None,
@@ -67,15 +67,15 @@ class SubclassDisplay:
             Embeddings.
         y : array-like of shape (n_samples,)
             Class labels.
-        kind : {"spectrum", "embedding", "mass"}, default="spectrum"
-            "spectrum": the variance along each direction, as a share of that of the
-            class, which for "kmeans" is scaled by the squared length of a centroid;
+        kind : {"embedding", "mass", "spectrum"}, default="embedding"
             "embedding": the rows of each class in the plane of their largest
             variance in the null space, coloured by subclass, and below by
             `fine_labels`, each of which has one colour in both classes; "mass": the
             share of the class that each subclass has, in the colours of "embedding";
             the title gives the effective number of subclasses, the exponential of the
-            entropy of these shares.
+            entropy of these shares; "spectrum": the variance of each class along its
+            first principal directions in the null space, as many as there are
+            subclasses, as a share of its variance there, whatever the `splitter`.
         teacher_logits : array-like of shape (n_samples, n_classes), default=None
             As in :meth:`LELPProjector.transform`.
         fine_labels : array-like of shape (n_samples,), default=None
@@ -95,14 +95,14 @@ class SubclassDisplay:
             If `kind` is unknown, if the lengths, labels or axes do not match, or if a
             class of the projector has no row.
         """
-        kinds = ("spectrum", "embedding", "mass")
+        kinds = ("embedding", "mass", "spectrum")
         if kind not in kinds:
             raise ValueError(
                 f"kind={kind!r} must be one of {', '.join(map(repr, kinds))}."
             )
         data = ProjectedData.of(projector, X, y, teacher_logits)
         if kind == "spectrum":
-            panels = _spectrum_panels(projector)
+            panels = _spectrum_panels(data)
         elif kind == "mass":
             panels = _mass_panels(data)
         else:
@@ -204,19 +204,15 @@ class SubclassDisplay:
         return self
 
 
-def _spectrum_panels(projector: Any) -> dict[str, Panel]:
+def _spectrum_panels(data: ProjectedData) -> dict[str, Panel]:
     panels = {}
-    for c, label in enumerate(projector.classes_):
-        # Centroids are not unit vectors, and scale z by their length.
-        lengths = np.linalg.norm(projector.components_[c], axis=1)
-        ratio = projector.explained_variance_ratio_[c]
-        ratio = np.sort(ratio / np.where(lengths > 0, lengths, 1) ** 2)[::-1]
-        if hasattr(projector, "spectrum_"):
-            # Before the rotation, which gives all directions the same variance.
-            share = projector.explained_variance_ratio_[c].sum()
-            total = projector.spectrum_[c].sum()
-            ratio = projector.spectrum_[c] * (share / total if total else 0)
-        panels[f"class {label}"] = {"x": np.arange(1, len(ratio) + 1), "y": ratio}
+    for c, label in enumerate(data.classes):
+        class_data = data.of_class(c)
+        centred = class_data.embeddings - class_data.embeddings.mean(axis=0)
+        variances = np.linalg.eigvalsh(centred.T @ centred)[::-1].clip(0)
+        shown = variances[: class_data.shares.shape[1]]
+        share = shown / variances.sum() if shown.any() else shown
+        panels[f"class {label}"] = {"x": np.arange(1, len(share) + 1), "y": share}
     return panels
 
 
@@ -341,7 +337,9 @@ def _check_scored(numbers: list[Any], scored: dict[Any, tuple[float, float]]) ->
 def _plot_spectrum(axis: Any, panel: Panel) -> None:
     axis.plot(panel["x"], panel["y"], marker="o")
     _use_integer_ticks(axis)
-    axis.set(xlabel="direction", ylabel="explained variance ratio", ylim=(0, None))
+    axis.set(
+        xlabel="principal direction", ylabel="explained variance ratio", ylim=(0, None)
+    )
 
 
 def _plot_mass(axis: Any, panel: Panel) -> None:

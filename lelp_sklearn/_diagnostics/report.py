@@ -290,8 +290,9 @@ def subclass_report(
 
     The students of all parts are trained together, as in
     :class:`LELPStudentClassifierCV`, if the module allows it; otherwise one after the
-    other, which takes up to ``3 * n_splits`` trainings of `max_steps` steps. The
-    clusters that the teacher's confidence is explained by are at most 20 in a class.
+    other, which takes up to ``3 * n_splits`` trainings of `max_steps` steps. Nothing is
+    printed meanwhile. The clusters that the teacher's confidence is explained by are at
+    most 20 in a class.
 
     Examples
     --------

@@ -306,7 +306,7 @@ class StudentInputs:
         weights = self.sample_weight
         if class_weight is None:
             return is_train, weights
-        index = self.likeliest_class(soft_targets, classes)
+        index = self.most_likely_class(soft_targets, classes)
         totals: Any = np.bincount(index, weights * is_train, minlength=len(classes))
         factors: Any = _class_factors(class_weight, classes, totals)
         weights = weights * factors[index]
@@ -318,7 +318,7 @@ class StudentInputs:
             )
         return is_train, weights
 
-    def likeliest_class(
+    def most_likely_class(
         self, soft_targets: FloatArray, classes: NDArray[Any]
     ) -> IntArray:
         """Return the index of each label, else of the class with the largest target."""
@@ -354,6 +354,13 @@ def check_rows(student: Any, X: Any, row_format: RowFormat | None) -> Any:
         _validation.check_tensor_rows(X)
         validate_data(student, X, reset=reset, skip_check_array=True)
     else:
+        is_column = isinstance(X, list) or getattr(X, "ndim", 2) == 1
+        if is_column and any(isinstance(row, str) for row in X[:1]):
+            raise TypeError(
+                "X holds texts, and the student reads numbers: put a vectorizer before "
+                "it, as in make_pipeline(TfidfVectorizer(), student), and pass "
+                "teacher_embeddings to fit."
+            )
         check_numbers(X, "X")
         if issparse(X) and dtype_name(X) == "object":
             raise TypeError(
@@ -431,7 +438,7 @@ def add_note_on_error(note: str) -> Iterator[None]:
     """Add a note to the errors of a block."""
     try:
         yield
-    except ValueError as error:
+    except Exception as error:
         error.add_note(note)
         raise
 
