@@ -401,7 +401,8 @@ class LELPMetaClassifier(
             Logarithms of `predict_proba`.
         """
         with np.errstate(divide="ignore"):
-            return np.log(self.predict_proba(X))
+            logarithms: FloatArray = np.log(self.predict_proba(X))
+        return logarithms
 
     @available_if(_has_probabilities)  # type: ignore[untyped-decorator]
     def predict_subclass_proba(self, X: Any) -> FloatArray:

@@ -46,18 +46,14 @@ student = LELPStudentClassifier(
 values = {"projector__n_subclasses": [1, 5, 10, 20]}
 search = LELPStudentClassifierCV(student, values, random_state=0)
 search.fit(X[small], y[small])
-for n_subclasses, score in zip(
-    values["projector__n_subclasses"],
-    search.cv_results_["mean_test_score"],
-    strict=True,
-):
-    print(f"{n_subclasses:2} subclasses: overlap with the teacher {score:.3f}")
-print(f"student: {search.score(X[test], y[test]):.3f}")
-student = search.best_estimator_
-print(student.classes_)
-print(student.predict_proba(X[test][:2]).round(2))
+print("overlap with the teacher:", search.cv_results_["mean_test_score"])
+print(f"{search.best_params_}: {search.score(X[test], y[test]):.3f}")
+vanilla = student.set_params(projector__n_subclasses=1, random_state=0)
+vanilla.fit(X[small], y[small])
+print(f"one subclass: {vanilla.score(X[test], y[test]):.3f}")
+print(search.classes_, search.predict_proba(X[test][:1]).round(3))
 
 # %%
 # Which classes the student confuses.
-ConfusionMatrixDisplay.from_estimator(student, X[test], y[test], colorbar=False)
+ConfusionMatrixDisplay.from_estimator(search, X[test], y[test], colorbar=False)
 plt.show()

@@ -56,7 +56,7 @@ few, test = slice(600), slice(4_000, None)
 # student what a vectorizer makes of them: so the embeddings are computed first,
 # and passed to ``fit``.
 teacher = make_pipeline(
-    TfidfVectorizer(), MLPClassifier((64,), max_iter=60, random_state=0)
+    TfidfVectorizer(), MLPClassifier((64,), early_stopping=True, random_state=0)
 ).fit(texts[:4_000], y[:4_000])
 print(f"teacher: {teacher.score(texts[test], y[test]):.3f}")
 extractor = EmbeddingExtractor(teacher)
