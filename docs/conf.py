@@ -49,7 +49,6 @@ sphinx_gallery_conf = {
     "gallery_dirs": "auto_gallery",
     "backreferences_dir": "generated/backreferences",
     "doc_module": "lelp_sklearn",
-    "reference_url": {"lelp_sklearn": None},
     "filename_pattern": "/plot_",
     "within_subsection_order": "FileNameSortKey",
     "download_all_examples": False,
