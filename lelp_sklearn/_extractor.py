@@ -27,14 +27,14 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from lelp_sklearn import _validation
 from lelp_sklearn._callers import warn_user
 from lelp_sklearn._extraction import runner
-from lelp_sklearn._extraction.fitted_sklearn import (
+from lelp_sklearn._extraction.resumable import ResumableNpy, only_writer
+from lelp_sklearn._extraction.runner import BatchFunction, ModelRunner
+from lelp_sklearn._extraction.sklearn_teachers import (
     ClassifierTeacher,
     is_classifier_teacher,
 )
-from lelp_sklearn._extraction.resumable import ResumableNpy, only_writer
-from lelp_sklearn._extraction.runner import BatchFunction, ModelRunner
 from lelp_sklearn._files import check_writable
-from lelp_sklearn._locks import exclusive
+from lelp_sklearn._threads import exclusive
 from lelp_sklearn._training.device import resolve_device
 from lelp_sklearn._training.inputs import is_integer
 from lelp_sklearn._typing import FloatArray, IntArray
@@ -406,7 +406,7 @@ class EmbeddingExtractor(
         """Find the embeddings of a fitted classifier of scikit-learn."""
         check_is_fitted(self.model)
         self._classifier = ClassifierTeacher.of(self.model, X)
-        self.layer_ = type(self._classifier.embedder).__name__
+        self.layer_ = type(self.model).__name__
         self.head_, self.head_layer_ = self._classifier.head_, None
         self.n_logits_ = self._classifier.n_logits_
         first_row = _safe_indexing(X, [0])

@@ -29,8 +29,8 @@ from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 
 from lelp_sklearn._callers import warned_once
 from lelp_sklearn._extraction.sklearn_teachers import OmittedTeacher
-from lelp_sklearn._notebook import single_block
 from lelp_sklearn._projector import LELPProjector
+from lelp_sklearn._sklearn import single_block
 from lelp_sklearn._targets import (
     check_nested_params,
     check_target_params,

@@ -16,10 +16,9 @@ from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from lelp_sklearn import _validation
-from lelp_sklearn._callbacks import CallbackSupportMixin, begin_fit, with_callbacks
 from lelp_sklearn._callers import warned_once
 from lelp_sklearn._files import new_npy
-from lelp_sklearn._locks import exclusive
+from lelp_sklearn._sklearn import CallbackSupportMixin, begin_fit, with_callbacks
 from lelp_sklearn._subclasses import dask_backend, torch_backend
 from lelp_sklearn._subclasses.head import Head
 from lelp_sklearn._subclasses.inputs import ProjectorInputs
@@ -46,7 +45,7 @@ from lelp_sklearn._subclasses.splitters import (
     score_moments,
 )
 from lelp_sklearn._subclasses.subsample import N_PROBES
-from lelp_sklearn._subclasses.threads import one_blas_thread
+from lelp_sklearn._threads import exclusive, one_blas_thread
 from lelp_sklearn._typing import FloatArray
 from lelp_sklearn._validation import as_numbers, check_dense, check_numbers
 

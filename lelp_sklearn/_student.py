@@ -18,25 +18,25 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
-from lelp_sklearn._callbacks import (
+from lelp_sklearn._callers import warned_once
+from lelp_sklearn._extraction.content_hash import content_hash
+from lelp_sklearn._extraction.sklearn_teachers import OmittedTeacher
+from lelp_sklearn._projector import LELPProjector
+from lelp_sklearn._sklearn import (
     NO_TASK,
     CallbackSupportMixin,
     FitTask,
     begin_fit,
+    single_block,
     with_callbacks,
 )
-from lelp_sklearn._callers import warned_once
-from lelp_sklearn._extraction.content_hash import content_hash
-from lelp_sklearn._extraction.sklearn_teachers import OmittedTeacher
-from lelp_sklearn._locks import exclusive
-from lelp_sklearn._notebook import single_block
-from lelp_sklearn._projector import LELPProjector
 from lelp_sklearn._targets import (
     check_nested_params,
     check_target_params,
     make_targets,
     usable_rows,
 )
+from lelp_sklearn._threads import exclusive
 from lelp_sklearn._training import export, schedules
 from lelp_sklearn._training.batches import as_tensor, batched_outputs
 from lelp_sklearn._training.checkpoint import (

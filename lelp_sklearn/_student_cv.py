@@ -20,16 +20,9 @@ from sklearn.utils import check_random_state, get_tags
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from lelp_sklearn._callbacks import (
-    CallbackSupportMixin,
-    begin_fit,
-    with_callbacks,
-)
 from lelp_sklearn._callers import warned_once
 from lelp_sklearn._extraction.content_hash import content_hash
 from lelp_sklearn._extraction.sklearn_teachers import OmittedTeacher
-from lelp_sklearn._locks import exclusive
-from lelp_sklearn._notebook import single_block
 from lelp_sklearn._projector import LELPProjector
 from lelp_sklearn._search import (
     FEATURES,
@@ -42,8 +35,15 @@ from lelp_sklearn._search import (
     halving_rounds,
     results_of,
 )
+from lelp_sklearn._sklearn import (
+    CallbackSupportMixin,
+    begin_fit,
+    single_block,
+    with_callbacks,
+)
 from lelp_sklearn._student import PARAMS_WITHOUT_EFFECT, LELPStudentClassifier
 from lelp_sklearn._targets import usable_rows
+from lelp_sklearn._threads import exclusive
 from lelp_sklearn._training.checkpoint import (
     Checkpoint,
     check_path,

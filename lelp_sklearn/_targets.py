@@ -14,23 +14,21 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from lelp_sklearn import _validation
-from lelp_sklearn._callbacks import NO_TASK, FitTask
 from lelp_sklearn._callers import warn_user
 from lelp_sklearn._extraction.content_hash import content_hash
-from lelp_sklearn._extraction.fitted_sklearn import (
-    fit_classifier_teacher,
-    is_classifier_teacher,
-)
 from lelp_sklearn._extraction.sklearn_teachers import (
     OmittedTeacher,
     check_teacher,
+    fit_classifier_teacher,
     fit_teacher,
     fit_transform_teacher,
     has_own_fit_transform,
+    is_classifier_teacher,
     require_teacher,
     transform_teacher,
 )
 from lelp_sklearn._projector import LELPProjector
+from lelp_sklearn._sklearn import NO_TASK, FitTask
 from lelp_sklearn._training.inputs import (
     StudentInputs,
     add_note_on_error,

@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 import lelp_sklearn
 from lelp_sklearn import LELPProjector
-from lelp_sklearn._subclasses import threads
+from lelp_sklearn import _threads as threads
 from lelp_sklearn._subclasses.kernels import class_sums, jit, soft_labels
 from tests.problems import make_problem
 

@@ -316,7 +316,7 @@ import numpy as np, torch
 from threadpoolctl import threadpool_info
 from torch import nn
 from lelp_sklearn import EmbeddingExtractor, LELPStudentClassifier
-from lelp_sklearn._subclasses.threads import one_blas_thread
+from lelp_sklearn._threads import one_blas_thread
 
 inside, may_go_on = threading.Event(), threading.Event()
 parent = os.getpid()

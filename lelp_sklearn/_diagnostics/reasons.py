@@ -6,7 +6,7 @@ from sklearn.metrics import adjusted_mutual_info_score
 
 from lelp_sklearn._subclasses.kmeans import cluster
 from lelp_sklearn._subclasses.moments import row_space_basis, to_null_space
-from lelp_sklearn._subclasses.threads import one_blas_thread
+from lelp_sklearn._threads import one_blas_thread
 from lelp_sklearn._typing import FloatArray, IntArray
 
 _N_CLUSTERS = 20

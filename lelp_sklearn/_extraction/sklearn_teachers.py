@@ -1,27 +1,51 @@
-"""Fit a teacher with the methods of scikit-learn, and make embeddings with it.
+"""Teachers with the methods of scikit-learn: fit them, and make embeddings with them.
 
-A new kind of torch model belongs in runner.py, of classifier in fitted_sklearn.py.
+`ClassifierTeacher` makes embeddings, head and logits of a fitted classifier; a further
+kind of classifier is a branch of `_embedding_of`. A further kind of torch model belongs
+in runner.py: nothing here imports torch.
 """
 
 import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from scipy.sparse import issparse
-from sklearn.base import TransformerMixin, clone
+from scipy.special import expit, softmax
+from sklearn.base import BaseEstimator, TransformerMixin, clone, is_classifier
+from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
+from sklearn.model_selection import cross_val_predict
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import OneHotEncoder
 from sklearn.utils import _safe_indexing
 from sklearn.utils._param_validation import InvalidParameterError
+from sklearn.utils.extmath import safe_sparse_dot
+from sklearn.utils.validation import _num_samples, check_is_fitted
 
 from lelp_sklearn import _validation
-from lelp_sklearn._extraction.fitted_sklearn import (
-    ClassifierTeacher,
-    is_classifier_teacher,
-    is_fitted,
-)
+from lelp_sklearn._callers import warn_user
 from lelp_sklearn._training.inputs import mean_over_members
-from lelp_sklearn._typing import BoolArray
+from lelp_sklearn._typing import BoolArray, FloatArray, IntArray
+from lelp_sklearn.exceptions import NoLinearHeadWarning
+
+# The activations of MLPClassifier.
+_ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
+    "identity": lambda values: values,
+    "logistic": expit,
+    "tanh": np.tanh,
+    "relu": lambda values: np.maximum(values, 0),
+}
+_LEAF_COMPONENTS = 32
+_ROWS_TO_COMPARE = 64
+_SMALLEST_PROBABILITY = 1e-7
+_TOLERANCE = 1e-6
+
+# Weights and intercepts of the logits, and a function from rows to embeddings (n, d).
+Head = tuple[FloatArray, FloatArray]
+Embed = Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
@@ -143,3 +167,259 @@ def _select(X: Any, y: Any, is_train: BoolArray) -> tuple[Any, Any]:
         return X, y
     rows = np.flatnonzero(is_train)
     return _safe_indexing(X, rows), None if y is None else y[rows]
+
+
+@dataclass(frozen=True)
+class ClassifierTeacher(BaseEstimator):  # type: ignore[misc]
+    """A fitted classifier as a teacher."""
+
+    model: Any
+    embed: Embed
+    head_: Head | None  # None if it does not give the logits of the model
+    n_logits_: int  # columns of `predict_logits`
+
+    @classmethod
+    def of(cls, model: Any, X: Any) -> "ClassifierTeacher":
+        """Return the teacher, with a head if it gives the logits of the first rows."""
+        embed, head = _embedding_of(model, X)
+        rows = _safe_indexing(X, np.arange(min(_num_samples(X), _ROWS_TO_COMPARE)))
+        logits = logits_of(model, rows)
+        if head is not None and not _gives_logits(head, embed(rows), logits):
+            head = None
+            warn_user(
+                "The weights of the classifier times its embeddings are not the logits "
+                f"of {type(model).__name__}: head_ is None, and the logarithms of its "
+                "probabilities are the logits.",
+                NoLinearHeadWarning,
+            )
+        return cls(model, embed, head, logits.shape[1])
+
+    def fit(self, X: Any, y: Any = None) -> "ClassifierTeacher":
+        """Return the teacher as it is."""
+        return self
+
+    def transform(self, X: Any) -> Any:
+        """Return the embeddings (n, d) of rows."""
+        return self.embed(X)
+
+    def predict_logits(self, X: Any) -> FloatArray:
+        """Return the logits (n, n_classes) of rows."""
+        return logits_of(self.model, X)
+
+
+def is_classifier_teacher(teacher: Any) -> bool:
+    """Return whether a teacher is a classifier that makes no embeddings itself.
+
+    A StackingClassifier is one too, though its `transform` returns predictions.
+    """
+    if isinstance(teacher, type) or not hasattr(teacher, "__sklearn_tags__"):
+        return False
+    last = teacher
+    while isinstance(last, FrozenEstimator | Pipeline):
+        is_frozen = isinstance(last, FrozenEstimator)
+        last = last.estimator if is_frozen else last.steps[-1][1]
+    has_embeddings = hasattr(teacher, "transform")
+    is_stack = hasattr(last, "final_estimator")
+    return bool(is_classifier(teacher)) and (is_stack or not has_embeddings)
+
+
+def is_fitted(model: Any) -> bool:
+    """Return whether a model of scikit-learn is fitted."""
+    try:
+        check_is_fitted(model)
+    except NotFittedError:
+        return False
+    return True
+
+
+def fit_classifier_teacher(
+    teacher: Any, X: Any, y: Any, rows: IntArray, cv: Any
+) -> tuple[ClassifierTeacher, FloatArray | None]:
+    """Fit a classifier to some rows; return it as a teacher, and logits of all rows.
+
+    The logits of these rows come from folds that did not hold them, those of the others
+    from the teacher of all `rows`. They are None if `cv` is None or the teacher is
+    frozen: then there is nothing to mend.
+    """
+    if isinstance(teacher, FrozenEstimator):
+        return ClassifierTeacher.of(teacher.estimator, X), None
+    X_fit, y_fit = _safe_indexing(X, rows), y[rows]
+    model = clone(teacher).fit(X_fit, y_fit)
+    fitted = ClassifierTeacher.of(model, X_fit)
+    if cv is None:
+        return fitted, None
+    method = "predict_proba" if hasattr(model, "predict_proba") else "decision_function"
+    unseen = cross_val_predict(clone(teacher), X_fit, y_fit, cv=cv, method=method)
+    logits = fitted.predict_logits(X)
+    logits[rows] = _as_logits(unseen, are_probabilities=method == "predict_proba")
+    return fitted, logits
+
+
+def logits_of(model: Any, X: Any) -> FloatArray:
+    """Return log-probabilities of rows (n, C), else what the model decides by."""
+    if hasattr(model, "predict_proba"):
+        return _as_logits(model.predict_proba(X), are_probabilities=True)
+    return _as_logits(model.decision_function(X), are_probabilities=False)
+
+
+def _as_logits(scores: Any, *, are_probabilities: bool) -> FloatArray:
+    """Return logits, of one column for two classes if they are no probabilities."""
+    logits: FloatArray = np.asarray(scores, dtype=np.float64)
+    if are_probabilities:
+        return np.log(np.maximum(logits, _SMALLEST_PROBABILITY))
+    return logits.reshape(len(logits), -1)
+
+
+def _embedding_of(model: Any, X: Any) -> tuple[Embed, Head | None]:
+    """Return the embedding of a fitted classifier, and the head if it has one."""
+    # Few fits need them: the import of the package stays quick.
+    from sklearn.ensemble import (
+        ExtraTreesClassifier,
+        GradientBoostingClassifier,
+        HistGradientBoostingClassifier,
+        RandomForestClassifier,
+        StackingClassifier,
+    )
+    from sklearn.neural_network import MLPClassifier
+
+    if isinstance(model, FrozenEstimator):
+        return _embedding_of(model.estimator, X)
+    if isinstance(model, Pipeline) and len(model.steps) == 1:
+        return _embedding_of(model.steps[0][1], X)
+    if isinstance(model, Pipeline):
+        first_steps = model[:-1]
+        last, head = _embedding_of(model.steps[-1][1], first_steps.transform(X))
+        return partial(_after, first_steps, last), head
+    if isinstance(model, StackingClassifier):
+        # What it reads is what the classifiers below it predict.
+        last, head = _embedding_of(model.final_estimator_, model.transform(X))
+        return partial(_after, model, last), head
+    if isinstance(model, MLPClassifier):
+        head = model.coefs_[-1].T, model.intercepts_[-1]
+        return partial(_last_hidden_layer, model), head
+    if isinstance(model, HistGradientBoostingClassifier):
+        return _boosting(model, _staged_rounds, model.n_iter_)
+    if isinstance(model, GradientBoostingClassifier):
+        return _boosting(model, _staged_rounds, model.n_estimators_)
+    if isinstance(model, RandomForestClassifier | ExtraTreesClassifier):
+        # Probabilities are means over the trees: there is no head.
+        return partial(_leaves, model, _reduce_leaves(model.apply(X))), None
+    # Of a library that a model comes from, the module is there.
+    if _is_of(model, "lightgbm", "LGBMClassifier"):
+        return _boosting(model, _lightgbm_rounds, model.n_estimators_)
+    if _is_of(model, "xgboost", "XGBClassifier"):
+        return _boosting(model, _xgboost_rounds, _n_xgboost_rounds(model))
+    if hasattr(model, "coef_"):
+        coef = np.asarray(model.coef_)
+        return _identity, (coef, np.broadcast_to(model.intercept_, len(coef)))
+    raise TypeError(
+        f"{type(model).__name__} has no embeddings that are known here: pass "
+        "teacher_embeddings, or a teacher that is linear, an MLPClassifier, gradient "
+        "boosting, a forest, or a Pipeline or StackingClassifier that ends in one."
+    )
+
+
+def _identity(values: Any) -> Any:
+    return values
+
+
+def _after(first_steps: Any, embed: Embed, X: Any) -> Any:
+    return embed(first_steps.transform(X))
+
+
+def _last_hidden_layer(model: Any, X: Any) -> Any:
+    activate = _ACTIVATIONS[model.activation]
+    hidden = X if issparse(X) else np.asanyarray(X)
+    for coef, intercept in zip(model.coefs_[:-1], model.intercepts_[:-1], strict=True):
+        hidden = activate(safe_sparse_dot(hidden, coef) + intercept)
+    return hidden
+
+
+def _reduce_leaves(leaves: Any) -> Pipeline:
+    """Fit the components of the leaves that rows fall into."""
+    # Few fits need it: the import of the package stays quick.
+    from sklearn.decomposition import TruncatedSVD
+
+    one_hot = OneHotEncoder(handle_unknown="ignore")
+    n_leaves = one_hot.fit_transform(leaves).shape[1]
+    svd = TruncatedSVD(min(_LEAF_COMPONENTS, n_leaves), random_state=0)
+    return make_pipeline(one_hot, svd).fit(leaves)
+
+
+def _leaves(model: Any, reduction: Pipeline, X: Any) -> Any:
+    return reduction.transform(model.apply(X))
+
+
+def _boosting(
+    model: Any, rounds: Callable[..., Iterable[FloatArray]], n_rounds: int
+) -> tuple[Embed, Head]:
+    """Return what each round adds to the logits, and ones, which sum up the rounds.
+
+    `rounds` yields it for a model, rows and `n_rounds`, (n,) or (n, n_logits). The
+    first round has what boosting begins with too.
+    """
+    n_classes = len(model.classes_)
+    n_logits = 1 if n_classes == 2 else n_classes
+    head = np.tile(np.eye(n_logits), int(n_rounds)), np.zeros(n_logits)
+    return partial(_side_by_side, rounds, model, int(n_rounds)), head
+
+
+def _side_by_side(
+    rounds: Callable[..., Iterable[FloatArray]], model: Any, n_rounds: int, X: Any
+) -> FloatArray:
+    n_rows = _num_samples(X)
+    added = rounds(model, X, n_rounds)
+    return np.hstack([each.reshape(n_rows, -1) for each in added])
+
+
+def _staged_rounds(model: Any, X: Any, n_rounds: int) -> Iterable[FloatArray]:
+    before: Any = 0
+    for logits in model.staged_decision_function(X):
+        yield logits - before
+        before = logits
+
+
+def _lightgbm_rounds(model: Any, X: Any, n_rounds: int) -> Iterable[FloatArray]:
+    for start in range(n_rounds):
+        yield model.predict(X, raw_score=True, start_iteration=start, num_iteration=1)
+
+
+def _xgboost_rounds(model: Any, X: Any, n_rounds: int) -> Iterable[FloatArray]:
+    base_margin = None
+    for start in range(n_rounds):
+        margin = model.predict(
+            X,
+            output_margin=True,
+            iteration_range=(start, start + 1),
+            base_margin=base_margin,
+        )
+        yield margin
+        # The first round alone has the base score.
+        base_margin = np.zeros_like(margin)
+
+
+def _n_xgboost_rounds(model: Any) -> int:
+    """Return the number of rounds up to the best one, if any was chosen."""
+    # Without early stopping there is no such attribute.
+    best = getattr(model, "best_iteration", None)
+    return int(model.get_booster().num_boosted_rounds() if best is None else best + 1)
+
+
+def _is_of(model: Any, library: str, name: str) -> bool:
+    """Return whether a model is of a class of a library that may not be installed."""
+    return isinstance(model, getattr(sys.modules.get(library), name, ()))
+
+
+def _gives_logits(head: Head, embeddings: Any, logits: FloatArray) -> bool:
+    """Return whether a head gives logits, up to a constant of each row.
+
+    Probabilities are compared, which some models have in single precision.
+    """
+    made = np.asarray(safe_sparse_dot(embeddings, head[0].T)) + head[1]
+    if made.shape[1] == logits.shape[1] == 1:
+        return bool(np.allclose(made, logits, atol=_TOLERANCE))
+    if made.shape[1] == 1:
+        made = np.hstack([-made / 2, made / 2])
+    return bool(
+        np.allclose(softmax(made, axis=1), softmax(logits, axis=1), atol=_TOLERANCE)
+    )

@@ -19,8 +19,8 @@ from sklearn import config_context, get_config
 
 from lelp_sklearn import _validation
 from lelp_sklearn._subclasses import torch_backend
-from lelp_sklearn._subclasses.inputs import CheckedRows, Findings
-from lelp_sklearn._subclasses.rows import LabelledRows
+from lelp_sklearn._subclasses.inputs import CheckedRows
+from lelp_sklearn._subclasses.rows import Data, LabelledRows
 from lelp_sklearn._subclasses.soft_labels import class_sums
 from lelp_sklearn._typing import IntArray
 
@@ -105,23 +105,15 @@ def sum_subclasses(soft_labels: "Array", shape: tuple[int, int]) -> "Array":
 
 
 @dataclass(frozen=True)
-class DaskRows:
-    """Labelled rows in chunks, on the workers of a cluster.
+class DaskRows(Data):
+    """Labelled rows in chunks, on the workers of a cluster."""
 
-    Parameters
-    ----------
-    chunks : list of Delayed
-        A persisted `_Chunk` each, which is computed again if its worker dies.
-    rows : list
-        The rows of each chunk as Delayed if they are on the cluster already, else None.
-    shape : (n, d)
-    dtype : dtype of the rows
-    """
-
+    X: Any  # the dask array (n, d)
+    # Persisted `CheckedRows` or `LabelledRows`, computed again if their worker dies.
+    # Their X is a `_LazyPart`, or None if it is among the `rows`.
     chunks: "list[Delayed]"
+    # The rows of each chunk if they are on the cluster already, else None.
     rows: list[Any]
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
     is_in_memory = False
 
     @classmethod
@@ -133,10 +125,7 @@ class DaskRows:
         teacher_logits: Any,
         unlabeled: object,
     ) -> "DaskRows":
-        """Check rows, labels, weights and logits on the workers.
-
-        Each chunk becomes `CheckedRows`, or is refused: see `findings`.
-        """
+        """Check rows, labels, weights and logits on the workers."""
         import dask
 
         along = {
@@ -158,15 +147,7 @@ class DaskRows:
             if size:
                 chunks.append(check(rows, *values, unlabeled, first_row))
                 rows_on_cluster.append(rows if is_on_cluster else None)
-        return cls(_persist(chunks), rows_on_cluster, X.shape, X.dtype)
-
-    def findings(self) -> Findings:
-        """Return the findings of all rows."""
-        import dask
-
-        found = [dask.delayed(_find_in_chunk)(chunk) for chunk in self.chunks]
-        merged: Findings = _merged(found, Findings.merge)
-        return merged
+        return cls(X, _persist(chunks), rows_on_cluster)
 
     def map_reduce(
         self,
@@ -175,8 +156,16 @@ class DaskRows:
         *arguments: Any,
     ) -> Result:
         """Call `function` on each chunk, then merge the results by pairs."""
+        import dask
+
         results = self._on_each_chunk(_call_on_chunk, function, arguments)
-        result: Result = _merged(results, merge)
+        while len(results) > 1:
+            pairs = [results[k : k + 2] for k in range(0, len(results), 2)]
+            results = [
+                dask.delayed(_merge)(merge, *pair) if len(pair) == 2 else pair[0]
+                for pair in pairs
+            ]
+        result: Result = results[0].compute(scheduler=_scheduler())
         return result
 
     def map(self, function: Callable[..., Any], *arguments: Any) -> "DaskRows":
@@ -198,7 +187,7 @@ class DaskRows:
     ) -> "list[Delayed]":
         import dask
 
-        work = _Pass(function, arguments, get_config()["working_memory"])
+        work = function, arguments, get_config()["working_memory"]
         # A task of its own, which goes to each worker once and not with each chunk.
         shared = dask.delayed(work, pure=False, traverse=False)
         return [
@@ -220,7 +209,7 @@ class _LazyPart:
         return part
 
     def __sizeof__(self) -> int:
-        """Return the size in bytes, for dask."""
+        """Return the size in bytes, by which dask places a chunk."""
         from dask.sizeof import sizeof
 
         return int(sizeof(dict(self.task.__dask_graph__())))
@@ -228,48 +217,6 @@ class _LazyPart:
     @cached_property
     def _array(self) -> NDArray[Any]:
         return np.asarray(self.task.compute(scheduler="synchronous"), self.dtype)
-
-
-@dataclass(frozen=True)
-class _Chunk:
-    """Labelled rows; their X is a `_LazyPart`, or None if the rows are elsewhere."""
-
-    labelled_rows: Any
-
-    def with_rows(self, rows: Any) -> Any:
-        """Return the labelled rows; a `_LazyPart` is copied, so that it is released."""
-        part = self.labelled_rows.X
-        return replace(self.labelled_rows, X=rows if part is None else replace(part))
-
-    def __sizeof__(self) -> int:
-        """Return the size in bytes, by which the scheduler places the chunk."""
-        from dask.sizeof import sizeof
-
-        return sum(sizeof(each) for each in vars(self.labelled_rows).values())
-
-
-@dataclass(frozen=True)
-class _Refused:
-    """A chunk that failed a check."""
-
-    first_row: int
-    error: Exception
-
-    def findings(self) -> Findings:
-        return Findings(np.empty(0), refusal=(self.first_row, self.error))
-
-
-@dataclass(frozen=True)
-class _Pass:
-    """A function for each chunk, with the caller's ``working_memory``."""
-
-    function: Callable[..., Any]
-    arguments: tuple[Any, ...]
-    working_memory: int
-
-    def __call__(self, rows: Any) -> Any:
-        with config_context(working_memory=self.working_memory):
-            return self.function(rows, *self.arguments)
 
 
 def _check_embeddings(X: Any) -> None:
@@ -346,34 +293,31 @@ def _parts(array: "Array") -> "list[Delayed]":
 
 def _check_chunk(
     rows: Any, y: Any, weight: Any, logits: Any, unlabeled: object, first_row: int
-) -> "_Chunk | _Refused":
+) -> CheckedRows:
     is_lazy = isinstance(rows, _LazyPart)
-    y, weight, logits = (
-        replace(each)[:] if isinstance(each, _LazyPart) else each
-        for each in (y, weight, logits)
+    # A part is copied, so that what is read of it is released.
+    X, y, weight, logits = (
+        replace(each) if isinstance(each, _LazyPart) else each
+        for each in (rows, y, weight, logits)
     )
-    try:
-        checked = CheckedRows.check(
-            replace(rows) if is_lazy else rows, y, weight, logits, unlabeled, first_row
-        )
-    except (TypeError, ValueError) as error:
-        return _Refused(first_row, error)
+    y, weight, logits = (
+        each[:] if isinstance(each, _LazyPart) else each for each in (y, weight, logits)
+    )
+    checked = CheckedRows.check(X, y, weight, logits, unlabeled, first_row)
     lazy_rows: Any = rows if is_lazy else None
-    return _Chunk(replace(checked, X=lazy_rows))
+    return replace(checked, X=lazy_rows)
 
 
-def _find_in_chunk(chunk: "_Chunk | _Refused") -> Findings:
-    checked: Any = chunk.labelled_rows if isinstance(chunk, _Chunk) else chunk
-    found: Findings = checked.findings()
-    return found
+def _call_on_chunk(chunk: Any, rows: Any, work: tuple[Any, Any, int]) -> Any:
+    function, arguments, working_memory = work
+    # A part is copied, so that what is read of it is released.
+    X = replace(chunk.X) if rows is None else rows
+    with config_context(working_memory=working_memory):
+        return function(replace(chunk, X=X), *arguments)
 
 
-def _call_on_chunk(chunk: _Chunk, rows: Any, work: _Pass) -> Any:
-    return work(chunk.with_rows(rows))
-
-
-def _relabel_chunk(chunk: _Chunk, rows: Any, work: _Pass) -> _Chunk:
-    return _Chunk(replace(work(chunk.with_rows(rows)), X=chunk.labelled_rows.X))
+def _relabel_chunk(chunk: Any, rows: Any, work: tuple[Any, Any, int]) -> Any:
+    return replace(_call_on_chunk(chunk, rows, work), X=chunk.X)
 
 
 def _persist(tasks: "list[Delayed]") -> "list[Delayed]":
@@ -381,19 +325,6 @@ def _persist(tasks: "list[Delayed]") -> "list[Delayed]":
     import dask
 
     return list(dask.persist(*tasks, scheduler=_scheduler()))
-
-
-def _merged(results: "list[Delayed]", merge: Callable[[Any, Any], Any]) -> Any:
-    """Merge results by pairs of neighbours until one is left."""
-    import dask
-
-    while len(results) > 1:
-        pairs = [results[k : k + 2] for k in range(0, len(results), 2)]
-        results = [
-            dask.delayed(_merge)(merge, *pair) if len(pair) == 2 else pair[0]
-            for pair in pairs
-        ]
-    return results[0].compute(scheduler=_scheduler())
 
 
 def _scheduler() -> str | None:

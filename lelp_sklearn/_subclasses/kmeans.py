@@ -7,7 +7,6 @@ an order of their own.
 """
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 from scipy import linalg
@@ -25,7 +24,7 @@ from lelp_sklearn._subclasses.rows import (
     Data,
     LabelledRows,
     add_sums,
-    row_slices,
+    sum_blocks,
 )
 from lelp_sklearn._subclasses.splitters import (
     AUTO_N_SUBCLASSES,
@@ -38,12 +37,11 @@ from lelp_sklearn._subclasses.subsample import (
     class_samples,
     sampled_subspace,
 )
-from lelp_sklearn._subclasses.threads import (
-    map_parts,
+from lelp_sklearn._subclasses.torch_backend import is_on_device, tie_share
+from lelp_sklearn._threads import (
     one_blas_thread,
     one_openmp_thread,
 )
-from lelp_sklearn._subclasses.torch_backend import dispatch_to_device, tie_share
 from lelp_sklearn._typing import FloatArray, IntArray
 from lelp_sklearn._validation import (
     check_every_class,
@@ -176,16 +174,6 @@ class RunningCentroids:
             points += (own + gained[:, None] * (own_mean - points)) / divisor
 
 
-class ClusterSums(NamedTuple):
-    """For each class the sums (k_c, d) and weights (k_c,) of the rows of its clusters.
-
-    Rows are relative to the class mean.
-    """
-
-    sums: list[FloatArray]
-    weights: list[FloatArray]
-
-
 def _cluster_sample(
     sample: ClassSample,
     c: int,
@@ -298,32 +286,38 @@ def _lloyd_pass(
 
 def _sum_clusters(
     data: Data, covariance: Covariance, centroids: list[FloatArray]
-) -> ClusterSums:
-    """Return the sums of the rows nearest to each centroid, in one pass."""
+) -> tuple[list[FloatArray], list[FloatArray]]:
+    """Return the sums (k_c, d) and weights (k_c,) of the rows nearest to each centroid.
+
+    Rows and centroids are relative to the class mean.
+    """
     dtype = np.result_type(data.dtype, np.float32)
     with np.errstate(over="ignore"):
         check_no_overflow(
             [np.vdot(each, each).astype(dtype) for each in centroids], dtype
         )
     mean = covariance.mean.astype(dtype)
-    return data.map_reduce(_cluster_sums, add_sums, mean, centroids)
+    sums, weights = data.map_reduce(_cluster_sums, add_sums, mean, centroids)
+    sizes = [len(each) for each in centroids]
+    own_sums = [own[:k] for own, k in zip(sums, sizes, strict=True)]
+    return own_sums, [own[:k] for own, k in zip(weights, sizes, strict=True)]
 
 
-@dispatch_to_device(torch_backend.cluster_sums, ClusterSums)
 def _cluster_sums(
     data: LabelledRows, mean: FloatArray, centroids: list[FloatArray]
-) -> ClusterSums:
-    """Return the sums and weights of the rows nearest to each centroid.
+) -> tuple[FloatArray, FloatArray]:
+    """Return sums (C, k, d) and weights (C, k) of the rows nearest to each centroid.
 
     If several centroids are equally near up to rounding, the first takes the row, so
     that the order of rows does not decide.
     """
+    if is_on_device(data.X):
+        return torch_backend.cluster_sums(data, mean, centroids)
     # Imported at the first call: numba would slow the import of the package.
     from lelp_sklearn._subclasses.kernels import class_sums, tiles
 
     dtype = mean.dtype
-    sizes = [len(each) for each in centroids]
-    half_squares = np.full((len(sizes), max(sizes)), np.inf, dtype)
+    half_squares = np.full((len(centroids), max(map(len, centroids))), np.inf, dtype)
     for own, each in zip(half_squares, centroids, strict=True):
         own[: len(each)] = np.einsum("kd,kd->k", each, each) / 2
     ties = np.where(np.isfinite(half_squares), tie_share(dtype) * half_squares, 0)
@@ -336,15 +330,8 @@ def _cluster_sums(
         rows = tiles.class_rows(data.X[block], class_index, weight, mean)
         return class_sums.cluster_sums(rows, packed)
 
-    sums = np.zeros((*half_squares.shape, mean.shape[1]))
-    weights = np.zeros(half_squares.shape)
-    for block_sums, block_weights in map_parts(work, row_slices(data.X)):
-        sums += block_sums
-        weights += block_weights
-    return ClusterSums(
-        [own[:k] for own, k in zip(sums, sizes, strict=True)],
-        [own[:k] for own, k in zip(weights, sizes, strict=True)],
-    )
+    sums, weights = sum_blocks(work, data.X)
+    return sums, weights
 
 
 def cluster(

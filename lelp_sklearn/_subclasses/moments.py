@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from scipy import linalg
@@ -15,9 +15,10 @@ from lelp_sklearn._subclasses.rows import (
     add_sums,
     class_blocks,
     row_slices,
+    sum_blocks,
 )
-from lelp_sklearn._subclasses.threads import map_parts
-from lelp_sklearn._subclasses.torch_backend import dispatch_to_device
+from lelp_sklearn._subclasses.torch_backend import is_on_device
+from lelp_sklearn._threads import map_parts
 from lelp_sklearn._typing import FloatArray
 from lelp_sklearn._validation import check_no_overflow, check_no_underflow
 
@@ -155,28 +156,14 @@ class ClassMoments:
         return mean, within, within + (self.weight[:, None] * steps).T @ steps
 
 
-def _exact_moments_of_tensors(
-    rows: LabelledRows, n_classes: int, with_logits: bool = False
-) -> ClassMoments:
-    extra = rows.logits if with_logits else None
-    sums = torch_backend.moments(rows, n_classes, extra, np.dtype(np.float64))
-    return ClassMoments(*sums)
-
-
-def _quick_moments_of_tensors(
-    rows: LabelledRows, n_classes: int, dtype: np.dtype[Any]
-) -> ClassMoments:
-    moments = ClassMoments(*torch_backend.moments(rows, n_classes, None, dtype))
-    check_no_overflow(moments.scatter, dtype)
-    return moments
-
-
-@dispatch_to_device(_exact_moments_of_tensors)
 def exact_moments(
     rows: LabelledRows, n_classes: int, with_logits: bool = False
 ) -> ClassMoments:
     """Return the moments of rows and, `with_logits`, of their logits beside them."""
     extra = rows.logits if with_logits else None
+    if is_on_device(rows.X):
+        double = np.dtype(np.float64)
+        return ClassMoments(*torch_backend.moments(rows, n_classes, extra, double))
     width = rows.shape[1] + (0 if extra is None else extra.shape[1])
     moments = ClassMoments.zeros(n_classes, width)
     for c, block, weight, index in class_blocks(rows, n_classes):
@@ -185,7 +172,6 @@ def exact_moments(
     return moments
 
 
-@dispatch_to_device(_quick_moments_of_tensors)
 def quick_moments(
     rows: LabelledRows, n_classes: int, dtype: np.dtype[Any]
 ) -> ClassMoments:
@@ -193,6 +179,10 @@ def quick_moments(
 
     The centre of a class is the mean of its first rows.
     """
+    if is_on_device(rows.X):
+        moments = ClassMoments(*torch_backend.moments(rows, n_classes, None, dtype))
+        check_no_overflow(moments.scatter, dtype)
+        return moments
     # Imported at the first call: numba would slow the import of the package.
     from lelp_sklearn._subclasses.kernels import class_sums
 
@@ -305,13 +295,14 @@ class MultipassCovariance(Covariance):
     ) -> "MultipassCovariance":
         """Measure means, traces and the first products in one pass over the rows."""
         bases = [np.hstack([row_space, start.basis]) for start in starts]
-        totals = data.map_reduce(_product_sums, add_sums, centres, bases)
-        check_no_overflow(totals.squares, centres.dtype)
-        step = totals.rows / weight[:, None]
+        totals, squares = data.map_reduce(_product_sums, add_sums, centres, bases)
+        check_no_overflow(squares, centres.dtype)
+        n_vectors = [basis.shape[1] for basis in bases]
+        step = totals[np.arange(len(bases)), n_vectors] / weight[:, None]
         mean = centres + step
-        trace = totals.squares / weight - np.sum(step**2, axis=1)
+        trace = squares / weight - np.sum(step**2, axis=1)
         check_no_underflow(mean, trace, centres.dtype)
-        products = _about_means(totals.products, bases, weight, step)
+        products = _about_means(totals, bases, weight, step)
         rank = row_space.shape[1]
         rounding = _rounding_variance(mean, trace, centres.dtype)
         null_variance = _null_variance(
@@ -333,42 +324,31 @@ class MultipassCovariance(Covariance):
         )
 
     def apply(self, bases: list[FloatArray]) -> list[FloatArray]:
-        products = self.data.map_reduce(
-            _product_sums, add_sums, self.centres, bases
-        ).products
-        for product in products:
-            check_no_overflow(product, self.centres.dtype)
-        return _about_means(products, bases, self.weight, self.step)
+        totals, _ = self.data.map_reduce(_product_sums, add_sums, self.centres, bases)
+        check_no_overflow(totals, self.centres.dtype)
+        return _about_means(totals, bases, self.weight, self.step)
 
 
 def _about_means(
-    products: list[FloatArray],
-    bases: list[FloatArray],
-    weight: FloatArray,
-    step: FloatArray,
+    totals: FloatArray, bases: list[FloatArray], weight: FloatArray, step: FloatArray
 ) -> list[FloatArray]:
-    """Return sums about the centres as covariances about the means."""
+    """Return sums of products about the centres as covariances about the means."""
     return [
-        product / w - np.outer(s, s @ basis)
-        for product, basis, w, s in zip(products, bases, weight, step, strict=True)
+        total[: basis.shape[1]].T / w - np.outer(s, s @ basis)
+        for total, basis, w, s in zip(totals, bases, weight, step, strict=True)
     ]
 
 
-class ProductSums(NamedTuple):
-    """Weighted sums of x x.T basis (d, k_c), x (C, d) and x.T x (C,) for each class.
-
-    x are the rows of the class, less its centre.
-    """
-
-    products: list[FloatArray]
-    rows: FloatArray
-    squares: FloatArray
-
-
-@dispatch_to_device(torch_backend.product_sums, ProductSums)
 def _product_sums(
     data: LabelledRows, centres: FloatArray, bases: list[FloatArray]
-) -> ProductSums:
+) -> tuple[FloatArray, FloatArray]:
+    """Return weighted sums (C, k + 1, d) over the rows of each class, and (C,).
+
+    Of x (basis.T x), and after these k_c products of x; and of x.T x. x is a row less
+    the centre of its class.
+    """
+    if is_on_device(data.X):
+        return torch_backend.product_sums(data, centres, bases)
     # Imported at the first call: numba would slow the import of the package.
     from lelp_sklearn._subclasses.kernels import class_sums, tiles
 
@@ -380,13 +360,8 @@ def _product_sums(
         rows = tiles.class_rows(data.X[block], class_index, weight, centres)
         return class_sums.class_products(rows, packed, n_vectors)
 
-    total: FloatArray = np.zeros((len(bases), n_vectors.max() + 1, centres.shape[1]))
-    squares: FloatArray = np.zeros(len(bases))
-    for block_total, block_squares in map_parts(work, row_slices(data.X)):
-        total += block_total
-        squares += block_squares
-    products = [own[:k].T for own, k in zip(total, n_vectors, strict=True)]
-    return ProductSums(products, total[np.arange(len(bases)), n_vectors], squares)
+    total, squares = sum_blocks(work, data.X)
+    return total, squares
 
 
 def _rounding_variance(

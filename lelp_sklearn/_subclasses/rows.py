@@ -1,7 +1,10 @@
 """Rows of embeddings, read a block at a time, and their hashes."""
 
+import operator
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -10,8 +13,8 @@ from sklearn.utils import gen_batches
 from sklearn.utils._chunking import get_chunk_n_rows
 
 from lelp_sklearn._subclasses import torch_backend
-from lelp_sklearn._subclasses.threads import map_parts
 from lelp_sklearn._subclasses.torch_backend import is_on_device, to_array
+from lelp_sklearn._threads import map_parts
 from lelp_sklearn._typing import BoolArray, FloatArray, IntArray
 from lelp_sklearn._validation import check_finite_block
 
@@ -35,7 +38,7 @@ _MULTIPLIERS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _SHIFTS = np.uint64(30), np.uint64(27), np.uint64(31)
 
 Result = TypeVar("Result")
-Sums = TypeVar("Sums", bound=tuple[Any, ...])
+Sums = tuple[Any, ...]
 Digests = NDArray[np.uint64]
 
 
@@ -51,23 +54,28 @@ class Rows(Protocol):
     def __getitem__(self, rows: Any) -> NDArray[Any]: ...
 
 
-class Data(Protocol):
-    """Labelled rows, in this process or in chunks on the workers of a cluster.
+class Data:
+    """Rows that are one chunk, in this process; `DaskRows` are chunks elsewhere.
 
     A pass over the rows is a function of labelled rows, called once for rows in this
     process and once a chunk otherwise, whose results can be merged.
     """
 
-    @property
-    def shape(self) -> tuple[int, ...]: ...
+    X: Rows  # (n, d)
+    is_in_memory = True
 
     @property
-    def dtype(self) -> np.dtype[Any]: ...
+    def shape(self) -> tuple[int, ...]:
+        return self.X.shape
 
     @property
-    def is_in_memory(self) -> bool:
-        """Whether the rows are one chunk, in this process."""
-        ...
+    def dtype(self) -> np.dtype[Any]:
+        return self.X.dtype
+
+    def __sizeof__(self) -> int:
+        """Return the size in bytes, by which dask places a chunk."""
+        values = vars(self).values()
+        return sum(getattr(each, "nbytes", sys.getsizeof(each)) for each in values)
 
     def map_reduce(
         self,
@@ -79,38 +87,19 @@ class Data(Protocol):
 
         `merge` may change its first argument and return it.
         """
-        ...
+        return function(self, *arguments)
 
-    def map(self, function: Callable[..., Any], *arguments: Any) -> "Data":
+    def map(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Return the rows as ``function(rows, *arguments)`` labels them."""
-        ...
+        return function(self, *arguments)
 
     def take(self, places: Sequence[IntArray]) -> Iterator[NDArray[Any]]:
         """Yield copies of the rows at each of several ascending lists of indices."""
-        ...
-
-
-class InMemory:
-    """Rows that are one chunk, in this process."""
-
-    is_in_memory = True
-
-    def map_reduce(
-        self,
-        function: Callable[..., Result],
-        merge: Callable[[Result, Result], Result],
-        *arguments: Any,
-    ) -> Result:
-        """Call `function`; there is nothing to merge."""
-        return function(self, *arguments)
-
-    def map(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        """Call `function`."""
-        return function(self, *arguments)
+        return (self.X[index] for index in places)
 
 
 @dataclass(frozen=True)
-class LabelledRows(InMemory):
+class LabelledRows(Data):
     """Rows of embeddings, each with a class and a weight."""
 
     X: Rows  # (n, d)
@@ -119,17 +108,6 @@ class LabelledRows(InMemory):
     digests: Digests  # (n,) by `hash_rows`
     logits: FloatArray | None = None  # the teacher's (n, C)
     first_row: int = 0  # its index in the array that these are a chunk of
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.X.shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self.X.dtype
-
-    def take(self, places: Sequence[IntArray]) -> Iterator[NDArray[Any]]:
-        return (self.X[index] for index in places)
 
     def class_weights(self, n_classes: int) -> FloatArray:
         """Return the sum of the weights of each class (C,)."""
@@ -196,11 +174,13 @@ def are_unequal(lightest: float, heaviest: float) -> bool:
 
 
 def add_sums(totals: Sums, parts: Sums) -> Sums:
-    """Add the sums of each class over other rows to `totals`, and return these."""
-    for total, part in zip(totals, parts, strict=True):
-        for c in range(len(total)):
-            total[c] += part[c]
-    return totals
+    """Add the sums over other rows."""
+    return tuple(map(operator.add, totals, parts))
+
+
+def sum_blocks(work: Callable[[slice], Sums], X: Rows) -> Sums:
+    """Return the sums over all rows of what `work` returns for a block."""
+    return reduce(add_sums, map_parts(work, row_slices(X)))
 
 
 def row_slices(X: Rows) -> Iterator[slice]:
@@ -213,7 +193,7 @@ def row_slices(X: Rows) -> Iterator[slice]:
     n_blocks = _BLOCKS * -(-n_rows // (_BLOCKS * most))
     size = max(least, -(-n_rows // max(1, n_blocks)))
     # A chunk may have no rows, which `gen_batches` refuses.
-    yield from gen_batches(n_rows, size) if n_rows else ()
+    yield from gen_batches(n_rows, size) if n_rows else (slice(0, 0),)
 
 
 def class_blocks(data: LabelledRows, n_classes: int) -> Iterator[Any]:

@@ -10,7 +10,6 @@ import numpy as np
 from lelp_sklearn import _validation
 from lelp_sklearn._subclasses import torch_backend
 from lelp_sklearn._subclasses.rows import Rows, row_slices
-from lelp_sklearn._subclasses.threads import map_parts
 from lelp_sklearn._subclasses.torch_backend import (
     TensorRows,
     exact_products,
@@ -18,6 +17,7 @@ from lelp_sklearn._subclasses.torch_backend import (
     is_tensor,
     like,
 )
+from lelp_sklearn._threads import map_parts
 from lelp_sklearn._typing import FloatArray
 
 if TYPE_CHECKING:

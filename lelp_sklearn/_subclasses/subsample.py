@@ -17,12 +17,11 @@ from lelp_sklearn._subclasses.rows import (
     Data,
     Digests,
     LabelledRows,
-    row_slices,
     scrambling,
     splitmix64,
+    sum_blocks,
     sum_dtype,
 )
-from lelp_sklearn._subclasses.threads import map_parts
 from lelp_sklearn._subclasses.torch_backend import is_on_device
 from lelp_sklearn._typing import FloatArray, IntArray
 
@@ -210,13 +209,11 @@ def initial_subspace_from_sample(
         own, weight = rows[block], sample.weight[block].astype(rows.dtype)
         scores = [own @ factor for factor in factors]
         moved = np.stack([(weight * each) @ own for each in scores], axis=1)
+        moved = moved.astype(np.float64)
         squares = sample.weight[block] * np.square(scores, dtype=np.float64).sum(axis=0)
         return moved, squares @ squares
 
-    moved, squares = np.zeros(probes.shape), 0.0
-    for part, own_squares in map_parts(work, row_slices(rows)):
-        moved += part
-        squares += own_squares
+    moved, squares = sum_blocks(work, rows)
     # For each row chance adds its squared score times its squared length outside the
     # subspace, which scores estimate: the square of the sum of q squared scores is on
     # average q (q + 2) times the square of their mean.
@@ -258,16 +255,13 @@ def sampled_subspace(
     basis = start
     factor = (weight / largest)[:, None]
 
-    def work(block: slice) -> FloatArray:
+    def work(block: slice) -> tuple[FloatArray]:
         own = rows[block]
-        moved: FloatArray = own.T @ (factor[block] * (own @ scaled))
-        return moved
+        return ((own.T @ (factor[block] * (own @ scaled))).astype(np.float64),)
 
     for _ in range(n_powers):
         scaled = (basis / largest).astype(rows.dtype)
-        moved = np.zeros(basis.shape)
-        for part in map_parts(work, row_slices(rows)):
-            moved += part
+        (moved,) = sum_blocks(work, rows)
         basis = _basis(moved, row_space)
     return _basis(np.hstack([basis, start])[:, : start.shape[1]], row_space)
 

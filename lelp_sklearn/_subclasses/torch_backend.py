@@ -10,12 +10,12 @@ and these sums in double precision. No sum depends on the order in which threads
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, wraps
+from functools import cache
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,8 +56,6 @@ _CENTRE_ROWS = 256
 # The lower half and the sign of a 64-bit number, as torch's signed ones hold them.
 _LOWER = 2**32 - 1
 _SIGN = -(2**63)
-
-Result = TypeVar("Result")
 
 
 def is_tensor(array: object) -> bool:
@@ -201,29 +199,6 @@ def class_blocks(data: "LabelledRows", n_classes: int) -> Iterator[Any]:
 def is_on_device(rows: object) -> TypeGuard[TensorRows]:
     """Whether passes over rows are made on another device than the CPU."""
     return isinstance(rows, TensorRows) and rows.tensor.device.type not in _NEAR
-
-
-def dispatch_to_device(
-    twin: Callable[..., Any], make: Callable[..., Any] | None = None
-) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
-    """Call `twin` instead for labelled rows, the first argument, on another device.
-
-    `make` is called with the results of the twin.
-    """
-
-    def decorate(function: Callable[..., Result]) -> Callable[..., Result]:
-        @wraps(function)
-        def choose(data: Any, *arguments: Any, **options: Any) -> Result:
-            if not is_on_device(data.X):
-                return function(data, *arguments, **options)
-            with exact_products():
-                result = twin(data, *arguments, **options)
-            own: Result = result if make is None else make(*result)
-            return own
-
-        return choose
-
-    return decorate
 
 
 @contextmanager
@@ -406,6 +381,7 @@ def _uniform(numbers: "Tensor", scrambling: list[tuple[int, int | None]]) -> "Te
     return uniform
 
 
+@exact_products()
 def moments(
     data: "LabelledRows", n_classes: int, extra: FloatArray | None, dtype: np.dtype[Any]
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
@@ -445,10 +421,11 @@ def moments(
     return weights * unit, _host(centres) + step, scatter * unit
 
 
+@exact_products()
 def product_sums(
     data: "LabelledRows", centres: FloatArray, bases: list[FloatArray]
-) -> tuple[list[FloatArray], FloatArray, FloatArray]:
-    """Return the fields of `moments.ProductSums`."""
+) -> tuple[FloatArray, FloatArray]:
+    """Do what `moments._product_sums` does."""
     X = cast("TensorRows", data.X)
     precision = X.precision_of(centres.dtype)
     own_centres = X.beside(centres, precision)
@@ -464,16 +441,14 @@ def product_sums(
         lengths = torch.linalg.vector_norm(rows, dim=1)
         squares.add(c, weight.to(X.double) @ lengths.square().to(X.double))
     unit = X.groups(data, len(bases)).unit
-    sums = total.array() * unit
-    moved = [own[: n - 1].T for own, n in zip(sums, n_columns, strict=True)]
-    last = sums[np.arange(len(bases)), np.array(n_columns) - 1]
-    return moved, last, squares.array() * unit
+    return total.array() * unit, squares.array() * unit
 
 
+@exact_products()
 def cluster_sums(
     data: "LabelledRows", mean: FloatArray, centroids: list[FloatArray]
-) -> tuple[list[FloatArray], list[FloatArray]]:
-    """Return the fields of `kmeans.ClusterSums`."""
+) -> tuple[FloatArray, FloatArray]:
+    """Do what `kmeans._cluster_sums` does."""
     X = cast("TensorRows", data.X)
     sizes = [len(each) for each in centroids]
     means = X.beside(mean, X.precision)
@@ -494,11 +469,7 @@ def cluster_sums(
         sums.add(place, _inner(members, rows, X.double))
         held.add(place, members.to(X.double).sum(dim=0))
     unit = X.groups(data, len(sizes)).unit
-    totals = sums.array() * unit, held.array() * unit
-    own_sums, own_weights = (
-        [own[:k] for own, k in zip(each, sizes, strict=True)] for each in totals
-    )
-    return own_sums, own_weights
+    return sums.array() * unit, held.array() * unit
 
 
 class _Sums:

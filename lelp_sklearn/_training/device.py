@@ -11,7 +11,7 @@ import torch
 from threadpoolctl import ThreadpoolController
 from torch import Tensor, nn
 
-from lelp_sklearn._locks import ForkSafeLock, at_fork
+from lelp_sklearn._threads import ForkSafeLock, at_fork
 from lelp_sklearn._training.inputs import dtype_name, is_integer
 
 Dtype = torch.dtype

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lelp_sklearn._callers import ignored_warnings
 from lelp_sklearn._files import check_writable, new_file
-from lelp_sklearn._locks import copied
+from lelp_sklearn._threads import copied
 from lelp_sklearn._training.device import torch_lock
 
 # Below this temperature the mass of a class can vanish in single precision although

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
-from lelp_sklearn._callbacks import FitTask
+from lelp_sklearn._sklearn import FitTask
 from lelp_sklearn._training.batches import (
     TrainingTensors,
     batched_outputs,

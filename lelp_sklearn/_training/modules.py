@@ -12,7 +12,7 @@ import torch
 from scipy.sparse import issparse
 from torch import Tensor, nn
 
-from lelp_sklearn._locks import copied
+from lelp_sklearn._threads import copied
 from lelp_sklearn._training.batches import as_tensor
 from lelp_sklearn._training.device import input_dtype, seeded
 from lelp_sklearn._training.layers import find_output

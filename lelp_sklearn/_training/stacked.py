@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.optim.adamw import adamw
 
-from lelp_sklearn._locks import copied
+from lelp_sklearn._threads import copied
 from lelp_sklearn._training.batches import shuffled_batches
 from lelp_sklearn._training.cuda_graphs import MODULE_HOOKS, PARAMETER_HOOKS
 from lelp_sklearn._training.device import denormals_are_zero, derive_seed, seeded

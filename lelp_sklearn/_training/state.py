@@ -13,7 +13,7 @@ import sklearn
 import torch
 from sklearn.utils import check_random_state
 
-from lelp_sklearn._callbacks import FitTask
+from lelp_sklearn._sklearn import FitTask
 from lelp_sklearn._training import schedules
 from lelp_sklearn._training.batches import as_tensor, make_training_tensors
 from lelp_sklearn._training.checkpoint import Checkpoint

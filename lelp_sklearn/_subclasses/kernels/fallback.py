@@ -15,7 +15,7 @@ from scipy.special import softmax
 from sklearn.utils import gen_batches
 
 from lelp_sklearn._subclasses.kernels.tiles import Centroids, ClassRows, Projection
-from lelp_sklearn._subclasses.threads import one_blas_thread
+from lelp_sklearn._threads import one_blas_thread
 from lelp_sklearn._typing import FloatArray, IntArray
 
 # Rows of a batch. Its sums are in the precision of the kernel, those of the batches in

@@ -19,7 +19,7 @@ from numba.core.codegen import get_host_cpu_features
 from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic, overload
 
-from lelp_sklearn._locks import hold_at_fork
+from lelp_sklearn._threads import hold_at_fork
 
 # A child that is forked while another thread compiles would wait for it for ever.
 hold_at_fork(global_compiler_lock)
