@@ -27,13 +27,12 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from lelp_sklearn import _validation
 from lelp_sklearn._callers import warn_user
 from lelp_sklearn._extraction import runner
-from lelp_sklearn._extraction.resumable import ResumableNpy, only_writer
 from lelp_sklearn._extraction.runner import BatchFunction, ModelRunner
 from lelp_sklearn._extraction.sklearn_teachers import (
     ClassifierTeacher,
     is_classifier_teacher,
 )
-from lelp_sklearn._files import check_writable
+from lelp_sklearn._files import ResumableNpy, check_writable, only_writer
 from lelp_sklearn._threads import exclusive
 from lelp_sklearn._training.device import resolve_device
 from lelp_sklearn._training.inputs import is_integer
@@ -378,9 +377,8 @@ class EmbeddingExtractor(
         ValueError
             As :meth:`fit` does; if the file or the part of it is of another model or
             tokenizer, other rows, another layer, `max_length`, precision or dtype, or
-            is damaged; if another call writes it; if a symbolic link is in its place;
-            if the disk has too little room; or if an embedding is not finite (as half
-            precision may be).
+            is damaged; if another call writes it; if the disk has too little room; or
+            if an embedding is not finite (as half precision may be).
         """
         path = Path(path)
         if dtype not in ("float16", "float32"):

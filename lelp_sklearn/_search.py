@@ -15,7 +15,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils import _safe_indexing, indexable
 
 from lelp_sklearn._diagnostics.scoring import labeled_scorer
-from lelp_sklearn._extraction.content_hash import content_hash
+from lelp_sklearn._files import content_hash
 from lelp_sklearn._sklearn import NO_TASK, FitTask
 from lelp_sklearn._student import LELPStudentClassifier
 from lelp_sklearn._targets import TargetSource

@@ -19,8 +19,8 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from lelp_sklearn._callers import warned_once
-from lelp_sklearn._extraction.content_hash import content_hash
 from lelp_sklearn._extraction.sklearn_teachers import OmittedTeacher
+from lelp_sklearn._files import content_hash
 from lelp_sklearn._projector import LELPProjector
 from lelp_sklearn._sklearn import (
     NO_TASK,

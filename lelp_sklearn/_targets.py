@@ -15,7 +15,6 @@ from sklearn.utils.validation import check_is_fitted
 
 from lelp_sklearn import _validation
 from lelp_sklearn._callers import warn_user
-from lelp_sklearn._extraction.content_hash import content_hash
 from lelp_sklearn._extraction.sklearn_teachers import (
     OmittedTeacher,
     check_teacher,
@@ -27,6 +26,7 @@ from lelp_sklearn._extraction.sklearn_teachers import (
     require_teacher,
     transform_teacher,
 )
+from lelp_sklearn._files import content_hash
 from lelp_sklearn._projector import LELPProjector
 from lelp_sklearn._sklearn import NO_TASK, FitTask
 from lelp_sklearn._training.inputs import (

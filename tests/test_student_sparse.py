@@ -24,7 +24,7 @@ from lelp_sklearn import (
     labeled_scorer,
     subclass_report,
 )
-from lelp_sklearn._extraction.content_hash import content_hash
+from lelp_sklearn._files import content_hash
 from lelp_sklearn._training.process_group import Ranks
 from tests.student_problems import MyNet, TemplateNet, make_soft_targets, weights_of
 

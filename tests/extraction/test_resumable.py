@@ -14,9 +14,7 @@ import torch
 from numpy.testing import assert_array_equal
 from torch import nn
 
-from lelp_sklearn import EmbeddingExtractor
-from lelp_sklearn._extraction import resumable
-from lelp_sklearn._files import locked
+from lelp_sklearn import EmbeddingExtractor, _files
 from tests.extractor_problems import (
     Counting,
     Spoiled,
@@ -106,7 +104,7 @@ def test_a_complete_file_is_read_by_any_number_of_calls_at_once(tmp_path):
     path, X = tmp_path / "e.npy", rows(50)
     extractor = EmbeddingExtractor(Counting())
     first = extractor.extract(X, path)
-    with locked(path, "path") as is_ours:
+    with _files.locked(path) as is_ours:
         assert is_ours
         assert_array_equal(extractor.extract(X, path), first)
 
@@ -137,7 +135,7 @@ def test_the_end_may_come_before_the_file_is_renamed(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(resumable.ResumableNpy, "finish", fail)
+        patch.setattr(_files.ResumableNpy, "finish", fail)
         with pytest.raises(KeyboardInterrupt):
             extractor.extract(X, path)
     assert not path.exists()

@@ -16,9 +16,9 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from lelp_sklearn._extraction.content_hash import content_hash
+from lelp_sklearn._files import content_hash
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 class Colour(Enum):
@@ -167,7 +167,7 @@ def test_equal_values_have_equal_digests(name):
 def test_another_process_finds_the_same():
     """Where sets and dicts of strings lie in another order."""
     code = """
-    from tests.extraction.test_content_hash import VALUES, content_hash
+    from tests.test_content_hash import VALUES, content_hash
     print(content_hash(VALUES), content_hash({"one", "two", "three"}))
     """
     done = subprocess.run(
@@ -257,7 +257,7 @@ def test_what_cannot_be_pickled_is_refused():
 def test_torch_is_not_imported():
     code = """
     import sys
-    from lelp_sklearn._extraction.content_hash import content_hash
+    from lelp_sklearn._files import content_hash
     content_hash([1.0, {"a": b"c"}, len])
     assert "torch" not in sys.modules
     """
