@@ -580,20 +580,14 @@ def _first_nonfinite_row(block: FloatArray, indices: IntArray) -> int | None:
 
 def _check_is_rows(X: Any) -> None:
     """Raise if X is no table and no list of rows, or an empty one."""
+    unordered = torch.utils.data.DataLoader, torch.utils.data.Dataset, Mapping, Set
     # A sparse matrix may be a Mapping, and has an error of its own.
-    fix = None
-    if isinstance(X, torch.utils.data.DataLoader):
-        fix = "the rows, such as torch.cat([batch[0] for batch in loader])"
-    elif isinstance(X, torch.utils.data.Dataset):
-        fix = "the rows, such as torch.stack([X[i][0] for i in range(len(X))])"
-    elif isinstance(X, str):
-        fix = f"a list of texts, not the one text {X[:30]!r}"
-    elif isinstance(X, Mapping | Set) and not hasattr(X, "shape"):
-        fix = "a list of texts, whose rows are in order, or an array"
-    elif isinstance(X, Iterator):
-        fix = "list(X); an iterator can be read once only"
-    if fix is not None:
-        raise TypeError(f"X is of type {type(X).__name__}: pass {fix}.")
+    is_unordered = isinstance(X, unordered) and not hasattr(X, "shape")
+    if is_unordered or isinstance(X, str | Iterator):
+        raise TypeError(
+            f"X is of type {type(X).__name__}: pass an array, a tensor or a list of "
+            "texts, with one entry a row."
+        )
     if isinstance(X, Sequence) and not len(X):
         raise ValueError("X is empty, []: at least one row is required.")
 
@@ -611,15 +605,6 @@ def _as_texts(X: Any) -> list[str] | None:
                 f"X is a list of texts with, in row {row}, a {type(text).__name__} "
                 f"({text!r}): pass strings only; an empty one is a text too."
             )
-        try:
-            text.encode()
-        except UnicodeEncodeError as reason:
-            raise ValueError(
-                f"X is a list of texts with, in row {row}, half a surrogate pair "
-                f"({text[reason.start]!r} at {reason.start}), which is not a text: "
-                "pass text.encode('utf-16', 'surrogatepass').decode('utf-16', "
-                "'replace')."
-            ) from reason
     return texts
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
 from types import FunctionType, ModuleType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 from uuid import uuid4
 
 import numpy as np
@@ -271,9 +271,7 @@ class ResumableNpy:
 
     def open(self) -> NDArray[Any]:
         """Return the complete array as a read-only memory map."""
-        with self.path.open("rb") as file:
-            offset = self._check_header(file, self.path)
-        return np.memmap(self.path, self.dtype, "r", offset, self.shape)
+        return self._map(self.path, "r")
 
     def finish(self) -> None:
         """Rename the complete array to its path."""
@@ -299,8 +297,7 @@ class ResumableNpy:
         try:
             with self._part.open("r+b" if has_begun else "x+b") as file:
                 if has_begun:
-                    offset = self._check_header(file, self._part)
-                    array = np.memmap(file, self.dtype, "r+", offset, self.shape)
+                    array = self._map(self._part, "r+")
                     self._check_rows(array, order)
                 reserve(file, self._n_bytes, self.path, "path")
                 if not has_begun:
@@ -370,20 +367,19 @@ class ResumableNpy:
             reason = f"the first {n_done} rows differ from those in its journal"
             raise self._damaged(self._part, reason)
 
-    def _check_header(self, file: BinaryIO, path: Path) -> int:
-        """Return the offset of the rows; raise for another size or header."""
+    def _map(self, path: Path, mode: Literal["r", "r+"]) -> np.memmap[Any, Any]:
+        """Map a file; raise for another size or header."""
         try:
-            version = np.lib.format.read_magic(file)
-            header = np.lib.format.read_array_header_1_0(file)
+            array = np.lib.format.open_memmap(path, mode)
         # A damaged header may fail in any way.
         except Exception as reason:
             raise self._damaged(path, reason) from reason
-        n_bytes = os.fstat(file.fileno()).st_size
-        if (version, header) != ((1, 0), (self.shape, False, self.dtype)):
-            raise self._damaged(path, f"its header says {header}")
-        if n_bytes != self._n_bytes:
-            raise self._damaged(path, f"{n_bytes:,} of {self._n_bytes:,} bytes")
-        return file.tell()
+        n_bytes = path.stat().st_size
+        form = array.shape, array.dtype, array.flags.c_contiguous, n_bytes
+        if form != (self.shape, self.dtype, True, self._n_bytes):
+            found = f"{array.dtype} of shape {array.shape}, {n_bytes:,} bytes"
+            raise self._damaged(path, found)
+        return array
 
     def _damaged(self, path: Path, reason: object) -> ValueError:
         return ValueError(

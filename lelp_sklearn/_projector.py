@@ -24,7 +24,6 @@ from lelp_sklearn._subclasses.head import Head
 from lelp_sklearn._subclasses.inputs import ProjectorInputs
 from lelp_sklearn._subclasses.kmeans import KMEANS
 from lelp_sklearn._subclasses.moments import (
-    ClassMoments,
     Covariance,
     ExplicitCovariance,
     row_space_basis,
@@ -455,7 +454,8 @@ class LELPProjector(  # type: ignore[call-arg]
             random_states = RandomStates.start(self.random_state)
             try:
                 inputs, _ = inputs.with_head(moments)
-                covariance = self._covariance_of(moments, inputs)
+                row_space = self._row_space(inputs.head)
+                covariance = ExplicitCovariance.from_moments(moments, row_space)
                 split = self._split(
                     inputs, covariance, splitter, solver, random_states, stream
                 )
@@ -664,7 +664,8 @@ class LELPProjector(  # type: ignore[call-arg]
         """Return the inputs with a head, and the class covariances."""
         if covariance_kind == "exact":
             inputs, moments = inputs.with_head(inputs.moments())
-            return inputs, self._covariance_of(moments, inputs)
+            row_space = self._row_space(inputs.head)
+            return inputs, ExplicitCovariance.from_moments(moments, row_space)
         row_space = self._row_space(inputs.head)
         if covariance_kind == "quick":
             return inputs, inputs.quick_covariance(row_space)
@@ -675,12 +676,6 @@ class LELPProjector(  # type: ignore[call-arg]
         return inputs, inputs.multipass_covariance(
             row_space, n_vectors, random_states.samples
         )
-
-    def _covariance_of(
-        self, moments: ClassMoments, inputs: ProjectorInputs
-    ) -> Covariance:
-        row_space = self._row_space(inputs.head)
-        return ExplicitCovariance.from_moments(moments, row_space, np.dtype(np.float64))
 
     def _row_space(self, head: Head | None) -> FloatArray:
         """Return a basis (d, r) of the directions that are projected out."""

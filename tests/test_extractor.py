@@ -238,9 +238,9 @@ def test_what_is_no_model_is_refused():
 def test_a_loader_or_a_dataset_is_no_rows():
     data = torch.utils.data.TensorDataset(torch.from_numpy(rows()))
     extractor = EmbeddingExtractor(make_model())
-    with pytest.raises(TypeError, match=r"X is of type DataLoader: .*torch\.cat"):
+    with pytest.raises(TypeError, match="X is of type DataLoader: pass an array"):
         extractor.fit(torch.utils.data.DataLoader(data))
-    with pytest.raises(TypeError, match=r"X is of type TensorDataset: .*torch\.stack"):
+    with pytest.raises(TypeError, match="X is of type TensorDataset: pass an array"):
         extractor.fit(data)
 
 

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from scipy import linalg
@@ -24,6 +24,7 @@ from lelp_sklearn._validation import check_no_overflow, check_no_underflow
 
 # The rows of a softmax head often sum to zero, up to single precision.
 _RANK_TOLERANCE = 1e-6
+_DOUBLE = np.dtype(np.float64)
 # The first component of at least this share of the largest fixes a direction's sign.
 _TOP = 0.99
 
@@ -162,8 +163,7 @@ def exact_moments(
     """Return the moments of rows and, `with_logits`, of their logits beside them."""
     extra = rows.logits if with_logits else None
     if is_on_device(rows.X):
-        double = np.dtype(np.float64)
-        return ClassMoments(*torch_backend.moments(rows, n_classes, extra, double))
+        return ClassMoments(*torch_backend.moments(rows, n_classes, extra, _DOUBLE))
     width = rows.shape[1] + (0 if extra is None else extra.shape[1])
     moments = ClassMoments.zeros(n_classes, width)
     for c, block, weight, index in class_blocks(rows, n_classes):
@@ -231,6 +231,31 @@ class Covariance(ABC):
     null_variance: FloatArray  # (C,), the trace without the part in the row space
     rounding: FloatArray  # (C,), a variance below it may be rounding error
 
+    @classmethod
+    def of(
+        cls,
+        row_space: FloatArray,
+        weight: FloatArray,
+        mean: FloatArray,
+        variance: FloatArray,
+        row_products: list[FloatArray],
+        dtype: np.dtype[Any],
+        **fields: Any,
+    ) -> Self:
+        """Return covariances, summed in `dtype`; `row_products` are of the row space.
+
+        That precision leaves a share of the variance as rounding error. The embeddings
+        and their means leave the square of their last digits.
+        """
+        check_no_underflow(mean, variance, dtype)
+        eps, double = np.finfo(dtype).eps, np.finfo(np.float64).eps
+        digits = max(eps, 1e3 * double) * np.abs(mean).max(axis=1)
+        share = max(10 * mean.shape[1] * double, 10 * eps)
+        rounding = share * variance + digits**2
+        inside = variance - [np.vdot(row_space, product) for product in row_products]
+        null_variance = np.where(inside > rounding, inside, 0.0)
+        return cls(row_space, weight, mean, variance, null_variance, rounding, **fields)
+
     @abstractmethod
     def apply(self, bases: list[FloatArray]) -> list[FloatArray]:
         """Return S_c times the basis (d, k_c) of each class."""
@@ -244,7 +269,10 @@ class ExplicitCovariance(Covariance):
 
     @classmethod
     def from_moments(
-        cls, moments: ClassMoments, row_space: FloatArray, dtype: np.dtype[Any]
+        cls,
+        moments: ClassMoments,
+        row_space: FloatArray,
+        dtype: np.dtype[Any] = _DOUBLE,
     ) -> "ExplicitCovariance":
         """Return the covariances of moments that were summed in `dtype`."""
         n_features = len(row_space)
@@ -252,18 +280,9 @@ class ExplicitCovariance(Covariance):
         scatter = moments.scatter[:, :n_features, :n_features]
         matrices = scatter / moments.weight[:, None, None]
         trace = np.trace(matrices, axis1=1, axis2=2)
-        check_no_underflow(mean, trace, dtype)
         products = [S @ row_space for S in matrices]
-        rounding = _rounding_variance(mean, trace, dtype)
-        null_variance = _null_variance(trace, row_space, products, rounding)
-        return cls(
-            row_space=row_space,
-            weight=moments.weight,
-            mean=mean,
-            variance=trace,
-            null_variance=null_variance,
-            rounding=rounding,
-            matrices=matrices,
+        return cls.of(
+            row_space, moments.weight, mean, trace, products, dtype, matrices=matrices
         )
 
     def apply(self, bases: list[FloatArray]) -> list[FloatArray]:
@@ -301,26 +320,20 @@ class MultipassCovariance(Covariance):
         step = totals[np.arange(len(bases)), n_vectors] / weight[:, None]
         mean = centres + step
         trace = squares / weight - np.sum(step**2, axis=1)
-        check_no_underflow(mean, trace, centres.dtype)
         products = _about_means(totals, bases, weight, step)
         rank = row_space.shape[1]
-        rounding = _rounding_variance(mean, trace, centres.dtype)
-        null_variance = _null_variance(
-            trace, row_space, [product[:, :rank] for product in products], rounding
-        )
         pairs = zip(starts, products, strict=True)
-        initial_products = [(start, product[:, rank:]) for start, product in pairs]
-        return cls(
-            row_space=row_space,
-            weight=weight,
-            mean=mean,
-            variance=trace,
-            null_variance=null_variance,
-            rounding=rounding,
+        return cls.of(
+            row_space,
+            weight,
+            mean,
+            trace,
+            [product[:, :rank] for product in products],
+            centres.dtype,
             data=data,
             centres=centres,
             step=step,
-            initial_products=initial_products,
+            initial_products=[(start, product[:, rank:]) for start, product in pairs],
         )
 
     def apply(self, bases: list[FloatArray]) -> list[FloatArray]:
@@ -362,32 +375,3 @@ def _product_sums(
 
     total, squares = sum_blocks(work, data.X)
     return total, squares
-
-
-def _rounding_variance(
-    mean: FloatArray, trace: FloatArray, dtype: np.dtype[Any]
-) -> FloatArray:
-    """Return the variance (C,) along a direction that may be rounding error.
-
-    Sums in `dtype` leave a share of the trace (C,). The embeddings and their mean
-    (C, d) leave the square of their last digits.
-    """
-    eps, double = np.finfo(dtype).eps, np.finfo(np.float64).eps
-    digits = max(eps, 1e3 * double) * np.abs(mean).max(axis=1)
-    share = max(10 * mean.shape[1] * double, 10 * eps)
-    rounding: FloatArray = share * trace + digits**2
-    return rounding
-
-
-def _null_variance(
-    trace: FloatArray,
-    row_space: FloatArray,
-    products: list[FloatArray],
-    rounding: FloatArray,
-) -> FloatArray:
-    """Return variances (C,) in the null space, 0 for those that may be rounding.
-
-    `products` are the class covariances times the row space.
-    """
-    variance = trace - [np.vdot(row_space, product) for product in products]
-    return np.where(variance > rounding, variance, 0.0)

@@ -113,14 +113,7 @@ class SoftLabeller:
         first_row: int,
     ) -> None:
         """Fill `target` on the device of the rows."""
-        centre = self.centre.astype(rows.dtype)
-        projection = _Projection(
-            centre,
-            *self._columns(centre, logits is not None),
-            self.offsets.size,
-            len(self.coef),
-            *self._factors(),
-        )
+        projection = self._projection(rows.dtype, logits is not None)
         if _write_on_device(projection, rows, logits, target):
             return
         row = torch_backend.first_nonfinite_row(rows)
@@ -154,12 +147,13 @@ class SoftLabeller:
         # Imported at the first call: numba would slow the import of the package.
         from lelp_sklearn._subclasses.kernels import soft_labels, tiles
 
-        columns, offsets = self._columns(self.centre.astype(dtype), logits is not None)
+        own = self._projection(dtype, logits is not None)
         projection = tiles.Projection(
-            tiles.readable(self.centre[None], dtype),
-            tiles.pack([columns], dtype)[0],
-            tiles.readable(offsets, dtype),
-            *map(dtype.type, self._factors()),
+            tiles.readable(own.centre[None], dtype),
+            tiles.pack([own.columns], dtype)[0],
+            tiles.readable(own.offsets, dtype),
+            dtype.type(own.per_temperature),
+            dtype.type(own.per_subclass_temperature),
         )
         no_logits = np.empty((0, len(self.coef)), dtype)
 
@@ -171,21 +165,24 @@ class SoftLabeller:
 
         return write
 
-    def _columns(
-        self, centre: FloatArray, with_logits: bool
-    ) -> tuple[FloatArray, FloatArray]:
-        """Return columns of the projections and logits, and offsets about a centre."""
+    def _projection(self, dtype: np.dtype[Any], with_logits: bool) -> "_Projection":
+        """Return the arrays of one projection of rows less the centre in `dtype`."""
+        centre = self.centre.astype(dtype)
         columns = self.components.reshape(self.offsets.size, -1)
         offsets = self.offsets.ravel() - columns @ centre
         if not with_logits:
             columns = np.vstack([columns, self.coef])
             offsets = np.append(offsets, -self.intercept - self.coef @ centre)
-        return columns, offsets
-
-    def _factors(self) -> list[float]:
-        """Return the reciprocals of both temperatures; 0 stands for no temperature."""
-        temperatures = self.temperature, self.subclass_temperature
-        return [1 / value if value else 0 for value in temperatures]
+        beta = self.subclass_temperature
+        return _Projection(
+            centre,
+            columns,
+            offsets,
+            self.offsets.size,
+            len(self.coef),
+            1 / self.temperature,
+            1 / beta if beta else 0,
+        )
 
 
 def class_sums(soft_labels: FloatArray, shape: tuple[int, int]) -> FloatArray:
@@ -196,7 +193,7 @@ def class_sums(soft_labels: FloatArray, shape: tuple[int, int]) -> FloatArray:
 
 @dataclass(frozen=True)
 class _Projection:
-    """What soft labels are computed with on a device, in double precision."""
+    """What soft labels are computed with, in double precision."""
 
     centre: FloatArray  # (d,)
     columns: FloatArray  # (C*S, d), or (C*S + C, d) with the head's columns after them

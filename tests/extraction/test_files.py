@@ -364,12 +364,6 @@ def of_objects(array):
     return file.getvalue()
 
 
-def of_another_version(array):
-    file = io.BytesIO()
-    np.lib.format.write_array(file, array, version=(2, 0))
-    return file.getvalue()
-
-
 def unclosed(array):
     """Return a header at which Python's tokenizer stops with an error of its own."""
     return b"\x93NUMPY\x01\x00\x06\x00('''(\n" + array.tobytes()
@@ -382,7 +376,7 @@ def with_more_bytes(array):
 
 
 @pytest.mark.parametrize(
-    "form", [of_other_order, of_objects, of_another_version, unclosed, with_more_bytes]
+    "form", [of_other_order, of_objects, unclosed, with_more_bytes]
 )
 def test_a_file_of_another_form_is_refused(form, tmp_path):
     path = tmp_path / "e.npy"
