@@ -5,7 +5,6 @@ _training/layers.py.
 """
 
 import copy
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
@@ -96,7 +95,7 @@ class EmbeddingExtractor(
         use automatic mixed precision.
     verbose : bool, default=False
         Whether to print the number of rows done, their rate and the time that remains,
-        every five seconds; on a terminal every second, in one line.
+        every five seconds.
 
     Attributes
     ----------
@@ -112,7 +111,8 @@ class EmbeddingExtractor(
         Number of logits that the model returns for a row; 0 if it does not return one
         vector per row.
     layer_ : str
-        The name of the layer; "sentence_embedding" for a sentence encoder.
+        The name of the layer; "sentence_embedding" for a sentence encoder, the name of
+        its class for a classifier of scikit-learn.
     n_features_in_ : int
         Number of features seen during :meth:`fit`. Only defined if X is numeric.
 
@@ -544,33 +544,26 @@ class EmbeddingExtractor(
 
 
 class _Progress:
-    """Prints how many rows are done, now and then; on a terminal in one line."""
+    """Prints how many rows are done, now and then."""
 
     def __init__(self, n_rows: int, verbose: bool) -> None:
         self._n_rows, self._verbose = n_rows, verbose
         self._n_done = 0
         self._begun = self._printed = time.monotonic()
-        self._is_terminal = sys.stdout.isatty()
 
     def add(self, n_rows: int) -> None:
         self._n_done += n_rows
         now = time.monotonic()
-        wait = 1 if self._is_terminal else _SECONDS_BETWEEN_LINES
-        is_done = self._n_done == self._n_rows
-        if not self._verbose or not (now - self._printed > wait or is_done):
+        is_due = now - self._printed > _SECONDS_BETWEEN_LINES
+        if not self._verbose or not (is_due or self._n_done == self._n_rows):
             return
         self._printed = now
         rate = self._n_done / max(now - self._begun, 1e-9)
         remaining = (self._n_rows - self._n_done) / rate
-        line = (
+        print(
             f"{self._n_done:,} of {self._n_rows:,} rows, {rate:,.0f} a second, "
             f"{remaining:,.0f} s left"
         )
-        if self._is_terminal:
-            # The next line is printed over this one.
-            print(f"\r{line:79}", end="\n" if is_done else "", flush=True)
-        else:
-            print(line)
 
 
 def _first_nonfinite_row(block: FloatArray, indices: IntArray) -> int | None:

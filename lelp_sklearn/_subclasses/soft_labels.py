@@ -112,9 +112,26 @@ class SoftLabeller:
         target: Any,
         first_row: int,
     ) -> None:
-        """Fill `target` on the device of the rows."""
+        """Fill `target`, a tensor on the device of the rows or an array."""
         projection = self._projection(rows.dtype, logits is not None)
-        if _write_on_device(projection, rows, logits, target):
+        beside = None if logits is None else rows.beside(logits, rows.precision)
+        kernels = torch_backend.kernels_of(rows.tensor)
+        sizes = len(projection.columns), projection.n_classes
+        if kernels is not None and kernels.fits(rows.tensor, *sizes):
+            kernel = _fused_kernel(kernels, projection, rows.tensor)
+        else:
+            kernel = _TorchKernel(projection, rows)
+        has_nonfinite = torch.zeros(1, dtype=torch.int32, device=rows.tensor.device)
+        for block in rows.slices():
+            own_logits = None if beside is None else beside[block]
+            if is_tensor(target):
+                kernel(rows.tensor[block], own_logits, target[block], has_nonfinite)
+            else:
+                part = rows.empty((block.stop - block.start, projection.n_outputs))
+                kernel(rows.tensor[block], own_logits, part, has_nonfinite)
+                target[block] = part.cpu().numpy()
+        # Asked once, since the answer has to wait for the device.
+        if not has_nonfinite:
             return
         row = torch_backend.first_nonfinite_row(rows)
         if row is not None:
@@ -212,35 +229,6 @@ class _Projection:
 # Kernels of the last projections, of what tensors they are for: preparing one takes
 # longer than a block of few rows, and most calls are for the block after the last.
 _recent: deque[tuple[object, _Projection, Any]] = deque(maxlen=4)
-
-
-def _write_on_device(
-    projection: _Projection,
-    rows: TensorRows,
-    logits: FloatArray | None,
-    target: Any,
-) -> bool:
-    """Fill `target` (n, C*S), a tensor or an array; return whether all is finite.
-
-    The host asks once whether all is finite.
-    """
-    beside = None if logits is None else rows.beside(logits, rows.precision)
-    kernels = torch_backend.kernels_of(rows.tensor)
-    sizes = len(projection.columns), projection.n_classes
-    if kernels is not None and kernels.fits(rows.tensor, *sizes):
-        kernel = _fused_kernel(kernels, projection, rows.tensor)
-    else:
-        kernel = _TorchKernel(projection, rows)
-    has_nonfinite = torch.zeros(1, dtype=torch.int32, device=rows.tensor.device)
-    for block in rows.slices():
-        own_logits = None if beside is None else beside[block]
-        if isinstance(target, torch.Tensor):
-            kernel(rows.tensor[block], own_logits, target[block], has_nonfinite)
-        else:
-            part = rows.empty((block.stop - block.start, projection.n_outputs))
-            kernel(rows.tensor[block], own_logits, part, has_nonfinite)
-            target[block] = part.cpu().numpy()
-    return not bool(has_nonfinite)
 
 
 class _TorchKernel:

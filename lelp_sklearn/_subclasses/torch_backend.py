@@ -110,6 +110,11 @@ class TensorRows:
         """Room for numbers of their precision beside the rows."""
         return torch.empty(shape, dtype=self.precision, device=self.tensor.device)
 
+    def zeros(self, shape: tuple[int, ...]) -> "torch.Tensor":
+        """Sums in double precision, on the host if the device does not have it."""
+        device = self.tensor.device if self.has_double else "cpu"
+        return torch.zeros(shape, dtype=torch.float64, device=device)
+
     def block_rows(self) -> int:
         """How many rows a block has, within scikit-learn's ``working_memory``."""
         n_features = max(1, self.shape[1])
@@ -398,8 +403,8 @@ def moments(
         rows = X.tensor[index].to(precision)
         return rows if beside is None else torch.cat([rows, beside[index]], dim=1)
 
-    total = _Sums(X, (n_classes, width + 1, width))
-    held = _Sums(X, (n_classes,))
+    total = X.zeros((n_classes, width + 1, width))
+    held = X.zeros((n_classes,))
     centres = torch.zeros((n_classes, width), dtype=precision, device=X.tensor.device)
     for c in range(n_classes):
         index = X.groups(data, n_classes).index(c)
@@ -411,10 +416,10 @@ def moments(
         rows = joint_rows(index) - centres[c]
         ones = torch.ones_like(rows[:, :1])
         weighted = torch.cat([rows, ones], dim=1) * weight[:, None]
-        total.add(c, _inner(weighted, rows, X.double))
-        held.add(c, weight.to(X.double).sum())
+        total[c] += _inner(weighted, rows, X.double).to(total.device)
+        held[c] += weight.to(X.double).sum().to(held.device)
     unit = X.groups(data, n_classes).unit
-    sums, weights = total.array(), held.array()
+    sums, weights = _host(total), _host(held)
     step = sums[:, -1] / np.where(weights > 0, weights, 1)[:, None]
     scatter = sums[:, :-1] - sums[:, -1, :, None] * step[:, None, :]
     scatter = (scatter + scatter.transpose(0, 2, 1)) / 2
@@ -431,17 +436,19 @@ def product_sums(
     own_centres = X.beside(centres, precision)
     own_bases = [X.beside(basis, precision) for basis in bases]
     n_columns = [basis.shape[1] + 1 for basis in bases]
-    total = _Sums(X, (len(bases), max(n_columns), X.shape[1]))
-    squares = _Sums(X, (len(bases),))
+    total = X.zeros((len(bases), max(n_columns), X.shape[1]))
+    squares = X.zeros((len(bases),))
     for c, index, weight in _blocks(data, len(bases)):
         rows = X.tensor[index].to(precision) - own_centres[c]
         ones = torch.ones_like(rows[:, :1])
         scores = torch.cat([rows @ own_bases[c], ones], dim=1) * weight[:, None]
-        total.add((c, slice(n_columns[c])), _inner(scores, rows, X.double))
+        part = _inner(scores, rows, X.double)
+        total[c, : n_columns[c]] += part.to(total.device)
         lengths = torch.linalg.vector_norm(rows, dim=1)
-        squares.add(c, weight.to(X.double) @ lengths.square().to(X.double))
+        own = weight.to(X.double) @ lengths.square().to(X.double)
+        squares[c] += own.to(squares.device)
     unit = X.groups(data, len(bases)).unit
-    return total.array() * unit, squares.array() * unit
+    return _host(total) * unit, _host(squares) * unit
 
 
 @exact_products()
@@ -455,8 +462,8 @@ def cluster_sums(
     known = [X.beside(each, X.precision) for each in centroids]
     half_squares = [torch.linalg.vector_norm(k, dim=1) ** 2 / 2 for k in known]
     tie = tie_share(X.dtype)
-    sums = _Sums(X, (len(sizes), max(sizes), X.shape[1]))
-    held = _Sums(X, (len(sizes), max(sizes)))
+    sums = X.zeros((len(sizes), max(sizes), X.shape[1]))
+    held = X.zeros((len(sizes), max(sizes)))
     for c, index, weight in _blocks(data, len(sizes)):
         rows = X.tensor[index] - means[c]
         scores = rows @ known[c].T - half_squares[c]
@@ -465,25 +472,11 @@ def cluster_sums(
         labels = (scores >= least).int().argmax(dim=1)
         names = torch.arange(sizes[c], device=labels.device)
         members = (labels[:, None] == names) * weight[:, None]
-        place = c, slice(sizes[c])
-        sums.add(place, _inner(members, rows, X.double))
-        held.add(place, members.to(X.double).sum(dim=0))
+        part = _inner(members, rows, X.double)
+        sums[c, : sizes[c]] += part.to(sums.device)
+        held[c, : sizes[c]] += members.to(X.double).sum(dim=0).to(held.device)
     unit = X.groups(data, len(sizes)).unit
-    return sums.array() * unit, held.array() * unit
-
-
-class _Sums:
-    """Sums in double precision, on the host if the device does not have it."""
-
-    def __init__(self, X: TensorRows, shape: tuple[int, ...]) -> None:
-        self._device = X.tensor.device if X.double == torch.float64 else "cpu"
-        self._total = torch.zeros(shape, dtype=torch.float64, device=self._device)
-
-    def add(self, place: Any, part: "Tensor") -> None:
-        self._total[place] += part.to(self._device)
-
-    def array(self) -> FloatArray:
-        return _host(self._total)
+    return _host(sums) * unit, _host(held) * unit
 
 
 def _blocks(

@@ -249,7 +249,9 @@ class _Matrix:
         self.vector = ir.VectorType(number, self.width)
 
     def load_vector(self, row: Any, column: Any) -> Any:
-        return self._load(self._address(row, column, self.vector))
+        loaded = self._builder.load(self._address(row, column, self.vector))
+        loaded.align = self._item_bytes
+        return loaded
 
     def load_numbers(self, row: Any, column: Any) -> Any:
         """Load a vector; bits of halves as single precision."""
@@ -260,7 +262,8 @@ class _Matrix:
         return self._builder.fpext(halves, ir.VectorType(ir.FloatType(), self.width))
 
     def store_vector(self, row: Any, column: Any, vector: Any) -> None:
-        self._store(vector, self._address(row, column, self.vector))
+        address = self._address(row, column, self.vector)
+        self._builder.store(vector, address).align = self._item_bytes
 
     def load_spread(self, row: Any, column: Any) -> Any:
         """Load one number into all places of a vector."""
@@ -281,15 +284,6 @@ class _Matrix:
         for_reading, to_second_level, data = _INT(0), _INT(2), _INT(1)
         address = self._address(row, column, ir.IntType(8))
         builder.call(function, [address, for_reading, to_second_level, data])
-
-    def _load(self, address: Any) -> Any:
-        loaded = self._builder.load(address)
-        loaded.align = self._item_bytes
-        return loaded
-
-    def _store(self, vector: Any, address: Any) -> None:
-        stored = self._builder.store(vector, address)
-        stored.align = self._item_bytes
 
     def _address(self, row: Any, column: Any, kind: Any) -> Any:
         """Where a number lies, as a pointer to what is to be found there."""
