@@ -32,10 +32,9 @@ _BLOCK_TEMPORARIES = 4
 # Weights that differ by more are very unequal.
 _LIKE_WEIGHTS = 100
 
-# The constants of SplitMix64 (Steele, Lea and Flood, 2014).
+# The constants of SplitMix64 (Steele, Lea and Flood, 2014): shifts and multipliers.
 _STEP = np.uint64(0x9E3779B97F4A7C15)
-_MULTIPLIERS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-_SHIFTS = np.uint64(30), np.uint64(27), np.uint64(31)
+SPLITMIX64 = (30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)
 
 Result = TypeVar("Result")
 Sums = tuple[Any, ...]
@@ -252,14 +251,8 @@ def hash_rows(X: Rows, first_row: int = 0) -> Digests:
     return hashes
 
 
-def scrambling() -> list[tuple[int, int | None]]:
-    """Return the shifts and, as signed numbers, the factors of `splitmix64`."""
-    factors = [*np.array(_MULTIPLIERS).view(np.int64).tolist(), None]
-    return list(zip(map(int, _SHIFTS), factors, strict=True))
-
-
 def splitmix64(numbers: Digests) -> Digests:
     """Map 64-bit numbers one to one to pseudorandom ones."""
-    for shift, multiplier in zip(_SHIFTS, _MULTIPLIERS, strict=False):
-        numbers = (numbers ^ (numbers >> shift)) * multiplier
-    return numbers ^ (numbers >> _SHIFTS[-1])
+    for shift, multiplier in SPLITMIX64:
+        numbers = (numbers ^ (numbers >> np.uint64(shift))) * np.uint64(multiplier)
+    return numbers

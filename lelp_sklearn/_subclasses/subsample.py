@@ -17,7 +17,6 @@ from lelp_sklearn._subclasses.rows import (
     Data,
     Digests,
     LabelledRows,
-    scrambling,
     splitmix64,
     sum_blocks,
     sum_dtype,
@@ -158,9 +157,7 @@ def samples_of(
 def _sketch_each(rows: LabelledRows, n_classes: int, seed: np.uint64) -> list[Sketch]:
     # Without double precision the draws would differ from those of arrays.
     if is_on_device(rows.X) and rows.X.has_double:
-        found = torch_backend.distinct_rows(
-            rows, n_classes, scrambling(), seed, _SKETCH_ROWS
-        )
+        found = torch_backend.distinct_rows(rows, n_classes, seed, _SKETCH_ROWS)
         return [Sketch(*each) for each in found]
     sketches = []
     for c in range(n_classes):

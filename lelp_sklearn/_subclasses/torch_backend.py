@@ -331,11 +331,7 @@ def first_nonfinite_row(X: TensorRows) -> int | None:
 
 
 def distinct_rows(
-    data: "LabelledRows",
-    n_classes: int,
-    scrambling: list[tuple[int, int | None]],
-    seed: np.uint64,
-    most: int,
+    data: "LabelledRows", n_classes: int, seed: np.uint64, most: int
 ) -> list[tuple[NDArray[np.uint64], IntArray, FloatArray, bool]]:
     """Digests, places and weights of the distinct rows of each class.
 
@@ -365,7 +361,7 @@ def distinct_rows(
         kept = place[first]
         is_whole = len(first) <= most
         if not is_whole:
-            uniform = _uniform(own[kept] ^ int(seed), scrambling)
+            uniform = _uniform(own[kept] ^ int(seed))
             largest = torch.topk(weight / uniform, most).indices
             kept, weight = kept[largest], weight[largest]
         places = (index[kept] + data.first_row).cpu().numpy()
@@ -374,13 +370,15 @@ def distinct_rows(
     return found
 
 
-def _uniform(numbers: "Tensor", scrambling: list[tuple[int, int | None]]) -> "Tensor":
+def _uniform(numbers: "Tensor") -> "Tensor":
     """Return numbers in (0, 1] that depend on 64 bits, scrambled as by `splitmix64`."""
-    for shift, multiplier in scrambling:
-        # Zeros come in from the left.
+    # Imported here: `rows` imports this module.
+    from lelp_sklearn._subclasses.rows import SPLITMIX64
+
+    for shift, multiplier in SPLITMIX64:
+        # Zeros come in from the left. Torch multiplies signed numbers.
         numbers = numbers ^ ((numbers >> shift) & (2 ** (64 - shift) - 1))
-        if multiplier is not None:
-            numbers = numbers * multiplier
+        numbers = numbers * int(np.uint64(multiplier).view(np.int64))
     upper, lower = (numbers >> 32) & _LOWER, numbers & _LOWER
     uniform: Tensor = (upper.double() * 2**32 + lower.double() + 1) / 2.0**64
     return uniform
