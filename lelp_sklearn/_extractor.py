@@ -5,6 +5,7 @@ _training/layers.py.
 """
 
 import copy
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
@@ -95,7 +96,7 @@ class EmbeddingExtractor(
         use automatic mixed precision.
     verbose : bool, default=False
         Whether to print the number of rows done, their rate and the time that remains,
-        every five seconds.
+        every five seconds; on a terminal every second, in one line.
 
     Attributes
     ----------
@@ -544,26 +545,33 @@ class EmbeddingExtractor(
 
 
 class _Progress:
-    """Prints how many rows are done, now and then."""
+    """Prints how many rows are done, now and then; on a terminal in one line."""
 
     def __init__(self, n_rows: int, verbose: bool) -> None:
         self._n_rows, self._verbose = n_rows, verbose
         self._n_done = 0
         self._begun = self._printed = time.monotonic()
+        self._is_terminal = sys.stdout.isatty()
 
     def add(self, n_rows: int) -> None:
         self._n_done += n_rows
         now = time.monotonic()
-        is_due = now - self._printed > _SECONDS_BETWEEN_LINES
-        if not self._verbose or not (is_due or self._n_done == self._n_rows):
+        wait = 1 if self._is_terminal else _SECONDS_BETWEEN_LINES
+        is_done = self._n_done == self._n_rows
+        if not self._verbose or not (now - self._printed > wait or is_done):
             return
         self._printed = now
         rate = self._n_done / max(now - self._begun, 1e-9)
         remaining = (self._n_rows - self._n_done) / rate
-        print(
+        line = (
             f"{self._n_done:,} of {self._n_rows:,} rows, {rate:,.0f} a second, "
             f"{remaining:,.0f} s left"
         )
+        if self._is_terminal:
+            # The next line is printed over this one.
+            print(f"\r{line:79}", end="\n" if is_done else "", flush=True)
+        else:
+            print(line)
 
 
 def _first_nonfinite_row(block: FloatArray, indices: IntArray) -> int | None:

@@ -1,5 +1,7 @@
 """Embeddings of torch teachers: right values, unharmed models, named mistakes."""
 
+import os
+from contextlib import redirect_stdout
 from unittest import SkipTest
 
 import numpy as np
@@ -347,3 +349,17 @@ def test_progress_is_printed_where_asked_for(capsys):
     assert not capsys.readouterr().out
     EmbeddingExtractor(make_model(), verbose=True).fit_transform(X)
     assert "100 of 100 rows" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(os.name == "nt", reason="terminals of POSIX")
+def test_progress_on_a_terminal_is_one_line_that_is_printed_over():
+    reading, writing = os.openpty()
+    with os.fdopen(writing, "w") as terminal, redirect_stdout(terminal):
+        EmbeddingExtractor(make_model(), verbose=True).fit_transform(rows(100))
+    # A terminal hands over what is there; the line may come in pieces.
+    printed = ""
+    while not printed.endswith("\n"):
+        printed += os.read(reading, 1000).decode()
+    os.close(reading)
+    assert printed.startswith("\r100 of 100 rows")
+    assert printed.count("\n") == 1

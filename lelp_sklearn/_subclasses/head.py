@@ -74,7 +74,10 @@ def resolve_head(head: Any, n_features: int) -> tuple[Head | None, NDArray[Any] 
     ):
         return None, None
     else:
-        raise _unknown_head_error(head)
+        raise TypeError(
+            f"head is {kind}; it must be None, a pair (coef, intercept), a linear "
+            "classifier with coef_ and intercept_ (fitted or not) or a torch.nn.Linear."
+        )
     # The bias of a layer may be None.
     intercept = 0.0 if intercept is None else torch_backend.to_array(intercept)
     arrays = torch_backend.to_array(coef), intercept
@@ -112,8 +115,7 @@ def fit_head(
     rows = slice(None) if used.size == len(labels) else used
     classifier.fit(np.asarray(X[rows]), labels[rows], **options)
     fitted, _ = resolve_head(classifier, X.shape[1])
-    if fitted is None:
-        raise _unknown_head_error(head)
+    assert fitted is not None
     return fitted
 
 
@@ -154,14 +156,6 @@ def _check_one_vs_rest(head: Any, classes: Any) -> None:
             "coef_ tell pairs of classes apart: use LinearSVC or LogisticRegression, "
             "which have a row for each class."
         )
-
-
-def _unknown_head_error(head: object) -> TypeError:
-    return TypeError(
-        f"head is {type(head).__name__}; it must be None, a pair (coef, intercept), a "
-        "linear classifier with coef_ and intercept_ (fitted or not) or a "
-        "torch.nn.Linear."
-    )
 
 
 def least_squares_head(

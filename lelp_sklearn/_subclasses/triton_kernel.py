@@ -245,26 +245,20 @@ class Kernel:
         n_classes: int,
         per_temperature: float,
         per_subclass_temperature: float,
-        *,
-        centred: bool | None = None,
-        tiling: Tiling | None = None,
     ) -> None:
         self._sizes = n_classes, n_outputs // n_classes
         self._per_unit = per_temperature, per_subclass_temperature
         self._given = len(columns) == n_outputs
-        if centred is None:
-            per_unit = np.full(len(columns), per_temperature)
-            per_unit[:n_outputs] = per_subclass_temperature
-            far = _rounding(columns, centre, per_unit) > _ROUNDING
-            # A hard choice has no temperature that says how exact it has to be.
-            hard = per_subclass_temperature == 0 and columns[:n_outputs].any()
-            centred = tensor.dtype == torch.float32 or far or bool(hard)
+        per_unit = np.full(len(columns), per_temperature)
+        per_unit[:n_outputs] = per_subclass_temperature
+        far = _rounding(columns, centre, per_unit) > _ROUNDING
+        # A hard choice has no temperature that says how exact it has to be.
+        hard = per_subclass_temperature == 0 and columns[:n_outputs].any()
+        centred = tensor.dtype == torch.float32 or far or bool(hard)
         self.centred = centred
         self._width = max(16, triton.next_power_of_2(len(columns)))
         n_features = columns.shape[1]
-        self.tiling = tiling or _tiling(
-            n_features, self._width, tensor, centred=centred
-        )
+        self.tiling = _tiling(n_features, self._width, tensor, centred=centred)
         padded = -(-n_features // self.tiling.features) * self.tiling.features
         wide = np.zeros((padded, self._width))
         wide[:n_features, : len(columns)] = columns.T
