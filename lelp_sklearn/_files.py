@@ -393,12 +393,8 @@ def content_hash(value: Any) -> str:
 
     Numbers, strings, arrays, sparse matrices, tensors and containers count by type and
     content, in any memory layout and on any device; functions and classes by module and
-    qualified name; other objects by their pickled state. Dicts and sets have no order.
-
-    Raises
-    ------
-    TypeError
-        If a value is of a kind that cannot be pickled, such as an open file.
+    qualified name; other objects by their pickled state, or a TypeError where there is
+    none. Dicts and sets have no order.
     """
     return str(_ContentHasher().hash(value))
 

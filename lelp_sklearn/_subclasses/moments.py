@@ -145,12 +145,7 @@ class ClassMoments:
         self.weight[c] = total
 
     def pooled(self) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Return the mean of all rows, and scatters within classes and about it.
-
-        Returns
-        -------
-        mean (p,), within (p, p), total (p, p)
-        """
+        """Return the mean (p,) of all rows, scatters (p, p) in classes and about it."""
         mean = self.weight @ self.mean / self.weight.sum()
         steps = self.mean - mean
         within = self.scatter.sum(axis=0)

@@ -217,12 +217,8 @@ def hash_rows(X: Rows, first_row: int = 0) -> Digests:
     """Return a hash (n,) of each row of X, by multilinear hashing.
 
     Equal rows have equal hashes, in half and single precision alike and with -0.0 for
-    0.0; different rows almost never do (Carter and Wegman, 1979).
-
-    Raises
-    ------
-    ValueError
-        If X holds NaN or infinity; the message counts rows from `first_row`.
+    0.0; different rows almost never do (Carter and Wegman, 1979). Raises if X holds NaN
+    or infinity; the message counts rows from `first_row`.
     """
     # Imported at the first call: numba would slow the import of the package.
     from lelp_sklearn._subclasses.kernels import soft_labels, tiles

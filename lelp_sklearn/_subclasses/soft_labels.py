@@ -72,13 +72,8 @@ class SoftLabeller:
     ) -> None:
         """Fill `target` (n, C*S) with soft labels, computed in its precision.
 
-        `target` is an array, or a tensor on the device of the rows.
-
-        Raises
-        ------
-        ValueError
-            If a row, counted from `first_row`, holds NaN or infinity. This is found on
-            the way, since a separate check would read the rows twice.
+        `target` is an array, or a tensor on the device of the rows. Raises if a row,
+        counted from `first_row`, holds NaN or infinity, which is found on the way.
         """
         if is_on_device(rows):
             self._write_on_device(rows, logits, target, first_row)

@@ -207,15 +207,10 @@ def given_directions(components: FloatArray) -> Splitter:
 
 
 def score_moments(split: Split, covariance: Covariance) -> tuple[FloatArray, float]:
-    """Return the variance and the scale of the scores over the rows of their class.
+    """Return the variance (C, S) and the scale of z over the rows of their class.
 
-    Returns
-    -------
-    variance : ndarray of shape (C, S)
-        Variance of z.
-    scale : float
-        Root mean square of z over all rows and subclasses: one unit of
-        ``subclass_temperature``. 0 if no class varies along its directions.
+    The scale, one unit of ``subclass_temperature``, is the root mean square over all
+    rows and subclasses; 0 if no class varies along its directions.
     """
     # Centroids have the unit of X, and the squares of z its fourth power, which may
     # overflow or underflow: divide by a power of two first.

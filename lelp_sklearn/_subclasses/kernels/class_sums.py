@@ -69,16 +69,8 @@ def class_products(
               \quad \mathrm{squares}_c = \mathrm{tr}\, E_c^\top W E_c, \quad
               E_c = X_c - \mathrm{centre}_c
 
-    Parameters
-    ----------
-    rows : ClassRows
-    packed : by `pack` of vectors (k_c, d) of each class
-    n_vectors : (C,) the k_c
-
-    Returns
-    -------
-    total (C, k + 1, d), squares (C,) float64
-        Row k_c of a class is the sum of its rows.
+    `packed` are by `pack` the vectors (k_c, d) of each class, `n_vectors` (C,) the k_c.
+    In the total (C, k + 1, d) row k_c of a class is the sum of its rows.
     """
     n_classes, n_columns, width = packed.shape
     most, dtype = int(n_vectors.max()) + 1, packed.dtype
@@ -119,10 +111,8 @@ def scatters(rows: ClassRows) -> tuple[FloatArray, FloatArray, FloatArray]:
     .. math:: \mathrm{total}_c = E_c^\top W E_c, \quad \mathrm{sums}_c = 1^\top W E_c,
               \quad E_c = X_c - \mathrm{centre}_c
 
-    Returns
-    -------
-    total (C, d, d), sums (C, d), weights (C,) float64, all in units of `rows.unit`
-        What is below the diagonal is undefined.
+    And the sums, and the weights (C,), all in units of `rows.unit`. What is below the
+    diagonal of the total (C, d, d) is undefined.
     """
     n_classes, n_features = rows.centres.shape
     dtype = rows.centres.dtype
@@ -141,12 +131,7 @@ def scatters(rows: ClassRows) -> tuple[FloatArray, FloatArray, FloatArray]:
 def cluster_sums(
     rows: ClassRows, centroids: Centroids
 ) -> tuple[FloatArray, FloatArray]:
-    """Return the sums and weights of the rows nearest to each centroid of their class.
-
-    Returns
-    -------
-    sums (C, k, d), weights (C, k) float64
-    """
+    """Return sums (C, k, d) and weights of the rows nearest to each centroid."""
     n_columns, width = centroids.packed.shape[1:]
     dtype = centroids.packed.dtype
     tiles = _empty_tiles(rows.centres, width)

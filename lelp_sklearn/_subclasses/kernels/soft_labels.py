@@ -46,14 +46,8 @@ def soft_labels(
               \quad p_c = \mathrm{softmax}_c(\ell / \tau), \quad
               q_{c,s} = \mathrm{softmax}_s(z_{c,\cdot} / \beta)
 
-    Every array but X has the dtype of `out`.
-
-    Parameters
-    ----------
-    X : (n, d) of that dtype, or the bits of float16 as uint16
-    logits : (n, C), or (0, C) where the projection gives them
-    projection : Projection
-    out : (n, C*S)
+    `out` (n, C*S) has the dtype of every array but X (n, d), which may be the bits of
+    float16 as uint16. `logits` are (0, C) where the projection gives them.
     """
     dtype, n_classes = out.dtype, logits.shape[1]
     n_scores = max(out.shape[1] + n_classes, len(projection.packed))
