@@ -75,14 +75,23 @@ class TensorRows:
         self.tensor = tensor.detach()
         self.shape: tuple[int, ...] = tuple(tensor.shape)
         self.ndim = tensor.ndim
-        self.dtype = np.dtype(np.float64 if _is_double(tensor) else np.float32)
+        kind = tensor.device.type
+        self.has_double = kind != "mps"
+        if kind == "xpu":
+            capability = torch.xpu.get_device_capability(tensor.device)
+            self.has_double = bool(capability.get("has_fp64", 1))
+        is_double = tensor.dtype == torch.float64
+        if not tensor.is_floating_point():
+            # They are read in double precision, as scikit-learn reads them.
+            is_double = self.has_double
+        self.dtype = np.dtype(np.float64 if is_double else np.float32)
         self._groups: tuple[tuple[IntArray, FloatArray], Groups] | None = None
 
     def __getitem__(self, rows: Any) -> NDArray[Any]:
         if isinstance(rows, np.ndarray):
             rows = self.beside(rows)
-        block = self.tensor[rows]
-        return (block.double() if _is_double(block) else block.float()).cpu().numpy()
+        block: NDArray[Any] = self.tensor[rows].to(self.precision).cpu().numpy()
+        return block
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -100,11 +109,6 @@ class TensorRows:
     def double(self) -> "torch.dtype":
         """Double precision, or single on a device that has no other."""
         return torch.float64 if self.has_double else torch.float32
-
-    @property
-    def has_double(self) -> bool:
-        """Whether the device has double precision."""
-        return _has_double(self.tensor)
 
     def empty(self, shape: tuple[int, ...]) -> "torch.Tensor":
         """Room for numbers of their precision beside the rows."""
@@ -254,20 +258,6 @@ def like(values: "NDArray[Any] | torch.Tensor", tensor: "torch.Tensor") -> Any:
     if isinstance(values, torch.Tensor):
         return values
     return torch.from_numpy(values).to(tensor.device)
-
-
-def _is_double(tensor: "torch.Tensor") -> bool:
-    if tensor.is_floating_point():
-        return tensor.dtype == torch.float64
-    # Integer tensors are read in double precision, as scikit-learn reads them.
-    return _has_double(tensor)
-
-
-def _has_double(tensor: "torch.Tensor") -> bool:
-    kind = tensor.device.type
-    if kind == "xpu":
-        return bool(torch.xpu.get_device_capability(tensor.device).get("has_fp64", 1))
-    return kind != "mps"
 
 
 @cache
