@@ -19,7 +19,7 @@ from sklearn import config_context, get_config
 
 from lelp_sklearn import _validation
 from lelp_sklearn._subclasses import torch_backend
-from lelp_sklearn._subclasses.inputs import CheckedRows
+from lelp_sklearn._subclasses.inputs import CheckedRows, Findings
 from lelp_sklearn._subclasses.rows import Data, LabelledRows
 from lelp_sklearn._subclasses.soft_labels import class_sums
 from lelp_sklearn._typing import IntArray
@@ -219,6 +219,18 @@ class _LazyPart:
         return np.asarray(self.task.compute(scheduler="synchronous"), self.dtype)
 
 
+@dataclass(frozen=True)
+class _Refused:
+    """A chunk that failed a check."""
+
+    X: Any
+    first_row: int
+    error: Exception
+
+    def findings(self) -> Findings:
+        return Findings(np.empty(0), refusal=(self.first_row, self.error))
+
+
 def _check_embeddings(X: Any) -> None:
     """Raise unless a dask array has rows and real features, in dense chunks."""
     _check_chunk_sizes(X, "X")
@@ -293,7 +305,7 @@ def _parts(array: "Array") -> "list[Delayed]":
 
 def _check_chunk(
     rows: Any, y: Any, weight: Any, logits: Any, unlabeled: object, first_row: int
-) -> CheckedRows:
+) -> CheckedRows | _Refused:
     is_lazy = isinstance(rows, _LazyPart)
     # A part is copied, so that what is read of it is released.
     X, y, weight, logits = (
@@ -303,8 +315,11 @@ def _check_chunk(
     y, weight, logits = (
         each[:] if isinstance(each, _LazyPart) else each for each in (y, weight, logits)
     )
-    checked = CheckedRows.check(X, y, weight, logits, unlabeled, first_row)
     lazy_rows: Any = rows if is_lazy else None
+    try:
+        checked = CheckedRows.check(X, y, weight, logits, unlabeled, first_row)
+    except (TypeError, ValueError) as error:
+        return _Refused(lazy_rows, first_row, error)
     return replace(checked, X=lazy_rows)
 
 

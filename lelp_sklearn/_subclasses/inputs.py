@@ -1,6 +1,7 @@
 """Check the arguments of a fit, and give each row its class and weight."""
 
 from dataclasses import dataclass, replace
+from operator import itemgetter, methodcaller
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,7 @@ class ProjectorInputs:
             raise _validation.missing_head_error()
         checked_type: Any = DaskRows if is_dask else CheckedRows
         checked = checked_type.check(rows, y, sample_weight, teacher_logits, unlabeled)
-        findings = checked.map_reduce(CheckedRows.findings, Findings.merge)
+        findings = checked.map_reduce(methodcaller("findings"), Findings.merge)
         findings.check()
         n_outputs = None if findings.n_logits is None else max(2, findings.n_logits)
         if known_head is not None:
@@ -241,21 +242,27 @@ class Findings:
     any_weight: bool = False  # whether a row has weight
     any_unlabelled: bool = False  # whether one with weight has no label
     only_probabilities: bool = False  # whether all logits are probabilities
+    # The first chunk that was refused, by its first row, and why.
+    refusal: tuple[int, Exception] | None = None
 
     def merge(self, other: "Findings") -> "Findings":
         """Return the findings of both."""
         # An empty array of labels may have another dtype.
         labels = [each.labels for each in (self, other) if len(each.labels)]
+        refusals = filter(None, (self.refusal, other.refusal))
         return Findings(
             np.unique(np.concatenate(labels)) if labels else self.labels,
             self.n_logits or other.n_logits,
             self.any_weight or other.any_weight,
             self.any_unlabelled or other.any_unlabelled,
             self.only_probabilities and other.only_probabilities,
+            min(refusals, key=itemgetter(0), default=None),
         )
 
     def check(self) -> None:
-        """Raise if no row has weight; warn of probabilities."""
+        """Raise if a row was refused or none has weight; warn of probabilities."""
+        if self.refusal is not None:
+            raise self.refusal[1]
         _validation.check_some_weight(self.any_weight)
         if self.only_probabilities:
             _validation.warn_of_probabilities()
