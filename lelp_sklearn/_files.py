@@ -369,16 +369,18 @@ class ResumableNpy:
 
     def _map(self, path: Path, mode: Literal["r", "r+"]) -> np.memmap[Any, Any]:
         """Map a file; raise for another size or header."""
+        n_bytes = path.stat().st_size
+        # Mapping would make a file longer that is too short.
+        if n_bytes != self._n_bytes:
+            raise self._damaged(path, f"{n_bytes:,} of {self._n_bytes:,} bytes")
         try:
             array = np.lib.format.open_memmap(path, mode)
         # A damaged header may fail in any way.
         except Exception as reason:
             raise self._damaged(path, reason) from reason
-        n_bytes = path.stat().st_size
-        form = array.shape, array.dtype, array.flags.c_contiguous, n_bytes
-        if form != (self.shape, self.dtype, True, self._n_bytes):
-            found = f"{array.dtype} of shape {array.shape}, {n_bytes:,} bytes"
-            raise self._damaged(path, found)
+        form = array.shape, array.dtype, array.flags.c_contiguous
+        if form != (self.shape, self.dtype, True):
+            raise self._damaged(path, f"{array.dtype} of shape {array.shape}")
         return array
 
     def _damaged(self, path: Path, reason: object) -> ValueError:
