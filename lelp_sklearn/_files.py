@@ -370,18 +370,18 @@ class ResumableNpy:
     def _map(self, path: Path, mode: Literal["r", "r+"]) -> np.memmap[Any, Any]:
         """Map a file; raise for another size or header."""
         n_bytes = path.stat().st_size
-        # Mapping would make a file longer that is too short.
         if n_bytes != self._n_bytes:
             raise self._damaged(path, f"{n_bytes:,} of {self._n_bytes:,} bytes")
         try:
-            array = np.lib.format.open_memmap(path, mode)
+            array = np.lib.format.open_memmap(path, "r")
         # A damaged header may fail in any way.
         except Exception as reason:
             raise self._damaged(path, reason) from reason
         form = array.shape, array.dtype, array.flags.c_contiguous
         if form != (self.shape, self.dtype, True):
             raise self._damaged(path, f"{array.dtype} of shape {array.shape}")
-        return array
+        # Mapped to be written to, a file that is too short would have become longer.
+        return np.memmap(path, self.dtype, mode, array.offset, self.shape)
 
     def _damaged(self, path: Path, reason: object) -> ValueError:
         return ValueError(
