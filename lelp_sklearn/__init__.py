@@ -1,5 +1,6 @@
 """Few-class knowledge distillation with subclass targets, for scikit-learn users."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from lelp_sklearn._diagnostics.display import SubclassDisplay
@@ -43,20 +44,17 @@ __all__ = [
 ]
 
 
+# These need torch, whose import takes seconds; the projector does not.
+_WITH_TORCH = {
+    "EmbeddingExtractor": "lelp_sklearn._extractor",
+    "LELPStudentClassifier": "lelp_sklearn._student",
+    "LELPStudentClassifierCV": "lelp_sklearn._student_cv",
+}
+
+
 def __getattr__(name: str) -> Any:
-    # These need torch, whose import takes seconds; the projector does not.
-    if name == "EmbeddingExtractor":
-        from lelp_sklearn._extractor import EmbeddingExtractor
-
-        return EmbeddingExtractor
-    if name == "LELPStudentClassifier":
-        from lelp_sklearn._student import LELPStudentClassifier
-
-        return LELPStudentClassifier
-    if name == "LELPStudentClassifierCV":
-        from lelp_sklearn._student_cv import LELPStudentClassifierCV
-
-        return LELPStudentClassifierCV
+    if name in _WITH_TORCH:
+        return getattr(import_module(_WITH_TORCH[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -32,9 +32,10 @@ from lelp_sklearn._extraction.sklearn_teachers import OmittedTeacher
 from lelp_sklearn._projector import LELPProjector
 from lelp_sklearn._sklearn import single_block
 from lelp_sklearn._targets import (
-    check_nested_params,
+    TARGET_METADATA,
     check_target_params,
     make_targets,
+    set_nested_params,
     usable_rows,
 )
 from lelp_sklearn._training.inputs import StudentInputs, has_head
@@ -47,20 +48,13 @@ _ROWS_PER_BLOCK = 8192
 
 
 class Examples(NamedTuple):
-    """What the last step of the estimator is fitted on.
+    """What the last step of the estimator is fitted on."""
 
-    Parameters
-    ----------
-    rows : ndarray of shape (m,)
-        The index of the row of each example.
-    targets : ndarray of shape (m,) or (m, n_classes * n_subclasses)
-        A subclass, or the soft targets of a regressor.
-    weights : ndarray of shape (m,) or None
-        None for an estimator that takes none.
-    """
-
+    # The index (m,) of the row of each example.
     rows: IntArray
+    # A subclass (m,), or the soft targets (m, C * S) of a regressor.
     targets: NDArray[Any]
+    # None for an estimator that takes none.
     weights: FloatArray | None
 
 
@@ -176,12 +170,7 @@ class LELPMetaClassifier(
     True
     """
 
-    __metadata_request__fit: ClassVar[dict[str, Any]] = {
-        "teacher_embeddings": True,
-        "teacher_logits": True,
-        "soft_targets": True,
-        "sample_weight": True,
-    }
+    __metadata_request__fit: ClassVar[dict[str, Any]] = TARGET_METADATA
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         "estimator": [HasMethods("fit")],
@@ -215,29 +204,7 @@ class LELPMetaClassifier(
         self.unlabeled = unlabeled
         self.random_state = random_state
 
-    def set_params(self, **params: Any) -> "LELPMetaClassifier":
-        """Set the parameters of this classifier, and of the estimators in it.
-
-        Parameters
-        ----------
-        **params : dict
-            Parameters by name; ``estimator__...``, ``projector__...`` and
-            ``teacher__...`` are parameters of these.
-
-        Returns
-        -------
-        self : LELPMetaClassifier
-            The classifier.
-
-        Raises
-        ------
-        ValueError
-            If a parameter does not exist, or is one of a `projector` or a `teacher`
-            that is None.
-        """
-        check_nested_params(self, params)
-        super().set_params(**params)
-        return self
+    set_params = set_nested_params
 
     def fit(
         self,
@@ -263,16 +230,9 @@ class LELPMetaClassifier(
         y : array-like of shape (n_samples,), default=None
             Class labels. Rows marked `unlabeled`, or all rows if y is None, take the
             class that is most likely by the teacher.
-        teacher_embeddings : array-like of shape (n_samples, n_embedding), default=None
-            The teacher's embeddings of the rows.
-        teacher_logits : array-like of shape (n_samples, n_classes) or (n_samples, 1), \
-                default=None
-            The teacher's logits, as in :meth:`LELPProjector.fit`.
-        soft_targets : array-like of shape (n_samples, n_classes * n_subclasses), \
-                default=None
-            Output of :meth:`LELPProjector.transform`, made elsewhere.
-        sample_weight : array-like of shape (n_samples,), default=None
-            Row weights. A row of weight 0 is left out.
+        teacher_embeddings, teacher_logits, soft_targets, sample_weight : \
+                array-like, default=None
+            As in :meth:`LELPStudentClassifier.fit`.
 
         Returns
         -------

@@ -22,7 +22,6 @@ from lelp_sklearn._targets import TargetSource
 from lelp_sklearn._training.checkpoint import Checkpoint
 from lelp_sklearn._training.inputs import StudentInputs, unlabeled_mark
 from lelp_sklearn._training.loop import Trainer, ValidationData
-from lelp_sklearn._training.process_group import SINGLE_PROCESS
 from lelp_sklearn._training.stacked import group_alike, train_together
 from lelp_sklearn._training.state import (
     Placement,
@@ -33,6 +32,7 @@ from lelp_sklearn._training.state import (
     start_training,
 )
 from lelp_sklearn._typing import BoolArray, FloatArray, IntArray
+from lelp_sklearn._validation import seen_features
 
 # Parameters that begin so change the embeddings, and those that change the targets.
 _TEACHER_PARAMS = "teacher", "early_stopping", "validation_fraction", "random_state"
@@ -40,7 +40,6 @@ _TARGET_PARAMS = "projector", "unlabeled", *_TEACHER_PARAMS
 # Teacher and students are compared at one temperature, whatever they were trained at:
 # a high one, at which rows that a sharper one makes certain still tell students apart.
 _SCORE_TEMPERATURE = 4.0
-FEATURES = "n_features_in_", "feature_names_in_"
 
 
 def halving_rounds(
@@ -88,9 +87,7 @@ class Candidate:
         """Return a clone of a student with these parameters and the same features."""
         candidate: LELPStudentClassifier = clone(student)
         candidate.set_params(**clone(self.params, safe=False))
-        features = {name: vars(student).get(name) for name in FEATURES}
-        known = {name: value for name, value in features.items() if value is not None}
-        candidate.__dict__.update(known)
+        candidate.__dict__.update(seen_features(student))
         return candidate
 
     def key(self, prefixes: tuple[str, ...]) -> str:
@@ -297,8 +294,8 @@ class Search:
     ) -> Fit:
         """Go through the stages of `LELPStudentClassifier.fit` before the epochs."""
         inputs, student = self.inputs, candidate.make_student(self.student)
-        placement = Placement.resolve(student, inputs, SINGLE_PROCESS)
-        seeds = Seeds.of(student.random_state, None)
+        placement = Placement.resolve(student, inputs)
+        seeds = Seeds.of(student)
         is_train, stopping_rows = inputs.hold_out(
             student, split.is_train, seeds.hold_out
         )

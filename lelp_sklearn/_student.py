@@ -31,13 +31,14 @@ from lelp_sklearn._sklearn import (
     with_callbacks,
 )
 from lelp_sklearn._targets import (
-    check_nested_params,
+    TARGET_METADATA,
     check_target_params,
     make_targets,
+    set_nested_params,
     usable_rows,
 )
 from lelp_sklearn._threads import exclusive
-from lelp_sklearn._training import export, schedules
+from lelp_sklearn._training import export
 from lelp_sklearn._training.batches import as_tensor, batched_outputs
 from lelp_sklearn._training.checkpoint import (
     Checkpoint,
@@ -48,6 +49,7 @@ from lelp_sklearn._training.checkpoint import (
 from lelp_sklearn._training.inputs import StudentInputs, check_rows, has_head
 from lelp_sklearn._training.loop import EpochLoop
 from lelp_sklearn._training.modules import check_module_arguments, on_cpu
+from lelp_sklearn._training.objective import schedule_value
 from lelp_sklearn._training.optimizer import check_optimizer
 from lelp_sklearn._training.process_group import SINGLE_PROCESS, Ranks, process_group
 from lelp_sklearn._training.state import (
@@ -57,7 +59,6 @@ from lelp_sklearn._training.state import (
     current_versions,
     make_epoch_loop,
     make_validation,
-    optimizer_state,
     releases,
     start_training,
 )
@@ -325,13 +326,8 @@ class LELPStudentClassifier(
     (1797, 10)
     """
 
-    __metadata_request__fit: ClassVar[dict[str, Any]] = {
-        "teacher_embeddings": True,
-        "teacher_logits": True,
-        "soft_targets": True,
-        "sample_weight": True,
-    }
-    __metadata_request__partial_fit: ClassVar[dict[str, Any]] = __metadata_request__fit
+    __metadata_request__fit: ClassVar[dict[str, Any]] = TARGET_METADATA
+    __metadata_request__partial_fit: ClassVar[dict[str, Any]] = TARGET_METADATA
     _sk_visual_block_ = single_block
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
@@ -441,29 +437,7 @@ class LELPStudentClassifier(
         self.precision = precision
         self.random_state = random_state
 
-    def set_params(self, **params: Any) -> "LELPStudentClassifier":
-        """Set the parameters of this student, and of its projector and its teacher.
-
-        Parameters
-        ----------
-        **params : dict
-            Parameters by name; ``projector__...`` and ``teacher__...`` are parameters
-            of the projector and the teacher.
-
-        Returns
-        -------
-        self : LELPStudentClassifier
-            The student.
-
-        Raises
-        ------
-        ValueError
-            If a parameter does not exist, or is one of a `projector` or a `teacher`
-            that is None.
-        """
-        check_nested_params(self, params)
-        super().set_params(**params)
-        return self
+    set_params = set_nested_params
 
     @with_callbacks
     def fit(
@@ -581,14 +555,10 @@ class LELPStudentClassifier(
             placement = Placement.resolve(self, inputs, ranks)
             # 3. Rows to train on, and rows to stop by.
             source = previous.source if previous else None
-            is_train, held_out_index = usable_rows(self, inputs, source), None
-            seeds = ranks.broadcast_from_rank0(
-                lambda: Seeds.of(self.random_state, previous)
-            )
+            is_train, held_out = usable_rows(self, inputs, source), None
+            seeds = ranks.broadcast_from_rank0(lambda: Seeds.of(self, previous))
             if validation_inputs is None:
-                is_train, held_out_index = inputs.hold_out(
-                    self, is_train, seeds.hold_out
-                )
+                is_train, held_out = inputs.hold_out(self, is_train, seeds.hold_out)
             # 4. Teacher and projector make the targets.
             task = self._begin_task(inputs, y, sample_weight, previous, ranks)
             source, targets = ranks.broadcast_from_rank0(
@@ -602,7 +572,7 @@ class LELPStudentClassifier(
             )
             validation = ranks.on_rank0(
                 lambda: make_validation(
-                    state, trainer, inputs, held_out_index, validation_inputs
+                    state, trainer, inputs, held_out, validation_inputs
                 )
             )
             # 6. Checkpoint.
@@ -613,10 +583,9 @@ class LELPStudentClassifier(
                 self._set_fitted_attributes_on_exit(state),
             ):
                 # 7. Epochs.
-                loop = make_epoch_loop(
+                make_epoch_loop(
                     self, state, trainer, validation, checkpoint, task
-                )
-                loop.run()
+                ).run()
             task.end({})
         return self
 
@@ -651,15 +620,8 @@ class LELPStudentClassifier(
         classes : array-like of shape (n_classes,), default=None
             All classes; sorted, they are in the order of the teacher's outputs.
             Required in the first call.
-        teacher_embeddings : array-like of shape (n_samples, n_embedding), default=None
-            As in :meth:`fit`.
-        teacher_logits : array-like of shape (n_samples, n_classes) or (n_samples, 1), \
-                default=None
-            As in :meth:`fit`.
-        soft_targets : array-like of shape (n_samples, n_classes * n_subclasses), \
-                default=None
-            As in :meth:`fit`.
-        sample_weight : array-like of shape (n_samples,), default=None
+        teacher_embeddings, teacher_logits, soft_targets, sample_weight : \
+                array-like, default=None
             As in :meth:`fit`.
 
         Returns
@@ -689,11 +651,11 @@ class LELPStudentClassifier(
                 soft_targets=soft_targets,
                 sample_weight=sample_weight,
             )
-            placement = Placement.resolve(self, inputs, SINGLE_PROCESS)
+            placement = Placement.resolve(self, inputs)
             # 3. Rows to train on; none are held out.
             source = previous.source if previous else None
             is_train = usable_rows(self, inputs, source)
-            seeds = Seeds.of(self.random_state, previous)
+            seeds = Seeds.of(self, previous)
             # 4. Teacher and projector make the targets.
             source, targets = make_targets(
                 self, inputs, is_train, seeds.projector, source, classes=classes
@@ -721,7 +683,10 @@ class LELPStudentClassifier(
                     ).run()
                 finally:
                     state.stop_reason = None
-                    state.optimizer_state = optimizer_state(self.optimizer, trainer)
+                    state.optimizer_state = {
+                        "made_by": self.optimizer,
+                        **trainer.optimizer_state(),
+                    }
         return self
 
     def predict(self, X: Any) -> NDArray[Any]:
@@ -851,7 +816,7 @@ class LELPStudentClassifier(
         True
         """
         check_is_fitted(self)
-        return export.class_probabilities(*self._folded_net())
+        return export.ClassProbabilities(*self._folded_net())
 
     def to_onnx(self, path: str | os.PathLike[str]) -> None:
         """Write class probabilities as an ONNX file.
@@ -928,8 +893,9 @@ class LELPStudentClassifier(
             ranks.broadcast_from_rank0(lambda: check_path(self.checkpoint))
         check_module_arguments(self.module, self.module_params)
         for name in ("subclass_weight", "learning_rate_schedule"):
-            if callable(value := getattr(self, name)):
-                schedules.check_schedule(value, name, int(self.max_epochs))
+            if callable(schedule := getattr(self, name)):
+                for progress in self._progress_by_epoch():
+                    schedule_value(schedule, name, progress)
         # What "auto" becomes is not known yet.
         rate = 0.01 if self.learning_rate == "auto" else float(self.learning_rate)
         check_optimizer(self.optimizer, rate, self.weight_decay)
@@ -938,6 +904,11 @@ class LELPStudentClassifier(
                 f"optimizer='sparse_adam' trains in one process and there are "
                 f"{ranks.size}: set optimizer='adamw'."
             )
+
+    def _progress_by_epoch(self) -> list[float]:
+        """Return the progress of training at each end of an epoch, 0 first."""
+        max_epochs = int(self.max_epochs)
+        return [epoch / max_epochs for epoch in range(max_epochs + 1)]
 
     def _check_partial_fit(self, classes: Any, *, is_first: bool) -> None:
         """Raise if a parameter needs all the data, or the classes are not known."""
@@ -1006,10 +977,10 @@ class LELPStudentClassifier(
                 params[name] = value.item()
         # The weights count, not the callable that builds them.
         params["module"] = state.module.net.state_dict()
-        progress = np.linspace(0, 1, int(self.max_epochs) + 1)
         for name in ("subclass_weight", "learning_rate_schedule"):
             if callable(schedule := params[name]):
-                params[name] = [float(schedule(part)) for part in progress.tolist()]
+                values = [float(schedule(each)) for each in self._progress_by_epoch()]
+                params[name] = values
         rows = inputs.arguments()
         validation_rows = dict.fromkeys(rows)
         if validation_inputs is not None:

@@ -25,7 +25,6 @@ from lelp_sklearn._extraction.sklearn_teachers import OmittedTeacher
 from lelp_sklearn._files import content_hash
 from lelp_sklearn._projector import LELPProjector
 from lelp_sklearn._search import (
-    FEATURES,
     Candidate,
     Search,
     Split,
@@ -42,7 +41,7 @@ from lelp_sklearn._sklearn import (
     with_callbacks,
 )
 from lelp_sklearn._student import PARAMS_WITHOUT_EFFECT, LELPStudentClassifier
-from lelp_sklearn._targets import usable_rows
+from lelp_sklearn._targets import TARGET_METADATA, usable_rows
 from lelp_sklearn._threads import exclusive
 from lelp_sklearn._training.checkpoint import (
     Checkpoint,
@@ -51,6 +50,7 @@ from lelp_sklearn._training.checkpoint import (
     open_checkpoint,
 )
 from lelp_sklearn._training.inputs import StudentInputs, add_note_on_error, has_head
+from lelp_sklearn._validation import FEATURES
 
 Params = ParamSpec("Params")
 Returned = TypeVar("Returned")
@@ -224,12 +224,7 @@ class LELPStudentClassifierCV(
     (1797,)
     """
 
-    __metadata_request__fit: ClassVar[dict[str, Any]] = {
-        "teacher_embeddings": True,
-        "teacher_logits": True,
-        "soft_targets": True,
-        "sample_weight": True,
-    }
+    __metadata_request__fit: ClassVar[dict[str, Any]] = TARGET_METADATA
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         "student": [LELPStudentClassifier, None],
@@ -288,16 +283,9 @@ class LELPStudentClassifierCV(
             Inputs of the student, as in :meth:`LELPStudentClassifier.fit`.
         y : array-like of shape (n_samples,), default=None
             Class labels.
-        teacher_embeddings : array-like of shape (n_samples, n_embedding), default=None
-            The teacher's embeddings of the rows.
-        teacher_logits : array-like of shape (n_samples, n_classes) or (n_samples, 1), \
-                default=None
-            The teacher's logits.
-        soft_targets : array-like of shape (n_samples, n_classes * n_subclasses), \
-                default=None
-            Output of :meth:`LELPProjector.transform`, made elsewhere.
-        sample_weight : array-like of shape (n_samples,), default=None
-            Row weights. A row of weight 0 is left out.
+        teacher_embeddings, teacher_logits, soft_targets, sample_weight : \
+                array-like, default=None
+            As in :meth:`LELPStudentClassifier.fit`.
 
         Returns
         -------

@@ -1,7 +1,7 @@
 """The soft targets of a student: given, or made by teacher and projector."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import diags_array, issparse
-from sklearn.base import clone
+from sklearn.base import BaseEstimator, clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_is_fitted
 
@@ -35,8 +35,13 @@ from lelp_sklearn._training.inputs import (
     as_array,
     has_head,
 )
-from lelp_sklearn._typing import BoolArray, FloatArray, IntArray, TargetParams
+from lelp_sklearn._typing import BoolArray, FloatArray, IntArray
 from lelp_sklearn.exceptions import NoTeacherWarning, OverfittedTeacherWarning
+
+# Metadata that `fit` requests by default.
+TARGET_METADATA = dict.fromkeys(
+    ("teacher_embeddings", "teacher_logits", "soft_targets", "sample_weight"), True
+)
 
 _MAX_SVD_COMPONENTS = 100
 _IN_TEACHER = (
@@ -52,47 +57,32 @@ _WORTHWHILE_DOUBT = 0.05
 
 @dataclass
 class TargetSource:
-    """Makes soft targets of rows.
+    """Makes soft targets of rows."""
 
-    Parameters
-    ----------
-    projector : LELPProjector, FrozenEstimator or None
-        Fitted; None if soft targets are given instead.
-    teacher : transformer or None
-        Fitted; None without a teacher. If `reads_inputs`, the TruncatedSVD of sparse X.
-    reads_inputs : bool
-        Whether X, or its TruncatedSVD if it is sparse, takes the place of the
-        embeddings.
-    has_teacher : bool
-        The result of `has_teacher` in the first fit. If False, the labels take the
-        place of the teacher's class probabilities.
-    classes : ndarray of shape (n_classes,)
-        The classes, in the order of the columns.
-    temperature : float
-        The temperature of the class targets.
-    asks_logits : bool
-        Whether the teacher is asked for logits that are not given.
-    fitted_on : str or None
-        Content hash of the rows that the teacher was fitted on, if the teacher has a
-        `fit_transform` of its own or was cross-fitted.
-    unseen_logits : ndarray of shape (n, n_classes) or None
-        Logits of the rows of the first fit by a cross-fitted teacher.
-    """
-
+    # Fitted, or frozen; None if soft targets are given instead.
     projector: Any
+    # Fitted; None without one. If X takes the place of the embeddings (`reads_inputs`),
+    # the TruncatedSVD of sparse X.
     teacher: Any
     reads_inputs: bool
+    # Of the first fit; without, the labels take the place of class probabilities.
     has_teacher: bool
+    # In the order of the columns.
     classes: NDArray[Any]
+    # Of the class targets.
     temperature: float
+    # Whether the teacher is asked for logits that are not given.
     asks_logits: bool = False
+    # Content hash of the rows that the teacher was fitted on, if it has a
+    # `fit_transform` of its own or was cross-fitted.
     fitted_on: str | None = None
+    # Logits (n, C) of the rows of the first fit by a cross-fitted teacher.
     unseen_logits: FloatArray | None = None
 
     @classmethod
     def resolve(
         cls,
-        params: TargetParams,
+        student: Any,
         inputs: StudentInputs,
         is_train: BoolArray,
         *,
@@ -109,20 +99,18 @@ class TargetSource:
         `temperature` is "auto"; None lets the projector choose it. The returned inputs
         have the embeddings of the teacher, which makes them once.
         """
-        is_distilled = has_teacher(params, inputs)
+        is_distilled = has_teacher(student, inputs)
         if not is_distilled:
             warn_user(NoTeacherWarning())
             # Labels are sure at every temperature.
             auto_temperature = 1.0
-        projector = _projector_to_fit(
-            params.projector, seed, params.unlabeled, auto_temperature
-        )
+        projector = _projector_to_fit(student, seed, auto_temperature)
         is_frozen = isinstance(projector, FrozenEstimator)
         if inputs.soft_targets is not None:
             return cls._of_soft_targets(inputs, projector, classes), inputs
-        teacher, unseen_logits = _given_teacher(params, inputs), None
+        teacher, unseen_logits = _given_teacher(student, inputs), None
         if is_classifier_teacher(teacher):
-            teacher, unseen_logits = _fit_classifier(params, inputs, is_train)
+            teacher, unseen_logits = _fit_classifier(student, inputs, is_train)
             if unseen_logits is not None and inputs.teacher_logits is None:
                 inputs = replace(inputs, teacher_logits=unseen_logits)
         reads_inputs = inputs.teacher_embeddings is None and teacher is None
@@ -140,9 +128,8 @@ class TargetSource:
             teacher, embeddings = _fit_and_embed(teacher, inputs, is_train)
         is_of_rows = has_own_fit_transform(teacher) or unseen_logits is not None
         fitted_on = _hash_of_rows(inputs) if is_of_rows else None
-        asks_logits = _asks_logits(
-            projector, teacher, len(labels if classes is None else classes)
-        )
+        n_classes = len(labels if classes is None else classes)
+        asks_logits = _asks_logits(projector, teacher, n_classes)
         if asks_logits and inputs.teacher_logits is None:
             inputs = replace(inputs, teacher_logits=teacher.predict_logits(inputs.X))
         if not is_frozen:
@@ -180,23 +167,19 @@ class TargetSource:
         """Return the source of soft targets that are given."""
         is_frozen = isinstance(projector, FrozenEstimator)
         origin = "y" if classes is None else "classes"
+        n_columns, n_subclasses = inputs.soft_targets.shape[1], None
         if is_frozen:
             _check_projector_classes(projector.classes_, classes)
             classes, origin = projector.classes_, "projector"
-        n_columns = inputs.soft_targets.shape[1]
-        n_subclasses = None
-        if not is_frozen and not isinstance(projector.n_subclasses, str):
-            n_subclasses = int(projector.n_subclasses)
+            temperature = projector.temperature_
+        else:
+            number, temperature = projector.n_subclasses, projector.temperature
+            n_subclasses = None if number == "auto" else int(number)
+            temperature = 1.0 if temperature == "auto" else float(temperature)
         if classes is None:
             classes = _classes_of_columns(inputs, n_columns, n_subclasses)
             origin = origin if inputs.is_labelled.any() else "soft_targets"
         n_classes = len(classes)
-        if n_columns % n_classes:
-            raise ValueError(
-                f"soft_targets has {n_columns} columns, not a multiple of the "
-                f"{n_classes} classes {classes.tolist()}: pass n_subclasses columns "
-                "per class."
-            )
         if n_subclasses is not None and n_columns != n_classes * n_subclasses:
             raise ValueError(
                 f"soft_targets has {n_columns} columns; {n_classes} classes with "
@@ -204,11 +187,12 @@ class TargetSource:
                 "projector's n_subclasses to the number used, or 'auto', and check "
                 "that y has every class."
             )
-        if is_frozen:
-            temperature = projector.temperature_
-        else:
-            is_auto = projector.temperature == "auto"
-            temperature = 1.0 if is_auto else float(projector.temperature)
+        if n_columns % n_classes:
+            raise ValueError(
+                f"soft_targets has {n_columns} columns, not a multiple of the "
+                f"{n_classes} classes {classes.tolist()}: pass n_subclasses columns "
+                "per class."
+            )
         return cls(
             projector if is_frozen else None,
             teacher=None,
@@ -301,16 +285,16 @@ class TargetSource:
         return {**vars(self), "teacher": teacher, "unseen_logits": None}
 
 
-def has_teacher(params: TargetParams, inputs: StudentInputs) -> bool:
+def has_teacher(student: Any, inputs: StudentInputs) -> bool:
     """Return whether a first fit has class probabilities besides the labels."""
     given = inputs.teacher_embeddings, inputs.teacher_logits, inputs.soft_targets
-    has_any = any(each is not None for each in (*given, params.teacher))
-    return has_any or has_head(params.projector)
+    has_any = any(each is not None for each in (*given, student.teacher))
+    return has_any or has_head(student.projector)
 
 
-def check_target_params(params: TargetParams) -> None:
+def check_target_params(student: Any) -> None:
     """Raise unless the projector and the teacher are of the right kind."""
-    projector = params.projector
+    projector = student.projector
     if isinstance(projector, FrozenEstimator) and not isinstance(
         projector.estimator, LELPProjector
     ):
@@ -319,26 +303,45 @@ def check_target_params(params: TargetParams) -> None:
             f"{type(projector.estimator).__name__}; it must hold a fitted "
             "LELPProjector."
         )
-    if not isinstance(params.teacher, OmittedTeacher | None):
-        check_teacher(params.teacher)
+    if not isinstance(student.teacher, OmittedTeacher | None):
+        check_teacher(student.teacher)
 
 
-def check_nested_params(params: TargetParams, new: Mapping[str, Any]) -> None:
-    """Raise if `set_params` is given parameters of a projector or a teacher of None."""
+def set_nested_params(self: Any, **params: Any) -> Any:
+    """Set the parameters of this estimator, and of the estimators in it.
+
+    Parameters
+    ----------
+    **params : dict
+        Parameters by name; ``projector__...`` and ``teacher__...``, for instance, are
+        parameters of the projector and of the teacher.
+
+    Returns
+    -------
+    self : estimator
+        The estimator.
+
+    Raises
+    ------
+    ValueError
+        If a parameter does not exist, or is one of a `projector` or a `teacher` that is
+        None.
+    """
     for name, needed in (
         ("projector", "projector=LELPProjector()"),
         ("teacher", "the teacher, such as teacher=EmbeddingExtractor(model)"),
     ):
-        nested = [each for each in new if each.startswith(f"{name}__")]
-        if nested and new.get(name, getattr(params, name)) is None:
+        nested = [each for each in params if each.startswith(f"{name}__")]
+        if nested and params.get(name, getattr(self, name)) is None:
             raise ValueError(
                 f"{nested[0]} cannot be set: {name} is None, which has no "
                 f"parameters. Construct the student with {needed}."
             )
+    return BaseEstimator.set_params(self, **params)
 
 
 def usable_rows(
-    params: TargetParams,
+    student: Any,
     inputs: StudentInputs,
     source: TargetSource | None = None,
 ) -> BoolArray:
@@ -347,12 +350,12 @@ def usable_rows(
     `source` is the source of an earlier fit; None in a first fit.
     """
     # Only a student has it.
-    label_weight = float(getattr(params, "label_weight", 0))
+    label_weight = float(getattr(student, "label_weight", 0))
     if label_weight:
         needed_by = f"label_weight={label_weight!r} needs labels"
         inputs.check_some_label(needed_by, "set label_weight=0")
     has_weight: BoolArray = inputs.sample_weight > 0
-    if source is None and has_teacher(params, inputs):
+    if source is None and has_teacher(student, inputs):
         return has_weight
     if source is not None and source.has_class_probabilities(inputs):
         return has_weight
@@ -363,7 +366,7 @@ def usable_rows(
 
 
 def make_targets(
-    params: TargetParams,
+    student: Any,
     inputs: StudentInputs,
     is_train: BoolArray,
     seed: int,
@@ -382,7 +385,7 @@ def make_targets(
     if source is None:
         classes = None if classes is None else _validation.sorted_classes(classes)
         source, inputs = TargetSource.resolve(
-            params,
+            student,
             inputs,
             is_train,
             seed=seed,
@@ -420,25 +423,24 @@ def _warn_of_seen_rows(
         )
 
 
-def _given_teacher(params: TargetParams, inputs: StudentInputs) -> Any:
+def _given_teacher(student: Any, inputs: StudentInputs) -> Any:
     """Return the teacher; None if a pickle lacks it and its embeddings are given."""
     has_embeddings = inputs.teacher_embeddings is not None
-    is_omitted = has_embeddings and isinstance(params.teacher, OmittedTeacher)
-    return None if is_omitted else params.teacher
+    is_omitted = has_embeddings and isinstance(student.teacher, OmittedTeacher)
+    return None if is_omitted else student.teacher
 
 
-def _projector_to_fit(
-    projector: Any, seed: int, unlabeled: object, auto_temperature: float | None
-) -> Any:
+def _projector_to_fit(student: Any, seed: int, auto_temperature: float | None) -> Any:
     """Return a projector as it is if frozen, else a clone with a random state."""
+    projector = student.projector
     if isinstance(projector, FrozenEstimator):
         check_is_fitted(projector)
         return projector
     projector = LELPProjector() if projector is None else clone(projector)
     if projector.random_state is None:
         projector.set_params(random_state=seed)
-    if unlabeled is not None:
-        projector.set_params(unlabeled=unlabeled)
+    if student.unlabeled is not None:
+        projector.set_params(unlabeled=student.unlabeled)
     if auto_temperature is not None and projector.temperature == "auto":
         projector.set_params(temperature=auto_temperature)
     return projector
@@ -469,12 +471,6 @@ def _classes_of_columns(
             "soft_targets is given and nothing says the classes of its columns: pass "
             "y, or a projector with an integer n_subclasses or fitted and frozen "
             "(FrozenEstimator)."
-        )
-    if n_columns % n_subclasses:
-        raise ValueError(
-            f"soft_targets has {n_columns} columns, not a multiple of the projector's "
-            f"n_subclasses={n_subclasses}: set n_subclasses to the number used, or "
-            "pass y, which has the classes."
         )
     return np.arange(n_columns // n_subclasses)
 
@@ -533,16 +529,16 @@ def _fit_truncated_svd(
 
 
 def _fit_classifier(
-    params: TargetParams, inputs: StudentInputs, is_train: BoolArray
+    student: Any, inputs: StudentInputs, is_train: BoolArray
 ) -> tuple[Any, FloatArray | None]:
     """Fit a classifier as teacher to the labelled rows; also return unseen logits."""
-    if not isinstance(params.teacher, FrozenEstimator):
+    if not isinstance(student.teacher, FrozenEstimator):
         inputs.check_some_label(
             "the teacher is fitted on labels", "wrap a fitted one in a FrozenEstimator"
         )
     rows = np.flatnonzero(is_train & inputs.is_labelled)
     fit = add_note_on_error(_IN_TEACHER)(fit_classifier_teacher)
-    return fit(params.teacher, inputs.X, inputs.labels, rows, params.teacher_cv)
+    return fit(student.teacher, inputs.X, inputs.labels, rows, student.teacher_cv)
 
 
 @add_note_on_error(_IN_TEACHER)

@@ -17,7 +17,7 @@ from lelp_sklearn._callers import encoding_caller, warn_user
 from lelp_sklearn._typing import BoolArray, FloatArray, IntArray
 from lelp_sklearn.exceptions import ClassOrderWarning, ProbabilitiesAsLogitsWarning
 
-_FEATURES = "n_features_in_", "feature_names_in_"
+FEATURES = "n_features_in_", "feature_names_in_"
 
 
 class NotFiniteError(ValueError):
@@ -140,17 +140,21 @@ def _odd_row(values: Any) -> str:
 @contextmanager
 def features_kept_on_error(estimator: Any, fitted: str) -> Iterator[None]:
     """Restore the features if an error ends a fit before it replaces `fitted`."""
-    attributes = estimator.__dict__
+    attributes, features = estimator.__dict__, seen_features(estimator)
     before = attributes.get(fitted)
-    features = {name: attributes[name] for name in _FEATURES if name in attributes}
     try:
         yield
     except BaseException:
         if attributes.get(fitted) is before:
-            for name in _FEATURES:
+            for name in FEATURES:
                 attributes.pop(name, None)
             attributes.update(features)
         raise
+
+
+def seen_features(estimator: Any) -> dict[str, Any]:
+    """Return the number and the names of features that an estimator has seen."""
+    return {n: value for n, value in vars(estimator).items() if n in FEATURES}
 
 
 # --- arrays ---------------------------------------------------------------------------

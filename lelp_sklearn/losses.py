@@ -146,15 +146,13 @@ class SubclassCrossEntropyLoss(nn.Module):
     n_classes : int
         The number of classes C.
     temperature : float, default=1.0
-        The temperature τ with which the class targets were made.
+        As in :func:`subclass_cross_entropy`.
     subclass_weight : float, default=1.0
-        The weight λ of the subclasses within their class. It may be changed between
-        the steps of training: ``max(0.0, 1 - 2 * progress)``, with the progress of
-        training from 0 to 1, is the default of `LELPStudentClassifier`.
+        As there. It may be changed between the steps of training:
+        ``max(0.0, 1 - 2 * progress)``, with the progress of training from 0 to 1, is
+        the default of `LELPStudentClassifier`.
     within_class_temperature : float, default=None
-        The temperature within the classes; None is `temperature`.
-        `LELPStudentClassifier` takes a lower one if the teacher is unsure, and 1 or
-        less if each class has all its mass on one subclass.
+        As in :func:`subclass_cross_entropy`.
     reduction : {"mean", "sum", "none"}, default="mean"
         How the losses of the rows are reduced.
 

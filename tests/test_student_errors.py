@@ -148,7 +148,7 @@ def test_soft_targets_whose_classes_nothing_says():
 
 def test_soft_targets_that_are_not_of_the_subclasses_of_the_projector():
     refused(
-        "soft_targets has 8 columns, not a multiple of the .* n_subclasses=3",
+        "soft_targets has 8 columns; 2 classes with n_subclasses=3 need 6",
         y=None,
         options={"projector": LELPProjector(3)},
         soft_targets=np.full((60, 8), 1 / 8),
@@ -334,12 +334,12 @@ LBFGS = torch.optim.LBFGS
     ("optimizer", "message"),
     [
         (lambda p, lr, weight_decay: None, "optimizer returned NoneType; it must"),
-        (lambda p, lr: torch.optim.SGD(p, lr), "cannot be called as optimizer.*Wrap"),
+        (lambda p, lr: torch.optim.SGD(p, lr), "cannot be called as optimizer.*Pass"),
         (
             lambda p, lr, weight_decay: torch.optim.SGD(p, lr, momentm=0.9),
-            "failed when called with one parameter, .*momentm",
+            "cannot be called as optimizer.*momentm",
         ),
-        (torch.optim.Rprop, "Rprop cannot be called as optimizer.*Wrap it"),
+        (torch.optim.Rprop, "Rprop cannot be called as optimizer.*Pass"),
         (LBFGS, "LBFGS needs a closure"),
         (lambda p, lr, weight_decay: LBFGS(p, lr), "LBFGS needs a closure"),
     ],

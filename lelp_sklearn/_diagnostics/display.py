@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from lelp_sklearn._callers import warn_user
-from lelp_sklearn._diagnostics.table import ProjectedData
+from lelp_sklearn._diagnostics.table import ClassData, read_classes
 from lelp_sklearn._validation import check_length
 
 # More points of a class overlap.
@@ -100,7 +100,7 @@ class SubclassDisplay:
             raise ValueError(
                 f"kind={kind!r} must be one of {', '.join(map(repr, kinds))}."
             )
-        data = ProjectedData.of(projector, X, y, teacher_logits)
+        data = read_classes(projector, X, y, teacher_logits)
         if kind == "spectrum":
             panels = _spectrum_panels(data)
         elif kind == "mass":
@@ -204,45 +204,44 @@ class SubclassDisplay:
         return self
 
 
-def _spectrum_panels(data: ProjectedData) -> dict[str, Panel]:
+def _spectrum_panels(data: list[ClassData]) -> dict[str, Panel]:
     panels = {}
-    for c, label in enumerate(data.classes):
-        class_data = data.of_class(c)
+    for class_data in data:
         centred = class_data.embeddings - class_data.embeddings.mean(axis=0)
         variances = np.linalg.eigvalsh(centred.T @ centred)[::-1].clip(0)
         shown = variances[: class_data.shares.shape[1]]
         share = shown / variances.sum() if shown.any() else shown
-        panels[f"class {label}"] = {"x": np.arange(1, len(share) + 1), "y": share}
+        title, x = f"class {class_data.label}", np.arange(1, len(share) + 1)
+        panels[title] = {"x": x, "y": share}
     return panels
 
 
-def _mass_panels(data: ProjectedData) -> dict[str, Panel]:
+def _mass_panels(data: list[ClassData]) -> dict[str, Panel]:
     panels = {}
-    for c, label in enumerate(data.classes):
-        masses = data.of_class(c).masses()
+    for class_data in data:
+        masses = class_data.masses()
         positive = masses[masses > 0]
         effective = np.exp(-np.sum(positive * np.log(positive)))
-        title = f"class {label}: effective number of subclasses {effective:.1f}"
-        panels[title] = {"x": np.arange(len(masses)), "y": masses}
+        title = f"class {class_data.label}: effective number of subclasses"
+        panels[f"{title} {effective:.1f}"] = {"x": np.arange(len(masses)), "y": masses}
     return panels
 
 
-def _embedding_panels(data: ProjectedData, fine_labels: Any) -> dict[str, Panel]:
+def _embedding_panels(data: list[ClassData], fine_labels: Any) -> dict[str, Panel]:
     by_subclass, by_fine_label = {}, {}
-    for c, label in enumerate(data.classes):
-        class_data = data.of_class(c)
+    for class_data in data:
         shown = slice(None, None, max(1, -(-len(class_data.rows) // _MAX_POINTS)))
         centred = class_data.embeddings - class_data.embeddings.mean(axis=0)
         _, _, axes = np.linalg.svd(centred[shown], full_matrices=False)
         points = centred[shown] @ axes[:2].T
         # A single axis is shown against itself.
         panel = {"x": points[:, 0], "y": points[:, -1]}
-        by_subclass[f"class {label}: subclasses"] = panel | {
+        by_subclass[f"class {class_data.label}: subclasses"] = panel | {
             "colour": class_data.most_likely[shown],
             "palette": np.arange(class_data.shares.shape[1]),
         }
         if fine_labels is not None:
-            by_fine_label[f"class {label}: fine labels"] = panel | {
+            by_fine_label[f"class {class_data.label}: fine labels"] = panel | {
                 "colour": fine_labels[class_data.rows[shown]],
                 "palette": np.unique(fine_labels),
             }

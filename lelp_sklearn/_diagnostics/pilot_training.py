@@ -10,9 +10,7 @@ from torch import Tensor
 from lelp_sklearn._diagnostics.pilots import LABELS, SUBCLASSES, Pilot, PilotData
 from lelp_sklearn._targets import TargetSource
 from lelp_sklearn._training.batches import as_tensor
-from lelp_sklearn._training.early_stopping import judge_length
-from lelp_sklearn._training.loop import Trainer, ValidationData
-from lelp_sklearn._training.process_group import SINGLE_PROCESS
+from lelp_sklearn._training.loop import Trainer, ValidationData, judge_length
 from lelp_sklearn._training.stacked import group_alike, train_together
 from lelp_sklearn._training.state import (
     Placement,
@@ -21,10 +19,10 @@ from lelp_sklearn._training.state import (
     make_validation,
     start_training,
 )
+from lelp_sklearn._validation import seen_features
 
 # The held-out rows are scored about so many times.
 _N_SCORES = 20
-_FEATURES = "n_features_in_", "feature_names_in_"
 
 
 def train_pilots(data: PilotData, pilots: Sequence[Pilot], seed: int) -> None:
@@ -80,12 +78,11 @@ class PilotFit:
         """
         student, is_train = pilot.student, pilot.is_train
         # The same features as the student that has read the rows.
-        features = {name: vars(data.student).get(name) for name in _FEATURES}
-        student.__dict__.update({n: v for n, v in features.items() if v is not None})
+        student.__dict__.update(seen_features(data.student))
         inputs = replace(data.sample, soft_targets=pilot.soft_targets)
-        seeds = Seeds.of(student.random_state, None)
+        seeds = Seeds.of(student)
         source, inputs = TargetSource.resolve(student, inputs, is_train, seed=seed)
-        placement = Placement.resolve(student, inputs, SINGLE_PROCESS)
+        placement = Placement.resolve(student, inputs)
         state, trainer = start_training(
             student,
             inputs,
@@ -127,13 +124,11 @@ class PilotFit:
         for epoch in range(trainer.max_epochs):
             trainer.run_epoch(epoch, epoch)
             self.score(epoch + 1)
-        trainer.release_graphs()
-        trainer.module.zero_grad()
-        trainer.module.eval()
+        trainer.end()
 
 
 def training_length(pilots: Sequence[Pilot]) -> str | None:
     """Return whether training was "too long" or "too short", by the mean of splits."""
     scores = [pilot.scores for pilot in pilots if pilot.kind == SUBCLASSES]
     mean = np.mean(scores, axis=0).tolist()
-    return judge_length(mean, len(mean))
+    return judge_length(mean, len(mean))[0]

@@ -98,10 +98,8 @@ def subclass_table(
     if fine_labels is not None:
         _validation.check_length(fine_labels, len(X), "fine_labels")
         fine_labels = np.asarray(fine_labels)
-    data = ProjectedData.of(projector, X, y, teacher_logits)
     lines, index = [], []
-    for c, label in enumerate(projector.classes_):
-        class_data = data.of_class(c)
+    for class_data in read_classes(projector, X, y, teacher_logits):
         for s in range(projector.n_subclasses_):
             line = class_data.describe(s)
             if samples is not None:
@@ -112,7 +110,7 @@ def subclass_table(
                 members = class_data.most_likely == s
                 line |= _most_common(fine_labels[class_data.rows[members]])
             lines.append(line)
-            index.append((label, s))
+            index.append((class_data.label, s))
     names = ["class", "subclass"]
     return pandas.DataFrame(
         lines, index=pandas.MultiIndex.from_tuples(index, names=names)
@@ -123,6 +121,7 @@ def subclass_table(
 class ClassData:
     """The rows of one class, and what a fitted projector makes of them."""
 
+    label: Any
     # Indices (n,).
     rows: IntArray
     # (n, d), in the null space, about the mean of the class.
@@ -186,57 +185,36 @@ class ClassData:
         return float(within - between)
 
 
-@dataclass(frozen=True)
-class ProjectedData:
-    """Rows with their classes, and what a fitted projector makes of them."""
-
-    classes: NDArray[Any]
-    class_index: IntArray
-    # (n, d), in the null space, about the mean of the class.
-    embeddings: FloatArray
-    # (n, C, S) each.
-    soft_labels: FloatArray
-    scores: FloatArray
-    # (n, C), the logit of each class minus the largest other.
-    margins: FloatArray
-
-    @classmethod
-    def of(cls, projector: Any, X: Any, y: Any, teacher_logits: Any) -> "ProjectedData":
-        """Check the arguments and apply the projector."""
-        _check_is_projector(projector)
-        check_is_fitted(projector)
-        options = {} if teacher_logits is None else {"teacher_logits": teacher_logits}
-        soft = np.asarray(projector.transform(X, **options), dtype=np.float64)
-        _validation.check_length(y, len(soft), "y")
-        classes = projector.classes_
-        class_index = _index_of_labels(y, classes)
-        X = np.asarray(X, dtype=np.float64)
-        logits = class_logits(projector, X, teacher_logits)
-        ordered = np.sort(logits, axis=1)
-        largest, second = ordered[:, -1:], ordered[:, -2:-1]
-        centred = X - projector.mean_[class_index]
-        return cls(
-            classes=classes,
-            class_index=class_index,
-            embeddings=to_null_space(centred.T, row_space_basis(projector.coef_)).T,
-            soft_labels=soft.reshape(len(X), len(classes), -1),
-            scores=np.einsum("nd,csd->ncs", X, projector.components_)
-            - projector.offsets_,
-            margins=logits - np.where(logits == largest, second, largest),
-        )
-
-    def of_class(self, c: int) -> ClassData:
-        """Return the rows of a class."""
-        rows = np.flatnonzero(self.class_index == c)
-        soft = self.soft_labels[rows, c]
-        mass = np.maximum(soft.sum(axis=1, keepdims=True), np.finfo(float).tiny)
-        return ClassData(
+def read_classes(
+    projector: Any, X: Any, y: Any, teacher_logits: Any
+) -> list[ClassData]:
+    """Check the arguments, apply the projector and return the rows of each class."""
+    _check_is_projector(projector)
+    check_is_fitted(projector)
+    options = {} if teacher_logits is None else {"teacher_logits": teacher_logits}
+    soft = np.asarray(projector.transform(X, **options), dtype=np.float64)
+    _validation.check_length(y, len(soft), "y")
+    classes = projector.classes_
+    class_index = _index_of_labels(y, classes)
+    X = np.asarray(X, dtype=np.float64)
+    soft = soft.reshape(len(X), len(classes), -1)
+    logits = class_logits(projector, X, teacher_logits)
+    row_space, data = row_space_basis(projector.coef_), []
+    for c, label in enumerate(classes):
+        rows = np.flatnonzero(class_index == c)
+        mass = np.maximum(soft[rows, c].sum(axis=1), np.finfo(float).tiny)
+        centred = X[rows] - projector.mean_[c]
+        others = np.delete(logits[rows], c, axis=1)
+        of_class = ClassData(
+            label=label,
             rows=rows,
-            embeddings=self.embeddings[rows],
-            shares=soft / mass,
-            scores=self.scores[rows, c],
-            margins=self.margins[rows, c],
+            embeddings=to_null_space(centred.T, row_space).T,
+            shares=soft[rows, c] / mass[:, None],
+            scores=X[rows] @ projector.components_[c].T - projector.offsets_[c],
+            margins=logits[rows, c] - others.max(axis=1),
         )
+        data.append(of_class)
+    return data
 
 
 def class_logits(projector: Any, embeddings: Any, teacher_logits: Any) -> FloatArray:

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import cache, partial
 from typing import Any
 
@@ -95,38 +95,32 @@ class Precision:
     def __init__(self, name: str, device: torch.device) -> None:
         self.dtype = _MIXED.get(name)
         self.device_type = device.type
-        self.scaler: torch.amp.GradScaler | None = None
+        is_float16 = self.dtype == torch.float16
+        # For other dtypes it does nothing.
+        self.scaler = torch.amp.GradScaler(device.type, enabled=is_float16)
         if self.dtype is None:
             return
-        reason: object = "torch does not support it there"
-        is_usable = False
+        reason = "torch does not support it there"
         try:
             with torch.autocast(self.device_type, dtype=self.dtype):
                 is_usable = torch.is_autocast_enabled(self.device_type)
-            if self.dtype == torch.float16:
-                self.scaler = torch.amp.GradScaler(self.device_type)
-                is_usable = is_usable and self.scaler.is_enabled()
         except RuntimeError as error:
-            reason, is_usable = error, False
-        if not is_usable:
+            reason, is_usable = str(error).splitlines()[0], False
+        if not is_usable or self.scaler.is_enabled() != is_float16:
             raise ValueError(
-                f"precision={name!r} cannot be used on {str(device)!r} "
-                f"({str(reason).splitlines()[0]}): use 'float32', or another device."
+                f"precision={name!r} cannot be used on {str(device)!r} ({reason}): use "
+                "'float32', or another device."
             )
 
     def outputs(self, module: nn.Module, X: Tensor) -> Tensor:
         """Return the outputs of a module for a batch."""
-        context: AbstractContextManager[Any] = nullcontext()
-        if self.dtype is not None:
-            context = torch.autocast(self.device_type, dtype=self.dtype)
-        with context:
-            outputs: Tensor = module(X)
+        outputs: Tensor
+        if self.dtype is None:
+            outputs = module(X)
+            return outputs
+        with torch.autocast(self.device_type, dtype=self.dtype):
+            outputs = module(X)
         return outputs
-
-    def backward(self, loss: Tensor) -> None:
-        """Compute the gradients of the weights."""
-        scaled = loss if self.scaler is None else self.scaler.scale(loss)
-        scaled.backward()
 
     def step(
         self,
@@ -136,14 +130,10 @@ class Precision:
     ) -> None:
         """Update the weights, with gradients clipped to the norm."""
         if max_grad_norm is not None:
-            if self.scaler is not None:
-                self.scaler.unscale_(optimizer)
+            self.scaler.unscale_(optimizer)
             _clip_gradients(parameters, max_grad_norm)
-        if self.scaler is None:
-            optimizer.step()
-        else:
-            self.scaler.step(optimizer)
-            self.scaler.update()
+        self.scaler.step(optimizer)
+        self.scaler.update()
 
 
 def _clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> None:

@@ -29,8 +29,9 @@ _LOGGERS = ("torch", "onnxscript", "onnx_ir")
 
 
 class ClassProbabilities(nn.Module):
-    r"""A module followed by the class probabilities of its outputs.
+    r"""A copy of a module, followed by the class probabilities of its outputs.
 
+    It is on the CPU, in evaluation mode, and no parameter requires a gradient.
     Its output is the softmax of the class logits
     :math:`A_c = \tau \log \sum_s \exp(a_{c,s} / \tau)`. With the mass
     :math:`m_c = \sum_s \mathrm{softmax}(a / \tau)_{c,s}` of a class it is m itself at
@@ -44,7 +45,8 @@ class ClassProbabilities(nn.Module):
         self, net: nn.Module, n_classes: int, n_subclasses: int, temperature: float
     ) -> None:
         super().__init__()
-        self.net = net
+        self.net = copied(net).cpu()
+        self.eval().requires_grad_(False)
         self.shape = (n_classes, n_subclasses)
         self.temperature = temperature
         # The last layer returns the logits, in its own precision.
@@ -85,7 +87,7 @@ class _Exported(ClassProbabilities):
     ) -> None:
         super().__init__(net, n_classes, n_subclasses, temperature)
         self.adds_row = any(isinstance(m, nn.RNNBase) for m in net.modules())
-        for module in net.modules():
+        for module in self.modules():
             if type(module) is nn.EmbeddingBag:
                 module.__class__ = _GatheredBag
 
@@ -126,17 +128,6 @@ class _GatheredBag(nn.EmbeddingBag):
         return total / n_counted.clamp(min=1) if self.mode == "mean" else total
 
 
-def class_probabilities(
-    net: nn.Module, n_classes: int, n_subclasses: int, temperature: float
-) -> ClassProbabilities:
-    """Return a module of class probabilities that shares nothing with `net`.
-
-    It is on the CPU, in evaluation mode, and no parameter requires a gradient.
-    """
-    module = ClassProbabilities(copied(net).cpu(), n_classes, n_subclasses, temperature)
-    return module.eval().requires_grad_(False)
-
-
 def export_onnx(
     net: nn.Module,
     n_classes: int,
@@ -165,8 +156,7 @@ def export_onnx(
         )
     with torch_lock.held(), _quiet():
         _check_onnx_is_installed()
-        module = _Exported(copied(net).cpu(), n_classes, n_subclasses, temperature)
-        module = module.eval().requires_grad_(False).float()
+        module = _Exported(net, n_classes, n_subclasses, temperature).float()
         content = _onnx_bytes(
             module, rows.float() if rows.is_floating_point() else rows
         )

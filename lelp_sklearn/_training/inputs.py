@@ -33,36 +33,24 @@ class RowFormat(NamedTuple):
 
 @dataclass(frozen=True)
 class StudentInputs:
-    """Checked rows, with the targets or teacher data that are given.
+    """Checked rows, with the targets or teacher data that are given."""
 
-    Parameters
-    ----------
-    X, X_array
-        The rows as they were passed (to the student, sparse rows in CSR format), and as
-        an array, a CSR matrix or a tensor. As they were passed too, if only a teacher
-        and an estimator of scikit-learn read them.
-    labels, is_labelled : ndarray of shape (n,)
-        y as a column, and which rows have a label; in other rows y has no meaning.
-    sample_weight : ndarray of shape (n,)
-        Row weights.
-    y : ndarray of shape (n,) or None
-        The labels as they were passed, marks of unlabeled rows included, for the
-        projector and the teacher; None if no row has a label.
-    teacher_embeddings, teacher_logits, soft_targets
-        None if they are not given.
-    suffix : str
-        The end of the argument names in errors.
-    """
-
+    # The rows as they were passed (to the student, sparse rows in CSR format).
     X: Any
+    # The rows as an array, a CSR matrix or a tensor; as they were passed, if only a
+    # teacher and an estimator of scikit-learn read them.
     X_array: Any
+    # y (n,) as a column, and which rows have a label; in others y has no meaning.
     labels: NDArray[Any]
     is_labelled: BoolArray
     sample_weight: FloatArray
+    # The labels as they were passed, marks of unlabeled rows included, for projector
+    # and teacher; None if no row has a label.
     y: NDArray[Any] | None = None
     teacher_embeddings: Any = None
     teacher_logits: Any = None
     soft_targets: Any = None
+    # The end of the argument names in errors.
     suffix: str = ""
 
     @classmethod
@@ -271,25 +259,6 @@ class StudentInputs:
             if sample_weight is not None:
                 sample_weight = _safe_indexing(sample_weight, rows)
         return {"X": X, "y": y, "sample_weight": sample_weight}
-
-    def loss_weights(
-        self,
-        is_train: BoolArray,
-        soft_targets: FloatArray,
-        classes: NDArray[Any],
-        class_weight: Mapping[Any, float] | str | None,
-    ) -> tuple[BoolArray, FloatArray | None]:
-        """Return which rows enter the loss, and their weights, None if all are equal.
-
-        The arguments are those of `row_weights`. The weights have mean 1.
-        """
-        is_train, weights = self.row_weights(
-            is_train, soft_targets, classes, class_weight
-        )
-        if np.ptp(weights[self.sample_weight > 0]) == 0:
-            return is_train, None
-        # Of mean 1, so that single precision holds weights of any scale.
-        return is_train, weights / weights[is_train].mean()
 
     def row_weights(
         self,

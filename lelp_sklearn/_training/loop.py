@@ -1,4 +1,4 @@
-"""Training: `EpochLoop` runs epochs of `Trainer`, which runs steps."""
+"""Training: `EpochLoop` runs epochs of `Trainer`, which runs steps, and stops early."""
 
 import math
 import time
@@ -6,13 +6,15 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
+from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
-from lelp_sklearn._sklearn import FitTask
+from lelp_sklearn._callers import warn_user
+from lelp_sklearn._sklearn import NO_TASK, FitTask
 from lelp_sklearn._training.batches import (
     TrainingTensors,
     batched_outputs,
@@ -27,16 +29,12 @@ from lelp_sklearn._training.device import (
     seeded,
     torch_lock,
 )
-from lelp_sklearn._training.early_stopping import (
-    EarlyStopping,
-    copy_tensors,
-    warn_of_length,
-)
-from lelp_sklearn._training.objective import Objective
-from lelp_sklearn._training.optimizer import Optimizer
+from lelp_sklearn._training.objective import Objective, Schedule, schedule_value
+from lelp_sklearn._training.optimizer import Optimizer, SparseAdamW
 from lelp_sklearn._training.process_group import Ranks
-from lelp_sklearn._training.schedules import Schedule, check_schedule_value
-from lelp_sklearn._training.sparse_adam import SparseAdamW
+
+# Relative rise of a validation score that is more than the end of every schedule adds.
+_CLEAR_RISE = 0.02
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,6 @@ class Trainer:
         device = self.rows.X.device
         self.module.train()
         losses, batch_weights, rates = [], [], []
-        base_rates = self._base_learning_rates()
         with denormals_are_zero(), torch.enable_grad(), ExitStack() as contexts:
             contexts.enter_context(seeded(derive_seed(self.seed, curve_epoch), device))
             batches = shuffled_batches(self.train_index, self.batch_size)
@@ -117,9 +114,10 @@ class Trainer:
                 epochs = progress_epoch + step / len(batches)
                 progress = min(epochs / self.max_epochs, 1.0)
                 at = curve_epoch, step
-                rates.append(self._set_learning_rates(base_rates, progress, at))
-                weight = self.subclass_weight_schedule(progress)
-                check_schedule_value(weight, "subclass_weight", progress, at)
+                rates.append(self._set_learning_rates(progress, at))
+                weight = schedule_value(
+                    self.subclass_weight_schedule, "subclass_weight", progress, at
+                )
                 loss, batch_weight = take_step(index, weight)
                 losses.append(loss)
                 batch_weights.append(batch_weight)
@@ -156,17 +154,26 @@ class Trainer:
             return float(scores.mean())
         return float(torch.dot(scores, rows.weight) / rows.weight.sum())
 
-    def release_graphs(self) -> None:
-        """Free the captured steps, while no other thread captures."""
+    def end(self) -> None:
+        """Leave the module as it predicts; free the captured steps."""
+        self.module.zero_grad()
+        self.module.eval()
         if self._graphed_steps is not None:
+            # While no other thread captures.
             with torch_lock.held():
                 self._graphed_steps.release()
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """Return the state of the optimizer and of the loss scaler."""
+        scaler = self.precision.scaler
+        return {"optimizer": self.optimizer.state_dict(), "scaler": scaler.state_dict()}
 
     @cached_property
     def _graphed_steps(self) -> GraphedSteps | None:
         """Steps that are captured and replayed; None if all run plainly."""
         device = self.rows.X.device
-        is_plain = self.ranks.size > 1 or self.augment or self.precision.scaler
+        is_scaled = self.precision.scaler.is_enabled()
+        is_plain = self.ranks.size > 1 or self.augment or is_scaled
         # The number of stored entries differs from batch to batch.
         is_sparse = self.rows.X.layout == torch.sparse_csr
         if device.type != "cuda" or is_plain or is_sparse:
@@ -208,37 +215,25 @@ class Trainer:
             loss = losses.sum() / batch_weight
         else:
             loss = torch.dot(losses, batch.weight / batch_weight)
-        self.precision.backward(loss)
+        self.precision.scaler.scale(loss).backward()
         return loss.detach()
 
     def _parameters(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
-    def _base_learning_rates(self) -> list[float]:
-        """Return the rate of each group of parameters that the schedule multiplies."""
-        groups = self.optimizer.param_groups
-        if self.learning_rate_schedule is None:
-            return [float(group["lr"]) for group in groups]
-        return [
-            float(group.setdefault("initial_lr", float(group["lr"])))
-            for group in groups
-        ]
-
-    def _set_learning_rates(
-        self, base_rates: list[float], progress: float, at: tuple[int, int]
-    ) -> float:
+    def _set_learning_rates(self, progress: float, at: tuple[int, int]) -> float:
         """Follow the schedule; return the learning rate of the first group."""
-        if self.learning_rate_schedule is None:
-            return base_rates[0]
-        factor = self.learning_rate_schedule(progress)
-        check_schedule_value(factor, "learning_rate_schedule", progress, at)
-        factor = float(factor)
-        for group, base in zip(self.optimizer.param_groups, base_rates, strict=True):
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(base * factor)
-            else:
-                group["lr"] = base * factor
-        return base_rates[0] * factor
+        groups, schedule = self.optimizer.param_groups, self.learning_rate_schedule
+        factor = 1.0
+        if schedule is not None:
+            factor = schedule_value(schedule, "learning_rate_schedule", progress, at)
+            for group in groups:
+                rate = group["initial_lr"] * factor
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(rate)
+                else:
+                    group["lr"] = rate
+        return float(groups[0]["initial_lr"] * factor)
 
 
 def _weighted_mean(values: list[float], weights: list[Any]) -> float:
@@ -266,46 +261,67 @@ def _check_finite(
 
 
 @dataclass
-class EpochReporter:
-    """Reports the epochs of a fit to the callbacks and, if `verbose`, in a line each.
+class EarlyStopping:
+    """Keeps the best weights, and stops after `patience` epochs without a better score.
 
-    `attributes` returns the fitted attributes of now; `last_epoch` is the length of the
-    curves at the end.
+    Any epoch can be the best. Only epochs from `first_epoch` on, which
+    `first_final_epoch` returns, count for the patience: before, the loss itself changes
+    with the weight of the subclasses.
     """
 
-    task: FitTask
-    attributes: Callable[[], dict[str, Any]]
-    last_epoch: int
-    verbose: bool
-    # A resumed fit measures its own epochs only.
-    _begin_times: list[float] = field(default_factory=list, init=False)
+    patience: int
+    first_epoch: int
+    best_score: float = -math.inf
+    best_weights: dict[str, Any] | None = None
+    n_idle: int = 0
 
-    def begin_epoch(self) -> None:
-        """Begin the task of an epoch."""
-        self._epoch_task = self.task.begin("epoch")
-        self._begin_times.append(time.perf_counter())
-
-    def end_epoch(self, curves: Curves) -> bool:
-        """End the task of an epoch; return whether a callback asks to stop."""
-        if self.verbose:
-            print(self._describe(curves))
-        return self._epoch_task.end(self.attributes)
-
-    def _describe(self, curves: Curves) -> str:
-        now, n_epochs = time.perf_counter(), len(curves.loss)
-        mean = (now - self._begin_times[0]) / len(self._begin_times)
-        line = f"Epoch {n_epochs}/{self.last_epoch}: loss {curves.loss[-1]:.6f}"
-        if curves.scores and not math.isnan(curves.scores[-1]):
-            line += f", validation score {curves.scores[-1]:.6f}"
-        remaining = mean * (self.last_epoch - n_epochs)
-        return f"{line}, {now - self._begin_times[-1]:.2f} s, {remaining:.0f} s left"
+    def update(self, epoch: int, score: float, module: nn.Module) -> bool:
+        """Record the score of an epoch, and return whether to stop."""
+        if score > self.best_score:
+            self.best_score, self.n_idle = score, 0
+            self.best_weights = _copy_weights(module)
+        elif epoch >= self.first_epoch:
+            self.n_idle += 1
+        return self.n_idle >= self.patience
 
 
-class TrainingResult(Protocol):
-    """The part of a `TrainingState` that `EpochLoop` updates."""
+def first_final_epoch(schedule: Schedule, max_epochs: int) -> int:
+    """Return the first epoch from which on a schedule keeps its final value."""
+    final = schedule(1.0)
+    epoch = max_epochs
+    while epoch and schedule((epoch - 1) / max_epochs) == final:
+        epoch -= 1
+    return epoch
 
-    curves: Curves
-    stop_reason: str | None
+
+def judge_length(scores: list[float], n_scores: int) -> tuple[str | None, str]:
+    """Return whether training was "too long" or "too short", and what shows it.
+
+    It was too long if the best of the scores is in the first tenth of `n_scores`, the
+    number without an early end, and too short if they clearly rose in the last tenth.
+    """
+    n_tenth = n_scores // 10
+    best = max(range(len(scores)), key=scores.__getitem__)
+    if best < n_tenth:
+        return "too long", (
+            f"the best validation score is that of epoch {best + 1} of {n_scores}, in "
+            "the first tenth of training: lower learning_rate, or max_epochs."
+        )
+    if best >= n_scores - n_tenth:
+        before = max(scores[: n_scores - n_tenth])
+        rise = (scores[best] - before) / max(abs(before), torch.finfo().tiny)
+        if rise > _CLEAR_RISE:
+            return "too short", (
+                f"the validation score rose by {rise:.0%} in the last tenth of "
+                f"{n_scores} epochs: raise max_epochs, or learning_rate."
+            )
+    return None, ""
+
+
+def _copy_weights(module: nn.Module) -> dict[str, Any]:
+    """Return a copy of the state of a module that shares no tensor with it."""
+    state = module.state_dict().items()
+    return {k: v.clone() if isinstance(v, Tensor) else v for k, v in state}
 
 
 @dataclass
@@ -318,28 +334,35 @@ class EpochLoop:
     `FloatingPointError`) or "error". The position in the schedules starts at
     `first_progress_epoch`. Only the first process has validation data and a checkpoint.
 
+    Each epoch is a step of `task` and, if `verbose`, printed in a line.
+
     An exception may come at any moment. An epoch is complete once `_reached`, the
     curves with the weights to keep, is set.
     """
 
-    state: TrainingResult
+    # A TrainingState.
+    state: Any
     trainer: Trainer
     n_epochs: int
     validation_data: ValidationData | None = None
     checkpoint: Checkpoint | None = None
     early_stopping: EarlyStopping | None = None
-    reporter: EpochReporter | None = None
+    task: FitTask = NO_TASK
+    verbose: bool = False
     first_progress_epoch: int = 0
     stop_reason: str = field(default="", init=False)
+    # Of the epochs that ran here, without those of a checkpoint.
+    _begin_times: list[float] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         self._n_earlier_epochs = len(self.state.curves.loss)
-        self._reached = self.state.curves, self._weights()
+        self._reached = self.state.curves, _copy_weights(self.trainer.module)
 
     @property
     def curves(self) -> Curves:
         """The epochs of earlier fits and the complete ones of this fit."""
-        return self._reached[0]
+        curves: Curves = self._reached[0]
+        return curves
 
     @property
     def n_complete_epochs(self) -> int:
@@ -355,7 +378,10 @@ class EpochLoop:
                 self._run_epoch()
             if self.early_stopping is not None:
                 self._restore()
-                self._warn_of_length()
+                if trainer.ranks.is_rank0 and self.stop_reason != "callback":
+                    judgement, found = judge_length(self._own_scores(), self.n_epochs)
+                    if judgement is not None:
+                        warn_user(found, ConvergenceWarning)
             trainer.ranks.broadcast_module(trainer.module)
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
@@ -367,22 +393,17 @@ class EpochLoop:
             raise
         finally:
             self.state.curves, self.state.stop_reason = self.curves, self.stop_reason
-            trainer.module.zero_grad()
-            trainer.module.eval()
-            trainer.release_graphs()
+            trainer.end()
 
     def _run_epoch(self) -> None:
-        if self.reporter is not None:
-            self.reporter.begin_epoch()
+        self._begin_times.append(time.perf_counter())
+        task = self.task.begin("epoch")
         loss = self.trainer.run_epoch(
             curve_epoch=len(self.curves.loss),
             progress_epoch=self.first_progress_epoch + self.n_complete_epochs,
         )
         stops_early = self._complete_epoch(loss)
-        reporter, curves = self.reporter, self.curves
-        if self.trainer.ranks.broadcast_from_rank0(
-            lambda: reporter is not None and reporter.end_epoch(curves)
-        ):
+        if self.trainer.ranks.broadcast_from_rank0(lambda: self._report(task)):
             self.stop_reason = "callback"
         elif stops_early:
             self.stop_reason = "early_stopping"
@@ -393,10 +414,25 @@ class EpochLoop:
         ):
             self.checkpoint.save(self._checkpoint_state())
 
-    def _warn_of_length(self) -> None:
-        if self.trainer.ranks.is_rank0 and self.stop_reason != "callback":
-            scores = (self.curves.scores or [])[self._n_earlier_epochs :]
-            warn_of_length(scores, self.n_epochs)
+    def _report(self, task: FitTask) -> bool:
+        """End the task of an epoch; return whether a callback asks to stop."""
+        if self.verbose:
+            print(self._describe_epoch())
+        return task.end(lambda: self.state.snapshot().attributes())
+
+    def _describe_epoch(self) -> str:
+        now, n_complete = time.perf_counter(), len(self.curves.loss)
+        n_epochs = self._n_earlier_epochs + self.n_epochs
+        line = f"Epoch {n_complete}/{n_epochs}: loss {self.curves.loss[-1]:.6f}"
+        if self.curves.scores and not math.isnan(self.curves.scores[-1]):
+            line += f", validation score {self.curves.scores[-1]:.6f}"
+        mean = (now - self._begin_times[0]) / len(self._begin_times)
+        remaining = mean * (n_epochs - n_complete)
+        return f"{line}, {now - self._begin_times[-1]:.2f} s, {remaining:.0f} s left"
+
+    def _own_scores(self) -> list[float]:
+        """Return the validation scores of this fit."""
+        return (self.curves.scores or [])[self._n_earlier_epochs :]
 
     def _restore(self) -> None:
         """Load the weights of the last complete epoch, or of the best."""
@@ -418,12 +454,9 @@ class EpochLoop:
     def _reach(self, loss: list[float], scores: list[float] | None) -> None:
         """Let more epochs count, and keep the best weights, else the last."""
         best = None if self.early_stopping is None else self.early_stopping.best_weights
-        weights = self._weights() if best is None else best
+        weights = _copy_weights(self.trainer.module) if best is None else best
         self._reached = self.curves.extended(loss, scores), weights
         self.state.curves = self.curves
-
-    def _weights(self) -> dict[str, Any]:
-        return copy_tensors(self.trainer.module.state_dict().items())
 
     def _resume(self) -> None:
         """Continue from the checkpoint."""
@@ -433,11 +466,10 @@ class EpochLoop:
             return
         trainer.module.load_state_dict(state["module"])
         trainer.optimizer.load_state_dict(state["optimizer"])
-        if trainer.precision.scaler is not None:
-            trainer.precision.scaler.load_state_dict(state["scaler"])
+        trainer.precision.scaler.load_state_dict(state["scaler"])
         scores = None
         if self.early_stopping is not None:
-            self.early_stopping.load_state_dict(state["stopping"])
+            vars(self.early_stopping).update(state["stopping"])
             scores = state["validation_scores"]
         self._reach(state["loss_curve"], scores)
         self.stop_reason = state["stop_reason"]
@@ -453,14 +485,11 @@ class EpochLoop:
 
     def _checkpoint_state(self) -> dict[str, Any]:
         """Return what a checkpoint saves."""
-        trainer, stopping = self.trainer, self.early_stopping
-        scaler = trainer.precision.scaler
         return {
-            "module": trainer.module.state_dict(),
-            "optimizer": trainer.optimizer.state_dict(),
-            "scaler": None if scaler is None else scaler.state_dict(),
-            "stopping": None if stopping is None else stopping.state_dict(),
+            "module": self.trainer.module.state_dict(),
+            **self.trainer.optimizer_state(),
+            "stopping": self.early_stopping and vars(self.early_stopping),
             "loss_curve": self.curves.loss[self._n_earlier_epochs :],
-            "validation_scores": (self.curves.scores or [])[self._n_earlier_epochs :],
+            "validation_scores": self._own_scores(),
             "stop_reason": self.stop_reason,
         }

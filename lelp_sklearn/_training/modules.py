@@ -13,10 +13,9 @@ from scipy.sparse import issparse
 from torch import Tensor, nn
 
 from lelp_sklearn._threads import copied
-from lelp_sklearn._training.batches import as_tensor
+from lelp_sklearn._training.batches import SparseLinear, as_tensor
 from lelp_sklearn._training.device import input_dtype, seeded
 from lelp_sklearn._training.layers import find_output
-from lelp_sklearn._training.sparse import SparseLinear
 
 ModuleBuilder = Callable[..., nn.Module]
 ModuleParam = nn.Module | ModuleBuilder | None
@@ -55,41 +54,6 @@ def check_module_arguments(
             f"module {name} cannot be called as module(n_features, n_outputs, "
             f"**module_params) with module_params={module_params!r}: {reason}."
         ) from reason
-
-
-def build_module(
-    module: ModuleParam,
-    module_params: Mapping[str, Any] | None,
-    row_shape: tuple[int, ...],
-    n_outputs: int,
-    widened_layer: str | None = None,
-    *,
-    is_sparse: bool = False,
-) -> nn.Module:
-    """Build a module for rows of a shape; the user's own module never changes.
-
-    The linear layer `widened_layer` of a template, if any, gets `n_outputs` outputs. A
-    callable gets the first entry of `row_shape` as ``n_features``. The default module
-    for sparse rows has the initial weights of that for dense ones.
-    """
-    if isinstance(module, nn.Module):
-        template = _copy_with_hooks(module)
-        if widened_layer is None:
-            return template
-        return _widen(template, widened_layer, n_outputs)
-    params = module_params or {}
-    if module is None:
-        net = multilayer_perceptron(prod(row_shape), n_outputs, **params)
-        if is_sparse:
-            net[0] = SparseLinear(cast(nn.Linear, net[0]))
-        return net if len(row_shape) == 1 else nn.Sequential(nn.Flatten(), net)
-    built = module(row_shape[0], n_outputs, **params)
-    if not isinstance(built, nn.Module):
-        raise TypeError(
-            f"module returned {type(built).__name__}; it must return a torch.nn.Module."
-        )
-    # A callable may return the same module at each call.
-    return _copy_with_hooks(built)
 
 
 def _copy_with_hooks(module: nn.Module) -> nn.Module:
@@ -205,21 +169,29 @@ class StudentModule:
             self.widened_layer = layer_to_widen(module, n_outputs, first_rows)
         self.net = self._build()
 
-    @property
-    def takes_token_ids(self) -> bool:
-        """Whether the inputs are token ids rather than numbers."""
-        return not self.dtype.is_floating_point
-
     def _build(self) -> nn.Module:
-        net = build_module(
-            self.module,
-            self.module_params,
-            self.row_shape,
-            self.n_outputs,
-            self.widened_layer,
-            is_sparse=self.is_sparse,
-        )
-        return net if self.takes_token_ids else net.to(self.dtype)
+        """Build the module; the caller's own never changes."""
+        module, shape, params = self.module, self.row_shape, self.module_params
+        if isinstance(module, nn.Module):
+            net = _copy_with_hooks(module)
+            if self.widened_layer is not None:
+                net = _widen(net, self.widened_layer, self.n_outputs)
+        elif module is None:
+            layers = multilayer_perceptron(prod(shape), self.n_outputs, **params)
+            if self.is_sparse:
+                # With the same initial weights.
+                layers[0] = SparseLinear(cast(nn.Linear, layers[0]))
+            net = layers if len(shape) == 1 else nn.Sequential(nn.Flatten(), layers)
+        else:
+            net = module(shape[0], self.n_outputs, **params)
+            if not isinstance(net, nn.Module):
+                raise TypeError(
+                    f"module returned {type(net).__name__}; it must return a "
+                    "torch.nn.Module."
+                )
+            # A callable may return the same module at each call.
+            net = _copy_with_hooks(net)
+        return net.to(self.dtype) if self.dtype.is_floating_point else net
 
     def check_outputs(self, first_rows: Tensor) -> None:
         """Raise unless the module takes the rows and returns all outputs for each."""

@@ -7,8 +7,8 @@ and the rows of the batch the last, along which the arithmetic runs fastest.
 
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +16,17 @@ from torch.func import functional_call, vmap
 from torch.optim.adamw import adamw
 
 from lelp_sklearn._threads import copied
-from lelp_sklearn._training.batches import shuffled_batches
+from lelp_sklearn._training.batches import (
+    SparseLinear,
+    TrainingTensors,
+    select_rows,
+    shuffled_batches,
+    sparse_product,
+)
 from lelp_sklearn._training.cuda_graphs import MODULE_HOOKS, PARAMETER_HOOKS
 from lelp_sklearn._training.device import denormals_are_zero, derive_seed, seeded
 from lelp_sklearn._training.loop import Trainer
-from lelp_sklearn._training.schedules import Schedule, check_schedule_value
-from lelp_sklearn._training.sparse import SparseLinear, select_rows, sparse_product
-from lelp_sklearn.losses import _soft_cross_entropy, _subclass_losses
+from lelp_sklearn._training.objective import Objective, Schedule, schedule_value
 
 # Weights by name, of shape (n_students, ...).
 Weights = dict[str, Tensor]
@@ -79,7 +83,7 @@ class _Stack:
         self.weights = stack_weights(modules)
         self.forward = _make_forward(modules[0])
         self.optimizer = StackedAdamW(trainers, self._trainable())
-        self.objective = StackedObjective.of(trainers)
+        self.objective = _stack_objectives(trainers)
         self.targets, self.targets_of = _stack_targets(trainers)
         labels = [trainer.rows.label_targets for trainer in trainers]
         self.labels = next((each for each in labels if each is not None), None)
@@ -118,10 +122,12 @@ class _Stack:
         self.optimizer.zero_grad()
         outputs = self.forward(self.weights, X)
         targets = self.targets.index_select(1, index).index_select(0, self.targets_of)
+        labels = None
+        if self.labels is not None:
+            labels = self.labels.index_select(0, index).T
         losses = self.objective.losses(
             outputs.to(targets.dtype),
-            targets.mT,
-            None if self.labels is None else self.labels.index_select(0, index).T,
+            TrainingTensors(X, targets.mT, labels),
             self._subclass_weight(progress, at),
         )
         if self.row_weights is None:
@@ -137,68 +143,23 @@ class _Stack:
 
     def _subclass_weight(self, progress: float, at: tuple[int, int]) -> float | Tensor:
         """Return λ (n_students, 1); 0.0, which skips a part of the loss, for all 0."""
-        values = [each.subclass_weight_schedule(progress) for each in self.trainers]
-        for value in values:
-            check_schedule_value(value, "subclass_weight", progress, at)
-        if not any(values):
-            return 0.0
-        return self.targets.new_tensor([[float(value)] for value in values])
+        schedules = [each.subclass_weight_schedule for each in self.trainers]
+        values = [schedule_value(s, "subclass_weight", progress, at) for s in schedules]
+        return self.targets.new_tensor(values).unsqueeze(1) if any(values) else 0.0
 
     def _trainable(self) -> list[Tensor]:
         return [weight for weight in self.weights.values() if weight.requires_grad]
 
 
-@dataclass(frozen=True)
-class StackedObjective:
-    """The loss of `Objective`, for all students at once.
-
-    The numbers of the students have the shape (n_students, 1).
-    """
-
-    n_classes: int
-    temperature: Tensor
-    within_class_temperature: Tensor
-    label_weight: Tensor
-
-    @classmethod
-    def of(cls, trainers: Sequence[Trainer]) -> "StackedObjective":
-        """Stack the objectives of trainers."""
-        rows, objectives = trainers[0].rows, [each.objective for each in trainers]
-
-        def column(name: str) -> Tensor:
-            values = [float(getattr(objective, name)) for objective in objectives]
-            return rows.soft_targets.new_tensor(values).unsqueeze(1)
-
-        names = "temperature", "within_class_temperature", "label_weight"
-        return cls(objectives[0].n_classes, *map(column, names))
-
-    def losses(
-        self,
-        outputs: Tensor,
-        targets: Tensor,
-        labels: Tensor | None,
-        subclass_weight: float | Tensor,
-    ) -> Tensor:
-        """Return the loss of each row, (n_students, n_rows).
-
-        Outputs and targets are (n_students, n_outputs, n_rows), and the labels
-        (n_classes, n_rows); `subclass_weight` is λ, (n_students, 1) or 0.0.
-        """
-        by_class = outputs.unflatten(1, (self.n_classes, -1))
-        tau, tau_within = self.temperature, self.within_class_temperature
-        class_logits = torch.logsumexp(by_class / tau[..., None, None], 2)
-        losses = _subclass_losses(
-            class_logits,
-            by_class / tau_within[..., None, None],
-            targets.unflatten(1, (self.n_classes, -1)),
-            temperature=tau,
-            subclass_weight=subclass_weight,
-            within_class_temperature=tau_within,
-        )
-        if labels is None:
-            return losses
-        on_labels = _soft_cross_entropy(class_logits * tau[..., None], labels)
-        return torch.lerp(losses, on_labels, self.label_weight)
+def _stack_objectives(trainers: Sequence[Trainer]) -> Objective:
+    """Return the loss of all students at once."""
+    rows, objectives = trainers[0].rows, [each.objective for each in trainers]
+    names = "temperature", "within_class_temperature", "label_weight"
+    columns: dict[str, Any] = {
+        name: rows.soft_targets.new_tensor([[getattr(o, name)] for o in objectives])
+        for name in names
+    }
+    return replace(objectives[0], **columns)
 
 
 class StackedAdamW:
@@ -290,9 +251,8 @@ class _AdamWPart:
         """Return the learning rate at a progress."""
         if self.schedule is None:
             return self.rate
-        factor = self.schedule(progress)
-        check_schedule_value(factor, "learning_rate_schedule", progress, at)
-        return self.rate * float(factor)
+        name = "learning_rate_schedule"
+        return self.rate * schedule_value(self.schedule, name, progress, at)
 
 
 def _clip(gradients: list[Tensor], max_norm: float) -> None:

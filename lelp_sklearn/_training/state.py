@@ -4,7 +4,6 @@
 """
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -12,24 +11,28 @@ import numpy as np
 import sklearn
 import torch
 from sklearn.utils import check_random_state
+from torch import Tensor
 
 from lelp_sklearn._sklearn import FitTask
-from lelp_sklearn._training import schedules
-from lelp_sklearn._training.batches import as_tensor, make_training_tensors
+from lelp_sklearn._training.batches import (
+    TrainingTensors,
+    as_tensor,
+    make_training_tensors,
+)
 from lelp_sklearn._training.checkpoint import Checkpoint
 from lelp_sklearn._training.device import (
     Precision,
     resolve_device,
     warm_up_backward,
 )
-from lelp_sklearn._training.early_stopping import EarlyStopping, first_final_epoch
 from lelp_sklearn._training.inputs import RowFormat, StudentInputs
 from lelp_sklearn._training.loop import (
     Curves,
+    EarlyStopping,
     EpochLoop,
-    EpochReporter,
     Trainer,
     ValidationData,
+    first_final_epoch,
 )
 from lelp_sklearn._training.modules import (
     StudentModule,
@@ -37,10 +40,16 @@ from lelp_sklearn._training.modules import (
     to_arrays,
     to_tensors,
 )
-from lelp_sklearn._training.objective import Objective, subclass_scale
+from lelp_sklearn._training.objective import (
+    Objective,
+    auto_learning_rate,
+    learning_rate_schedule,
+    subclass_scale,
+    subclass_weight_schedule,
+)
 from lelp_sklearn._training.optimizer import continue_optimizer, make_optimizer
-from lelp_sklearn._training.process_group import Ranks
-from lelp_sklearn._typing import BoolArray, FloatArray, IntArray, StudentParams
+from lelp_sklearn._training.process_group import SINGLE_PROCESS, Ranks
+from lelp_sklearn._typing import BoolArray, FloatArray, IntArray
 
 
 class Seeds(NamedTuple):
@@ -51,11 +60,11 @@ class Seeds(NamedTuple):
     training: int
 
     @classmethod
-    def of(cls, random_state: Any, previous: "TrainingState | None") -> "Seeds":
+    def of(cls, student: Any, previous: "TrainingState | None" = None) -> "Seeds":
         """Draw the seeds, or keep them, so that the same rows are held out again."""
         if previous is not None:
             return previous.seeds
-        drawn = check_random_state(random_state).randint(2**31 - 1, size=3)
+        drawn = check_random_state(student.random_state).randint(2**31 - 1, size=3)
         return cls(*map(int, drawn))
 
 
@@ -68,118 +77,40 @@ class Placement(NamedTuple):
 
     @classmethod
     def resolve(
-        cls, params: StudentParams, inputs: StudentInputs, ranks: Ranks
+        cls, student: Any, inputs: StudentInputs, ranks: Ranks = SINGLE_PROCESS
     ) -> "Placement":
         """Return the placement that the parameters ask for, or raise."""
-        device = resolve_device(params.device, inputs.X_array, ranks.device_index)
-        return cls(device, Precision(params.precision, device), ranks)
+        device = resolve_device(student.device, inputs.X_array, ranks.device_index)
+        return cls(device, Precision(student.precision, device), ranks)
 
 
 @dataclass
 class TrainingState:
-    """The state of a fit, from which the next fit continues.
+    """The state of a fit, from which the next fit continues."""
 
-    Parameters
-    ----------
-    source : TargetSource
-        Makes the targets.
-    module : StudentModule
-        The module.
-    objective : Objective
-        The loss.
-    seeds : Seeds
-        The seeds of the first fit.
-    auto_learning_rate : float
-        The learning rate "auto", decided in the first fit.
-    learning_rate : float
-        The learning rate of the last fit, which its schedule multiplies.
-    curves : Curves
-        Losses and scores of the complete epochs.
-    stop_reason : str or None
-        Why the fit ended.
-    optimizer_state : dict or None
-        The result of `optimizer_state`, from which the next `partial_fit` continues.
-        None after `fit`.
-    """
-
+    # A TargetSource.
     source: Any
     module: StudentModule
     objective: Objective
+    # Those of the first fit.
     seeds: Seeds
+    # What the learning rate "auto" was in the first fit.
     auto_learning_rate: float
+    # Of the last fit, before its schedule.
     learning_rate: float
+    # Of the complete epochs.
     curves: Curves = field(default_factory=Curves)
+    # Why the fit ended.
     stop_reason: str | None = None
+    # What the next `partial_fit` continues from: `Trainer.optimizer_state`, and as
+    # "made_by" the parameter `optimizer`. None after `fit`.
     optimizer_state: dict[str, Any] | None = None
-
-    @classmethod
-    def start(
-        cls,
-        params: StudentParams,
-        inputs: StudentInputs,
-        is_train: BoolArray,
-        source: Any,
-        soft_targets: FloatArray,
-        seeds: Seeds,
-        previous: "TrainingState | None",
-        placement: Placement,
-    ) -> "TrainingState":
-        """Return the state before the first epoch: a module and the loss.
-
-        The module of `previous` is kept; without `previous` it is built.
-        """
-        n_outputs, device = soft_targets.shape[1], placement.device
-        in_loss, weights = inputs.row_weights(
-            is_train, soft_targets, source.classes, params.class_weight
-        )
-        objective = _make_objective(
-            params,
-            source,
-            soft_targets,
-            weights * in_loss,
-            previous.objective if previous else None,
-        )
-        if previous is None:
-            module = build_student(
-                params.module,
-                params.module_params,
-                inputs.X_array,
-                n_outputs,
-                device,
-                seeds.training,
-                may_take_token_ids=inputs.row_format(params.module).is_token_ids,
-                precision=params.precision,
-            )
-            auto = schedules.auto_learning_rate(params.module, objective.temperature)
-            state = cls(source, module, objective, seeds, auto, auto)
-        else:
-            state = replace(previous, objective=objective)
-            state.module.check_layout(inputs.X_array)
-        rate = params.learning_rate
-        # torch's and fixed-width NumPy numbers do not mix.
-        state.learning_rate = (
-            state.auto_learning_rate if rate == "auto" else float(rate)
-        )
-        module = state.module
-        if n_outputs != module.n_outputs:
-            raise ValueError(
-                f"the targets have {n_outputs} columns and the fitted module "
-                f"{module.n_outputs} outputs: keep n_subclasses, or fit again with "
-                "warm_start=False."
-            )
-        module.net.to(device)
-        warm_up_backward(device)
-        placement.ranks.broadcast_module(module.net)
-        if params.augment is not None:
-            module.check_augmented(
-                params.augment, inputs.X_array, device, seeds.training
-            )
-        return state
 
     @property
     def row_format(self) -> RowFormat:
         """What the module takes."""
-        return RowFormat(self.module.row_shape, self.module.takes_token_ids)
+        takes_token_ids = not self.module.dtype.is_floating_point
+        return RowFormat(self.module.row_shape, takes_token_ids)
 
     def snapshot(self) -> "TrainingState":
         """Return a copy that later epochs do not change."""
@@ -203,21 +134,8 @@ class TrainingState:
         return {**vars(self), "optimizer_state": to_arrays(self.optimizer_state)}
 
 
-def optimizer_state(made_by: str | Callable[..., Any], trainer: Trainer) -> Any:
-    """Return what `partial_fit` keeps of the optimizer and the loss scaler.
-
-    `made_by` is the parameter `optimizer` of the student.
-    """
-    scaler = trainer.precision.scaler
-    return {
-        "made_by": made_by,
-        "optimizer": trainer.optimizer.state_dict(),
-        "scaler": None if scaler is None else scaler.state_dict(),
-    }
-
-
 def start_training(
-    params: StudentParams,
+    student: Any,
     inputs: StudentInputs,
     is_train: BoolArray,
     source: Any,
@@ -233,67 +151,100 @@ def start_training(
     The module of `previous` is kept. With `endless` training no end is known, on which
     a schedule could depend.
     """
-    state = TrainingState.start(
-        params, inputs, is_train, source, soft_targets, seeds, previous, placement
+    X, device, n_outputs = inputs.X_array, placement.device, soft_targets.shape[1]
+    in_loss, weights = inputs.row_weights(
+        is_train, soft_targets, source.classes, student.class_weight
     )
-    trainer = _make_trainer(
-        params, state, inputs, is_train, soft_targets, placement, endless=endless
+    objective = _make_objective(
+        student, source, soft_targets, weights * in_loss, previous
     )
-    return state, trainer
+    if previous is None:
+        module = build_student(
+            student.module,
+            student.module_params,
+            X,
+            n_outputs,
+            device,
+            seeds.training,
+            may_take_token_ids=inputs.row_format(student.module).is_token_ids,
+            precision=student.precision,
+        )
+        rate = auto_learning_rate(student.module, objective.temperature)
+        state = TrainingState(source, module, objective, seeds, rate, rate)
+    else:
+        state, module = replace(previous, objective=objective), previous.module
+        module.check_layout(X)
+    if student.learning_rate == "auto":
+        state.learning_rate = state.auto_learning_rate
+    else:
+        # torch's and fixed-width NumPy numbers do not mix.
+        state.learning_rate = float(student.learning_rate)
+    if n_outputs != module.n_outputs:
+        raise ValueError(
+            f"the targets have {n_outputs} columns and the fitted module "
+            f"{module.n_outputs} outputs: keep n_subclasses, or fit again with "
+            "warm_start=False."
+        )
+    module.net.to(device)
+    warm_up_backward(device)
+    placement.ranks.broadcast_module(module.net)
+    if student.augment is not None:
+        module.check_augmented(student.augment, X, device, seeds.training)
+    labels = inputs.class_indicator(source.classes) if student.label_weight else None
+    # Of mean 1, so that single precision holds weights of any scale.
+    are_equal = np.ptp(weights[inputs.sample_weight > 0]) == 0
+    row_weights = None if are_equal else weights / weights[in_loss].mean()
+    rows = make_training_tensors(
+        X, soft_targets, labels, row_weights, device, module.dtype
+    )
+    train_index = as_tensor(np.flatnonzero(in_loss), device)
+    return state, _make_trainer(
+        student, state, rows, train_index, placement, endless=endless
+    )
 
 
 def _make_trainer(
-    params: StudentParams,
+    student: Any,
     state: TrainingState,
-    inputs: StudentInputs,
-    is_train: BoolArray,
-    soft_targets: FloatArray,
+    rows: TrainingTensors,
+    train_index: Tensor,
     placement: Placement,
     *,
     endless: bool,
 ) -> Trainer:
-    """Put the rows on the device, and return the trainer of the module on them."""
-    device, precision, ranks = placement
-    module, classes = state.module, state.source.classes
-    labels = inputs.class_indicator(classes) if params.label_weight else None
-    in_loss, weights = inputs.loss_weights(
-        is_train, soft_targets, classes, params.class_weight
-    )
-    rows = make_training_tensors(
-        inputs.X_array, soft_targets, labels, weights, device, module.dtype
-    )
-    train_index = as_tensor(np.flatnonzero(in_loss), device)
+    """Return the trainer of a module on the rows at `train_index`."""
+    _, precision, ranks = placement
+    module, objective = state.module.net, state.objective
     if rows.weight is not None:
         # A batch with smaller weights only would have the weight zero.
         tiny = torch.finfo(rows.weight.dtype).tiny
         train_index = train_index[rows.weight[train_index] >= tiny]
     optimizer = make_optimizer(
-        params.optimizer, module.net, state.learning_rate, float(params.weight_decay)
+        student.optimizer, module, state.learning_rate, float(student.weight_decay)
     )
     if (earlier := state.optimizer_state) is not None:
-        if earlier["made_by"] == params.optimizer:
+        if earlier["made_by"] == student.optimizer:
             continue_optimizer(optimizer, to_tensors(earlier["optimizer"]))
-        if earlier["scaler"] is not None and precision.scaler is not None:
+        # Empty without a loss scaler.
+        if earlier["scaler"]:
             precision.scaler.load_state_dict(earlier["scaler"])
+    is_auto = student.within_class_temperature == "auto"
     return Trainer(
-        module=module.net,
+        module=module,
         optimizer=optimizer,
-        objective=state.objective,
+        objective=objective,
         rows=rows,
         train_index=train_index,
-        subclass_weight_schedule=schedules.subclass_weight_schedule(
-            params.subclass_weight,
-            state.objective.subclass_scale
-            if params.within_class_temperature == "auto"
-            else 1.0,
+        subclass_weight_schedule=subclass_weight_schedule(
+            student.subclass_weight, objective.subclass_scale if is_auto else 1.0
         ),
-        learning_rate_schedule=schedules.learning_rate_schedule(
-            params.learning_rate_schedule, endless=endless
+        learning_rate_schedule=learning_rate_schedule(
+            student.learning_rate_schedule, endless=endless
         ),
-        max_epochs=int(params.max_epochs),
-        batch_size=int(params.batch_size),
-        max_grad_norm=params.max_grad_norm,
-        augment=params.augment,
+        max_epochs=int(student.max_epochs),
+        batch_size=int(student.batch_size),
+        max_grad_norm=student.max_grad_norm,
+        augment=student.augment,
         precision=precision,
         ranks=ranks,
         seed=state.seeds.training,
@@ -340,7 +291,7 @@ def make_validation(
 
 
 def make_epoch_loop(
-    params: StudentParams,
+    student: Any,
     state: TrainingState,
     trainer: Trainer,
     validation_data: ValidationData | None,
@@ -348,44 +299,48 @@ def make_epoch_loop(
     task: FitTask,
 ) -> EpochLoop:
     """Return the loop over all epochs of `fit`, which are steps of `task`."""
-    early_stopping, n_epochs = None, trainer.max_epochs
-    if params.early_stopping:
-        first_epoch = first_final_epoch(trainer.subclass_weight_schedule, n_epochs)
-        early_stopping = EarlyStopping(params.n_iter_no_change, first_epoch)
-    reporter = EpochReporter(
-        task,
-        attributes=lambda: state.snapshot().attributes(),
-        last_epoch=len(state.curves.loss) + n_epochs,
-        verbose=bool(params.verbose),
-    )
+    early_stopping = None
+    if student.early_stopping:
+        early_stopping = EarlyStopping(
+            int(student.n_iter_no_change),
+            first_final_epoch(trainer.subclass_weight_schedule, trainer.max_epochs),
+        )
     return EpochLoop(
-        state, trainer, n_epochs, validation_data, checkpoint, early_stopping, reporter
+        state,
+        trainer,
+        trainer.max_epochs,
+        validation_data,
+        checkpoint,
+        early_stopping,
+        task,
+        verbose=bool(student.verbose),
     )
 
 
 def _make_objective(
-    params: StudentParams,
+    student: Any,
     source: Any,
     soft_targets: FloatArray,
     weights: FloatArray,
-    earlier: Objective | None,
+    previous: TrainingState | None,
 ) -> Objective:
-    """Return the loss; what "auto" means stays as in an `earlier` one."""
-    n_classes, within = len(source.classes), params.within_class_temperature
-    if earlier is None:
+    """Return the loss; what "auto" means stays as in a `previous` fit."""
+    n_classes, within = len(source.classes), student.within_class_temperature
+    if previous is None:
         by_class = soft_targets.reshape(len(soft_targets), n_classes, -1)
         class_targets = by_class.sum(axis=2)
         scale = subclass_scale(class_targets, weights)
         is_hard = bool((by_class.max(axis=2) == class_targets).all())
     else:
-        scale, is_hard = earlier.subclass_scale, earlier.has_hard_subclasses
+        scale = previous.objective.subclass_scale
+        is_hard = previous.objective.has_hard_subclasses
     if within == "auto":
         within = scale * (1.0 if is_hard else source.temperature)
     return Objective(
         n_classes,
         source.temperature,
         float(within),
-        float(params.label_weight),
+        float(student.label_weight),
         scale,
         is_hard,
     )

@@ -6,7 +6,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from lelp_sklearn._training.cuda_graphs import can_capture
-from lelp_sklearn._training.modules import build_module
+from lelp_sklearn._training.modules import multilayer_perceptron
 from tests.student_problems import MyNet
 
 
@@ -25,8 +25,8 @@ def do_nothing(*of):
 @pytest.mark.parametrize(
     "module",
     [
-        build_module(None, None, (6,), 4),
-        build_module(None, {"hidden_layer_sizes": (5, 3)}, (2, 3), 4),
+        multilayer_perceptron(6, 4),
+        nn.Sequential(nn.Flatten(), multilayer_perceptron(6, 4, (5, 3))),
         layers(nn.BatchNorm1d(4), nn.Dropout(), nn.LayerNorm(4)),
         layers(nn.TransformerEncoderLayer(4, 2)),
         nn.Sequential(nn.EmbeddingBag(9, 4), nn.Linear(4, 2)),

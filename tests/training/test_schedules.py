@@ -2,8 +2,8 @@
 
 import pytest
 
-from lelp_sklearn._training.early_stopping import first_final_epoch
-from lelp_sklearn._training.schedules import subclass_weight_schedule
+from lelp_sklearn._training.loop import first_final_epoch
+from lelp_sklearn._training.objective import subclass_weight_schedule
 
 
 @pytest.mark.parametrize(

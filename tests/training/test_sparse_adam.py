@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from lelp_sklearn._training.sparse_adam import SparseAdamW
+from lelp_sklearn._training.optimizer import SparseAdamW
 
 N_ROWS, N_COLUMNS = 12, 3
 

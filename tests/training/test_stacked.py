@@ -6,7 +6,6 @@ from numpy.testing import assert_allclose
 
 from lelp_sklearn._training.batches import TrainingTensors
 from lelp_sklearn._training.objective import Objective
-from lelp_sklearn._training.stacked import StackedObjective
 
 
 @pytest.mark.parametrize("n_subclasses", [1, 4])
@@ -26,11 +25,10 @@ def test_losses_are_those_of_each_student(n_subclasses, has_labels, is_impossibl
     labels[1] = 0  # a row without a label
     tau, within, alpha, weight = torch.tensor(numbers, dtype=torch.float64).T
     alpha = alpha * has_labels
-    stacked = StackedObjective(C, *(v.unsqueeze(1) for v in (tau, within, alpha)))
+    stacked = Objective(C, *(v.unsqueeze(1) for v in (tau, within, alpha)))
     found = stacked.losses(
         outputs.mT,
-        targets.mT,
-        labels.T if has_labels else None,
+        TrainingTensors(outputs, targets.mT, labels.T if has_labels else None),
         weight.unsqueeze(1),
     )
     for i in range(len(numbers)):
