@@ -606,6 +606,15 @@ def _as_texts(X: Any) -> list[str] | None:
                 f"X is a list of texts with, in row {row}, a {type(text).__name__} "
                 f"({text!r}): pass strings only; an empty one is a text too."
             )
+        try:
+            text.encode()
+        except UnicodeEncodeError as reason:
+            raise ValueError(
+                f"X is a list of texts with, in row {row}, half a surrogate pair "
+                f"({text[reason.start]!r} at {reason.start}), which is not a text: "
+                "pass text.encode('utf-16', 'surrogatepass').decode('utf-16', "
+                "'replace')."
+            ) from reason
     return texts
 
 

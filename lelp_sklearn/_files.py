@@ -238,6 +238,11 @@ class ResumableNpy:
         self._part = self.path.with_name(self.path.name + ".part")
         self._journal = self.path.with_name(self.path.name + ".journal")
         self._n_bytes = npy_size(self.shape, self.dtype)
+        if self._part.is_symlink():
+            raise ValueError(
+                f"path: {str(self._part)!r} is a symbolic link, and is not written to: "
+                "delete it or choose another path."
+            )
         has_begun = self._part.exists() or self.path.exists()
         # A journal without a file is left from a deleted file.
         if has_begun and self._journal.exists():

@@ -906,5 +906,9 @@ def _check_out(
     arrays = [array for array in inputs if isinstance(array, np.ndarray)]
     if any(np.shares_memory(out, array) for array in arrays):
         raise ValueError("out overlaps X or the logits; pass an array of its own.")
+    if any(s == 0 and n > 1 for s, n in zip(out.strides, out.shape, strict=True)):
+        raise ValueError(
+            "out has elements that share memory; pass an array of its own."
+        )
     if not out.flags.writeable:
         raise ValueError("out is read-only; pass an array that may be written to.")

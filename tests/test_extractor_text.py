@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
+from torch import nn
 
 from lelp_sklearn import EmbeddingExtractor, NoLinearHeadWarning
 from tests.extractor_problems import TextModel, Texts, make_model
@@ -350,6 +351,22 @@ def test_what_is_no_list_of_rows_is_refused(X, error, message):
     ):
         with pytest.raises(error, match=message):
             extractor.fit(X)
+
+
+@pytest.mark.parametrize("text", ["\ud83d", "ab\udc00", "\U0001f600 \ude00\ud83d"])
+def test_half_a_surrogate_pair_is_named_with_its_row(text):
+    model = TextModel()
+    # One for each character, emoji included.
+    model.vectors = nn.Embedding(2**17, 7)
+    extractor = EmbeddingExtractor(model, tokenizer=Texts())
+    texts = ["a", "\U0001f600", text, "b"]
+    with pytest.raises(ValueError, match=r"in row 2, half a surrogate pair .*utf-16"):
+        extractor.fit(texts)
+    # What the message says to pass is taken.
+    texts[2] = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    extractor.fit(texts)
+    with pytest.raises(ValueError, match="in row 1, half a surrogate pair"):
+        extractor.transform(["a", text])
 
 
 def test_a_table_of_texts_is_answered_with_its_column():

@@ -255,6 +255,12 @@ def test_out_that_overlaps_what_is_read_is_refused(projector, problem):
     assert_array_equal(table[:, 6:], problem.X)
 
 
+def test_out_that_is_one_row_many_times_is_refused(projector, problem):
+    out = np.broadcast_to(np.empty(6), (len(problem.X), 6))
+    with pytest.raises(ValueError, match="share memory"):
+        projector.transform(problem.X, out=out)
+
+
 def test_read_only_out_is_refused(projector, problem):
     out = np.empty((len(problem.X), 6))
     out.setflags(write=False)

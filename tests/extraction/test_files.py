@@ -5,6 +5,7 @@ import io
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -121,7 +122,7 @@ def test_a_full_disk_is_an_error_that_says_how_much_is_missing(tmp_path):
         command, env=environment, check=True, capture_output=True, text=True
     )
     out, embeddings, checkpoint, names = done.stdout.splitlines()
-    left = "bytes and the disk has 2,097,152 left; free some space"
+    left = "bytes and the disk has 2,097,152 left"
     assert out.startswith(f"out='out.npy' needs 2,097,280 {left}")
     assert embeddings.startswith(f"path='e.npy' needs 2,097,268 {left}")
     assert checkpoint.startswith("checkpoint='student.ckpt' needs ")
@@ -398,10 +399,22 @@ def test_no_link_beside_a_file_is_written_to(name, tmp_path):
         folder = tmp_path / beside
         folder.mkdir()
         (folder / (name + beside)).symlink_to(victim)
-        with suppress(OSError):
+        with suppress(OSError, ValueError):
             WRITERS[name](folder / name)
             assert not (folder / name).is_symlink()
         assert victim.read_text() == "precious"
+
+
+@is_linux
+def test_a_link_in_the_place_of_a_begun_file_is_refused(tmp_path):
+    path, part = tmp_path / "e.npy", tmp_path / "e.npy.part"
+    begin(path, n_done=40)
+    elsewhere = shutil.move(part, tmp_path / "elsewhere")
+    before = elsewhere.read_bytes()
+    part.symlink_to(elsewhere)
+    with pytest.raises(ValueError, match=r"e\.npy\.part' is a symbolic link"):
+        write_embeddings(path)
+    assert elsewhere.read_bytes() == before
 
 
 @is_linux
