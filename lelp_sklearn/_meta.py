@@ -142,6 +142,12 @@ class LELPMetaClassifier(
     classes (C·S instead of one, if there are two classes). Each leaf of a forest
     stores a number for each subclass.
 
+    Gradient boosting of several subclasses needs a penalty on the leaves: where
+    examples have small weights, the steps of Newton's method may be too long without
+    one, and single fits fail. Set ``l2_regularization=1.0``
+    (HistGradientBoostingClassifier) or ``reg_lambda=1.0`` (LightGBM; XGBoost's
+    default).
+
     Embeddings, logits, soft targets and `sample_weight` are metadata of `fit` that
     cross-validation slices with the rows and that is requested by default. The
     probabilities are those at the `temperature` of the projector, to which the

@@ -85,7 +85,7 @@ def _random_forest(setting: Setting, seed: int) -> ClassifierMixin:
 
 def _boosting(setting: Setting, seed: int) -> ClassifierMixin:
     boosting = HistGradientBoostingClassifier(
-        learning_rate=setting["learning_rate"], random_state=seed
+        l2_regularization=setting["l2_regularization"], random_state=seed
     )
     return LELPMetaClassifier(boosting, random_state=seed)
 
@@ -114,7 +114,7 @@ STUDENTS = {
     ),
     "HistGradientBoosting": Student(
         _boosting,
-        {"learning_rate": (0.1,), "temperature": (1.0, 4.0)},
+        {"l2_regularization": (0.0, 1.0), "temperature": (1.0, 4.0)},
         n_subclasses=(5,),
         controls=(),
     ),
@@ -181,7 +181,7 @@ class StudentsTable:
         self.paths = paths
         self.files = {
             "validation": results / "students_trials.csv.gz",
-            "test": results / "students.csv",
+            "test": results / "students.csv.gz",
         }
         self.lines = {
             part: read_lines(path) if path.exists() else []
