@@ -393,5 +393,7 @@ def test_texts_that_the_model_fails_on_are_answered_with_their_rows():
 
 
 def test_a_set_of_texts_is_refused():
-    with pytest.raises(TypeError, match="set: pass a list of texts"):
+    with pytest.raises(
+        TypeError, match="set: pass an array, a tensor or a list of texts"
+    ):
         EmbeddingExtractor(make_model()).fit({"one", "two"})

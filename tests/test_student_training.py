@@ -4,6 +4,7 @@ import copy
 import functools
 import pickle
 import re
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from sklearn.frozen import FrozenEstimator
 
 from lelp_sklearn import LELPProjector, LELPStudentClassifier, NoTeacherWarning
 from lelp_sklearn._training.loop import Trainer
+from tests.interrupts import interrupted_at_line
 from tests.student_problems import (
     MatrixTeacher,
     MyNet,
@@ -788,6 +790,24 @@ def test_interrupted_student_has_its_complete_epochs(problem, interrupting):
     assert student.loss_curve_ == expected.loss_curve_
     assert_array_equal(weights_of(student), weights_of(expected))
     assert not student.module_.training
+
+
+def test_interrupt_while_training_ends_leaves_a_module_that_predicts(problem):
+    """At each of the last lines: no gradient is left, and no layer that trains."""
+    X, y, targets = (values[:64] for values in problem)
+
+    def continued(number):
+        student = quick(max_epochs=1, batch_size=32)
+        student.partial_fit(X, y, classes=[0, 1, 2], soft_targets=targets)
+        with suppress(KeyboardInterrupt), interrupted_at_line(number) as n_lines:
+            student.partial_fit(X, y, soft_targets=targets)
+        return student, n_lines()
+
+    _, last = continued(0)
+    for number in range(last - 60, last + 1):
+        module = continued(number)[0].module_
+        assert all(parameter.grad is None for parameter in module.parameters())
+        assert not any(layer.training for layer in module.modules())
 
 
 @pytest.mark.parametrize("how", ["fit", "warm_start", "partial_fit"])

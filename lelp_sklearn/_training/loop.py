@@ -383,6 +383,8 @@ class EpochLoop:
                     if judgement is not None:
                         warn_user(found, ConvergenceWarning)
             trainer.ranks.broadcast_module(trainer.module)
+            # Already here, so that an interrupt below finds it done.
+            self._end()
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 self.stop_reason = "interrupted"
@@ -392,8 +394,11 @@ class EpochLoop:
             self._restore()
             raise
         finally:
-            self.state.curves, self.state.stop_reason = self.curves, self.stop_reason
-            trainer.end()
+            self._end()
+
+    def _end(self) -> None:
+        self.state.curves, self.state.stop_reason = self.curves, self.stop_reason
+        self.trainer.end()
 
     def _run_epoch(self) -> None:
         self._begin_times.append(time.perf_counter())

@@ -196,9 +196,9 @@ def test_what_another_table_has_measured_is_taken_over(
     trained = []
     train = comparison.train
 
-    def watched(task, unit, data_by_seed):
+    def watched(task, unit, data_by_seed, *, is_search):
         trained.append(unit.method)
-        return train(task, unit, data_by_seed)
+        return train(task, unit, data_by_seed, is_search=is_search)
 
     monkeypatch.setattr(comparison, "train", watched)
     call_peers(tiny, finished)
