@@ -142,11 +142,8 @@ class LELPMetaClassifier(
     classes (C·S instead of one, if there are two classes). Each leaf of a forest
     stores a number for each subclass.
 
-    Gradient boosting of several subclasses needs a penalty on the leaves: where
-    examples have small weights, the steps of Newton's method may be too long without
-    one, and single fits fail. Set ``l2_regularization=1.0``
-    (HistGradientBoostingClassifier) or ``reg_lambda=1.0`` (LightGBM; XGBoost's
-    default).
+    Set ``l2_regularization=1.0`` in a HistGradientBoostingClassifier. Without it, some
+    fits to several subclasses are many points worse than to one.
 
     Embeddings, logits, soft targets and `sample_weight` are metadata of `fit` that
     cross-validation slices with the rows and that is requested by default. The

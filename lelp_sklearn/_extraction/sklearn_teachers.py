@@ -169,6 +169,7 @@ def _select(X: Any, y: Any, is_train: BoolArray) -> tuple[Any, Any]:
     return _safe_indexing(X, rows), None if y is None else y[rows]
 
 
+# scikit-learn has no types.
 @dataclass(frozen=True)
 class ClassifierTeacher(BaseEstimator):  # type: ignore[misc]
     """A fitted classifier as a teacher."""

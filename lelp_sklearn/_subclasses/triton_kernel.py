@@ -40,6 +40,7 @@ class Tiling:
     stages: int
 
 
+# One kernel is one function: what it holds in registers cannot be handed on.
 @triton.jit
 def _soft_labels(
     x,
