@@ -40,7 +40,7 @@ class Tiling:
     stages: int
 
 
-# One kernel is one function: what it holds in registers cannot be handed on.
+# Kept in one function: no split of it has been measured on a GPU.
 @triton.jit
 def _soft_labels(
     x,
